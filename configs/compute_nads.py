@@ -1,0 +1,66 @@
+"""NADs of an architecture: compute them, say how sure they are, compare and draw them.
+
+    python -m experiments.main --config=configs/compute_nads.py:lenet --workdir=runs/lenet
+
+The argument after the colon is the architecture; it also sets the number of networks and of networks per stored
+unit. Every other number is overridden by name, e.g. --config.num_networks=1200 --config.seed=1.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from nad_jax.errors import unknown
+
+# (num_networks, unit_size)
+ENSEMBLES = {
+    "logreg": (10, 10),
+    "mlp": (600, 120),
+    "lenet": (600, 120),
+    "vgg11": (16, 4),
+    "vgg11_plain": (16, 4),
+    "resnet18": (24, 4),
+    "densenet121": (4, 2),
+}
+
+
+def get_config(architecture: str = "lenet") -> ConfigDict:
+    if architecture not in ENSEMBLES:
+        raise unknown("config argument", architecture, ENSEMBLES)
+    config = ConfigDict()
+    config.experiment = "compute_nads"
+
+    # The network.
+    config.architecture = architecture
+    config.image_shape = (32, 32, 1)  # height, width, channels
+    config.num_logits = 1
+    config.logit = config_dict.placeholder(int)  # which of several logits
+    config.pooling = "default"  # default, max, avg, none
+    config.initialization = "reference"  # reference (PyTorch-default), flax
+    config.convolution = "auto"  # auto, product, lax
+
+    # The ensemble.
+    config.num_networks = ENSEMBLES[architecture][0]
+    config.seed = 0
+
+    # The estimate; see nad_jax.Estimator.
+    config.derivative = "central_difference"  # central_difference (published), input_gradient (exact)
+    config.step = 100.0
+    config.point = "shared"  # shared, fresh
+    config.point_scale = 1.0
+    config.readout = "marginalized"  # marginalized (closed form), sampled (published)
+    config.num_readouts = 1
+    config.centred = False
+
+    # How it is computed.
+    config.unit_size = ENSEMBLES[architecture][1]  # networks per stored unit
+    config.chunk_size = 0  # networks per call of the compiled program; 0: automatic
+    config.block_size = 64  # pixels per forward pass of the central difference
+    config.mapping = "auto"  # auto, sequential, vectorized
+
+    # Comparison with stored directions (.npy or nads.npz) and singular values (.npy) of an N×D matrix.
+    config.compare = ""
+    config.compare_singular_values = ""
+    config.compare_num_networks = 10_000  # N
+
+    # Figures.
+    config.figure_directions = 16
+    return config

@@ -1,0 +1,66 @@
+"""Neural anisotropy directions (NADs): the directional inductive bias of neural networks, in JAX.
+
+A network prefers some directions of its input space before it has seen any data. NADs are the orthonormal basis
+that ranks them: the eigenvectors of E[g gᵀ], g an input derivative of a randomly initialized network
+("NAD": Ortiz-Jimenez, Modas, Moosavi-Dezfooli, Frossard, Neural Anisotropy Directions, NeurIPS 2020).
+
+Axis letters, everywhere: N networks, B examples, H W C image, D = H·W·C, K directions (and logits),
+F features before the last linear layer, R rows of derivatives per network, S subspace sizes.
+Sets of directions are unit rows [K, D]; eigenvalues descend.
+"""
+
+from nad_jax.architectures import ARCHITECTURES, create_model
+from nad_jax.derivatives import central_difference, input_gradient
+from nad_jax.directions import (
+    basis_dct,
+    basis_dft,
+    basis_pixel,
+    basis_random,
+    complete_basis,
+    dft_direction,
+    to_images,
+    to_vectors,
+)
+from nad_jax.ensemble import make_key
+from nad_jax.errors import InputError
+from nad_jax.models import Model, from_functions, from_linen, from_nnx
+from nad_jax.nads import Estimator, NADs, estimate_nads, null_band, singular_values
+from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
+from nad_jax.store import load_nads, read_directions, save_nads
+from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
+
+__all__ = [
+    "ARCHITECTURES",
+    "Estimator",
+    "InputError",
+    "Model",
+    "NADs",
+    "basis_dct",
+    "basis_dft",
+    "basis_pixel",
+    "basis_random",
+    "captured_energy",
+    "central_difference",
+    "complete_basis",
+    "create_model",
+    "dft_direction",
+    "eigh_dense",
+    "estimate_nads",
+    "from_functions",
+    "from_linen",
+    "from_nnx",
+    "input_gradient",
+    "load_nads",
+    "make_key",
+    "marchenko_pastur_band",
+    "near_degenerate_groups",
+    "null_band",
+    "principal_angles",
+    "rank_correlation",
+    "read_directions",
+    "save_nads",
+    "singular_values",
+    "subspace_overlap",
+    "to_images",
+    "to_vectors",
+]

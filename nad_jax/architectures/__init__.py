@@ -1,0 +1,102 @@
+"""The table of built-in architectures: plain Flax Linen modules, exactly those of the reference code.
+
+Sources: NAD, reference code; parameter counts with one channel and one logit at 32×32 are 1,025 (logreg),
+60,941 (lenet), 9,750,657 (vgg11), 9,745,153 (vgg11_plain), 11,168,193 (resnet18), 6,945,921 (densenet121).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+
+from nad_jax.architectures.densenet import DenseNet
+from nad_jax.architectures.lenet import LeNet
+from nad_jax.architectures.logreg import LogReg
+from nad_jax.architectures.mlp import MLP
+from nad_jax.architectures.resnet import ResNet18
+from nad_jax.architectures.vgg import VGG11
+from nad_jax.convolution import CONVOLUTIONS, resolve_convolution
+from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer
+from nad_jax.models import Model, from_linen
+
+
+class Architecture(NamedTuple):
+    """How a table entry becomes a module.
+
+    build: build(num_logits, pooling, convolution) -> Linen module.
+    pooling: the published kind of pooling; None where there is no pooling layer.
+    unpooled: whether pooling and strides can be removed (pooling="none").
+    reference_convolution: the reference initialization of convolution kernels, see `initializers`.
+    """
+
+    build: Callable[[int, str | None, Callable], nn.Module]
+    pooling: str | None
+    unpooled: bool = False
+    reference_convolution: str = "uniform"
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "logreg": Architecture(lambda logits, pooling, conv: LogReg(logits), None),
+    "mlp": Architecture(lambda logits, pooling, conv: MLP(logits), None),
+    "lenet": Architecture(LeNet, "max", unpooled=True),
+    "vgg11": Architecture(VGG11, "max", reference_convolution="normal_fan_out"),
+    "vgg11_plain": Architecture(
+        lambda logits, pooling, conv: VGG11(logits, pooling, conv, batch_norm=False),
+        "max",
+        reference_convolution="normal_fan_out",
+    ),
+    "resnet18": Architecture(ResNet18, "avg", unpooled=True),
+    "densenet121": Architecture(DenseNet, "avg"),
+}
+
+POOLINGS = ("default", "max", "avg", "none")
+
+
+def create_model(
+    architecture: str,
+    image_shape: tuple[int, int, int] = (32, 32, 1),
+    num_logits: int = 1,
+    pooling: str = "default",
+    initialization: str = "reference",
+    convolution: str = "auto",
+) -> Model:
+    """A built-in architecture as a `Model`.
+
+    Args:
+      architecture: a key of `ARCHITECTURES`.
+      image_shape: (H, W, C); any size that survives the network's pooling.
+      num_logits: K.
+      pooling: "default" (as published), "max" or "avg" in place of every pooling layer there is, or "none",
+        which removes every pooling and stride and lets the dense layer after flattening grow (LeNet, ResNet18).
+      initialization: "reference" (PyTorch-default) or "flax".
+      convolution: "auto" (by backend), "product" or "lax", see `convolution`.
+
+    Raises:
+      InputError: naming the argument, its value and what is allowed.
+    """
+    check_choice("architecture", architecture, ARCHITECTURES)
+    check_choice("pooling", pooling, POOLINGS)
+    check_integer("num_logits", num_logits, 1)
+    image_shape = check_image_shape(image_shape)
+    entry = ARCHITECTURES[architecture]
+    if pooling == "none" and not entry.unpooled:
+        removable = ", ".join(name for name, other in ARCHITECTURES.items() if other.unpooled)
+        raise InputError(f"pooling: 'none' makes no sense for {architecture!r}; it is there for {removable}")
+    if entry.pooling is None or pooling == "default":
+        pooling = entry.pooling
+    convolution = resolve_convolution(convolution)
+    model = from_linen(
+        entry.build(num_logits, pooling, CONVOLUTIONS[convolution]),
+        image_shape,
+        initialization,
+        reference_convolution=entry.reference_convolution,
+    )
+    description = {
+        "architecture": architecture,
+        "image_shape": list(image_shape),
+        "num_logits": num_logits,
+        "pooling": pooling or "default",
+        "initialization": initialization,
+        "convolution": convolution,
+    }
+    return model._replace(description=description)

@@ -1,0 +1,53 @@
+"""ResNet18 for 32×32 images (NAD, reference code)."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from nad_jax.convolution import pool
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions with batch normalization around a skip connection, a 1×1 projection where shapes change."""
+
+    features: int
+    stride: int
+    convolution: Callable
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
+        norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
+        # Explicit padding: at stride 2, "SAME" would pad another side than PyTorch does.
+        y = conv(self.features, (3, 3), self.stride, padding=1, name="conv1")(x)
+        y = nn.relu(norm(name="norm1")(y))
+        y = norm(name="norm2")(conv(self.features, (3, 3), padding=1, name="conv2")(y))
+        if x.shape != y.shape:
+            x = conv(self.features, (1, 1), self.stride, padding=0, name="projection")(x)
+            x = norm(name="projection_norm")(x)
+        return nn.relu(x + y)
+
+
+class ResNet18(nn.Module):
+    """3×3 stem of 64, stages of 64, 128, 256, 512 with two blocks each, average pool of 4, dense."""
+
+    num_logits: int
+    pooling: str
+    convolution: Callable
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Conv(64, (3, 3), padding=1, use_bias=False, conv_general_dilated=self.convolution, name="stem")(x)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="stem_norm")(x)
+        x = nn.relu(x)
+        for stage, features in enumerate((64, 128, 256, 512)):
+            for block in range(2):
+                shrink = stage > 0 and block == 0 and self.pooling != "none"
+                x = BasicBlock(features, 2 if shrink else 1, self.convolution, name=f"block{stage + 1}_{block + 1}")(
+                    x, train
+                )
+        if self.pooling != "none":
+            x = pool(x, self.pooling, 4)
+        return nn.Dense(self.num_logits)(x.reshape(len(x), -1))

@@ -1,0 +1,63 @@
+"""Input derivatives of one network at one point.
+
+A derivative is a function `derivative(function, x, readouts) -> rows`:
+
+  function: images [B, H, W, C] -> outputs [B, F].
+  x:        one image [H, W, C].
+  readouts: [R, F]; row r of the result is the derivative of readouts[r] · function(x).
+  rows:     [R, D], D = H·W·C.
+
+The two derivatives are not substitutes for each other: in max-pooling networks they rank directions differently.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nad_jax.errors import check_integer, check_number
+
+Function = Callable[[jax.Array], jax.Array]
+Derivative = Callable[[Function, jax.Array, jax.Array], jax.Array]
+
+
+def input_gradient(function: Function, x: jax.Array, readouts: jax.Array) -> jax.Array:
+    """The exact gradient, by reverse mode: one forward pass and R backward passes.
+
+    This is the derivative in the definition of NADs (NAD, Definition 1 and equation 5).
+    """
+    _, pullback = jax.vjp(lambda image: function(image[None])[0], x)
+    if len(readouts) == 1:  # no batch axis to carry through the backward pass
+        return pullback(readouts[0])[0].reshape(1, -1)
+    return jax.vmap(lambda cotangent: pullback(cotangent)[0].reshape(-1))(readouts)
+
+
+def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
+    """The difference quotient (f(x + h e_j) − f(x − h e_j)) / 2h along every pixel j: 2·D forward passes.
+
+    The reference code computes the published NADs this way with h = 100, in units of the input. All F outputs
+    come from the same passes, so the number of read-outs costs nothing extra.
+
+    Args:
+      step: h > 0.
+      block_size: pixels per pass, 2·block_size images: bounds the memory, and keeps it within the cache.
+    """
+    check_number("step", step, 0.0, exclusive=True)
+    check_integer("block_size", block_size, 1)
+
+    def derivative(function: Function, x: jax.Array, readouts: jax.Array) -> jax.Array:
+        dimension = x.size
+        block = min(block_size, dimension)
+        num_blocks = -(-dimension // block)
+
+        def quotient(index: jax.Array) -> jax.Array:
+            # Pixels past the last one (padding of the last block) give all-zero steps and are cut off below.
+            steps = step * jax.nn.one_hot(index * block + jnp.arange(block), dimension, dtype=x.dtype)
+            steps = steps.reshape(block, *x.shape)
+            values = function(jnp.concatenate([x + steps, x - steps]))
+            return (values[:block] - values[block:]) / (2.0 * step)
+
+        columns = jax.lax.map(quotient, jnp.arange(num_blocks)).reshape(num_blocks * block, -1)
+        return readouts @ columns[:dimension].T
+
+    return derivative

@@ -1,0 +1,161 @@
+"""Orthonormal bases of input space as unit rows [K, D], and their relation to images [H, W, C].
+
+A vector of length D = H·W·C is an image read row by row, channels innermost.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer
+
+
+def to_images(vectors: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
+    """Vectors [..., D] as images [..., H, W, C]; raises `InputError` where D is not H·W·C."""
+    height, width, channels = check_image_shape(image_shape)
+    if vectors.shape[-1] != height * width * channels:
+        raise InputError(
+            f"vectors: last axis {vectors.shape[-1]} is not {height}·{width}·{channels} = {height * width * channels}"
+        )
+    return vectors.reshape(*vectors.shape[:-1], height, width, channels)
+
+
+def to_vectors(images: jax.Array) -> jax.Array:
+    """Images [..., H, W, C] as vectors [..., D], D = H·W·C."""
+    if images.ndim < 3:
+        raise InputError(f"images: must have axes [..., H, W, C], got shape {images.shape}")
+    return images.reshape(*images.shape[:-3], -1)
+
+
+def basis_pixel(image_shape: tuple[int, int, int]) -> jax.Array:
+    """The standard basis [D, D]: direction k is pixel k."""
+    return jnp.eye(int(np.prod(check_image_shape(image_shape))))
+
+
+class FourierBasis(NamedTuple):
+    """The real 2-D Fourier basis and the coordinates of its directions.
+
+    directions:  [D, D] unit rows.
+    frequencies: [D, 2] integers (vertical, horizontal), each in -N/2 < f <= N/2, in cycles per image.
+    phases:      [D] 0 for a cosine, 1 for a sine.
+    channels:    [D] the channel a direction lives in.
+    """
+
+    directions: jax.Array
+    frequencies: np.ndarray
+    phases: np.ndarray
+    channels: np.ndarray
+
+
+def dft_direction(
+    image_shape: tuple[int, int, int], frequency: tuple[int, int], phase: str = "cosine", channel: int = 0
+) -> jax.Array:
+    """The unit vector [D] with entries ∝ cos or sin of 2π(f_y·y/H + f_x·x/W) in one channel.
+
+    Args:
+      image_shape: (H, W, C).
+      frequency: (f_y, f_x), integers in cycles per image; taken modulo H and W.
+      phase: "cosine" or "sine". A self-conjugate frequency (2 f_y ≡ 0 mod H and 2 f_x ≡ 0 mod W) has no sine.
+      channel: in 0 … C−1.
+
+    Raises:
+      InputError: for the sine of a self-conjugate frequency, an unknown phase, or a channel out of range.
+    """
+    height, width, channels = check_image_shape(image_shape)
+    check_choice("phase", phase, ("cosine", "sine"))
+    if not 0 <= channel < channels:
+        raise InputError(f"channel: must be in 0 … {channels - 1}, got {channel!r}")
+    row, column = frequency
+    if phase == "sine" and (2 * row) % height == 0 and (2 * column) % width == 0:
+        raise InputError(f"frequency: {tuple(frequency)} is self-conjugate on {height}x{width} and has no sine")
+    # Integer products modulo the length keep the argument exact before the one division.
+    y, x = np.arange(height)[:, None], np.arange(width)[None, :]
+    angle = 2 * np.pi * ((row * y) % height / height + (column * x) % width / width)
+    wave = np.cos(angle) if phase == "cosine" else np.sin(angle)
+    image = np.zeros((height, width, channels))
+    image[..., channel] = wave / np.linalg.norm(wave)
+    return jnp.asarray(image.reshape(-1), dtype=jnp.float32)
+
+
+def _half_plane(height: int, width: int) -> list[tuple[int, int]]:
+    """One frequency of every conjugate pair ±f, as values in -N/2 < f <= N/2, lowest first."""
+
+    def signed(k: int, n: int) -> int:
+        return k if 2 * k <= n else k - n
+
+    seen, chosen = set(), []
+    for k in range(height):
+        for m in range(width):
+            if (k, m) not in seen:
+                seen |= {(k, m), (-k % height, -m % width)}
+                chosen.append((signed(k, height), signed(m, width)))
+    return sorted(chosen, key=lambda f: (f[0] ** 2 + f[1] ** 2, f))
+
+
+def basis_dft(image_shape: tuple[int, int, int]) -> FourierBasis:
+    """The real 2-D Fourier basis [D, D], lowest frequencies first.
+
+    Each conjugate pair of frequencies gives a cosine and a sine; a self-conjugate frequency
+    (zero or Nyquist along both axes) gives its cosine alone, so the rows are exactly D.
+    """
+    height, width, channels = check_image_shape(image_shape)
+    rows, frequencies, phases, owners = [], [], [], []
+    for row, column in _half_plane(height, width):
+        self_conjugate = (2 * row) % height == 0 and (2 * column) % width == 0
+        for phase in ("cosine",) if self_conjugate else ("cosine", "sine"):
+            for channel in range(channels):
+                rows.append(np.asarray(dft_direction(image_shape, (row, column), phase, channel)))
+                frequencies.append((row, column))
+                phases.append(phase == "sine")
+                owners.append(channel)
+    return FourierBasis(
+        jnp.asarray(np.stack(rows)), np.array(frequencies), np.array(phases, dtype=int), np.array(owners)
+    )
+
+
+def _dct_matrix(length: int) -> np.ndarray:
+    k, n = np.arange(length)[:, None], np.arange(length)[None, :]
+    matrix = np.cos(np.pi * (n + 0.5) * k / length) * np.sqrt(2.0 / length)
+    matrix[0] /= np.sqrt(2.0)
+    return matrix
+
+
+def basis_dct(image_shape: tuple[int, int, int]) -> jax.Array:
+    """The separable orthonormal DCT-II basis [D, D]: row (k_y·W + k_x)·C + c varies as cos k_y ⊗ cos k_x in channel c."""
+    height, width, channels = check_image_shape(image_shape)
+    spatial = np.kron(_dct_matrix(height), _dct_matrix(width))
+    return jnp.asarray(np.kron(spatial, np.eye(channels)), dtype=jnp.float32)
+
+
+def basis_random(key: jax.Array, dimension: int, num_directions: int | None = None) -> jax.Array:
+    """`num_directions` orthonormal rows [K, D], uniformly distributed (Haar); all D by default. Consumes `key`."""
+    num_directions = dimension if num_directions is None else num_directions
+    check_integer("dimension", dimension, 1)
+    check_integer("num_directions", num_directions, 1)
+    if num_directions > dimension:
+        raise InputError(f"num_directions: at most the dimension {dimension}, got {num_directions}")
+    orthogonal, triangle = jnp.linalg.qr(jax.random.normal(key, (dimension, num_directions)))
+    # The sign of the triangle's diagonal makes the factorization unique and the law Haar.
+    return (orthogonal * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0)).T
+
+
+def complete_basis(directions: jax.Array, tolerance: float = 1e-3) -> jax.Array:
+    """Completes K orthonormal rows [K, D] to an orthogonal matrix [D, D] whose first K rows are the given ones.
+
+    The added rows span the orthogonal complement; within it they are arbitrary. (The published arrays hold
+    1,023 of 1,024 directions: there the last one is determined up to its sign.)
+
+    Raises:
+      InputError: where the rows are not orthonormal: an entry of V Vᵀ − I above `tolerance`.
+    """
+    rows = np.asarray(directions, dtype=np.float64)
+    if rows.ndim != 2 or not 1 <= rows.shape[0] <= rows.shape[1]:
+        raise InputError(f"directions: must be [K, D] with 1 <= K <= D, got shape {rows.shape}")
+    error = np.abs(rows @ rows.T - np.eye(len(rows))).max()
+    if not error <= tolerance:
+        raise InputError(f"directions: rows are not orthonormal (largest error {error:.2g}, allowed {tolerance:g})")
+    # The trailing right singular vectors are orthogonal to every given row.
+    complement = np.linalg.svd(rows, full_matrices=True)[2][len(rows) :]
+    return jnp.asarray(np.concatenate([rows, complement]), dtype=jnp.float32)

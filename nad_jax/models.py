@@ -1,0 +1,225 @@
+"""The contract between a network and everything else: pure functions, and adapters that give them.
+
+init(key) -> variables                                     one independent initialization
+apply(variables, x) -> logits                              evaluation mode; x [B, H, W, C], logits [B, K]
+apply(variables, x, key, train=True) -> (logits, variables)    training mode: batch statistics, dropout
+features(variables, x) -> [B, F]                           the input of the last linear layer (optional)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nad_jax.errors import InputError, check_choice, check_image_shape, check_number
+from nad_jax.initializers import flax_readout_variance, reference_initialization, reference_readout_variance
+
+INITIALIZATIONS = ("reference", "flax")
+
+
+class Model(NamedTuple):
+    """A network as pure functions (see the module's docstring).
+
+    features: None where the input of the last linear layer cannot be reached.
+    readout_variance: τ² of the weights of that layer, E[w wᵀ] = τ² I, w independent of the features; None: unknown.
+    description: every choice that made the model, for the record of a result.
+    """
+
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., Any]
+    image_shape: tuple[int, int, int]
+    num_logits: int
+    features: Callable[[Any, jax.Array], jax.Array] | None = None
+    readout_variance: float | None = None
+    description: dict[str, Any] = {}
+
+
+def _check_outputs(model: Model) -> Model:
+    """Evaluates shapes alone and raises `InputError` where the functions break the contract."""
+    image = jax.ShapeDtypeStruct((2, *model.image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    logits = jax.eval_shape(model.apply, variables, image)
+    if getattr(logits, "shape", None) != (2, model.num_logits):
+        got = getattr(logits, "shape", type(logits).__name__)
+        raise InputError(f"model: apply must return logits [B, K]; two images {image.shape} gave {got}")
+    if model.features is not None:
+        features = jax.eval_shape(model.features, variables, image)
+        if getattr(features, "ndim", None) != 2 or features.shape[0] != 2:
+            raise InputError(f"model: features must return [B, F]; two images {image.shape} gave {features}")
+    if model.readout_variance is not None:
+        check_number("readout_variance", model.readout_variance, 0.0, exclusive=True)
+    return model
+
+
+def from_functions(
+    init: Callable[[jax.Array], Any],
+    apply: Callable[..., Any],
+    image_shape: tuple[int, int, int],
+    features: Callable[[Any, jax.Array], jax.Array] | None = None,
+    readout_variance: float | None = None,
+) -> Model:
+    """A model from pure functions of the contract.
+
+    Args:
+      init, apply, features: as in the module's docstring; `train=True` is needed for training alone.
+      image_shape: (H, W, C) of one input.
+      readout_variance: τ² of the last linear layer's weights; needed, with `features`, for a marginalized
+        read-out or several read-outs per network.
+
+    Raises:
+      InputError: where the shapes do not fit the contract.
+    """
+    image_shape = check_image_shape(image_shape)
+    variables = jax.eval_shape(init, jax.random.key(0))
+    logits = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    if getattr(logits, "ndim", 0) != 2:
+        got = getattr(logits, "shape", type(logits).__name__)
+        raise InputError(f"model: apply must return logits [B, K]; two images of shape {image_shape} gave {got}")
+    return _check_outputs(
+        Model(init, apply, image_shape, logits.shape[1], features, readout_variance, {"model": "functions"})
+    )
+
+
+class _DenseCall(NamedTuple):
+    path: tuple[str, ...]
+    kernel_init: Callable[..., Any]
+    inputs: jax.Array
+    outputs: jax.Array
+
+
+def _apply_recording_dense(module: nn.Module, variables: Any, x: jax.Array) -> tuple[jax.Array, list[_DenseCall]]:
+    """Logits in evaluation mode, and every call of an `nn.Dense` on the way, in order."""
+    calls = []
+
+    def record(next_function, args, kwargs, context):
+        outputs = next_function(*args, **kwargs)
+        if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+            calls.append(_DenseCall(context.module.path, context.module.kernel_init, args[0], outputs))
+        return outputs
+
+    with nn.intercept_methods(record):
+        logits = module.apply(variables, x, train=False)
+    return logits, calls
+
+
+def _readout(logits: jax.Array, calls: list[_DenseCall]) -> _DenseCall | None:
+    """The call whose output is the logits, if it is a layer used once on flat features."""
+    if not calls or calls[-1].outputs is not logits or calls[-1].inputs.ndim != 2:
+        return None
+    return calls[-1] if sum(call.path == calls[-1].path for call in calls) == 1 else None
+
+
+def from_linen(
+    module: nn.Module,
+    image_shape: tuple[int, int, int],
+    initialization: str = "flax",
+    readout_variance: float | None = None,
+    reference_convolution: str = "uniform",
+) -> Model:
+    """A model from a Linen module whose `__call__(x, train)` maps images [B, H, W, C] to logits [B, K].
+
+    The features are found by themselves: they are the input of the `nn.Dense` whose output is returned. A module
+    that ends in anything else has none (`features` is None).
+
+    Args:
+      module: the module; `train` is passed by keyword. Dropout draws from the stream "dropout".
+      image_shape: (H, W, C) of one input.
+      initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own).
+      readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under "flax" for a
+        layer with Flax's default kernel initializer; otherwise state it to marginalize.
+      reference_convolution: passed to `initializers.reference_initialization`.
+
+    Raises:
+      InputError: where shapes do not fit the contract, or the reference initialization does not cover a variable.
+    """
+    image_shape = check_image_shape(image_shape)
+    check_choice("initialization", initialization, INITIALIZATIONS)
+
+    def init_flax(key: jax.Array) -> Any:
+        return module.init({"params": key}, jnp.zeros((1, *image_shape)), train=False)
+
+    variable_shapes = jax.eval_shape(init_flax, jax.random.key(0))
+    init = init_flax
+    if initialization == "reference":
+        init = reference_initialization(variable_shapes, reference_convolution)
+
+    def apply(variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False) -> Any:
+        if not train:
+            return module.apply(variables, x, train=False)
+        state = [name for name in variables if name != "params"]
+        rngs = {} if key is None else {"dropout": key}
+        logits, updated = module.apply(variables, x, train=True, rngs=rngs, mutable=state)
+        return logits, {**variables, **updated}
+
+    def features(variables: Any, x: jax.Array) -> jax.Array:
+        return _readout(*_apply_recording_dense(module, variables, x)).inputs
+
+    found = []
+
+    def trace(variables: Any, x: jax.Array) -> jax.Array:
+        logits, calls = _apply_recording_dense(module, variables, x)
+        found.append(_readout(logits, calls))
+        return logits
+
+    logits = jax.eval_shape(trace, variable_shapes, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    readout = found[0]
+    if readout is not None and readout_variance is None:
+        num_features = readout.inputs.shape[-1]
+        if initialization == "reference":
+            readout_variance = reference_readout_variance(num_features)
+        elif readout.kernel_init is nn.Dense.kernel_init:
+            readout_variance = flax_readout_variance(num_features)
+    description = {"model": type(module).__name__, "initialization": initialization}
+    num_logits = logits.shape[-1] if getattr(logits, "ndim", 0) == 2 else 0
+    return _check_outputs(
+        Model(init, apply, image_shape, num_logits, features if readout else None, readout_variance, description)
+    )
+
+
+def from_nnx(
+    factory: Callable[[nnx.Rngs], nnx.Module],
+    image_shape: tuple[int, int, int],
+    features: Callable[[nnx.Module, jax.Array], jax.Array] | None = None,
+    readout_variance: float | None = None,
+) -> Model:
+    """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
+
+    Args:
+      factory: builds the module from `nnx.Rngs`; the module maps images [B, H, W, C] to logits [B, K].
+      image_shape: (H, W, C) of one input.
+      features: maps (module, images) to the input of the module's last linear layer [B, F].
+      readout_variance: τ² of that layer's weights (1/F for NNX's default initializer).
+
+    Raises:
+      InputError: where shapes do not fit the contract.
+    """
+
+    graph = nnx.split(nnx.eval_shape(lambda: factory(nnx.Rngs(0))))[0]
+
+    def init(key: jax.Array) -> Any:
+        return nnx.split(factory(nnx.Rngs(key)))[1]
+
+    def rebuild(variables: Any) -> nnx.Module:
+        return nnx.merge(graph, variables)
+
+    def apply(variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False) -> Any:
+        module = rebuild(variables)
+        if not train:
+            module.eval()
+            return module(x)
+        module.train()
+        if key is not None:
+            nnx.reseed(module, default=key)
+        logits = module(x)
+        return logits, nnx.split(module)[1]
+
+    def evaluate_features(variables: Any, x: jax.Array) -> jax.Array:
+        module = rebuild(variables)
+        module.eval()
+        return features(module, x)
+
+    model = from_functions(init, apply, image_shape, evaluate_features if features else None, readout_variance)
+    return model._replace(description={"model": "nnx"})

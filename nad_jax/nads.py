@@ -1,0 +1,339 @@
+"""Neural anisotropy directions: the estimators, and the record they return.
+
+NADs are the eigenvectors of E_θ[g gᵀ], θ drawn from an architecture's own initialization and g an input derivative
+of one logit in evaluation mode (NAD, Section 3). Each network n of an ensemble depends on (key, n) alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax import covariance, ensemble, spectral, subspaces
+from nad_jax.covariance import Moments
+from nad_jax.derivatives import Derivative, central_difference, input_gradient
+from nad_jax.errors import InputError, check_choice, check_integer, check_number, unknown
+from nad_jax.models import Model
+
+DERIVATIVES = ("central_difference", "input_gradient")
+POINTS = ("shared", "fresh")
+READOUTS = ("sampled", "marginalized")
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """Every choice that defines an estimate besides the model, the key and the number of networks.
+
+    derivative: "central_difference", which reproduces the published NADs, or "input_gradient", their definition.
+    step: h of the central difference, in units of the input.
+    point: where the derivative is taken: at one point "shared" by all networks, or a "fresh" one for each.
+    point_scale: points are drawn from N(0, point_scale² I); 0 is the origin.
+    readout: "sampled": the last layer as initialized (published). "marginalized": integrated out in closed form,
+      E[g gᵀ | φ] = τ² JᵀJ with J the derivative of the features φ; exact, and worth ten times the networks or more.
+    num_readouts: with "sampled", independent read-outs per network; above 1 they are drawn uniformly with variance
+      τ² (only this second moment enters E[g gᵀ]) on the same features.
+    logit: which of several logits; None where there is one.
+    centred: subtract the mean derivative, as the published PCA does; only with "sampled" (the mean is exactly 0).
+    block_size: pixels per forward pass of the central difference.
+    mapping: how members are mapped: "vectorized", "sequential" or "auto" (sequential on a CPU).
+    chunk_size: members per call of the compiled program, even; 0 is automatic. Changes results by rounding alone.
+    """
+
+    derivative: str = "central_difference"
+    step: float = 100.0
+    point: str = "shared"
+    point_scale: float = 1.0
+    readout: str = "marginalized"
+    num_readouts: int = 1
+    logit: int | None = None
+    centred: bool = False
+    block_size: int = 64
+    mapping: str = "auto"
+    chunk_size: int = 0
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one line each."""
+        checks = (
+            lambda: check_choice("derivative", self.derivative, DERIVATIVES),
+            lambda: check_number("step", self.step, 0.0, exclusive=True),
+            lambda: check_choice("point", self.point, POINTS),
+            lambda: check_number("point_scale", self.point_scale, 0.0),
+            lambda: check_choice("readout", self.readout, READOUTS),
+            lambda: check_integer("num_readouts", self.num_readouts, 1),
+            lambda: self.logit is None or check_integer("logit", self.logit, 0),
+            lambda: check_integer("block_size", self.block_size, 1),
+            lambda: check_choice("mapping", self.mapping, ("auto", *ensemble.MAPPINGS)),
+            lambda: check_integer("chunk_size", self.chunk_size, 0),
+        )
+        problems = []
+        for check in checks:
+            try:
+                check()
+            except InputError as error:
+                problems.append(str(error))
+        if problems:
+            return problems
+        if self.chunk_size % 2:
+            problems.append(f"chunk_size: must be even (halves of even and odd members), got {self.chunk_size}")
+        if self.readout == "marginalized" and self.num_readouts != 1:
+            problems.append(f"num_readouts: must be 1 with readout='marginalized', got {self.num_readouts}")
+        if self.readout == "marginalized" and self.centred:
+            problems.append("centred: must be False with readout='marginalized', whose mean is exactly 0")
+        return problems
+
+
+class Halves(NamedTuple):
+    """The streaming state: second moments of the members of even and of odd number."""
+
+    even: Moments
+    odd: Moments
+
+
+class NADs(NamedTuple):
+    """Neural anisotropy directions and how sure they are.
+
+    directions:         [K, D] unit rows, descending.
+    eigenvalues:        [K] of E[g gᵀ] of the single logit (the published arrays hold singular values s instead,
+                        with eigenvalue = s²/(N − 1), N = 10,000).
+    eigenvalue_sem:     [K] standard error of the mean: half the difference of u_iᵀ G u_i between the two halves
+                        of the ensemble (one degree of freedom, so read it along i, not at one i).
+    overlap_sizes:      [S] subspace sizes k.
+    split_half_overlap: [S] ‖U_k V_kᵀ‖²/k between the NADs of even and of odd members: an estimate of the
+                        agreement of two ensembles of half the size.
+    num_networks:       N.
+    config:             every choice that was made.
+    """
+
+    directions: np.ndarray
+    eigenvalues: np.ndarray
+    eigenvalue_sem: np.ndarray
+    overlap_sizes: np.ndarray
+    split_half_overlap: np.ndarray
+    num_networks: int
+    config: dict[str, Any]
+
+
+def _resolve(model: Model, estimator: Estimator, num_networks: int) -> tuple[Estimator, int]:
+    """The estimator without automatic choices, and the rows that one network gives; raises what does not fit."""
+    problems = estimator.problems()
+    if problems:
+        raise InputError("\n".join(problems))
+    if estimator.logit is None and model.num_logits > 1:
+        raise InputError(f"logit: the model has {model.num_logits} logits; choose one in 0 … {model.num_logits - 1}")
+    if estimator.logit is not None and estimator.logit >= model.num_logits:
+        raise InputError(f"logit: must be in 0 … {model.num_logits - 1}, got {estimator.logit}")
+    num_rows = estimator.num_readouts
+    if estimator.readout == "marginalized" or num_rows > 1:
+        choice = f"readout={estimator.readout!r}" + (f" with num_readouts={num_rows}" if num_rows > 1 else "")
+        if model.features is None:
+            raise InputError(
+                f"readout: {choice} needs the input of the last linear layer, which this model does not expose; "
+                "give the model `features`, or use readout='sampled'"
+            )
+        if model.readout_variance is None:
+            raise InputError(f"readout_variance: {choice} needs τ², the variance of the last layer's weights")
+        if estimator.readout == "marginalized":
+            num_rows = num_features(model)
+    mapping = estimator.mapping
+    if mapping == "auto":
+        mapping = "sequential" if jax.default_backend() == "cpu" else "vectorized"
+    chunk_size = estimator.chunk_size
+    if chunk_size == 0:
+        # 4 MB of rows: enough members to amortize the update, few enough for steady progress.
+        pairs = 2**20 // (2 * num_rows * int(np.prod(model.image_shape)))
+        chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
+    return dataclasses.replace(estimator, mapping=mapping, chunk_size=chunk_size), num_rows
+
+
+def num_features(model: Model) -> int:
+    """F, the width of the input of the last linear layer."""
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    return jax.eval_shape(model.features, variables, image).shape[-1]
+
+
+def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Callable[..., jax.Array]:
+    """`rows(key, shared_point) -> [R, D]` of one network; the mean over all rows of g gᵀ is the second moment."""
+    derivative: Derivative = input_gradient
+    if estimator.derivative == "central_difference":
+        derivative = central_difference(estimator.step, estimator.block_size)
+    from_features = estimator.readout == "marginalized" or num_rows > 1
+
+    def readouts(key: jax.Array) -> jax.Array:
+        if estimator.readout == "marginalized":
+            # √F τ I: the mean over these F rows is τ² JᵀJ.
+            return jnp.sqrt(num_rows * model.readout_variance) * jnp.eye(num_rows)
+        bound = float(np.sqrt(3.0 * model.readout_variance))
+        return jax.random.uniform(key, (num_rows, num_features(model)), minval=-bound, maxval=bound)
+
+    def rows(key: jax.Array, shared_point: jax.Array) -> jax.Array:
+        init_key, readout_key, point_key = jax.random.split(key, 3)
+        variables = model.init(init_key)
+        x = shared_point
+        if estimator.point == "fresh":
+            x = estimator.point_scale * jax.random.normal(point_key, model.image_shape)
+        if from_features:
+            return derivative(lambda images: model.features(variables, images), x, readouts(readout_key))
+        logit = estimator.logit or 0
+        return derivative(lambda images: model.apply(variables, images)[:, logit, None], x, jnp.ones((1, 1)))
+
+    return rows
+
+
+def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tuple[Callable[..., Halves], Estimator]:
+    """Builds `accumulate(key, halves, first, stop, progress=None) -> Halves`, and the estimator it resolved.
+
+    `accumulate` adds the networks first … stop − 1 (`first` even) to the state; `progress(done)` is called after
+    each chunk with the number of networks done so far. Memory does not depend on the number of networks.
+    `num_networks` is how many it will be given at a time: no automatic chunk is larger.
+
+    Raises:
+      InputError: where the estimator's values are wrong or do not fit the model; from `accumulate`, where a
+        network's derivative is not finite.
+    """
+    estimator, num_rows = _resolve(model, estimator, num_networks)
+    member_rows = _make_member_rows(model, estimator, num_rows)
+    chunk_size = estimator.chunk_size
+
+    @partial(jax.jit, donate_argnums=1)
+    def add_chunk(key: jax.Array, halves: Halves, first: jax.Array, stop: jax.Array) -> Halves:
+        # TensorFloat-32 and bfloat16, the accelerators' defaults, would spoil the small eigenvalues.
+        with jax.default_matmul_precision("highest"):
+            shared_point = estimator.point_scale * jax.random.normal(
+                ensemble.named_key(key, "point"), model.image_shape
+            )
+            members, valid = ensemble.padded_members(first, stop, chunk_size)
+            keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
+            rows = ensemble.map_members(lambda key: member_rows(key, shared_point), estimator.mapping, keys)
+            valid = jnp.repeat(valid, num_rows).reshape(chunk_size, num_rows)
+
+            def half(moments: Moments, parity: int) -> Moments:
+                return covariance.update(
+                    moments, rows[parity::2].reshape(-1, rows.shape[-1]), valid[parity::2].reshape(-1)
+                )
+
+            return Halves(half(halves.even, 0), half(halves.odd, 1))
+
+    def accumulate(
+        key: jax.Array, halves: Halves, first: int, stop: int, progress: Callable[[int], None] | None = None
+    ) -> Halves:
+        if first % 2:
+            raise InputError(f"first: must be even (halves of even and odd members), got {first}")
+        halves = jax.tree.map(jnp.copy, halves)  # the caller's arrays are not donated
+        for start in range(first, stop, chunk_size):
+            halves = add_chunk(key, halves, jnp.int32(start), jnp.int32(stop))
+            if progress is not None:
+                jax.block_until_ready(halves)
+                progress(min(start + chunk_size, stop) - first)
+        if not all(bool(jnp.isfinite(half.scatter).all()) for half in halves):
+            raise InputError(f"model: a derivative of networks {first} … {stop - 1} is not finite")
+        return halves
+
+    return accumulate, estimator
+
+
+def init_halves(dimension: int) -> Halves:
+    """The state that has seen no networks."""
+    return Halves(covariance.init(dimension), covariance.init(dimension))
+
+
+def merge_halves(left: Halves, right: Halves) -> Halves:
+    """The state that has seen the networks of both."""
+    return Halves(covariance.merge(left.even, right.even), covariance.merge(left.odd, right.odd))
+
+
+def finalize(halves: Halves, num_networks: int, config: dict[str, Any], centred: bool = False) -> NADs:
+    """The NADs of an accumulated state of at least two networks: three dense eigendecompositions.
+
+    Args:
+      halves: the state, with both halves non-empty.
+      num_networks: N, recorded.
+      config: every choice that was made, recorded.
+      centred: read off the centred covariance.
+    """
+    moment = covariance.covariance if centred else covariance.second_moment
+    matrix = moment(covariance.merge(halves.even, halves.odd))
+    even, odd = (np.asarray(moment(half), np.float64) for half in halves)
+    eigenvalues, directions = spectral.eigh_dense(matrix)
+    sizes = subspaces.default_sizes(matrix.shape[0])
+    split_half = subspaces.subspace_overlap(spectral.eigh_dense(even)[1], spectral.eigh_dense(odd)[1], sizes)
+    difference = np.einsum("kd,kd->k", directions @ (even - odd), directions)
+    return NADs(
+        directions=directions,
+        eigenvalues=eigenvalues,
+        eigenvalue_sem=(np.abs(difference) / 2).astype(np.float32),
+        overlap_sizes=np.array(sizes),
+        split_half_overlap=split_half.astype(np.float32),
+        num_networks=num_networks,
+        config=config,
+    )
+
+
+def record_choices(model: Model, estimator: Estimator, key: jax.Array) -> dict[str, Any]:
+    """Everything that determines an ensemble's networks and how they were measured, as JSON values."""
+    return {
+        "image_shape": list(model.image_shape),
+        **model.description,
+        **dataclasses.asdict(estimator),
+        "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
+    }
+
+
+def estimate_nads(
+    model: Model,
+    num_networks: int,
+    key: jax.Array | int = 0,
+    progress: Callable[[int], None] | None = None,
+    **choices: Any,
+) -> NADs:
+    """The NADs of a model from `num_networks` independent initializations.
+
+    Source: NAD, Section 3, Definition 1 and equation 5; marginalized read-out: derived. The relative error of an
+    eigenvalue and of a subspace is reported in the record (`eigenvalue_sem`, `split_half_overlap`).
+
+    Args:
+      model: from `create_model`, `from_linen`, `from_nnx` or `from_functions`.
+      num_networks: N >= 2.
+      key: a typed random key, or a seed for `make_key`; network n depends on (key, n) alone.
+      progress: called with the number of networks done.
+      **choices: fields of `Estimator`.
+
+    Raises:
+      InputError: for a bad value, a model without reachable features under a read-out that needs them, several
+        logits and none chosen, or a network whose derivative is not finite.
+    """
+    known = [field.name for field in dataclasses.fields(Estimator)]
+    for name in choices:
+        if name not in known:
+            raise unknown("estimate_nads", name, known)
+    check_integer("num_networks", num_networks, 2)
+    if isinstance(key, int):
+        key = ensemble.make_key(key)
+    accumulate, estimator = make_accumulate(model, Estimator(**choices), num_networks)
+    halves = init_halves(int(np.prod(model.image_shape)))
+    halves = accumulate(key, halves, 0, num_networks, progress)
+    return finalize(halves, num_networks, record_choices(model, estimator, key), estimator.centred)
+
+
+def null_band(nads: NADs) -> tuple[float, float]:
+    """The eigenvalues an isotropic covariance of this trace would show from as many sampled read-outs.
+
+    Source: Marchenko–Pastur. Eigenvalues outside it are anisotropy, inside it noise.
+
+    Raises:
+      InputError: for marginalized read-outs, whose spectra carry the split-half error instead.
+    """
+    if nads.config["readout"] != "sampled":
+        raise InputError("null_band: belongs to sampled read-outs; marginalized spectra carry `eigenvalue_sem`")
+    dimension = nads.directions.shape[1]
+    samples = nads.num_networks * nads.config["num_readouts"]
+    return spectral.marchenko_pastur_band(float(nads.eigenvalues.sum()) / dimension, dimension, samples)
+
+
+def singular_values(eigenvalues: np.ndarray, num_networks: int = 10_000) -> np.ndarray:
+    """√((N − 1) λ): the singular values of the centred [N, D] matrix, which the published arrays hold (N = 10,000)."""
+    return np.sqrt((num_networks - 1) * np.asarray(eigenvalues, np.float64))

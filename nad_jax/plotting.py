@@ -1,0 +1,88 @@
+"""Figures from arrays: every function returns a matplotlib `Figure`; nothing is computed from networks here."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from nad_jax.directions import to_images
+
+
+def fourier_energy(image: np.ndarray) -> np.ndarray:
+    """|2-D DFT|² of an image [H, W, C], summed over channels, zero frequency at the centre: [H, W]."""
+    spectrum = np.abs(np.fft.fft2(image, axes=(0, 1))) ** 2
+    return np.fft.fftshift(spectrum.sum(-1))
+
+
+def plot_directions(directions: np.ndarray, image_shape: tuple[int, int, int], title: str) -> Figure:
+    """Directions [K, D] as images (diverging, symmetric about 0; channels side by side) over their Fourier energy.
+
+    Each panel has its own scale. Frequencies are in cycles per image.
+    """
+    images = np.asarray(to_images(np.asarray(directions), image_shape))
+    height, width, channels = image_shape
+    columns = min(8, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.35 * columns * max(1, channels / 2) + 0.3, 2.9 * rows + 0.5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for panel in axes.flat:
+        panel.axis("off")
+    for index, image in enumerate(images):
+        row, column = 2 * (index // columns), index % columns
+        pixel, fourier = axes[row, column], axes[row + 1, column]
+        limit = np.abs(image).max()
+        tiled = np.concatenate([image[..., channel] for channel in range(channels)], axis=1)
+        pixel.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        pixel.set_title(f"$u_{{{index}}}$", fontsize=9)
+        extent = (-(width // 2) - 0.5, width - width // 2 - 0.5, height - height // 2 - 0.5, -(height // 2) - 0.5)
+        fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent, interpolation="nearest")
+        for panel, label in ((pixel, "pixels"), (fourier, "Fourier energy")):
+            if column == 0:
+                panel.axis("on")
+                panel.set_ylabel(label, fontsize=8)
+                panel.set(xticks=[], yticks=[])
+    first = axes[1, 0]
+    first.set_xticks([-(width // 2), 0, width - width // 2 - 1])
+    first.set_yticks([-(height // 2), 0, height - height // 2 - 1])
+    first.tick_params(labelsize=6)
+    return figure
+
+
+def plot_spectrum(
+    eigenvalues: np.ndarray,
+    eigenvalue_sem: np.ndarray,
+    title: str,
+    null_band: tuple[float, float] | None = None,
+    compared: np.ndarray | None = None,
+) -> Figure:
+    """Eigenvalues [K] against their index with ± one standard error, the null band and a compared spectrum."""
+    index = np.arange(len(eigenvalues))
+    positive = eigenvalues > 0
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    floor = eigenvalues[positive].min() / 2
+    low, high = np.maximum(eigenvalues - eigenvalue_sem, floor), eigenvalues + eigenvalue_sem
+    axes.fill_between(index, low, high, alpha=0.35, linewidth=0, label="± split-half standard error")
+    axes.plot(index[positive], eigenvalues[positive], label="eigenvalues")
+    if compared is not None:
+        axes.plot(np.arange(len(compared)), compared, "k--", linewidth=1, label="compared")
+    if null_band is not None:
+        axes.axhspan(*null_band, color="gray", alpha=0.3, label="null band (Marchenko–Pastur)")
+    axes.set(yscale="log", xlabel="NAD index $i$", ylabel=r"eigenvalue $\lambda_i$", title=title)
+    axes.legend()
+    return figure
+
+
+def plot_overlap(curves: dict[str, tuple[np.ndarray, np.ndarray]], dimension: int, title: str) -> Figure:
+    """Subspace overlap against subspace size k, one (sizes [S], overlaps [S]) per label; k/D is that of chance."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, (sizes, overlaps) in curves.items():
+        axes.plot(sizes, overlaps, "o-", label=label)
+    sizes = np.unique(np.concatenate([sizes for sizes, _ in curves.values()]))
+    axes.plot(sizes, sizes / dimension, ":", color="gray", label="random subspaces")
+    axes.set(xscale="log", ylim=(0, 1.02), xlabel="subspace size $k$", title=title)
+    axes.set_ylabel(r"overlap $\|U_k V_k^\top\|^2 / k$")
+    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    axes.minorticks_off()
+    axes.legend()
+    return figure

@@ -1,0 +1,61 @@
+"""Eigensolvers of one signature, and the spectrum that noise alone produces."""
+
+import math
+
+import numpy as np
+
+from nad_jax.errors import InputError, check_integer, check_number
+
+
+def eigh_dense(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues [D], descending, and eigenvectors as unit rows [D, D] of a symmetric positive semi-definite matrix.
+
+    Float64 LAPACK on the host: a float32 solver would blur the small eigenvalues of steep spectra.
+    Negative rounding residues are returned as zero. Each vector's largest entry is positive. Returns float32.
+
+    Raises:
+      InputError: where the matrix is not square or not finite.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise InputError(f"matrix: must be square, got shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise InputError("matrix: has entries that are not finite")
+    eigenvalues, columns = np.linalg.eigh((matrix + matrix.T) / 2)
+    rows = columns.T[::-1]
+    largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], axis=1)
+    return np.maximum(eigenvalues[::-1], 0.0).astype(np.float32), (rows * np.sign(largest)).astype(np.float32)
+
+
+def marchenko_pastur_band(variance: float, dimension: int, num_samples: int) -> tuple[float, float]:
+    """The edges σ²(1 ∓ √(D/N))² between which the sample eigenvalues of an isotropic covariance lie.
+
+    Holds asymptotically for N independent samples; finite matrices exceed the edges by up to about 1 %.
+    With N < D the lower edge is that of the N non-zero eigenvalues.
+
+    Args:
+      variance: σ², the true eigenvalue, i.e. trace/D.
+      dimension: D.
+      num_samples: N.
+    """
+    check_number("variance", variance, 0.0)
+    check_integer("dimension", dimension, 1)
+    check_integer("num_samples", num_samples, 1)
+    ratio = math.sqrt(dimension / num_samples)
+    return variance * (1.0 - ratio) ** 2, variance * (1.0 + ratio) ** 2
+
+
+def near_degenerate_groups(eigenvalues: np.ndarray, tolerance: float = 0.05) -> list[tuple[int, int]]:
+    """Runs (first, last) of descending eigenvalues that lie within `tolerance` of the first of their run.
+
+    Inside a run single directions are not determined, only the subspace they span. The default, 5 % in the
+    eigenvalue, is 2.5 % in the singular value.
+    """
+    eigenvalues = np.asarray(eigenvalues)
+    groups, first = [], 0
+    for index in range(1, len(eigenvalues) + 1):
+        if index == len(eigenvalues) or eigenvalues[index] < (1.0 - tolerance) * eigenvalues[first]:
+            if index - first > 1:
+                groups.append((first, index - 1))
+            first = index
+    return groups

@@ -1,0 +1,279 @@
+"""Files: arrays written atomically and read with suspicion, the NADs record, and a run folder of units.
+
+Nothing is ever unpickled. A `.npy` header is checked against the file's size before anything is allocated, and the
+members of an `.npz` are stored uncompressed with a checksum each, so damage is found on reading.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from nad_jax.errors import InputError
+from nad_jax.nads import NADs
+
+
+def _os_error(path: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason += f" ({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free)"
+    return InputError(f"{path}: {reason}")
+
+
+@contextlib.contextmanager
+def _written_at_once(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its final name complete or not at all: temporary name, fsync, rename."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise _os_error(path, error) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _os_error(path, error) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with _written_at_once(path) as file:
+        file.write(content)
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays to `path` at once.
+
+    Raises:
+      InputError: naming the path, the reason and the free space; nothing partial is left under the final name.
+    """
+    with _written_at_once(path) as file:
+        np.savez(file, **arrays)
+
+
+def _read_array(file: BinaryIO, size: int, name: str) -> np.ndarray:
+    """One array in `.npy` format from a stream of `size` bytes; raises `InputError` naming what is wrong."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise InputError(f"{name}: unsupported .npy version {version}")
+        shape, fortran, dtype = read_header(file)
+    except InputError:
+        raise
+    except (ValueError, EOFError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        raise InputError(f"{name}: not a .npy array ({str(error).splitlines()[0]})") from error
+    if dtype.hasobject or dtype.kind not in "biufU":
+        raise InputError(f"{name}: holds {dtype} entries, allowed are numbers and text (objects are never unpickled)")
+    count = 1
+    for length in shape:
+        count *= length
+    if any(length < 0 for length in shape) or count * dtype.itemsize != size - file.tell():
+        raise InputError(
+            f"{name}: header says shape {shape} of {dtype}, {count * dtype.itemsize} bytes, "
+            f"but {size - file.tell()} bytes follow"
+        )
+    data = file.read(count * dtype.itemsize)
+    if len(data) != count * dtype.itemsize:
+        raise InputError(f"{name}: truncated")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """An untrusted `.npy` file as an array of numbers; raises `InputError` naming the file and the reason."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return _read_array(file, os.fstat(file.fileno()).st_size, str(path))
+    except OSError as error:
+        raise _os_error(path, error) from error
+
+
+def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """The named arrays (None: all) of an untrusted `.npz` file written uncompressed; checksums are verified.
+
+    Raises:
+      InputError: naming the file and the reason: missing, not a zip file, damaged, compressed, array missing.
+    """
+    path = Path(path)
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist() if names is None else [f"{name}.npy" for name in names]
+            for name in (member.removesuffix(".npy") for member in members):
+                try:
+                    info = archive.getinfo(f"{name}.npy")
+                except KeyError:
+                    raise InputError(f"{path}: array {name!r} is missing") from None
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
+                    raise InputError(f"{path}: array {name!r} is compressed or larger than its file")
+                # Reading the whole member verifies its CRC-32.
+                content = archive.read(info)
+                arrays[name] = _read_array(io.BytesIO(content), len(content), f"{path}: {name}")
+    except OSError as error:
+        raise _os_error(path, error) from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: damaged or not an .npz file ({str(error).splitlines()[0]})") from error
+    return arrays
+
+
+def save_nads(path: str | Path, nads: NADs) -> None:
+    """Writes the record as `.npz`, its config as a JSON string."""
+    fields = nads._asdict()
+    arrays = {name: np.asarray(value) for name, value in fields.items() if name != "config"}
+    write_npz(Path(path), {**arrays, "config": np.asarray(json.dumps(nads.config))})
+
+
+def load_nads(path: str | Path) -> NADs:
+    """Reads a record written by `save_nads`; raises `InputError` naming the file and what is wrong with it."""
+    arrays = read_npz(path, NADs._fields)
+    directions = _check_directions(arrays["directions"], str(path))
+    num_directions, num_sizes = len(directions), arrays["overlap_sizes"].size
+    expected = {
+        "eigenvalues": (num_directions,),
+        "eigenvalue_sem": (num_directions,),
+        "overlap_sizes": (num_sizes,),
+        "split_half_overlap": (num_sizes,),
+        "num_networks": (),
+        "config": (),
+    }
+    for name, shape in expected.items():
+        if arrays[name].shape != shape:
+            raise InputError(f"{path}: {name} has shape {arrays[name].shape}, expected {shape}")
+        if name != "config" and (arrays[name].dtype.kind not in "iuf" or not np.isfinite(arrays[name]).all()):
+            raise InputError(f"{path}: {name} is not an array of finite numbers")
+    try:
+        config = json.loads(str(arrays.pop("config")))
+    except ValueError as error:
+        raise InputError(f"{path}: config is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: config is not a JSON object")
+    return NADs(**{**arrays, "num_networks": int(arrays["num_networks"]), "config": config})
+
+
+def _check_directions(directions: np.ndarray, name: str, dimension: int | None = None) -> np.ndarray:
+    if directions.dtype.kind not in "iuf" or directions.ndim != 2 or min(directions.shape) == 0:
+        raise InputError(
+            f"{name}: directions must be a non-empty array [K, D] of real numbers, "
+            f"got shape {directions.shape} of {directions.dtype}"
+        )
+    if dimension is not None and directions.shape[1] != dimension:
+        raise InputError(f"{name}: directions have D = {directions.shape[1]}, expected D = {dimension}")
+    if len(directions) > directions.shape[1]:
+        raise InputError(f"{name}: {len(directions)} directions of D = {directions.shape[1]} cannot be orthogonal")
+    directions = directions.astype(np.float32)
+    with np.errstate(over="ignore"):
+        norms = np.linalg.norm(directions, axis=1)
+    for index, norm in enumerate(norms):
+        if not np.isfinite(norm):
+            raise InputError(f"{name}: direction {index} has entries that are not finite")
+        if norm == 0:
+            raise InputError(f"{name}: direction {index} is zero")
+        if abs(norm - 1) > 1e-3:
+            raise InputError(f"{name}: direction {index} has norm {norm:.4g}, expected 1")
+    return directions
+
+
+def read_directions(path: str | Path, dimension: int | None = None) -> np.ndarray:
+    """Directions as unit rows [K, D], float32, from an untrusted `.npy` file or an own `nads.npz`.
+
+    Args:
+      path: a `.npy` file of directions as rows, or a `.npz` file with an array `directions`.
+      dimension: the D the caller needs, if it needs one.
+
+    Raises:
+      InputError: naming the file and the reason: unreadable, not an array of real numbers (objects are never
+        unpickled), header and file size that disagree, wrong shape or D, entries that are not finite, a direction
+        that is zero or not of unit norm (to 1e-3).
+    """
+    path = Path(path)
+    if path.suffix not in (".npy", ".npz"):
+        raise InputError(f"{path}: directions are read from .npy or .npz files")
+    if path.suffix == ".npz":
+        return _check_directions(read_npz(path, ("directions",))["directions"], str(path), dimension)
+    return _check_directions(read_npy(path), str(path), dimension)
+
+
+def read_singular_values(path: str | Path) -> np.ndarray:
+    """Descending, non-negative singular values [K], float64, from an untrusted `.npy` file."""
+    values = read_npy(path)
+    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iuf":
+        raise InputError(f"{path}: singular values must be a list of real numbers, got shape {values.shape}")
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all() or (values < 0).any() or (np.diff(values) > 0).any():
+        raise InputError(f"{path}: singular values must be finite, non-negative and descending")
+    return values
+
+
+def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
+    """Creates a run folder, or checks that an existing one holds the same configuration.
+
+    Args:
+      workdir: the folder; created with its parents.
+      identity: the config fields that determine the numbers of a unit.
+
+    Raises:
+      InputError: where the folder cannot be written, or holds another configuration: every differing field.
+    """
+    file = workdir / "config.json"
+    try:
+        make_folder(workdir)
+        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    except OSError as error:
+        raise _os_error(workdir, error) from error
+    except ValueError as error:
+        raise InputError(f"{file}: damaged, not JSON ({error}); remove it to start the folder again") from error
+    identity = json.loads(json.dumps(identity))
+    if stored is None:
+        write_text(file, json.dumps(identity, indent=2) + "\n")
+    elif stored != identity:
+        names = sorted({*stored, *identity} if isinstance(stored, dict) else identity)
+        stored = stored if isinstance(stored, dict) else {}
+        differing = [name for name in names if stored.get(name) != identity.get(name)]
+        lines = [f"  {name}: folder {stored.get(name)!r}, command {identity.get(name)!r}" for name in differing]
+        raise InputError(f"{workdir}: holds results of another configuration\n" + "\n".join(lines))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, at once."""
+    _write_bytes(path, text.encode())
+
+
+def make_folder(folder: Path) -> None:
+    """Creates a folder with its parents; raises `InputError` naming it where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _os_error(folder, error) from error
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Writes a figure as PNG, at once."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    _write_bytes(path, image.getvalue())
+
+
+def quarantine(path: Path) -> Path:
+    """Moves a damaged file aside as `*.corrupt` and returns its new name."""
+    aside = path.with_name(path.name + ".corrupt")
+    os.replace(path, aside)
+    return aside

@@ -1,0 +1,72 @@
+"""Comparing sets of directions. Subspaces are compared, not vectors: sign and near-degenerate rotation are free."""
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.stats
+import numpy as np
+
+from nad_jax.errors import InputError
+
+SIZES = (1, 4, 16, 64, 256, 512)
+
+
+def _check_pair(left: np.ndarray, right: np.ndarray) -> None:
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
+        raise InputError(f"directions: must be [K, D] of one D, got shapes {left.shape} and {right.shape}")
+
+
+def default_sizes(dimension: int) -> tuple[int, ...]:
+    """The subspace sizes reported by default: those of `SIZES` below D (at D every overlap is 1)."""
+    return tuple(size for size in SIZES if size < dimension) or (1,)
+
+
+def subspace_overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """‖U_k V_kᵀ‖²_F / k for the leading k rows of each set, for every k in `sizes`.
+
+    1 for equal subspaces, k/D in expectation for a random one.
+
+    Args:
+      left, right: orthonormal rows [K, D] and [K', D].
+      sizes: each between 1 and the smaller number of rows.
+
+    Returns: [len(sizes)] in [0, 1].
+    """
+    left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
+    _check_pair(left, right)
+    largest = min(len(left), len(right))
+    for size in sizes:
+        if not 1 <= size <= largest:
+            raise InputError(f"sizes: each must be in 1 … {largest}, got {size}")
+    squares = (left @ right.T) ** 2
+    return np.array([squares[:size, :size].sum() / size for size in sizes])
+
+
+def principal_angles(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The principal angles [min(K, K')] between the spans of orthonormal rows, in radians, ascending.
+
+    Small angles are taken from their sines (Björck and Golub, 1973), which a cosine in floating point loses.
+    """
+    left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
+    _check_pair(left, right)
+    if len(left) > len(right):
+        left, right = right, left
+    cross = left @ right.T
+    cosines = np.linalg.svd(cross, compute_uv=False)
+    sines = np.sort(np.linalg.svd(left - cross @ right, compute_uv=False))
+    return np.where(cosines**2 > 0.5, np.arcsin(np.clip(sines, 0.0, 1.0)), np.arccos(np.clip(cosines, 0.0, 1.0)))
+
+
+def captured_energy(directions: np.ndarray, second_moment: np.ndarray) -> np.ndarray:
+    """The share of tr G that the leading k orthonormal rows of `directions` [K, D] capture, for k = 1 … K: [K]."""
+    directions, second_moment = np.asarray(directions, np.float64), np.asarray(second_moment, np.float64)
+    _check_pair(directions, second_moment)
+    energies = np.einsum("kd,de,ke->k", directions, second_moment, directions, optimize=True)
+    return np.cumsum(energies) / np.trace(second_moment)
+
+
+def rank_correlation(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Spearman's rank correlation of two lists [B], ties at their mean rank; nan where one of them is constant."""
+    left, right = jnp.asarray(left), jnp.asarray(right)
+    if left.ndim != 1 or left.shape != right.shape or left.size < 2:
+        raise InputError(f"rank correlation: needs two lists of one length >= 2, got {left.shape} and {right.shape}")
+    return jnp.corrcoef(jax.scipy.stats.rankdata(left), jax.scipy.stats.rankdata(right))[0, 1]

@@ -1,0 +1,30 @@
+"""Installation of nad_jax: `pip install -e .`, with `[test]` and `[benchmark]` extras."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="nad_jax",
+    version="0.1.0",
+    description="Neural anisotropy directions: the directional inductive bias of neural networks, in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["nad_jax", "nad_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10",
+        "jaxlib>=0.10",
+        "flax>=0.12",
+        "optax",
+        "numpy",
+        "matplotlib",
+        "ml-collections",
+        "absl-py",
+    ],
+    extras_require={
+        "test": ["pytest", "hypothesis", "scipy", "ruff"],
+        "benchmark": ["torch"],
+    },
+)
