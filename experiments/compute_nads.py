@@ -174,7 +174,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         stored = int(store.read_npz(result_path, ("num_networks",))["num_networks"])
         if stored > config.num_networks:
             raise InputError(
-                f"num_networks: {workdir} already holds {stored}; it can be raised, not lowered to {config.num_networks}"
+                f"num_networks: can be raised, not lowered; {workdir} already holds {stored}, got {config.num_networks}"
             )
     store.make_folder(workdir / "units")
 

@@ -8,8 +8,10 @@ Run from the root of the repository. The same command resumes an interrupted run
 """
 
 import os
+import re
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -37,35 +39,57 @@ def _enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
+    """Ends the program with one `error:` line per line of the message (indented lines are details)."""
     for line in message.splitlines():
-        sys.stderr.write(f"error: {line}\n" if not line.startswith(" ") else f"{line}\n")
+        sys.stderr.write(f"{line}\n" if line.startswith(" ") else f"error: {line}\n")
     sys.exit(2)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong while flags or a config file were read, without the loader's own traces."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return str(cause).splitlines()[-1].removeprefix("nad_jax.errors.InputError: ")
+        cause = cause.__cause__ or cause.__context__
+    hint = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', str(error))
+    if hint:
+        return f"unknown config field {hint[2]!r} (did you mean {hint[1]!r}?)"
+    if isinstance(error, KeyError | AttributeError):
+        return f"unknown config field {str(error).strip(chr(34) + chr(39))!r}"
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; a bad config file, field or value is one line instead of a traceback."""
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, InputError, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        _fail(str(error))
-
-
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        _fail(f"unexpected argument {argv[1]!r}: every option is --name=value")
+        remaining = flags.FLAGS(argv)
+        if flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = logging.WARNING
+        if _CONFIG.value is not None:
+            _CONFIG.value.keys()  # a file that could not be loaded says so on its first use
+    except Exception as error:  # a config file is a program, it may fail in any way
+        _fail(_reason(error))
     for name in ("config", "workdir"):
         if flags.FLAGS[name].value is None:
             _fail(f"--{name} is required; see --help")
-    config = _CONFIG.value
+    if len(remaining) > 1:
+        _fail(f"unexpected argument {remaining[1]!r}: every option is --name=value")
+    return remaining
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     try:
-        if config.experiment not in EXPERIMENTS:
-            raise unknown("experiment", config.experiment, EXPERIMENTS)
+        if config.get("experiment") not in EXPERIMENTS:
+            raise unknown("experiment", config.get("experiment"), EXPERIMENTS)
         experiment = EXPERIMENTS[config.experiment]
         if not _FIGURES_ONLY.value:
             _enable_compilation_cache()
-            experiment.run(config, Path(_WORKDIR.value))
-        for figure in experiment.draw(config, Path(_WORKDIR.value)):
+            experiment.run(config, workdir)
+        for figure in experiment.draw(config, workdir):
             print(figure)
     except InputError as error:
         _fail(str(error))

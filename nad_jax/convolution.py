@@ -81,7 +81,7 @@ def _convolve_lax(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pad
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _convolve_wide(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
-    """Many channels: the value by `lax`, which reaches the rate of matrix products there, derivatives by products."""
+    """Many channels: the value by `lax`, the faster one there, derivatives by products."""
     return _convolve_lax(x, kernel, strides, pads)
 
 
@@ -119,7 +119,15 @@ def _plain_window(
     strides = (int(window_strides[0]), int(window_strides[1]))
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    return strides, tuple((int(low), int(high)) for low, high in padding)
+    pads = tuple((int(low), int(high)) for low, high in padding)
+    check_fits(x.shape[1:3], kernel.shape[:2], pads)
+    return strides, pads
+
+
+def check_fits(size: Sequence[int], window: Sequence[int], pads: Pads = ((0, 0), (0, 0))) -> None:
+    """Raises `InputError` where a window does not fit a map, i.e. the image is too small for the network."""
+    if any(n + low + high < w for n, w, (low, high) in zip(size, window, pads, strict=True)):
+        raise InputError(f"image_shape: too small, a {window[0]}x{window[1]} window meets a {size[0]}x{size[1]} map")
 
 
 def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
@@ -133,13 +141,24 @@ def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax
       InputError: for anything but a plain 2-D convolution (dilation, groups): use `jax.lax` for those.
     """
     strides, pads = _plain_window(x, kernel, *args, **kwargs)
-    # With few channels on either side `lax` has little to multiply at a time.
-    wide = min(kernel.shape[2:]) >= _THIN
+    # `lax` is the slower one for few outputs, for 1×1 kernels (a single product) and, by a factor of 80, where the
+    # map is no larger than the kernel.
+    kernel_size = kernel.shape[:2]
+    large_map = all(n > k for n, k in zip(x.shape[1:3], kernel_size, strict=True))
+    wide = kernel.shape[-1] >= _THIN and kernel_size != (1, 1) and large_map
     return (_convolve_wide if wide else _convolve_products)(x, kernel, strides, pads)
 
 
+def lax_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, with an error where the kernel does not fit instead of an empty map."""
+    y = jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
+    if 0 in y.shape:
+        check_fits(x.shape[1:3], kernel.shape[:2])
+    return y
+
+
 CONVOLUTIONS: dict[str, Callable[..., jax.Array]] = {
-    "lax": jax.lax.conv_general_dilated,
+    "lax": lax_convolution,
     "product": product_convolution,
 }
 
@@ -182,8 +201,7 @@ def pool(x: jax.Array, kind: str, size: int) -> jax.Array:
     """
     check_choice("pooling", kind, ("max", "avg"))
     batch, height, width, channels = x.shape
+    check_fits((height, width), (size, size))
     rows, columns = height // size, width // size
-    if min(rows, columns) == 0:
-        raise InputError(f"image_shape: too small, a {size}x{size} pooling meets a {height}x{width} map")
     windows = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
     return windows.max((2, 4)) if kind == "max" else windows.mean((2, 4))

@@ -37,7 +37,7 @@ def update(moments: Moments, rows: jax.Array, valid: jax.Array) -> Moments:
     count = jnp.sum(valid, dtype=jnp.int32)
     rows = jnp.where(valid[:, None], rows, 0.0)
     mean = rows.sum(0) / jnp.maximum(count, 1)
-    centred = jnp.where(valid[:, None], rows - mean, 0.0)
+    centred = jnp.where(valid[:, None], rows - mean[None], 0.0)
     return merge(moments, Moments(count, mean, centred.T @ centred))
 
 

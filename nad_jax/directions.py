@@ -123,7 +123,10 @@ def _dct_matrix(length: int) -> np.ndarray:
 
 
 def basis_dct(image_shape: tuple[int, int, int]) -> jax.Array:
-    """The separable orthonormal DCT-II basis [D, D]: row (k_y·W + k_x)·C + c varies as cos k_y ⊗ cos k_x in channel c."""
+    """The separable orthonormal DCT-II basis [D, D].
+
+    Row (k_y·W + k_x)·C + c is the product of cosines of vertical order k_y and horizontal order k_x in channel c.
+    """
     height, width, channels = check_image_shape(image_shape)
     spatial = np.kron(_dct_matrix(height), _dct_matrix(width))
     return jnp.asarray(np.kron(spatial, np.eye(channels)), dtype=jnp.float32)
@@ -138,7 +141,7 @@ def basis_random(key: jax.Array, dimension: int, num_directions: int | None = No
         raise InputError(f"num_directions: at most the dimension {dimension}, got {num_directions}")
     orthogonal, triangle = jnp.linalg.qr(jax.random.normal(key, (dimension, num_directions)))
     # The sign of the triangle's diagonal makes the factorization unique and the law Haar.
-    return (orthogonal * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0)).T
+    return (orthogonal * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0)[None]).T
 
 
 def complete_basis(directions: jax.Array, tolerance: float = 1e-3) -> jax.Array:

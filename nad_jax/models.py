@@ -6,7 +6,8 @@ apply(variables, x, key, train=True) -> (logits, variables)    training mode: ba
 features(variables, x) -> [B, F]                           the input of the last linear layer (optional)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -34,7 +35,7 @@ class Model(NamedTuple):
     num_logits: int
     features: Callable[[Any, jax.Array], jax.Array] | None = None
     readout_variance: float | None = None
-    description: dict[str, Any] = {}
+    description: Mapping[str, Any] = MappingProxyType({})
 
 
 def _check_outputs(model: Model) -> Model:

@@ -25,7 +25,8 @@ def plot_directions(directions: np.ndarray, image_shape: tuple[int, int, int], t
     figure.suptitle(title)
     axes = figure.subplots(2 * rows, columns, squeeze=False)
     for panel in axes.flat:
-        panel.axis("off")
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
     for index, image in enumerate(images):
         row, column = 2 * (index // columns), index % columns
         pixel, fourier = axes[row, column], axes[row + 1, column]
@@ -37,9 +38,7 @@ def plot_directions(directions: np.ndarray, image_shape: tuple[int, int, int], t
         fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent, interpolation="nearest")
         for panel, label in ((pixel, "pixels"), (fourier, "Fourier energy")):
             if column == 0:
-                panel.axis("on")
                 panel.set_ylabel(label, fontsize=8)
-                panel.set(xticks=[], yticks=[])
     first = axes[1, 0]
     first.set_xticks([-(width // 2), 0, width - width // 2 - 1])
     first.set_yticks([-(height // 2), 0, height - height // 2 - 1])
@@ -54,8 +53,8 @@ def plot_spectrum(
     null_band: tuple[float, float] | None = None,
     compared: np.ndarray | None = None,
 ) -> Figure:
-    """Eigenvalues [K] against their index with ± one standard error, the null band and a compared spectrum."""
-    index = np.arange(len(eigenvalues))
+    """Eigenvalues [K] against their index, logarithmic, ± one standard error, with null band and compared spectrum."""
+    index = np.arange(1, len(eigenvalues) + 1)
     positive = eigenvalues > 0
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -64,10 +63,10 @@ def plot_spectrum(
     axes.fill_between(index, low, high, alpha=0.35, linewidth=0, label="± split-half standard error")
     axes.plot(index[positive], eigenvalues[positive], label="eigenvalues")
     if compared is not None:
-        axes.plot(np.arange(len(compared)), compared, "k--", linewidth=1, label="compared")
+        axes.plot(np.arange(1, len(compared) + 1), compared, "k--", linewidth=1, label="compared")
     if null_band is not None:
         axes.axhspan(*null_band, color="gray", alpha=0.3, label="null band (Marchenko–Pastur)")
-    axes.set(yscale="log", xlabel="NAD index $i$", ylabel=r"eigenvalue $\lambda_i$", title=title)
+    axes.set(xscale="log", yscale="log", xlabel="NAD index $i + 1$", ylabel=r"eigenvalue $\lambda_i$", title=title)
     axes.legend()
     return figure
 

@@ -233,12 +233,14 @@ def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
     Raises:
       InputError: where the folder cannot be written, or holds another configuration: every differing field.
     """
+    make_folder(workdir)
     file = workdir / "config.json"
+    stored = None
     try:
-        make_folder(workdir)
-        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        if file.exists():
+            stored = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _os_error(workdir, error) from error
+        raise _os_error(file, error) from error
     except ValueError as error:
         raise InputError(f"{file}: damaged, not JSON ({error}); remove it to start the folder again") from error
     identity = json.loads(json.dumps(identity))
