@@ -5,8 +5,8 @@ Writes into the run folder: `units/*.npz` (partial covariances), `nads.npz` (see
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.progress import Progress
-from nad_jax import covariance, nads, plotting, spectral, store, subspaces
+from nad_jax import covariance, nads, plotting, store, subspaces
 from nad_jax.architectures import create_model
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_integer
@@ -25,11 +25,10 @@ MODEL_FIELDS = ("architecture", "image_shape", "num_logits", "pooling", "initial
 ESTIMATOR_FIELDS = tuple(nads.Estimator.__dataclass_fields__)
 # Fields that extend or describe a folder; all others determine the numbers of its units.
 FREE_FIELDS = ("num_networks", "compare", "compare_singular_values", "compare_num_networks", "figure_directions")
-LEADING = 16  # directions named in reports
 INDICES = (0, 1, 2, 3, 10, 100, 500)  # at which singular values are compared
 
 
-def _validate(config: ConfigDict) -> nads.Estimator:
+def validate(config: ConfigDict) -> nads.Estimator:
     """The estimator of a config; raises one `InputError` with a line per problem."""
     estimator = nads.Estimator(**{name: config[name] for name in ESTIMATOR_FIELDS})
     problems = estimator.problems()
@@ -102,28 +101,45 @@ def _plan(num_networks: int, unit_size: int) -> list[tuple[int, int]]:
     return [(first, min(first + unit_size, num_networks)) for first in range(0, num_networks, unit_size)]
 
 
-def _ensemble(config: ConfigDict, model: Any, estimator: nads.Estimator, workdir: Path) -> tuple[nads.Halves, Any]:
-    """The merged state of all units, computing and storing those that are missing; and the resolved estimator."""
-    dimension = int(np.prod(model.image_shape))
-    accumulate, estimator = nads.make_accumulate(model, estimator, config.unit_size)
-    key = make_key(config.seed)
-    units = _plan(config.num_networks, config.unit_size)
-    total = nads.init_halves(dimension)
-    progress = Progress(config.num_networks, 0, "networks")
-    for first, stop in units:
-        path = _unit_path(workdir, first, stop)
-        halves = _read_unit(path, dimension)
-        if halves is None:
-            halves = accumulate(
-                key, nads.init_halves(dimension), first, stop, lambda done, first=first: progress(first + done)
-            )
-            _write_unit(path, halves, estimator)
-        total = nads.merge_halves(total, halves)
+def _check_not_lowered(num_networks: int, workdir: Path) -> None:
+    stored = max((int(path.stem.split("_")[2]) for path in workdir.glob("units/networks_*.npz")), default=0)
+    if stored > num_networks:
+        raise InputError(
+            f"num_networks: can be raised, not lowered; {workdir} already holds {stored}, got {num_networks}"
+        )
+
+
+def _ensemble(
+    accumulate: Callable[..., nads.Halves], estimator: nads.Estimator, config: ConfigDict, workdir: Path
+) -> nads.Halves:
+    """The merged state of all units, after computing and storing those that are missing."""
+    dimension = int(np.prod(config.image_shape))
+    paths = {unit: _unit_path(workdir, *unit) for unit in _plan(config.num_networks, config.unit_size)}
+    missing = [unit for unit, path in paths.items() if _read_unit(path, dimension) is None]
+    done = config.num_networks - sum(stop - first for first, stop in missing)
+    progress = Progress(config.num_networks, done, "networks")
+    for first, stop in missing:
+        halves = accumulate(
+            make_key(config.seed),
+            nads.init_halves(dimension),
+            first,
+            stop,
+            lambda in_unit, done=done: progress(done + in_unit),
+        )
+        _write_unit(paths[first, stop], halves, estimator)
+        done += stop - first
     for path in workdir.glob("units/networks_*.npz"):
         # A last unit cut short by an earlier, smaller num_networks: its networks now lie in a full unit.
-        if path not in {_unit_path(workdir, *unit) for unit in units}:
+        if path not in paths.values():
             path.unlink()
-    return total, estimator
+    # From the stored units and in their order, so that an interruption cannot change a bit.
+    total = nads.init_halves(dimension)
+    for path in paths.values():
+        halves = _read_unit(path, dimension)
+        if halves is None:
+            raise InputError(f"{path}: was damaged after it had been written; run the same command again")
+        total = nads.merge_halves(total, halves)
+    return total
 
 
 def _compare(
@@ -131,7 +147,7 @@ def _compare(
 ) -> dict[str, np.ndarray]:
     arrays = {"num_networks": np.asarray(result.num_networks)}
     if directions is not None:
-        sizes = tuple(int(size) for size in result.overlap_sizes if size <= len(directions)) or (1,)
+        sizes = tuple(int(size) for size in result.overlap_sizes if size <= len(directions))
         arrays["overlap_sizes"] = np.array(sizes)
         arrays["overlap"] = subspaces.subspace_overlap(result.directions, directions, sizes)
     if values is not None:
@@ -147,8 +163,9 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], config: ConfigDict)
     print(f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, {config.readout}")
     for index in range(min(4, len(result.eigenvalues))):
         print(f"  eigenvalue {index}: {result.eigenvalues[index]:.4g} ± {result.eigenvalue_sem[index]:.1g}")
-    for first, last in spectral.near_degenerate_groups(result.eigenvalues[:LEADING]):
-        print(f"  directions {first}–{last}: eigenvalues within 5 %, only the subspace they span is determined")
+    groups, tolerance = nads.degenerate_groups(result)
+    for first, last in groups:
+        print(f"  directions {first}–{last}: equal within {tolerance:.0%}, only the subspace they span is determined")
     against = comparison.get("overlap", ())
     print("  overlap of leading subspaces: size, split half" + (f", with {config.compare}" if len(against) else ""))
     for index, size in enumerate(result.overlap_sizes):
@@ -163,25 +180,19 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], config: ConfigDict)
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Computes what is missing in `workdir`, writes `nads.npz` and `comparison.npz`, prints the agreement."""
-    estimator = _validate(config)
+    estimator = validate(config)
     model = create_model(**{name: config[name] for name in MODEL_FIELDS})
-    dimension = int(np.prod(model.image_shape))
-    directions, values = _read_comparison(config, dimension)
+    directions, values = _read_comparison(config, int(np.prod(model.image_shape)))
+    accumulate, estimator = nads.make_accumulate(model, estimator, config.unit_size)
     identity = {name: value for name, value in config.items() if name not in FREE_FIELDS}
     store.open_run_folder(workdir, identity)
-    result_path = workdir / "nads.npz"
-    if result_path.exists():
-        stored = int(store.read_npz(result_path, ("num_networks",))["num_networks"])
-        if stored > config.num_networks:
-            raise InputError(
-                f"num_networks: can be raised, not lowered; {workdir} already holds {stored}, got {config.num_networks}"
-            )
+    _check_not_lowered(config.num_networks, workdir)
     store.make_folder(workdir / "units")
+    halves = _ensemble(accumulate, estimator, config, workdir)
 
-    halves, estimator = _ensemble(config, model, estimator, workdir)
     choices = {**nads.record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
     result = nads.finalize(halves, config.num_networks, choices, estimator.centred)
-    store.save_nads(result_path, result)
+    store.save_nads(workdir / "nads.npz", result)
     comparison = _compare(result, config, directions, values)
     if config.compare or config.compare_singular_values:
         store.write_npz(workdir / "comparison.npz", comparison)

@@ -11,17 +11,18 @@ class Progress:
     """
 
     def __init__(self, total: int, done: int, unit: str) -> None:
-        self._total, self._unit, self._already = total, unit, done
+        self._total, self._unit = total, unit
         self._terminal = sys.stderr.isatty()
-        self._first: tuple[float, int] | None = None
-        self._start = self._shown = time.monotonic()
+        self._shown = time.monotonic()
+        self._base = (self._shown, done)  # where the rate is counted from
+        self._reported = False
 
     def __call__(self, done: int) -> None:
         now = time.monotonic()
-        since, base = self._first or (self._start, self._already)
+        since, base = self._base
         rate = (done - base) / max(now - since, 1e-9)
-        if self._first is None:
-            self._first = (now, done)
+        if not self._reported:
+            self._base, self._reported = (now, done), True
         last = done >= self._total
         if last or now - self._shown >= (0.2 if self._terminal else 10.0):
             self._shown = now

@@ -24,7 +24,7 @@ from nad_jax.directions import (
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
 from nad_jax.models import Model, from_functions, from_linen, from_nnx
-from nad_jax.nads import Estimator, NADs, estimate_nads, null_band, singular_values
+from nad_jax.nads import Estimator, NADs, directional_energy, estimate_nads, null_band, singular_values
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.store import load_nads, read_directions, save_nads
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
@@ -44,6 +44,7 @@ __all__ = [
     "complete_basis",
     "create_model",
     "dft_direction",
+    "directional_energy",
     "eigh_dense",
     "estimate_nads",
     "from_functions",

@@ -6,6 +6,7 @@ apply(variables, x, key, train=True) -> (logits, variables)    training mode: ba
 features(variables, x) -> [B, F]                           the input of the last linear layer (optional)
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -102,8 +103,13 @@ def _apply_recording_dense(module: nn.Module, variables: Any, x: jax.Array) -> t
         return outputs
 
     with nn.intercept_methods(record):
-        logits = module.apply(variables, x, train=False)
+        logits = module.apply(variables, x, **_mode(module, train=False))
     return logits, calls
+
+
+def _mode(module: nn.Module, train: bool) -> dict[str, bool]:
+    """The keyword that says training or evaluation, for modules that take it."""
+    return {"train": train} if "train" in inspect.signature(type(module).__call__).parameters else {}
 
 
 def _readout(logits: jax.Array, calls: list[_DenseCall]) -> _DenseCall | None:
@@ -120,13 +126,13 @@ def from_linen(
     readout_variance: float | None = None,
     reference_convolution: str = "uniform",
 ) -> Model:
-    """A model from a Linen module whose `__call__(x, train)` maps images [B, H, W, C] to logits [B, K].
+    """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps images [B, H, W, C] to logits [B, K].
 
     The features are found by themselves: they are the input of the `nn.Dense` whose output is returned. A module
     that ends in anything else has none (`features` is None).
 
     Args:
-      module: the module; `train` is passed by keyword. Dropout draws from the stream "dropout".
+      module: the module; `train` is passed by keyword where it is taken. Dropout draws from the stream "dropout".
       image_shape: (H, W, C) of one input.
       initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own).
       readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under "flax" for a
@@ -140,7 +146,7 @@ def from_linen(
     check_choice("initialization", initialization, INITIALIZATIONS)
 
     def init_flax(key: jax.Array) -> Any:
-        return module.init({"params": key}, jnp.zeros((1, *image_shape)), train=False)
+        return module.init({"params": key}, jnp.zeros((1, *image_shape)), **_mode(module, train=False))
 
     variable_shapes = jax.eval_shape(init_flax, jax.random.key(0))
     init = init_flax
@@ -149,10 +155,10 @@ def from_linen(
 
     def apply(variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False) -> Any:
         if not train:
-            return module.apply(variables, x, train=False)
+            return module.apply(variables, x, **_mode(module, train=False))
         state = [name for name in variables if name != "params"]
         rngs = {} if key is None else {"dropout": key}
-        logits, updated = module.apply(variables, x, train=True, rngs=rngs, mutable=state)
+        logits, updated = module.apply(variables, x, rngs=rngs, mutable=state, **_mode(module, train=True))
         return logits, {**variables, **updated}
 
     def features(variables: Any, x: jax.Array) -> jax.Array:

@@ -311,7 +311,7 @@ def estimate_nads(
         if name not in known:
             raise unknown("estimate_nads", name, known)
     check_integer("num_networks", num_networks, 2)
-    if isinstance(key, int):
+    if isinstance(key, int | np.integer):
         key = ensemble.make_key(key)
     accumulate, estimator = make_accumulate(model, Estimator(**choices), num_networks)
     halves = init_halves(int(np.prod(model.image_shape)))
@@ -332,6 +332,32 @@ def null_band(nads: NADs) -> tuple[float, float]:
     dimension = nads.directions.shape[1]
     samples = nads.num_networks * nads.config["num_readouts"]
     return spectral.marchenko_pastur_band(float(nads.eigenvalues.sum()) / dimension, dimension, samples)
+
+
+def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[tuple[int, int]], float]:
+    """Runs (first, last) of leading directions that are not determined one by one, and the tolerance applied.
+
+    Eigenvalues count as equal within 5 %, or within two standard errors of a difference where that is more
+    (median relative `eigenvalue_sem` of the leading ones). Inside a run only the subspace is meaningful.
+    """
+    eigenvalues, sem = nads.eigenvalues[:leading], nads.eigenvalue_sem[:leading]
+    relative = float(np.median(sem / np.maximum(eigenvalues, np.finfo(np.float32).tiny)))
+    tolerance = min(max(0.05, 2.0 * np.sqrt(2.0) * relative), 1.0)
+    return spectral.near_degenerate_groups(eigenvalues, tolerance), tolerance
+
+
+def directional_energy(nads: NADs, directions: np.ndarray) -> np.ndarray:
+    """vᵀ E[g gᵀ] v for rows v of `directions` [K, D]: the mean squared derivative along each, [K].
+
+    By Chebyshev's inequality P(|vᵀg| ≥ η) ≤ vᵀ E[g gᵀ] v / η² (NAD, Section 3): what a network can see along v.
+
+    Raises:
+      InputError: where D is not that of the NADs.
+    """
+    directions = np.asarray(directions, np.float64)
+    if directions.ndim != 2 or directions.shape[1] != nads.directions.shape[1]:
+        raise InputError(f"directions: must be [K, {nads.directions.shape[1]}], got shape {directions.shape}")
+    return (directions @ nads.directions.T.astype(np.float64)) ** 2 @ nads.eigenvalues
 
 
 def singular_values(eigenvalues: np.ndarray, num_networks: int = 10_000) -> np.ndarray:

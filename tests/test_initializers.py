@@ -23,7 +23,9 @@ def test_reference_initialization_has_the_stated_law_leaf_by_leaf(architecture):
     for name, leaf in variables.items():
         kernel = _sibling_kernel(name, variables)
         if kernel is None:  # normalization
-            np.testing.assert_array_equal(leaf, np.ones_like(leaf) if name[-8:] in ("scale']", "['var']") or "scale" in name else 0)
+            np.testing.assert_array_equal(
+                leaf, np.ones_like(leaf) if name[-8:] in ("scale']", "['var']") or "scale" in name else 0
+            )
             continue
         if kernel.ndim == 4 and architecture == "vgg11":
             if "bias" in name:

@@ -1,0 +1,204 @@
+"""Experiments at smoke size, in process; and the command line, as a user meets it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import compute_nads
+from nad_jax import load_nads, store
+from nad_jax.errors import InputError
+from tests.test_configs import _load
+
+ROOT = Path(__file__).parent.parent
+
+
+def _config(**changes):
+    config = _load(ROOT / "configs" / "compute_nads.py").get_config("lenet")
+    config.update(image_shape=(16, 16, 1), num_networks=10, unit_size=4, chunk_size=2, figure_directions=5)
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    compute_nads.run(_config(), workdir)
+    return workdir
+
+
+def _units(workdir):
+    return {path.name: path.read_bytes() for path in (workdir / "units").iterdir()}
+
+
+def _copy(finished, tmp_path):
+    workdir = tmp_path / "run"
+    for path in finished.rglob("*.*"):
+        target = workdir / path.relative_to(finished)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return workdir
+
+
+def test_a_run_stores_the_record_and_draws_it(finished):
+    arrays = store.read_npz(finished / "nads.npz")
+    assert arrays["directions"].shape == (256, 256) and arrays["eigenvalues"].shape == (256,)
+    assert arrays["overlap_sizes"].shape == arrays["split_half_overlap"].shape == (4,)
+    assert int(arrays["num_networks"]) == 10
+    record = load_nads(finished / "nads.npz")
+    assert record.config["architecture"] == "lenet" and record.config["seed"] == 0
+    assert [path.name for path in sorted((finished / "units").iterdir())] == [
+        "networks_0000000_0000004.npz",
+        "networks_0000004_0000008.npz",
+        "networks_0000008_0000010.npz",
+    ]
+    figures = compute_nads.draw(_config(), finished)
+    assert [path.name for path in figures] == ["nads.png", "spectrum.png", "overlap.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures)
+
+
+def test_a_rerun_computes_nothing_and_an_interrupted_run_ends_the_same(finished, tmp_path, monkeypatch):
+    workdir = _copy(finished, tmp_path)
+    (workdir / "nads.npz").unlink()
+    (workdir / "units" / "networks_0000004_0000008.npz").unlink()
+    compute_nads.run(_config(), workdir)
+    assert _units(workdir) == _units(finished)
+    assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
+
+    monkeypatch.setattr(compute_nads, "_write_unit", lambda *args: pytest.fail("a unit was computed again"))
+    compute_nads.run(_config(), workdir)
+
+
+def test_more_networks_extend_a_folder(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    compute_nads.run(_config(num_networks=14), workdir)
+    assert load_nads(workdir / "nads.npz").num_networks == 14
+    kept = {name: content for name, content in _units(finished).items() if "0010" not in name}
+    assert kept.items() <= _units(workdir).items()
+    straight = tmp_path / "straight"
+    compute_nads.run(_config(num_networks=14), straight)
+    assert _units(workdir) == _units(straight)
+    with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered.*holds 14, got 10"):
+        compute_nads.run(_config(), workdir)
+    assert _units(workdir) == _units(straight)
+
+
+def test_another_configuration_is_refused_and_nothing_is_lost(finished):
+    before = _units(finished)
+    with pytest.raises(InputError, match=r"step: folder 100\.0, command 10\.0"):
+        compute_nads.run(_config(step=10.0), finished)
+    assert _units(finished) == before
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_a_damaged_unit_is_kept_aside_and_computed_again(finished, tmp_path, damage):
+    workdir = _copy(finished, tmp_path)
+    path = workdir / "units" / "networks_0000004_0000008.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"flip": bytes(content), "truncate": bytes(content[:1000]), "empty": b""}[damage])
+    compute_nads.run(_config(), workdir)
+    assert path.read_bytes() == _units(finished)[path.name]
+    assert path.with_name(path.name + ".corrupt").exists()
+    assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
+
+
+def test_comparison_with_itself_is_perfect(finished, tmp_path, capsys):
+    workdir = _copy(finished, tmp_path)
+    record = load_nads(workdir / "nads.npz")
+    values = np.sqrt(9 * record.eigenvalues.astype(np.float64))
+    np.save(tmp_path / "s.npy", values)
+    changes = {
+        "compare": str(finished / "nads.npz"),
+        "compare_singular_values": str(tmp_path / "s.npy"),
+        "compare_num_networks": 10,
+    }
+    compute_nads.run(_config(**changes), workdir)
+    comparison = store.read_npz(workdir / "comparison.npz")
+    np.testing.assert_allclose(comparison["overlap"], 1, atol=1e-5)
+    np.testing.assert_allclose(comparison["singular_values"], values, rtol=1e-6)
+    printed = capsys.readouterr().out
+    assert "1.000" in printed and "split half" in printed
+    assert compute_nads.draw(_config(), workdir)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"readout": "sampled", "centred": True},
+        {"readout": "sampled", "num_readouts": 3, "derivative": "input_gradient"},
+        {"derivative": "input_gradient", "point": "fresh", "pooling": "avg"},
+        {"num_logits": 3, "logit": 1, "image_shape": (16, 17, 2), "initialization": "flax"},
+    ],
+)
+def test_every_kind_of_estimate_runs_and_draws(changes, tmp_path):
+    config = _config(num_networks=4)
+    with config.unlocked():
+        config.update(changes)
+    compute_nads.run(config, tmp_path)
+    compute_nads.draw(config, tmp_path)
+    assert (load_nads(tmp_path / "nads.npz").eigenvalues >= 0).all()
+
+
+def test_all_bad_values_are_reported_at_once(tmp_path):
+    with pytest.raises(InputError) as caught:
+        compute_nads.run(_config(step=-1.0, num_networks=0, unit_size=3, readout="averaged"), tmp_path / "run")
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["step", "readout", "num_networks", "unit_size"]
+    assert not (tmp_path / "run").exists()
+
+
+def _command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.main", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        check=False,
+    )
+
+
+RECIPE = "--config=configs/compute_nads.py:lenet"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/compute_nads.py:lent", "--workdir=W"], "config argument: unknown value 'lent'"),
+        (["--config=configs/missing.py", "--workdir=W"], "No such file or directory: 'configs/missing.py'"),
+        ([RECIPE, "--workdir=W", "--config.num_network=3"], "'num_network' (did you mean 'num_networks'?)"),
+        ([RECIPE, "--workdir=W", "--config.num_networks=many"], "--config.num_networks=many"),
+        ([RECIPE, "--workdir=W", "--config.architecture=lent"], "architecture: unknown value 'lent'"),
+        ([RECIPE, "--workdir=W", "--config.compare=D"], "have D = 16, expected D = 1024"),
+        ([RECIPE], "--workdir is required"),
+        ([RECIPE, "--workdir=/proc/none"], "/proc/none: "),
+        ([RECIPE, "--workdir=W", "--figures_only"], "nads.npz: No such file"),
+    ],
+)
+def test_the_command_line_answers_bad_input_in_one_line(arguments, message, tmp_path):
+    np.save(tmp_path / "d.npy", np.eye(16))
+    places = {
+        "--workdir=W": f"--workdir={tmp_path / 'run'}",
+        "--config.compare=D": f"--config.compare={tmp_path / 'd.npy'}",
+    }
+    result = _command(*(places.get(argument, argument) for argument in arguments))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_runs_a_recipe(tmp_path):
+    result = _command(
+        "--config=configs/compute_nads.py:logreg", f"--workdir={tmp_path / 'run'}", "--config.image_shape=8,8,1"
+    )
+    assert result.returncode == 0, result.stderr
+    assert "10/10 networks" in result.stderr and "ETA" in result.stderr
+    assert "logreg: NADs of 10 networks" in result.stdout
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "nads.npz", "nads.png", "overlap.png", "spectrum.png", "units"}

@@ -1,0 +1,150 @@
+"""Adapters for a user's own model."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nad_jax import estimate_nads, from_functions, from_linen, from_nnx, make_key
+from nad_jax.errors import InputError
+
+SHAPE = (4, 4, 1)
+
+
+class Net(nn.Module):
+    logits: int = 1
+    squash: bool = False
+    twice: bool = False
+    readout: nn.initializers.Initializer = nn.Dense.kernel_init
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(len(x), -1)
+        x = nn.Dropout(0.5, deterministic=not train)(nn.tanh(nn.Dense(6)(x)))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        if self.twice:
+            layer = nn.Dense(6)
+            return layer(layer(x))
+        y = nn.Dense(self.logits, kernel_init=self.readout)(x)
+        return nn.tanh(y) if self.squash else y
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(16, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.readout = nnx.Linear(6, 1, rngs=rngs)
+
+    def features(self, x):
+        return self.dropout(self.norm(nnx.tanh(self.hidden(x.reshape(len(x), -1)))))
+
+    def __call__(self, x):
+        return self.readout(self.features(x))
+
+
+class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(nn.relu(nn.Dense(6)(x.reshape(len(x), -1))))
+
+
+def _images(count=3):
+    return jax.random.normal(jax.random.key(5), (count, *SHAPE))
+
+
+def test_linen_features_are_found_and_the_variance_of_the_read_out_is_known():
+    model = from_linen(Net(), SHAPE)
+    variables = model.init(make_key(0))
+    dense = variables["params"]["Dense_1"]
+    np.testing.assert_allclose(
+        model.features(variables, _images()) @ dense["kernel"] + dense["bias"][None],
+        model.apply(variables, _images()),
+        atol=1e-6,
+    )
+    assert model.readout_variance == pytest.approx(1 / 6)
+    assert from_linen(Net(), SHAPE, initialization="reference").readout_variance == pytest.approx(1 / 18)
+    assert from_linen(Net(), SHAPE, readout_variance=0.5).readout_variance == 0.5
+
+
+def test_training_mode_draws_dropout_and_updates_statistics():
+    nnx_model = from_nnx(lambda rngs: NNXNet(rngs=rngs), SHAPE)
+    for model in (from_linen(Net(), SHAPE), nnx_model):
+        variables = model.init(make_key(0))
+        first, updated = model.apply(variables, _images(), jax.random.key(0), train=True)
+        again, _ = model.apply(variables, _images(), jax.random.key(0), train=True)
+        other, _ = model.apply(variables, _images(), jax.random.key(1), train=True)
+        np.testing.assert_array_equal(first, again)
+        assert not np.allclose(first, other)
+        assert jax.tree.structure(updated) == jax.tree.structure(variables)
+        before, after = model.apply(variables, _images()), model.apply(updated, _images())
+        assert not np.allclose(before, after)  # running statistics moved
+
+
+def test_a_module_without_a_training_argument_is_taken_as_it_is():
+    model = from_linen(Plain(), SHAPE)
+    variables = model.init(make_key(0))
+    logits, updated = model.apply(variables, _images(), jax.random.key(0), train=True)
+    np.testing.assert_array_equal(logits, model.apply(variables, _images()))
+    assert jax.tree.structure(updated) == jax.tree.structure(variables)
+    assert estimate_nads(model, 4, derivative="input_gradient").eigenvalues[0] > 0
+
+
+def test_nnx_model_maps_over_initializations_and_marginalizes():
+    model = from_nnx(lambda rngs: NNXNet(rngs=rngs), SHAPE, lambda net, x: net.features(x), readout_variance=1 / 6)
+    keys = jax.random.split(make_key(0), 3)
+    logits = jax.vmap(lambda key: model.apply(model.init(key), _images()))(keys)
+    assert logits.shape == (3, 3, 1) and not np.allclose(logits[0], logits[1])
+    nads = estimate_nads(model, 40, derivative="input_gradient")
+    assert nads.directions.shape == (16, 16) and nads.eigenvalues[0] > 0
+
+
+@pytest.mark.parametrize("module", [Net(squash=True), Net(twice=True)])
+def test_without_a_reachable_read_out_marginalizing_is_refused(module):
+    model = from_linen(module, SHAPE)
+    assert model.features is None
+    logit = 0 if model.num_logits > 1 else None
+    for choice in ({"readout": "marginalized"}, {"readout": "sampled", "num_readouts": 3}):
+        with pytest.raises(InputError, match="does not expose"):
+            estimate_nads(model, 4, derivative="input_gradient", logit=logit, **choice)
+    sampled = estimate_nads(model, 4, derivative="input_gradient", readout="sampled", logit=logit)
+    assert np.isfinite(sampled.eigenvalues).all()
+
+
+def test_several_logits_need_a_choice():
+    model = from_linen(Net(logits=3), SHAPE)
+    for readout in ("marginalized", "sampled"):
+        with pytest.raises(InputError, match="logit: the model has 3 logits"):
+            estimate_nads(model, 4, readout=readout)
+    with pytest.raises(InputError, match="logit: must be in 0 … 2, got 3"):
+        estimate_nads(model, 4, logit=3)
+    assert estimate_nads(model, 4, logit=2, derivative="input_gradient").num_networks == 4
+
+
+def test_a_custom_read_out_initializer_needs_its_variance():
+    module = Net(readout=nn.initializers.normal(0.1))
+    with pytest.raises(InputError, match="readout_variance"):
+        estimate_nads(from_linen(module, SHAPE), 4)
+    stated = from_linen(module, SHAPE, readout_variance=0.01)
+    assert estimate_nads(stated, 4, derivative="input_gradient").eigenvalues[0] > 0
+
+
+def test_functions_are_checked_against_the_contract():
+    def init(key):
+        return jax.random.normal(key, (16, 2))
+
+    def features(w, x):
+        return x.reshape(len(x), -1)
+
+    model = from_functions(init, lambda w, x: features(w, x) @ w, SHAPE, features, readout_variance=1.0)
+    assert model.num_logits == 2
+    with pytest.raises(InputError, match=r"logits \[B, K\].*\(2,\)"):
+        from_functions(init, lambda w, x: (features(w, x) @ w)[:, 0], SHAPE)
+    with pytest.raises(InputError, match=r"features must return \[B, F\]"):
+        from_functions(init, lambda w, x: features(w, x) @ w, SHAPE, lambda w, x: x)
+    with pytest.raises(InputError, match="readout_variance: must be a finite number greater than 0"):
+        from_functions(init, lambda w, x: features(w, x) @ w, SHAPE, features, readout_variance=0.0)
+    with pytest.raises(InputError, match="image_shape"):
+        from_functions(init, lambda w, x: jnp.ones((2, 1)), (4, 0, 1))

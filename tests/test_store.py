@@ -1,0 +1,175 @@
+import io
+import json
+import zipfile
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from nad_jax import create_model, estimate_nads, load_nads, read_directions, save_nads, store
+from nad_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def nads():
+    return estimate_nads(create_model("logreg", (4, 4, 1)), 4, readout="sampled", derivative="input_gradient")
+
+
+def test_a_record_survives_the_disk(tmp_path, nads):
+    save_nads(tmp_path / "nads.npz", nads)
+    loaded = load_nads(tmp_path / "nads.npz")
+    for name in nads._fields[:5]:
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(nads, name))
+    assert (loaded.num_networks, loaded.config) == (nads.num_networks, nads.config)
+    np.testing.assert_array_equal(read_directions(tmp_path / "nads.npz", 16), nads.directions)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nads.npz"]
+
+
+def _npy(array, **kwargs):
+    file = io.BytesIO()
+    np.save(file, array, **kwargs)
+    return file.getvalue()
+
+
+def _with_header(header: str) -> bytes:
+    encoded = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(encoded).to_bytes(2, "little") + encoded
+
+
+MALFORMED = {
+    "empty": (b"", "not a .npy array"),
+    "text": (b"hello, world", "not a .npy array"),
+    "pickle": (b"\x80\x04K\x01.", "not a .npy array"),
+    "object array": (_npy(np.array([[1, None]], dtype=object), allow_pickle=True), "never unpickled"),
+    "truncated": (_npy(np.eye(4))[:-8], "bytes follow"),
+    "trailing bytes": (_npy(np.eye(4)) + b"x", "bytes follow"),
+    "absurd header": (
+        _with_header("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 1000000000000), }"),
+        "bytes follow",
+    ),
+    "negative shape": (_with_header("{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 4), }"), "bytes|not a"),
+    "code in the header": (_with_header("__import__('os').system('false')"), "not a .npy array"),
+    "structured": (_npy(np.zeros((2, 2), dtype=[("a", "f4")])), "allowed are numbers"),
+    "text array": (_npy(np.array([["a", "b"]])), "real numbers"),
+    "complex": (_npy(np.eye(4) * 1j), "allowed are numbers"),
+    "one axis": (_npy(np.ones(4)), r"\[K, D\]"),
+    "three axes": (_npy(np.ones((2, 2, 2))), r"\[K, D\]"),
+    "no rows": (_npy(np.ones((0, 4))), "non-empty"),
+    "wrong D": (_npy(np.eye(5)), "have D = 5, expected D = 4"),
+    "too many rows": (_npy(np.repeat(np.eye(4), 2, 0)), "cannot be orthogonal"),
+    "nan": (_npy(np.where(np.eye(4) > 0, np.nan, 0.0)), "direction 0 has entries that are not finite"),
+    "infinite": (_npy(np.diag([1.0, np.inf, 1, 1])), "direction 1 has entries that are not finite"),
+    "overflow": (_npy(np.diag([1.0, 1e300, 1, 1])), "direction 1"),
+    "zero": (_npy(np.diag([1.0, 1, 0, 1])), "direction 2 is zero"),
+    "not unit": (_npy(np.diag([1.0, 1, 1, 2])), "direction 3 has norm 2, expected 1"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_direction_files_are_refused_with_file_and_reason(tmp_path, kind):
+    content, reason = MALFORMED[kind]
+    path = tmp_path / "directions.npy"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=reason) as caught:
+        read_directions(path, 4)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unreadable_direction_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"missing\.npy: No such file"):
+        read_directions(tmp_path / "missing.npy")
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(InputError, match="Is a directory"):
+        read_directions(tmp_path / "folder.npy")
+    with pytest.raises(InputError, match=r"read from \.npy or \.npz"):
+        read_directions(tmp_path / "directions.txt")
+
+
+def test_well_formed_files_are_read(tmp_path):
+    for dtype in ("f4", "f8", ">f4", "i4"):
+        np.save(tmp_path / "d.npy", np.eye(3, 4).astype(dtype))
+        np.testing.assert_array_equal(read_directions(tmp_path / "d.npy", 4), np.eye(3, 4))
+    np.save(tmp_path / "d.npy", np.asfortranarray(np.eye(4)[[1, 0]]))
+    np.testing.assert_array_equal(read_directions(tmp_path / "d.npy"), np.eye(4)[[1, 0]])
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(st.binary(max_size=300), st.integers(0, 200), st.sampled_from([0, 10, 128]))
+def test_no_bytes_raise_anything_else(tmp_path_factory, noise, position, kept):
+    path = tmp_path_factory.getbasetemp() / "fuzz.npy"
+    good = _npy(np.eye(4))
+    path.write_bytes(good[:kept] + noise + good[kept + position :])
+    try:
+        store.read_npy(path)
+    except InputError as error:
+        assert str(path) in str(error)
+
+
+def test_every_flipped_bit_of_a_record_is_detected(tmp_path, nads):
+    path = tmp_path / "nads.npz"
+    save_nads(path, nads)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("eigenvalues.npy")
+    for offset in range(info.header_offset + 200, info.header_offset + 260, 3):
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ 4]) + content[offset + 1 :])
+        with pytest.raises(InputError, match=r"nads\.npz"):
+            load_nads(path)
+    for length in (0, 1, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(InputError, match=r"nads\.npz"):
+            load_nads(path)
+
+
+def test_incomplete_and_compressed_archives_are_refused(tmp_path, nads):
+    path = tmp_path / "nads.npz"
+    np.savez(path, directions=np.eye(4))
+    with pytest.raises(InputError, match="'eigenvalues' is missing"):
+        load_nads(path)
+    np.savez_compressed(path, directions=np.zeros((4000, 4000)))
+    with pytest.raises(InputError, match="compressed"):
+        read_directions(path)
+    save_nads(path, nads._replace(eigenvalues=nads.eigenvalues[:3]))
+    with pytest.raises(InputError, match=r"eigenvalues has shape \(3,\)"):
+        load_nads(path)
+
+
+def test_singular_values_must_descend(tmp_path):
+    path = tmp_path / "s.npy"
+    np.save(path, np.array([3.0, 2.0]))
+    np.testing.assert_array_equal(store.read_singular_values(path), [3, 2])
+    for bad in (np.array([1.0, 2.0]), np.array([1.0, -1.0]), np.array([np.nan]), np.eye(2)):
+        np.save(path, bad)
+        with pytest.raises(InputError, match=r"s\.npy: singular values"):
+            store.read_singular_values(path)
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "unit.npz"
+    store.write_npz(path, {"a": np.arange(3)})
+    before = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(InputError, match=r"unit\.npz: No space left on device \(\d+ MiB free\)"):
+        store.write_npz(path, {"a": np.arange(4)})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["unit.npz"]
+
+
+def test_a_run_folder_refuses_another_configuration(tmp_path):
+    folder = tmp_path / "new" / "run"
+    store.open_run_folder(folder, {"seed": 0, "shape": (1, 2)})
+    store.open_run_folder(folder, {"seed": 0, "shape": (1, 2)})
+    with pytest.raises(InputError, match=r"another configuration\n  seed: folder 0, command 1"):
+        store.open_run_folder(folder, {"seed": 1, "shape": (1, 2)})
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        store.open_run_folder(folder, {"seed": 0})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+        store.open_run_folder(tmp_path / "file" / "run", {})
+    assert json.loads((tmp_path / "new" / "run" / "config.json").read_text() + "}") == {}
