@@ -54,7 +54,7 @@ def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
             # Pixels past the last one (padding of the last block) give all-zero steps and are cut off below.
             steps = step * jax.nn.one_hot(index * block + jnp.arange(block), dimension, dtype=x.dtype)
             steps = steps.reshape(block, *x.shape)
-            values = function(jnp.concatenate([x + steps, x - steps]))
+            values = function(jnp.concatenate([x[None] + steps, x[None] - steps]))
             return (values[:block] - values[block:]) / (2.0 * step)
 
         columns = jax.lax.map(quotient, jnp.arange(num_blocks)).reshape(num_blocks * block, -1)

@@ -210,7 +210,8 @@ def from_nnx(
         return nnx.split(factory(nnx.Rngs(key)))[1]
 
     def rebuild(variables: Any) -> nnx.Module:
-        return nnx.merge(graph, variables)
+        # A module writes into the state it was merged from: a fresh tree keeps the caller's variables as they are.
+        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf, variables))
 
     def apply(variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False) -> Any:
         module = rebuild(variables)

@@ -64,6 +64,10 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, **arrays)
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _read_array(file: BinaryIO, size: int, name: str) -> np.ndarray:
     """One array in `.npy` format from a stream of `size` bytes; raises `InputError` naming what is wrong."""
     try:
@@ -77,8 +81,8 @@ def _read_array(file: BinaryIO, size: int, name: str) -> np.ndarray:
         shape, fortran, dtype = read_header(file)
     except InputError:
         raise
-    except (ValueError, EOFError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
-        raise InputError(f"{name}: not a .npy array ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # NumPy parses the header as Python: a hostile one fails in many ways
+        raise InputError(f"{name}: not a .npy array ({_first_line(error)})") from error
     if dtype.hasobject or dtype.kind not in "biufU":
         raise InputError(f"{name}: holds {dtype} entries, allowed are numbers and text (objects are never unpickled)")
     count = 1
@@ -131,7 +135,7 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: damaged or not an .npz file ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: damaged or not an .npz file ({_first_line(error)})") from error
     return arrays
 
 
@@ -179,8 +183,8 @@ def _check_directions(directions: np.ndarray, name: str, dimension: int | None =
         raise InputError(f"{name}: directions have D = {directions.shape[1]}, expected D = {dimension}")
     if len(directions) > directions.shape[1]:
         raise InputError(f"{name}: {len(directions)} directions of D = {directions.shape[1]} cannot be orthogonal")
-    directions = directions.astype(np.float32)
     with np.errstate(over="ignore"):
+        directions = directions.astype(np.float32)
         norms = np.linalg.norm(directions, axis=1)
     for index, norm in enumerate(norms):
         if not np.isfinite(norm):

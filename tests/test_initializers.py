@@ -12,8 +12,9 @@ def _flat(variables):
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
 
 
-def _sibling_kernel(name, variables):
-    return variables.get(name.replace("['bias']", "['kernel']"))
+def _own_kernel(name, variables):
+    """The kernel of the layer a leaf belongs to; None for the leaves of normalization layers."""
+    return variables.get(name.rsplit("[", 1)[0] + "['kernel']")
 
 
 @pytest.mark.parametrize("architecture", ["lenet", "vgg11", "resnet18"])
@@ -21,11 +22,9 @@ def test_reference_initialization_has_the_stated_law_leaf_by_leaf(architecture):
     variables = _flat(create_model(architecture).init(jax.random.key(0)))
     random = 0
     for name, leaf in variables.items():
-        kernel = _sibling_kernel(name, variables)
-        if kernel is None:  # normalization
-            np.testing.assert_array_equal(
-                leaf, np.ones_like(leaf) if name[-8:] in ("scale']", "['var']") or "scale" in name else 0
-            )
+        kernel = _own_kernel(name, variables)
+        if kernel is None:
+            np.testing.assert_array_equal(leaf, 1 if name.endswith(("['scale']", "['var']")) else 0)
             continue
         if kernel.ndim == 4 and architecture == "vgg11":
             if "bias" in name:
