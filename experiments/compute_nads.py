@@ -15,10 +15,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.progress import Progress
-from nad_jax import covariance, nads, plotting, store, subspaces
+from nad_jax import covariance, errors, nads, plotting, store, subspaces
 from nad_jax.architectures import create_model
 from nad_jax.ensemble import make_key
-from nad_jax.errors import InputError, check_integer
+from nad_jax.errors import InputError, check_integer, unknown
+from nad_jax.models import Model
 from nad_jax.nads import NADs
 
 MODEL_FIELDS = ("architecture", "image_shape", "num_logits", "pooling", "initialization", "convolution")
@@ -30,24 +31,29 @@ INDICES = (0, 1, 2, 3, 10, 100, 500)  # at which singular values are compared
 
 def validate(config: ConfigDict) -> nads.Estimator:
     """The estimator of a config; raises one `InputError` with a line per problem."""
+    known = {*MODEL_FIELDS, *ESTIMATOR_FIELDS, *FREE_FIELDS, "experiment", "seed", "unit_size"}
+    problems = [f"{name}: field is missing" for name in sorted(known - set(config))]
+    problems += [str(unknown("config field", name, known)) for name in sorted(set(config) - known)]
+    if problems:
+        raise InputError("\n".join(problems))
     estimator = nads.Estimator(**{name: config[name] for name in ESTIMATOR_FIELDS})
-    problems = estimator.problems()
-    for name, minimum in (
-        ("num_networks", 2),
-        ("unit_size", 2),
-        ("seed", 0),
-        ("compare_num_networks", 2),
-        ("figure_directions", 1),
-    ):
-        try:
-            check_integer(name, config[name], minimum)
-        except InputError as error:
-            problems.append(str(error))
+    problems = estimator.problems() + errors.problems(
+        lambda: _create_model(config),
+        lambda: nads.check_num_networks(config.num_networks, estimator),
+        lambda: check_integer("unit_size", config.unit_size, 2),
+        lambda: check_integer("seed", config.seed, 0, 2**32 - 1),
+        lambda: check_integer("compare_num_networks", config.compare_num_networks, 2),
+        lambda: check_integer("figure_directions", config.figure_directions, 1),
+    )
     if config.unit_size % 2:
         problems.append(f"unit_size: must be even (halves of even and odd members), got {config.unit_size}")
     if problems:
         raise InputError("\n".join(problems))
     return estimator
+
+
+def _create_model(config: ConfigDict) -> Model:
+    return create_model(**{name: config[name] for name in MODEL_FIELDS})
 
 
 def _read_comparison(config: ConfigDict, dimension: int) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -101,8 +107,13 @@ def _plan(num_networks: int, unit_size: int) -> list[tuple[int, int]]:
     return [(first, min(first + unit_size, num_networks)) for first in range(0, num_networks, unit_size)]
 
 
+def _stored_units(workdir: Path) -> list[Path]:
+    digits = "[0-9]" * 7
+    return list(workdir.glob(f"units/networks_{digits}_{digits}.npz"))
+
+
 def _check_not_lowered(num_networks: int, workdir: Path) -> None:
-    stored = max((int(path.stem.split("_")[2]) for path in workdir.glob("units/networks_*.npz")), default=0)
+    stored = max((int(path.stem[-7:]) for path in _stored_units(workdir)), default=0)
     if stored > num_networks:
         raise InputError(
             f"num_networks: can be raised, not lowered; {workdir} already holds {stored}, got {num_networks}"
@@ -128,10 +139,10 @@ def _ensemble(
         )
         _write_unit(paths[first, stop], halves, estimator)
         done += stop - first
-    for path in workdir.glob("units/networks_*.npz"):
+    for path in _stored_units(workdir):
         # A last unit cut short by an earlier, smaller num_networks: its networks now lie in a full unit.
         if path not in paths.values():
-            path.unlink()
+            store.remove(path)
     # From the stored units and in their order, so that an interruption cannot change a bit.
     total = nads.init_halves(dimension)
     for path in paths.values():
@@ -165,7 +176,7 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], config: ConfigDict)
         print(f"  eigenvalue {index}: {result.eigenvalues[index]:.4g} ± {result.eigenvalue_sem[index]:.1g}")
     groups, tolerance = nads.degenerate_groups(result)
     for first, last in groups:
-        print(f"  directions {first}–{last}: equal within {tolerance:.0%}, only the subspace they span is determined")
+        print(f"  directions {first}–{last}: eigenvalues equal within {tolerance:.0%}, single ones are not determined")
     against = comparison.get("overlap", ())
     print("  overlap of leading subspaces: size, split half" + (f", with {config.compare}" if len(against) else ""))
     for index, size in enumerate(result.overlap_sizes):
@@ -181,7 +192,7 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], config: ConfigDict)
 def run(config: ConfigDict, workdir: Path) -> None:
     """Computes what is missing in `workdir`, writes `nads.npz` and `comparison.npz`, prints the agreement."""
     estimator = validate(config)
-    model = create_model(**{name: config[name] for name in MODEL_FIELDS})
+    model = _create_model(config)
     directions, values = _read_comparison(config, int(np.prod(model.image_shape)))
     accumulate, estimator = nads.make_accumulate(model, estimator, config.unit_size)
     identity = {name: value for name, value in config.items() if name not in FREE_FIELDS}
@@ -201,6 +212,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws the stored results of `workdir`: `nads.png`, `spectrum.png`, `overlap.png`."""
+    validate(config)
     result = store.load_nads(workdir / "nads.npz")
     comparison: dict[str, np.ndarray] = {}
     path = workdir / "comparison.npz"

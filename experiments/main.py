@@ -9,6 +9,7 @@ Run from the root of the repository. The same command resumes an interrupted run
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -22,19 +23,21 @@ from nad_jax.errors import InputError, unknown
 
 EXPERIMENTS = {"compute_nads": compute_nads}
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/compute_nads.py:lenet.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe, e.g. configs/compute_nads.py:lenet; its file lists every field."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: created, or resumed where it holds the same.")
 _FIGURES_ONLY = flags.DEFINE_bool("figures_only", False, "Draw the figures from the stored results and stop.")
 
 
 def _enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, in a folder only this user can write: they are code."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nad_jax"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nad_jax"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-    except OSError as error:
-        logging.info("no compilation cache: %s: %s", folder, error.strerror)
+    except (OSError, RuntimeError) as error:  # the latter: no home folder
+        logging.warning("compiled programs are not kept between runs: %s", error)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
@@ -56,6 +59,8 @@ def _reason(error: BaseException) -> str:
     hint = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', str(error))
     if hint:
         return f"unknown config field {hint[2]!r} (did you mean {hint[1]!r}?)"
+    if "'get_config'" in str(error):
+        return "config: the file defines no function get_config"
     if isinstance(error, KeyError | AttributeError):
         return f"unknown config field {str(error).strip(chr(34) + chr(39))!r}"
     return str(error).strip().splitlines()[-1].strip()
@@ -67,12 +72,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
         remaining = flags.FLAGS(argv)
         if flags.FLAGS["verbosity"].using_default_value:
             flags.FLAGS.verbosity = logging.WARNING
-        if _CONFIG.value is not None:
-            _CONFIG.value.keys()  # a file that could not be loaded says so on its first use
+        # A file that could not be loaded says so on its first use.
+        fields = ["experiment"] if _CONFIG.value is None else list(_CONFIG.value.keys())
+        if "experiment" not in fields or isinstance(_CONFIG.value, dict):
+            raise InputError("config: get_config must return a ConfigDict with a field 'experiment'")
     except Exception as error:  # a config file is a program, it may fail in any way
         _fail(_reason(error))
     for name in ("config", "workdir"):
-        if flags.FLAGS[name].value is None:
+        if not flags.FLAGS[name].value:
             _fail(f"--{name} is required; see --help")
     if len(remaining) > 1:
         _fail(f"unexpected argument {remaining[1]!r}: every option is --name=value")
@@ -81,10 +88,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     del argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     try:
-        if config.get("experiment") not in EXPERIMENTS:
-            raise unknown("experiment", config.get("experiment"), EXPERIMENTS)
+        if config.experiment not in EXPERIMENTS:
+            raise unknown("experiment", config.experiment, EXPERIMENTS)
         experiment = EXPERIMENTS[config.experiment]
         if not _FIGURES_ONLY.value:
             _enable_compilation_cache()
@@ -93,6 +101,9 @@ def main(argv: list[str]) -> None:
             print(figure)
     except InputError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from the last finished unit\n")
+        sys.exit(75)
 
 
 if __name__ == "__main__":

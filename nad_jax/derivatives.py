@@ -4,7 +4,7 @@ A derivative is a function `derivative(function, x, readouts) -> rows`:
 
   function: images [B, H, W, C] -> outputs [B, F].
   x:        one image [H, W, C].
-  readouts: [R, F]; row r of the result is the derivative of readouts[r] · function(x).
+  readouts: [R, F]; row r of the result is the derivative of readouts[r] · function(x). None: of each output, R = F.
   rows:     [R, D], D = H·W·C.
 
 The two derivatives are not substitutes for each other: in max-pooling networks they rank directions differently.
@@ -18,18 +18,29 @@ import jax.numpy as jnp
 from nad_jax.errors import check_integer, check_number
 
 Function = Callable[[jax.Array], jax.Array]
-Derivative = Callable[[Function, jax.Array, jax.Array], jax.Array]
+Derivative = Callable[[Function, jax.Array, jax.Array | None], jax.Array]
+
+_PULLBACKS = 128  # backward passes carried at a time
 
 
-def input_gradient(function: Function, x: jax.Array, readouts: jax.Array) -> jax.Array:
+def input_gradient(function: Function, x: jax.Array, readouts: jax.Array | None) -> jax.Array:
     """The exact gradient, by reverse mode: one forward pass and R backward passes.
 
     This is the derivative in the definition of NADs (NAD, Definition 1 and equation 5).
     """
-    _, pullback = jax.vjp(lambda image: function(image[None])[0], x)
+    outputs, pullback = jax.vjp(lambda image: function(image[None])[0], x)
+
+    def row(cotangent: jax.Array) -> jax.Array:
+        return pullback(cotangent)[0].reshape(-1)
+
+    if readouts is None:
+        size = outputs.size
+        return jax.lax.map(
+            lambda index: row(jax.nn.one_hot(index, size, dtype=outputs.dtype)), jnp.arange(size), batch_size=_PULLBACKS
+        )
     if len(readouts) == 1:  # no batch axis to carry through the backward pass
-        return pullback(readouts[0])[0].reshape(1, -1)
-    return jax.vmap(lambda cotangent: pullback(cotangent)[0].reshape(-1))(readouts)
+        return row(readouts[0])[None]
+    return jax.lax.map(row, readouts, batch_size=_PULLBACKS)
 
 
 def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
@@ -45,7 +56,7 @@ def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
     check_number("step", step, 0.0, exclusive=True)
     check_integer("block_size", block_size, 1)
 
-    def derivative(function: Function, x: jax.Array, readouts: jax.Array) -> jax.Array:
+    def derivative(function: Function, x: jax.Array, readouts: jax.Array | None) -> jax.Array:
         dimension = x.size
         block = min(block_size, dimension)
         num_blocks = -(-dimension // block)
@@ -58,6 +69,7 @@ def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
             return (values[:block] - values[block:]) / (2.0 * step)
 
         columns = jax.lax.map(quotient, jnp.arange(num_blocks)).reshape(num_blocks * block, -1)
-        return readouts @ columns[:dimension].T
+        jacobian = columns[:dimension].T
+        return jacobian if readouts is None else readouts @ jacobian
 
     return derivative

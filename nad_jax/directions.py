@@ -68,6 +68,8 @@ def dft_direction(
     if not 0 <= channel < channels:
         raise InputError(f"channel: must be in 0 … {channels - 1}, got {channel!r}")
     row, column = frequency
+    if any(int(f) != f for f in (row, column)):
+        raise InputError(f"frequency: must be two integers (vertical, horizontal), got {tuple(frequency)}")
     if phase == "sine" and (2 * row) % height == 0 and (2 * column) % width == 0:
         raise InputError(f"frequency: {tuple(frequency)} is self-conjugate on {height}x{width} and has no sine")
     # Integer products modulo the length keep the argument exact before the one division.

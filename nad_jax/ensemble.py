@@ -7,13 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nad_jax.errors import check_choice
+from nad_jax.errors import check_choice, check_integer
 
 MAPPINGS = ("vectorized", "sequential")
 
 
 def make_key(seed: int) -> jax.Array:
-    """A typed random key whose draws are fast on a CPU and do not depend on the chunk size under `vmap`."""
+    """A typed random key whose draws are fast on a CPU and do not depend on the chunk size under `vmap`.
+
+    Raises:
+      InputError: unless `seed` is an integer in 0 … 2³² − 1 (beyond, different seeds would give one key).
+    """
+    check_integer("seed", seed, 0, 2**32 - 1)
     return jax.random.key(seed, impl="philox4x32")
 
 

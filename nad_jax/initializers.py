@@ -72,7 +72,7 @@ def reference_initialization(shapes: Any, convolution: str = "uniform") -> Calla
     def init(key: jax.Array) -> Any:
         # Open at -1: the normal leaves need a finite inverse error function.
         tiny = jnp.nextafter(jnp.float32(-1.0), jnp.float32(0.0))
-        flat = jax.random.uniform(key, (sum(sizes),), minval=tiny, maxval=1.0)
+        flat = jax.random.uniform(key, (sum(sizes),), jnp.float32, minval=tiny, maxval=1.0)
         values, offset = [], 0
         for shape, size, (kind, scale) in zip(leaves, sizes, plans, strict=True):
             if kind == "constant":

@@ -27,24 +27,25 @@ class Model(NamedTuple):
 
     features: None where the input of the last linear layer cannot be reached.
     readout_variance: τ² of the weights of that layer, E[w wᵀ] = τ² I, w independent of the features; None: unknown.
+    num_logits: K; the adapters find it.
     description: every choice that made the model, for the record of a result.
     """
 
     init: Callable[[jax.Array], Any]
     apply: Callable[..., Any]
     image_shape: tuple[int, int, int]
-    num_logits: int
+    num_logits: int | None = None
     features: Callable[[Any, jax.Array], jax.Array] | None = None
     readout_variance: float | None = None
     description: Mapping[str, Any] = MappingProxyType({})
 
 
-def _check_outputs(model: Model) -> Model:
-    """Evaluates shapes alone and raises `InputError` where the functions break the contract."""
+def _checked(model: Model) -> Model:
+    """The model with its number of logits; raises `InputError` where shapes show that it breaks the contract."""
     image = jax.ShapeDtypeStruct((2, *model.image_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0))
     logits = jax.eval_shape(model.apply, variables, image)
-    if getattr(logits, "shape", None) != (2, model.num_logits):
+    if getattr(logits, "ndim", None) != 2 or logits.shape[0] != 2:
         got = getattr(logits, "shape", type(logits).__name__)
         raise InputError(f"model: apply must return logits [B, K]; two images {image.shape} gave {got}")
     if model.features is not None:
@@ -53,7 +54,7 @@ def _check_outputs(model: Model) -> Model:
             raise InputError(f"model: features must return [B, F]; two images {image.shape} gave {features}")
     if model.readout_variance is not None:
         check_number("readout_variance", model.readout_variance, 0.0, exclusive=True)
-    return model
+    return model._replace(num_logits=logits.shape[1])
 
 
 def from_functions(
@@ -74,14 +75,15 @@ def from_functions(
     Raises:
       InputError: where the shapes do not fit the contract.
     """
-    image_shape = check_image_shape(image_shape)
-    variables = jax.eval_shape(init, jax.random.key(0))
-    logits = jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
-    if getattr(logits, "ndim", 0) != 2:
-        got = getattr(logits, "shape", type(logits).__name__)
-        raise InputError(f"model: apply must return logits [B, K]; two images of shape {image_shape} gave {got}")
-    return _check_outputs(
-        Model(init, apply, image_shape, logits.shape[1], features, readout_variance, {"model": "functions"})
+    return _checked(
+        Model(
+            init,
+            apply,
+            check_image_shape(image_shape),
+            features=features,
+            readout_variance=readout_variance,
+            description={"model": "functions"},
+        )
     )
 
 
@@ -100,6 +102,8 @@ def _apply_recording_dense(module: nn.Module, variables: Any, x: jax.Array) -> t
         outputs = next_function(*args, **kwargs)
         if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
             calls.append(_DenseCall(context.module.path, context.module.kernel_init, args[0], outputs))
+        elif isinstance(context.module, nn.WeightNorm | nn.SpectralNorm):
+            calls.clear()  # the layer inside multiplies by a normalized kernel, not by the one that was drawn
         return outputs
 
     with nn.intercept_methods(record):
@@ -108,8 +112,10 @@ def _apply_recording_dense(module: nn.Module, variables: Any, x: jax.Array) -> t
 
 
 def _mode(module: nn.Module, train: bool) -> dict[str, bool]:
-    """The keyword that says training or evaluation, for modules that take it."""
-    return {"train": train} if "train" in inspect.signature(type(module).__call__).parameters else {}
+    """The keyword that says training or evaluation, under the names modules give it; none where it takes none."""
+    values = {"train": train, "training": train, "deterministic": not train, "use_running_average": not train}
+    taken = inspect.signature(type(module).__call__).parameters
+    return {name: value for name, value in values.items() if name in taken}
 
 
 def _readout(logits: jax.Array, calls: list[_DenseCall]) -> _DenseCall | None:
@@ -128,6 +134,8 @@ def from_linen(
 ) -> Model:
     """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps images [B, H, W, C] to logits [B, K].
 
+    `training`, `deterministic` and `use_running_average` are understood as well as `train`.
+
     The features are found by themselves: they are the input of the `nn.Dense` whose output is returned. A module
     that ends in anything else has none (`features` is None).
 
@@ -142,6 +150,8 @@ def from_linen(
     Raises:
       InputError: where shapes do not fit the contract, or the reference initialization does not cover a variable.
     """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"module: must be an instance of a Linen module, got {module!r}")
     image_shape = check_image_shape(image_shape)
     check_choice("initialization", initialization, INITIALIZATIONS)
 
@@ -171,7 +181,7 @@ def from_linen(
         found.append(_readout(logits, calls))
         return logits
 
-    logits = jax.eval_shape(trace, variable_shapes, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    jax.eval_shape(trace, variable_shapes, jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
     readout = found[0]
     if readout is not None and readout_variance is None:
         num_features = readout.inputs.shape[-1]
@@ -179,10 +189,15 @@ def from_linen(
             readout_variance = reference_readout_variance(num_features)
         elif readout.kernel_init is nn.Dense.kernel_init:
             readout_variance = flax_readout_variance(num_features)
-    description = {"model": type(module).__name__, "initialization": initialization}
-    num_logits = logits.shape[-1] if getattr(logits, "ndim", 0) == 2 else 0
-    return _check_outputs(
-        Model(init, apply, image_shape, num_logits, features if readout else None, readout_variance, description)
+    return _checked(
+        Model(
+            init,
+            apply,
+            image_shape,
+            features=features if readout else None,
+            readout_variance=readout_variance,
+            description={"model": type(module).__name__, "initialization": initialization},
+        )
     )
 
 
@@ -204,6 +219,8 @@ def from_nnx(
       InputError: where shapes do not fit the contract.
     """
 
+    if isinstance(factory, nnx.Module):
+        raise InputError("factory: must be a function of nnx.Rngs that builds the module, got a module")
     graph = nnx.split(nnx.eval_shape(lambda: factory(nnx.Rngs(0))))[0]
 
     def init(key: jax.Array) -> Any:

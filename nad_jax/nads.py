@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import covariance, ensemble, spectral, subspaces
+from nad_jax import covariance, ensemble, errors, spectral, subspaces
 from nad_jax.covariance import Moments
 from nad_jax.derivatives import Derivative, central_difference, input_gradient
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, unknown
@@ -57,7 +57,7 @@ class Estimator:
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one line each."""
-        checks = (
+        problems = errors.problems(
             lambda: check_choice("derivative", self.derivative, DERIVATIVES),
             lambda: check_number("step", self.step, 0.0, exclusive=True),
             lambda: check_choice("point", self.point, POINTS),
@@ -65,16 +65,11 @@ class Estimator:
             lambda: check_choice("readout", self.readout, READOUTS),
             lambda: check_integer("num_readouts", self.num_readouts, 1),
             lambda: self.logit is None or check_integer("logit", self.logit, 0),
+            lambda: check_choice("centred", self.centred, (False, True)),
             lambda: check_integer("block_size", self.block_size, 1),
             lambda: check_choice("mapping", self.mapping, ("auto", *ensemble.MAPPINGS)),
             lambda: check_integer("chunk_size", self.chunk_size, 0),
         )
-        problems = []
-        for check in checks:
-            try:
-                check()
-            except InputError as error:
-                problems.append(str(error))
         if problems:
             return problems
         if self.chunk_size % 2:
@@ -84,6 +79,11 @@ class Estimator:
         if self.readout == "marginalized" and self.centred:
             problems.append("centred: must be False with readout='marginalized', whose mean is exactly 0")
         return problems
+
+
+def check_num_networks(num_networks: int, estimator: Estimator) -> None:
+    """Raises `InputError` where a half of the ensemble has no rows, or a centred one fewer than two."""
+    check_integer("num_networks", num_networks, 4 if estimator.centred and estimator.num_readouts == 1 else 2)
 
 
 class Halves(NamedTuple):
@@ -99,8 +99,10 @@ class NADs(NamedTuple):
     directions:         [K, D] unit rows, descending.
     eigenvalues:        [K] of E[g gᵀ] of the single logit (the published arrays hold singular values s instead,
                         with eigenvalue = s²/(N − 1), N = 10,000).
-    eigenvalue_sem:     [K] standard error of the mean: half the difference of u_iᵀ G u_i between the two halves
-                        of the ensemble (one degree of freedom, so read it along i, not at one i).
+    eigenvalue_sem:     [K] standard error of u_iᵀ G u_i at the found u_i: half its difference between the two
+                        halves of the ensemble (one degree of freedom, so read it along i, not at one i). That the
+                        u_i were sorted by the same networks is not in it: leading eigenvalues of small ensembles
+                        are biased upward, by 2 to 4 of these errors at 40 networks.
     overlap_sizes:      [S] subspace sizes k.
     split_half_overlap: [S] ‖U_k V_kᵀ‖²/k between the NADs of even and of odd members: an estimate of the
                         agreement of two ensembles of half the size.
@@ -132,7 +134,7 @@ def _resolve(model: Model, estimator: Estimator, num_networks: int) -> tuple[Est
         if model.features is None:
             raise InputError(
                 f"readout: {choice} needs the input of the last linear layer, which this model does not expose; "
-                "give the model `features`, or use readout='sampled'"
+                "give the model `features`, or use readout='sampled' with num_readouts=1"
             )
         if model.readout_variance is None:
             raise InputError(f"readout_variance: {choice} needs τ², the variance of the last layer's weights")
@@ -162,22 +164,23 @@ def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Call
     if estimator.derivative == "central_difference":
         derivative = central_difference(estimator.step, estimator.block_size)
     from_features = estimator.readout == "marginalized" or num_rows > 1
+    # √F τ: the mean over the F rows of the Jacobian is then τ² JᵀJ.
+    scale = np.sqrt(num_rows * model.readout_variance) if estimator.readout == "marginalized" else 1.0
 
-    def readouts(key: jax.Array) -> jax.Array:
+    def readouts(key: jax.Array) -> jax.Array | None:
         if estimator.readout == "marginalized":
-            # √F τ I: the mean over these F rows is τ² JᵀJ.
-            return jnp.sqrt(num_rows * model.readout_variance) * jnp.eye(num_rows)
+            return None
         bound = float(np.sqrt(3.0 * model.readout_variance))
-        return jax.random.uniform(key, (num_rows, num_features(model)), minval=-bound, maxval=bound)
+        return jax.random.uniform(key, (num_rows, num_features(model)), jnp.float32, minval=-bound, maxval=bound)
 
     def rows(key: jax.Array, shared_point: jax.Array) -> jax.Array:
         init_key, readout_key, point_key = jax.random.split(key, 3)
         variables = model.init(init_key)
         x = shared_point
         if estimator.point == "fresh":
-            x = estimator.point_scale * jax.random.normal(point_key, model.image_shape)
+            x = estimator.point_scale * jax.random.normal(point_key, model.image_shape, jnp.float32)
         if from_features:
-            return derivative(lambda images: model.features(variables, images), x, readouts(readout_key))
+            return scale * derivative(lambda images: model.features(variables, images), x, readouts(readout_key))
         logit = estimator.logit or 0
         return derivative(lambda images: model.apply(variables, images)[:, logit, None], x, jnp.ones((1, 1)))
 
@@ -204,7 +207,7 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
         # TensorFloat-32 and bfloat16, the accelerators' defaults, would spoil the small eigenvalues.
         with jax.default_matmul_precision("highest"):
             shared_point = estimator.point_scale * jax.random.normal(
-                ensemble.named_key(key, "point"), model.image_shape
+                ensemble.named_key(key, "point"), model.image_shape, jnp.float32
             )
             members, valid = ensemble.padded_members(first, stop, chunk_size)
             keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
@@ -223,6 +226,10 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
     ) -> Halves:
         if first % 2:
             raise InputError(f"first: must be even (halves of even and odd members), got {first}")
+        if stop * num_rows >= 2**32:
+            raise InputError(
+                f"num_networks: at most {2**32 // num_rows} of {num_rows} rows each are counted, got {stop}"
+            )
         halves = jax.tree.map(jnp.copy, halves)  # the caller's arrays are not donated
         for start in range(first, stop, chunk_size):
             halves = add_chunk(key, halves, jnp.int32(start), jnp.int32(stop))
@@ -254,9 +261,14 @@ def finalize(halves: Halves, num_networks: int, config: dict[str, Any], centred:
       num_networks: N, recorded.
       config: every choice that was made, recorded.
       centred: read off the centred covariance.
+
+    Raises:
+      InputError: where every derivative is exactly zero (a bias-free ReLU network at the origin, say).
     """
     moment = covariance.covariance if centred else covariance.second_moment
     matrix = moment(covariance.merge(halves.even, halves.odd))
+    if not float(jnp.trace(matrix)) > 0:
+        raise InputError("model: every derivative is exactly zero at this point; there are no directions to rank")
     even, odd = (np.asarray(moment(half), np.float64) for half in halves)
     eigenvalues, directions = spectral.eigh_dense(matrix)
     sizes = subspaces.default_sizes(matrix.shape[0])
@@ -310,10 +322,10 @@ def estimate_nads(
     for name in choices:
         if name not in known:
             raise unknown("estimate_nads", name, known)
-    check_integer("num_networks", num_networks, 2)
-    if isinstance(key, int | np.integer):
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         key = ensemble.make_key(key)
     accumulate, estimator = make_accumulate(model, Estimator(**choices), num_networks)
+    check_num_networks(num_networks, estimator)
     halves = init_halves(int(np.prod(model.image_shape)))
     halves = accumulate(key, halves, 0, num_networks, progress)
     return finalize(halves, num_networks, record_choices(model, estimator, key), estimator.centred)
@@ -338,12 +350,13 @@ def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[tuple[int, in
     """Runs (first, last) of leading directions that are not determined one by one, and the tolerance applied.
 
     Eigenvalues count as equal within 5 %, or within two standard errors of a difference where that is more
-    (median relative `eigenvalue_sem` of the leading ones). Inside a run only the subspace is meaningful.
+    (median relative `eigenvalue_sem` of the leading ones). A run starts among the `leading` directions and may go
+    on beyond. Runs of a smooth spectrum end where the tolerance does, not at a gap.
     """
-    eigenvalues, sem = nads.eigenvalues[:leading], nads.eigenvalue_sem[:leading]
-    relative = float(np.median(sem / np.maximum(eigenvalues, np.finfo(np.float32).tiny)))
-    tolerance = min(max(0.05, 2.0 * np.sqrt(2.0) * relative), 1.0)
-    return spectral.near_degenerate_groups(eigenvalues, tolerance), tolerance
+    sem = nads.eigenvalue_sem[:leading] / np.maximum(nads.eigenvalues[:leading], np.finfo(np.float32).tiny)
+    tolerance = min(max(0.05, 2.0 * np.sqrt(2.0) * float(np.median(sem))), 1.0)
+    groups = spectral.near_degenerate_groups(nads.eigenvalues, tolerance)
+    return [group for group in groups if group[0] < leading], tolerance
 
 
 def directional_energy(nads: NADs, directions: np.ndarray) -> np.ndarray:

@@ -55,17 +55,22 @@ def plot_spectrum(
 ) -> Figure:
     """Eigenvalues [K] against their index, logarithmic, ± one standard error, with null band and compared spectrum."""
     index = np.arange(1, len(eigenvalues) + 1)
-    positive = eigenvalues > 0
+    positive = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     floor = eigenvalues[positive].min() / 2
     low, high = np.maximum(eigenvalues - eigenvalue_sem, floor), eigenvalues + eigenvalue_sem
-    axes.fill_between(index, low, high, alpha=0.35, linewidth=0, label="± split-half standard error")
+    axes.fill_between(
+        index[positive], low[positive], high[positive], alpha=0.35, linewidth=0, label="± split-half standard error"
+    )
     axes.plot(index[positive], eigenvalues[positive], label="eigenvalues")
     if compared is not None:
         axes.plot(np.arange(1, len(compared) + 1), compared, "k--", linewidth=1, label="compared")
     if null_band is not None:
         axes.axhspan(*null_band, color="gray", alpha=0.3, label="null band (Marchenko–Pastur)")
+    top, bottom = eigenvalues[0], eigenvalues[positive].min()
+    if top < 1.5 * bottom:  # an isotropic spectrum is drawn flat, not as its rounding errors
+        axes.set_ylim(bottom / 1.5, top * 1.5)
     axes.set(xscale="log", yscale="log", xlabel="NAD index $i + 1$", ylabel=r"eigenvalue $\lambda_i$", title=title)
     axes.legend()
     return figure

@@ -48,8 +48,8 @@ def marchenko_pastur_band(variance: float, dimension: int, num_samples: int) -> 
 def near_degenerate_groups(eigenvalues: np.ndarray, tolerance: float = 0.05) -> list[tuple[int, int]]:
     """Runs (first, last) of descending eigenvalues that lie within `tolerance` of the first of their run.
 
-    Inside a run single directions are not determined, only the subspace they span. The default, 5 % in the
-    eigenvalue, is 2.5 % in the singular value.
+    Inside a run single directions are not determined. The default, 5 % in the eigenvalue, is 2.5 % in the singular
+    value.
     """
     eigenvalues = np.asarray(eigenvalues)
     groups, first = [], 0

@@ -249,6 +249,11 @@ def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
         raise InputError(f"{file}: damaged, not JSON ({error}); remove it to start the folder again") from error
     identity = json.loads(json.dumps(identity))
     if stored is None:
+        strangers = sorted(path.name for path in workdir.iterdir() if not path.name.startswith("."))
+        if strangers:
+            raise InputError(
+                f"{workdir}: holds {strangers[0]!r} but no config.json, so it is no run folder; name another"
+            )
         write_text(file, json.dumps(identity, indent=2) + "\n")
     elif stored != identity:
         names = sorted({*stored, *identity} if isinstance(stored, dict) else identity)
@@ -281,5 +286,16 @@ def save_figure(path: Path, figure: Any) -> None:
 def quarantine(path: Path) -> Path:
     """Moves a damaged file aside as `*.corrupt` and returns its new name."""
     aside = path.with_name(path.name + ".corrupt")
-    os.replace(path, aside)
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        raise _os_error(path, error) from error
     return aside
+
+
+def remove(path: Path) -> None:
+    """Removes a file; raises `InputError` naming it where that fails."""
+    try:
+        path.unlink()
+    except OSError as error:
+        raise _os_error(path, error) from error

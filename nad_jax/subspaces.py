@@ -60,6 +60,8 @@ def captured_energy(directions: np.ndarray, second_moment: np.ndarray) -> np.nda
     """The share of tr G that the leading k orthonormal rows of `directions` [K, D] capture, for k = 1 … K: [K]."""
     directions, second_moment = np.asarray(directions, np.float64), np.asarray(second_moment, np.float64)
     _check_pair(directions, second_moment)
+    if second_moment.shape[0] != second_moment.shape[1]:
+        raise InputError(f"second_moment: must be square, got shape {second_moment.shape}")
     energies = np.einsum("kd,de,ke->k", directions, second_moment, directions, optimize=True)
     return np.cumsum(energies) / np.trace(second_moment)
 

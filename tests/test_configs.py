@@ -23,8 +23,7 @@ def _load(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_names_an_experiment(path):
     config = _load(path).get_config()
-    assert config.experiment in EXPERIMENTS
-    assert config.is_locked is False or config.to_json()
+    EXPERIMENTS[config.experiment].validate(config)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

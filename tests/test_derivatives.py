@@ -84,6 +84,8 @@ def test_rows_are_read_outs_of_the_features(network, derivative):
     together = derivative(features, x, readouts)
     one_by_one = [derivative(lambda images, w=w: features(images) @ w[:, None], x, jnp.ones((1, 1))) for w in readouts]
     np.testing.assert_allclose(together, jnp.concatenate(one_by_one), atol=2e-5 * float(jnp.abs(together).max()))
+    jacobian = derivative(features, x, None)
+    np.testing.assert_allclose(readouts @ jacobian, together, atol=2e-5 * float(jnp.abs(together).max()))
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 512, 10_000])

@@ -1,8 +1,10 @@
 """Experiments at smoke size, in process; and the command line, as a user meets it."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,13 @@ def test_a_damaged_unit_is_kept_aside_and_computed_again(finished, tmp_path, dam
     assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
 
 
+def test_foreign_files_among_the_units_are_left_alone(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    (workdir / "units" / "networks_mine.npz").write_text("notes")
+    compute_nads.run(_config(), workdir)
+    assert (workdir / "units" / "networks_mine.npz").read_text() == "notes"
+
+
 def test_comparison_with_itself_is_perfect(finished, tmp_path, capsys):
     workdir = _copy(finished, tmp_path)
     record = load_nads(workdir / "nads.npz")
@@ -148,6 +157,15 @@ def test_all_bad_values_are_reported_at_once(tmp_path):
         compute_nads.run(_config(step=-1.0, num_networks=0, unit_size=3, readout="averaged"), tmp_path / "run")
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == ["step", "readout", "num_networks", "unit_size"]
+    with pytest.raises(InputError) as caught:
+        compute_nads.run(_config(architecture="lent", seed=2**32, figure_directions=0, step=-1.0), tmp_path / "run")
+    names = [line.split(":")[0] for line in str(caught.value).splitlines()]
+    assert names == ["step", "architecture", "seed", "figure_directions"]
+    incomplete = _config()
+    with incomplete.unlocked():
+        del incomplete.step
+    with pytest.raises(InputError, match="step: field is missing"):
+        compute_nads.run(incomplete, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -176,6 +194,9 @@ RECIPE = "--config=configs/compute_nads.py:lenet"
         ([RECIPE, "--workdir=W", "--config.architecture=lent"], "architecture: unknown value 'lent'"),
         ([RECIPE, "--workdir=W", "--config.compare=D"], "have D = 16, expected D = 1024"),
         ([RECIPE], "--workdir is required"),
+        ([RECIPE, "--workdir="], "--workdir is required"),
+        (["--config=configs/__none__.py", "--workdir=W"], "No such file"),
+        (["--config=tests/conftest.py", "--workdir=W"], "defines no function get_config"),
         ([RECIPE, "--workdir=/proc/none"], "/proc/none: "),
         ([RECIPE, "--workdir=W", "--figures_only"], "nads.npz: No such file"),
     ],
@@ -191,6 +212,23 @@ def test_the_command_line_answers_bad_input_in_one_line(arguments, message, tmp_
     assert message in result.stderr
     assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_command_says_that_it_can_be_run_again(name, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.main", RECIPE, f"--workdir={tmp_path / 'run'}", "--config.unit_size=2"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("run/units/*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(getattr(signal, name))
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 75 and "the same command goes on" in printed and "Traceback" not in printed
 
 
 def test_the_command_line_runs_a_recipe(tmp_path):

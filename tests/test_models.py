@@ -101,7 +101,14 @@ def test_nnx_model_maps_over_initializations_and_marginalizes():
     assert nads.directions.shape == (16, 16) and nads.eigenvalues[0] > 0
 
 
-@pytest.mark.parametrize("module", [Net(squash=True), Net(twice=True)])
+class Normalized(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, deterministic):
+        x = nn.Dropout(0.5, deterministic=deterministic)(nn.relu(nn.Dense(6)(x.reshape(len(x), -1))))
+        return nn.WeightNorm(nn.Dense(1))(x)
+
+
+@pytest.mark.parametrize("module", [Net(squash=True), Net(twice=True), Normalized()])
 def test_without_a_reachable_read_out_marginalizing_is_refused(module):
     model = from_linen(module, SHAPE)
     assert model.features is None
@@ -146,5 +153,9 @@ def test_functions_are_checked_against_the_contract():
         from_functions(init, lambda w, x: features(w, x) @ w, SHAPE, lambda w, x: x)
     with pytest.raises(InputError, match="readout_variance: must be a finite number greater than 0"):
         from_functions(init, lambda w, x: features(w, x) @ w, SHAPE, features, readout_variance=0.0)
+    with pytest.raises(InputError, match="instance of a Linen module"):
+        from_linen(Net, SHAPE)
+    with pytest.raises(InputError, match=r"function of nnx\.Rngs"):
+        from_nnx(NNXNet(nnx.Rngs(0)), SHAPE)
     with pytest.raises(InputError, match="image_shape"):
         from_functions(init, lambda w, x: jnp.ones((2, 1)), (4, 0, 1))

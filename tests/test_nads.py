@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,10 +8,13 @@ import pytest
 
 from nad_jax import (
     basis_dft,
+    central_difference,
     create_model,
     directional_energy,
     estimate_nads,
     from_functions,
+    input_gradient,
+    make_key,
     marchenko_pastur_band,
     null_band,
     read_directions,
@@ -49,14 +55,24 @@ LENGTH, STRIDE = 16, 4
 FILTER = jnp.array([1.0, 2.0, 1.5, 0.5] + 12 * [0.0])
 
 
-def _second_moments(filter_length, readout, count=12):
-    """Independent estimates [count, D, D] of E[g gᵀ], from the record of the estimator."""
-    model = _linear_cnn(LENGTH, STRIDE, FILTER, filter_length)
+def _ensembles(model, num_networks, seeds, **choices):
+    """E[g gᵀ] of independent ensembles [len(seeds), D, D], from one compiled program."""
+    accumulate, _ = make_accumulate(model, Estimator(**choices), num_networks)
+    dimension = int(np.prod(model.image_shape))
     matrices = []
-    for seed in range(count):
-        nads = estimate_nads(model, 400, seed, derivative="input_gradient", readout=readout)
-        matrices.append(nads.directions.T @ (nads.eigenvalues[:, None] * nads.directions))
+    for seed in seeds:
+        nads = finalize(accumulate(make_key(seed), init_halves(dimension), 0, num_networks), num_networks, {})
+        matrices.append(_matrix(nads))
     return np.array(matrices)
+
+
+def _matrix(nads):
+    return nads.directions.T @ (nads.eigenvalues[:, None] * nads.directions)
+
+
+def _second_moments(filter_length, readout, count=12):
+    model = _linear_cnn(LENGTH, STRIDE, FILTER, filter_length)
+    return _ensembles(model, 400, range(count), derivative="input_gradient", readout=readout)
 
 
 @pytest.mark.parametrize("readout", ["marginalized", "sampled"])
@@ -106,20 +122,16 @@ def test_marginalized_is_the_mean_of_sampled_read_outs():
     model = create_model("lenet", **SMALL)
     probes = np.random.default_rng(0).normal(size=(5, 256)) / 16
 
-    def energies(seed, readout, num_readouts, derivative):
-        nads = estimate_nads(model, 40, seed, derivative=derivative, readout=readout, num_readouts=num_readouts)
-        matrix = nads.directions.T @ (nads.eigenvalues[:, None] * nads.directions)
-        return np.einsum("kd,de,ke->k", probes, matrix, probes)
+    def energies(seeds, readout, num_readouts=1):
+        choices = {"readout": readout, "num_readouts": num_readouts, "derivative": "input_gradient"}
+        return np.einsum("kd,nde,ke->nk", probes, _ensembles(model, 40, seeds, **choices), probes)
 
-    exact = energies(0, "marginalized", 1, "input_gradient")
-    sampled = energies(0, "sampled", 2000, "input_gradient")
+    marginalized = energies(range(13), "marginalized")
     # Same 40 networks and 80,000 read-outs: a few per cent of error from the read-outs alone.
-    np.testing.assert_allclose(sampled, exact, rtol=0.05)
-    # And the network's own read-out, over other networks, in standard errors.
-    own = np.array([energies(seed, "sampled", 1, "input_gradient") for seed in range(1, 13)])
-    marginal = np.array([energies(seed, "marginalized", 1, "input_gradient") for seed in range(1, 13)])
-    difference = own - marginal
-    assert (np.abs(difference.mean(0)) < 5 * difference.std(0, ddof=1) / np.sqrt(12)).all()
+    np.testing.assert_allclose(energies([0], "sampled", 2000)[0], marginalized[0], rtol=0.05)
+    # And the network's own read-out, in standard errors over ensembles.
+    difference = energies(range(13), "sampled") - marginalized
+    assert (np.abs(difference.mean(0)) < 5 * difference.std(0, ddof=1) / np.sqrt(13)).all()
 
 
 @pytest.mark.parametrize("choices", [{}, {"readout": "sampled", "centred": True, "derivative": "input_gradient"}])
@@ -133,12 +145,9 @@ def test_chunks_and_mappings_agree_and_reruns_are_bit_identical(choices):
     again = run(chunk_size=4)
     assert all(np.array_equal(left, right) for left, right in zip(reference[:5], again[:5], strict=True))
 
-    def matrix(nads):
-        return nads.directions.T @ (nads.eigenvalues[:, None] * nads.directions)
-
     for more in ({"chunk_size": 2}, {"chunk_size": 14}, {"chunk_size": 64}, {"chunk_size": 4, "mapping": "vectorized"}):
         other = run(**more)
-        assert np.abs(matrix(other) - matrix(reference)).max() <= 1e-5 * np.abs(matrix(reference)).max()
+        assert np.abs(_matrix(other) - _matrix(reference)).max() <= 1e-5 * np.abs(_matrix(reference)).max()
         assert np.abs(other.eigenvalues - reference.eigenvalues).max() <= 1e-5 * reference.eigenvalues[0]
     assert not np.array_equal(estimate_nads(model, 14, 8, **choices, chunk_size=4).eigenvalues, reference.eigenvalues)
 
@@ -157,13 +166,53 @@ def test_growing_an_ensemble_keeps_its_members():
         accumulate(key, init_halves(256), 3, 6)
 
 
+PEAK = """
+import resource, sys
+import nad_jax
+model = nad_jax.create_model("logreg", (16, 16, 1))
+nad_jax.estimate_nads(model, int(sys.argv[1]), readout="sampled", derivative="input_gradient", chunk_size=100)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
 def test_memory_does_not_grow_with_the_number_of_networks():
-    model = create_model("logreg", (8, 8, 1))
-    accumulate, _ = make_accumulate(model, Estimator(readout="sampled", chunk_size=8), 1000)
-    key = jax.random.key(0, impl="philox4x32")
-    few, many = (accumulate(key, init_halves(64), 0, stop) for stop in (8, 800))
-    assert jax.tree.map(jnp.shape, few) == jax.tree.map(jnp.shape, many)
-    assert int(many.even.count + many.odd.count) == 800
+    # Ten times the networks: their derivatives alone would be 20 MB more.
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", PEAK, count], capture_output=True, text=True, check=True).stdout)
+        for count in ("2000", "22000")
+    ]
+    assert peaks[1] - peaks[0] < 10_000  # KiB
+
+
+def test_a_wide_unpooled_network_needs_no_matrix_of_its_features():
+    # ResNet18 without pooling has 524,288 features: anything F×F would be a terabyte.
+    model = create_model("resnet18", (8, 8, 1), pooling="none")
+    shapes = jax.eval_shape(model.init, make_key(0))
+    for derivative in (central_difference(100.0, 8), input_gradient):
+
+        def rows(variables, x, derivative=derivative):
+            return derivative(lambda images: model.features(variables, images), x, None)
+
+        compiled = jax.jit(rows).lower(shapes, jax.ShapeDtypeStruct((8, 8, 1), jnp.float32)).compile()
+        memory = compiled.memory_analysis()
+        assert memory.output_size_in_bytes == 4 * 32_768 * 64
+        assert memory.temp_size_in_bytes < 2**30
+
+
+def test_a_network_that_is_flat_at_the_point_is_refused():
+    # Bias-free ReLU networks have no gradient at the origin.
+    with pytest.raises(InputError, match="every derivative is exactly zero"):
+        estimate_nads(
+            from_functions(
+                lambda key: jax.random.normal(key, (4, 8)),
+                lambda w, x: jax.nn.relu(x.reshape(-1, 4) @ w).sum(1, keepdims=True),
+                (2, 2, 1),
+            ),
+            4,
+            readout="sampled",
+            derivative="input_gradient",
+            point_scale=0.0,
+        )
 
 
 def test_halves_are_even_and_odd_members():
@@ -189,7 +238,7 @@ def test_directional_energy_is_the_quadratic_form_of_the_second_moment():
 
 def test_degenerate_directions_are_pointed_out_within_their_error():
     nads = estimate_nads(create_model("logreg", (4, 4, 1)), 2, derivative="input_gradient")
-    assert degenerate_groups(nads) == ([(0, 15)], 0.05)  # exactly isotropic
+    assert degenerate_groups(nads, leading=4) == ([(0, 15)], 0.05)  # exactly isotropic
     steep = nads._replace(eigenvalues=np.float32([10, 8.8, 5, 4.9, 1]), eigenvalue_sem=np.zeros(5, np.float32))
     assert degenerate_groups(steep) == ([(2, 3)], 0.05)
     groups, tolerance = degenerate_groups(steep._replace(eigenvalue_sem=0.05 * steep.eigenvalues))
@@ -228,13 +277,28 @@ def test_non_finite_derivatives_are_refused_with_their_networks():
         ({"centred": True}, "centred: must be False"),
         ({"chunk_size": 3}, "chunk_size: must be even"),
         ({"mapping": "pmap"}, "mapping: unknown value 'pmap'"),
+        ({"step": "100"}, "step: must be a finite number greater than 0"),
+        ({"centred": "no"}, "centred: unknown value 'no'"),
     ],
 )
 def test_bad_choices_are_refused_by_name(choices, message):
     with pytest.raises(InputError, match=message):
         estimate_nads(create_model("logreg", (4, 4, 1)), 4, **choices)
-    with pytest.raises(InputError, match="num_networks: must be an integer of at least 2"):
-        estimate_nads(create_model("logreg", (4, 4, 1)), 1)
+
+
+@pytest.mark.parametrize(
+    ("num_networks", "key", "choices", "message"),
+    [
+        (1, 0, {}, "num_networks: must be an integer of at least 2, got 1"),
+        (3, 0, {"readout": "sampled", "centred": True}, "num_networks: must be an integer of at least 4, got 3"),
+        (4, -1, {}, "seed: must be an integer in 0 … 4294967295, got -1"),
+        (4, 2**32, {}, "seed: must be an integer in 0"),
+        (4, "a", {}, "seed: must be an integer in 0"),
+    ],
+)
+def test_bad_counts_and_seeds_are_refused(num_networks, key, choices, message):
+    with pytest.raises(InputError, match=message):
+        estimate_nads(create_model("logreg", (4, 4, 1)), num_networks, key, **choices)
 
 
 def test_marginalized_spectra_have_no_null_band():

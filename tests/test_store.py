@@ -1,5 +1,4 @@
 import io
-import json
 import zipfile
 
 import hypothesis
@@ -166,10 +165,13 @@ def test_a_run_folder_refuses_another_configuration(tmp_path):
     store.open_run_folder(folder, {"seed": 0, "shape": (1, 2)})
     with pytest.raises(InputError, match=r"another configuration\n  seed: folder 0, command 1"):
         store.open_run_folder(folder, {"seed": 1, "shape": (1, 2)})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "nads.npz").write_text("")
+    with pytest.raises(InputError, match=r"holds 'nads\.npz' but no config\.json"):
+        store.open_run_folder(tmp_path / "other", {"seed": 0})
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         store.open_run_folder(folder, {"seed": 0})
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
         store.open_run_folder(tmp_path / "file" / "run", {})
-    assert json.loads((tmp_path / "new" / "run" / "config.json").read_text() + "}") == {}

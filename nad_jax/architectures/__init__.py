@@ -2,6 +2,9 @@
 
 Sources: NAD, reference code; parameter counts with one channel and one logit at 32×32 are 1,025 (logreg),
 60,941 (lenet), 9,750,657 (vgg11), 9,745,153 (vgg11_plain), 11,168,193 (resnet18), 6,945,921 (densenet121).
+
+Differs from the reference in: 1. the running variance of batch normalization, which Flax keeps biased and PyTorch
+unbiased (by B·H·W/(B·H·W − 1)); 2. the gradient of a max-pooling window with several maxima, see `convolution.pool`.
 """
 
 from collections.abc import Callable
