@@ -101,6 +101,9 @@ def main(argv: list[str]) -> None:
             print(figure)
     except InputError as error:
         _fail(str(error))
+    except BrokenPipeError:  # the reader of our output is gone (`| head`); what is stored stays
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from the last finished unit\n")
         sys.exit(75)
