@@ -165,7 +165,7 @@ def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Call
         derivative = central_difference(estimator.step, estimator.block_size)
     from_features = estimator.readout == "marginalized" or num_rows > 1
     # √F τ: the mean over the F rows of the Jacobian is then τ² JᵀJ.
-    scale = np.sqrt(num_rows * model.readout_variance) if estimator.readout == "marginalized" else 1.0
+    scale = float(np.sqrt(num_rows * model.readout_variance)) if estimator.readout == "marginalized" else 1.0
 
     def readouts(key: jax.Array) -> jax.Array | None:
         if estimator.readout == "marginalized":
