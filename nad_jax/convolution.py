@@ -167,7 +167,9 @@ def max_pooled(convolution: Callable[..., jax.Array]) -> Callable[..., jax.Array
     """The same convolution followed by a 2×2 max-pooling, for `flax.linen.Conv`, whose bias may come after the maximum.
 
     With `product_convolution` and few channels the maximum is taken over the blocks as they leave the product:
-    central differences of LeNet take 0.79 of the time of the two steps one after the other.
+    central differences of LeNet take 0.85 of the time of the two steps one after the other. It also keeps the
+    gradient exact: the maximum is compared with the product's stored result, not with one that XLA recomputes
+    inside another fusion, where a last-bit difference would lose the winner.
     """
 
     def convolve_and_pool(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
