@@ -6,6 +6,7 @@ are slower still inside `scan` and `map`, and under `vmap` over kernels they bec
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,35 +16,53 @@ from nad_jax.errors import InputError, check_choice
 
 # Below this many output channels the products of `_convolve_rows` are too thin to run near the machine's rate.
 _THIN = 32
+# Below this many input channels a window is small enough for blocks of 4×4 outputs.
+_FEW = 4
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def _convolve_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Valid convolution with stride 1, its outputs as 2×2 blocks [B, rows, columns, 2, 2, O], one product for all.
+def _block_size(kernel: jax.Array) -> int:
+    """Outputs per side of a block, even: more where a window holds so few numbers that its product would be thin."""
+    return 4 if kernel.shape[2] < _FEW else 2
 
-    The window a block needs is read as whole 2×2 input blocks, so a patch is few wide slices instead of many
-    thin ones, and the product has 4·O columns instead of O. Outputs past an odd border are meaningless.
+
+def _convolve_blocks(x: jax.Array, kernel: jax.Array, size: int, offsets: Sequence[tuple[int, int]]) -> jax.Array:
+    """Valid convolution with stride 1 in R×Q blocks of size×size outputs, one product for all: [B, R, Q, S, O].
+
+    S runs over `offsets`, the (row, column) of an output in its block, in the order asked for.
+    The window a block needs is read as whole size×size input blocks, so a patch is few wide slices instead of many
+    thin ones, and the product has S·O columns instead of O. Outputs past the border are meaningless.
     """
     batch, height, width, channels = x.shape
     kernel_height, kernel_width, _, features = kernel.shape
-    out_height, out_width = height - kernel_height + 1, width - kernel_width + 1
-    rows, columns = -(-out_height // 2), -(-out_width // 2)  # blocks of outputs
-    tall, wide = kernel_height // 2 + 1, kernel_width // 2 + 1  # input blocks under one output block
-    x = jnp.pad(x, ((0, 0), (0, 2 * (rows + tall - 1) - height), (0, 2 * (columns + wide - 1) - width), (0, 0)))
-    blocks = x.reshape(batch, x.shape[1] // 2, 2, x.shape[2] // 2, 2 * channels).transpose(0, 1, 3, 2, 4)
-    blocks = blocks.reshape(batch, rows + tall - 1, columns + wide - 1, 4 * channels)
+    rows, columns = -(-(height - kernel_height + 1) // size), -(-(width - kernel_width + 1) // size)
+    tall, wide = (
+        -(-(kernel_height - 1) // size) + 1,
+        -(-(kernel_width - 1) // size) + 1,
+    )  # input blocks per output block
+    missing = size * (rows + tall - 1) - height, size * (columns + wide - 1) - width
+    x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+    blocks = x.reshape(batch, x.shape[1] // size, size, x.shape[2] // size, size * channels).transpose(0, 1, 3, 2, 4)
+    blocks = blocks.reshape(batch, rows + tall - 1, columns + wide - 1, size * size * channels)
     patches = jnp.concatenate(
         [blocks[:, i : i + rows, j : j + columns] for i in range(tall) for j in range(wide)], axis=-1
     )
     shifted = [
-        jnp.pad(kernel, ((i, 2 * tall - kernel_height - i), (j, 2 * wide - kernel_width - j), (0, 0), (0, 0)))
-        for i in range(2)
-        for j in range(2)
+        jnp.pad(kernel, ((i, tall * size - kernel_height - i), (j, wide * size - kernel_width - j), (0, 0), (0, 0)))
+        for i, j in offsets
     ]
-    matrix = jnp.stack(shifted, axis=-2).reshape(tall, 2, wide, 2, channels, 4 * features)
-    matrix = matrix.transpose(0, 2, 1, 3, 4, 5).reshape(-1, 4 * features)
-    return (patches @ matrix).reshape(batch, rows, columns, 2, 2, features)
+    matrix = jnp.stack(shifted, axis=-2).reshape(tall, size, wide, size, channels, len(offsets) * features)
+    matrix = matrix.transpose(0, 2, 1, 3, 4, 5).reshape(-1, len(offsets) * features)
+    products = patches.reshape(batch * rows * columns, -1) @ matrix
+    return products.reshape(batch, rows, columns, len(offsets), features)
+
+
+def _join_blocks(blocks: jax.Array, size: int, height: int, width: int) -> jax.Array:
+    """Blocks [B, R, Q, size·size, O] side by side, cut to an image [B, height, width, O]."""
+    batch, rows, columns, _, features = blocks.shape
+    y = blocks.reshape(batch, rows, columns, size, size, features).transpose(0, 1, 3, 2, 4, 5)
+    return y.reshape(batch, rows * size, columns * size, features)[:, :height, :width]
 
 
 def _convolve_rows(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
@@ -69,10 +88,9 @@ def _convolve_products(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     if not _fits_blocks(kernel, strides):
         return _convolve_rows(x, kernel, strides)
-    blocks = _convolve_blocks(x, kernel)
-    batch, rows, columns, _, _, features = blocks.shape
-    y = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * rows, 2 * columns, features)
-    return y[:, : x.shape[1] - kernel.shape[0] + 1, : x.shape[2] - kernel.shape[1] + 1]
+    size = _block_size(kernel)
+    blocks = _convolve_blocks(x, kernel, size, list(itertools.product(range(size), repeat=2)))
+    return _join_blocks(blocks, size, x.shape[1] - kernel.shape[0] + 1, x.shape[2] - kernel.shape[1] + 1)
 
 
 def _convolve_lax(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
@@ -163,6 +181,21 @@ CONVOLUTIONS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
+def _convolve_and_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Valid convolution and 2×2 max-pooling, the maximum taken over the blocks as they leave the product."""
+    size = _block_size(kernel) // 2  # pooled outputs per side of a block
+    # The place in the pooling window runs before the pooled output, so that a maximum is one over long rows.
+    offsets = [
+        (2 * i + row, 2 * j + column)
+        for row, column, i, j in itertools.product(range(2), range(2), range(size), range(size))
+    ]
+    blocks = _convolve_blocks(x, kernel, 2 * size, offsets)
+    rows, columns = blocks.shape[1:3]
+    pooled = _window_max(blocks.reshape(len(x), rows, columns, 2, 2, -1), (3, 4))
+    pooled = pooled.reshape(len(x), rows, columns, size * size, kernel.shape[-1])
+    return _join_blocks(pooled, size, (x.shape[1] - kernel.shape[0] + 1) // 2, (x.shape[2] - kernel.shape[1] + 1) // 2)
+
+
 def max_pooled(convolution: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """The same convolution followed by a 2×2 max-pooling, for `flax.linen.Conv`, whose bias may come after the maximum.
 
@@ -176,9 +209,7 @@ def max_pooled(convolution: Callable[..., jax.Array]) -> Callable[..., jax.Array
         if convolution is product_convolution:
             strides, pads = _plain_window(x, kernel, *args, **kwargs)
             if _fits_blocks(kernel, strides):
-                x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-                rows, columns = (x.shape[1] - kernel.shape[0] + 1) // 2, (x.shape[2] - kernel.shape[1] + 1) // 2
-                return _convolve_blocks(x, kernel).max((3, 4))[:, :rows, :columns]
+                return _convolve_and_pool(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel)
         return pool(convolution(x, kernel, *args, **kwargs), "max", 2)
 
     return convolve_and_pool
@@ -192,11 +223,50 @@ def resolve_convolution(name: str) -> str:
     return name
 
 
+def _entries(windows: jax.Array, axes: tuple[int, int]) -> list[jax.Array]:
+    """The entries of every window, row by row, each of the shape of the pooled image."""
+    first, second = axes
+    rows = [jax.lax.index_in_dim(windows, i, first, keepdims=False) for i in range(windows.shape[first])]
+    return [
+        jax.lax.index_in_dim(row, j, second - 1, keepdims=False) for row in rows for j in range(windows.shape[second])
+    ]
+
+
+def _winners(entries: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array | bool]]:
+    """The largest entry, and for each entry where it is the one, the first of equals."""
+    if len(entries) == 1:
+        return entries[0], [True]
+    left, among_left = _winners(entries[: len(entries) // 2])
+    right, among_right = _winners(entries[len(entries) // 2 :])
+    first = left >= right
+    return jnp.maximum(left, right), [first & won for won in among_left] + [~first & won for won in among_right]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _window_max(windows: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """The maximum over two axes, ascending; its derivative goes to exactly one entry, the first of equals.
+
+    The derivative of `jnp.max` compares entries with the maximum: where XLA computes an entry again inside another
+    fusion, its last bit may differ and the winner is lost. Entries compared in pairs always leave one winner.
+    """
+    return functools.reduce(jnp.maximum, _entries(windows, axes))
+
+
+@_window_max.defjvp
+def _window_max_jvp(axes, primals, tangents):
+    (windows,), (direction,) = primals, tangents
+    won = _winners(_entries(windows, axes))[1]
+    first, second = axes
+    size = windows.shape[second]
+    rows = [jnp.stack(won[i : i + size], second - 1) for i in range(0, len(won), size)]
+    return _window_max(windows, axes), jnp.sum(jnp.where(jnp.stack(rows, first), direction, 0), axes)
+
+
 def pool(x: jax.Array, kind: str, size: int) -> jax.Array:
     """Non-overlapping size×size pooling of images [B, H, W, C]; a remainder at the border is dropped, as in PyTorch.
 
     A reshape and a reduction instead of `reduce_window`, whose gradient is slow on a CPU. Where several entries
-    of a window share its maximum the gradient is split between them.
+    of a window share its maximum the gradient goes to the first, row by row, as in PyTorch.
 
     Args:
       kind: "max" or "avg".
@@ -206,4 +276,4 @@ def pool(x: jax.Array, kind: str, size: int) -> jax.Array:
     check_fits((height, width), (size, size))
     rows, columns = height // size, width // size
     windows = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
-    return windows.max((2, 4)) if kind == "max" else windows.mean((2, 4))
+    return _window_max(windows, (2, 4)) if kind == "max" else windows.mean((2, 4))

@@ -3,6 +3,7 @@
 A vector of length D = H·W·C is an image read row by row, channels innermost.
 """
 
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -164,3 +165,24 @@ def complete_basis(directions: jax.Array, tolerance: float = 1e-3) -> jax.Array:
     # The trailing right singular vectors are orthogonal to every given row.
     complement = np.linalg.svd(rows, full_matrices=True)[2][len(rows) :]
     return jnp.asarray(np.concatenate([rows, complement]), dtype=jnp.float32)
+
+
+def direction_identity(direction: np.ndarray) -> int:
+    """A number in 0 … 2³² − 1 that names a unit direction [D]: the same for v and −v, and after rounding errors."""
+    return zlib.crc32(_quantized(direction))
+
+
+def distinct_directions(directions: np.ndarray) -> np.ndarray:
+    """The indices of those rows of [K, D] that are the first of all that are equal up to sign, ascending."""
+    first: dict[bytes, int] = {}
+    for index, direction in enumerate(np.asarray(directions)):
+        first.setdefault(_quantized(direction), index)
+    return np.array(list(first.values()), dtype=int)
+
+
+def _quantized(direction: np.ndarray) -> bytes:
+    """The direction in steps of 1/10007, with a positive first entry (among those that are not zero)."""
+    # A prime, so that the round numbers of simple directions do not lie half-way between two steps.
+    steps = np.rint(np.asarray(direction, np.float64) * 10_007).astype("<i2")
+    nonzero = np.flatnonzero(steps)
+    return (-steps if len(nonzero) and steps[nonzero[0]] < 0 else steps).tobytes()

@@ -1,11 +1,12 @@
-"""Ensembles of independently initialized networks: their keys, and mapping a function over members."""
+"""Ensembles of independent networks: their keys, mapping a function over members, and over devices."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nad_jax.errors import check_choice, check_integer
 
@@ -48,3 +49,38 @@ def padded_members(first: jax.Array, stop: jax.Array, chunk_size: int) -> tuple[
     """Members first … first + chunk_size − 1 [N], and which of them lie below `stop` [N]."""
     members = first + jnp.arange(chunk_size)
     return members, members < stop
+
+
+def portable_key(key: jax.Array) -> jax.Array:
+    """A threefry key drawn from `key`: draws from the keys of `make_key` do not compile inside `shard_map`.
+
+    (XLA of JAX 0.10 cannot partition the 64-bit products of philox.)
+    """
+    return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
+
+
+def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+    return jax.make_mesh((len(devices),), ("networks",), (AxisType.Auto,), devices=devices)
+
+
+def replicated(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
+    """A copy of the whole array on every device."""
+    return NamedSharding(_mesh(devices), PartitionSpec())
+
+
+def shard_members(function: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
+    """`function(shared, *args)` with the leading axis of each of `args` spread over the devices, `shared` copied.
+
+    The program of a device knows nothing of the others: there is no communication between them.
+    """
+    if len(devices) == 1:
+        return function
+
+    def sharded(shared: Any, *args: jax.Array) -> Any:
+        members = PartitionSpec("networks")
+        specs = (PartitionSpec(), *(members for _ in args))
+        return jax.shard_map(function, mesh=_mesh(devices), in_specs=specs, out_specs=members, check_vma=False)(
+            shared, *args
+        )
+
+    return sharded

@@ -22,6 +22,13 @@ from nad_jax.initializers import flax_readout_variance, reference_initialization
 INITIALIZATIONS = ("reference", "flax")
 
 
+def _trainable_leaves(variables: Any) -> Any:
+    """The collection "params" where there is one, as in Flax; otherwise every leaf of real numbers."""
+    if isinstance(variables, Mapping) and "params" in variables:
+        return jax.tree.map_with_path(lambda path, _: path[0].key == "params", variables)
+    return jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating), variables)
+
+
 class Model(NamedTuple):
     """A network as pure functions (see the module's docstring).
 
@@ -29,6 +36,7 @@ class Model(NamedTuple):
     readout_variance: τ² of the weights of that layer, E[w wᵀ] = τ² I, w independent of the features; None: unknown.
     num_logits: K; the adapters find it.
     description: every choice that made the model, for the record of a result.
+    trainable: maps variables to booleans, one for each leaf: which of them training changes.
     """
 
     init: Callable[[jax.Array], Any]
@@ -38,6 +46,21 @@ class Model(NamedTuple):
     features: Callable[[Any, jax.Array], jax.Array] | None = None
     readout_variance: float | None = None
     description: Mapping[str, Any] = MappingProxyType({})
+    trainable: Callable[[Any], Any] = _trainable_leaves
+
+
+def split_trainable(model: Model, variables: Any) -> tuple[list[jax.Array], list[jax.Array], Callable[..., Any]]:
+    """The leaves that training changes, the other ones, and `join(trained, others) -> variables`."""
+    leaves, structure = jax.tree.flatten(variables)
+    mask = jax.tree.leaves(model.trainable(variables))
+
+    def join(trained: list[jax.Array], others: list[jax.Array]) -> Any:
+        sources = {True: iter(trained), False: iter(others)}
+        return jax.tree.unflatten(structure, [next(sources[bool(chosen)]) for chosen in mask])
+
+    trained = [leaf for leaf, chosen in zip(leaves, mask, strict=True) if chosen]
+    others = [leaf for leaf, chosen in zip(leaves, mask, strict=True) if not chosen]
+    return trained, others, join
 
 
 def _checked(model: Model) -> Model:
@@ -246,5 +269,9 @@ def from_nnx(
         module.eval()
         return features(module, x)
 
+    def trainable(variables: Any) -> Any:
+        is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
+        return jax.tree.map(lambda node: isinstance(node, nnx.Param), variables, is_leaf=is_variable)
+
     model = from_functions(init, apply, image_shape, evaluate_features if features else None, readout_variance)
-    return model._replace(description={"model": "nnx"})
+    return model._replace(description={"model": "nnx"}, trainable=trainable)

@@ -1,0 +1,105 @@
+"""The linearly separable distributions D(v), whose only signal lies along one direction.
+
+x = ε y v + w,  y ∈ {−1, +1} equiprobable,  w ~ N(0, σ² (I − v vᵀ))                            (NAD, Section 2)
+
+The class means are ±ε v: `epsilon` is the paper's amplitude (the reference code places them at ±(ε/2) v). Label 0 is
+the class at +ε v. The noise has no component along v, so sign⟨x, v⟩ never errs.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtr
+
+from nad_jax.ensemble import named_key
+from nad_jax.errors import InputError, check_integer
+
+
+class Noise(NamedTuple):
+    """Standard normal noise before projection, the same for every direction: train [B, D], test [B', D]."""
+
+    train: jax.Array
+    test: jax.Array
+
+
+def check_num_samples(name: str, value: int) -> None:
+    """Raises `InputError` unless `value` is even and at least 2, so that the classes can be balanced exactly."""
+    check_integer(name, value, 2)
+    if value % 2:
+        raise InputError(f"{name}: must be even (classes are balanced exactly), got {value}")
+
+
+def sample_noise(key: jax.Array, num_train: int, num_test: int, dimension: int) -> Noise:
+    """The noise of one replicate, from `key` and the split alone: [num_train, D] and [num_test, D], N(0, I)."""
+    return Noise(
+        jax.random.normal(named_key(key, "train"), (num_train, dimension), jnp.float32),
+        jax.random.normal(named_key(key, "test"), (num_test, dimension), jnp.float32),
+    )
+
+
+def label_samples(indices: jax.Array) -> jax.Array:
+    """The label in {0, 1} of sample number `indices` [B]: they alternate, so an even number is balanced exactly."""
+    return indices % 2
+
+
+def separate(
+    noise: jax.Array, labels: jax.Array, direction: jax.Array, epsilon: jax.Array, sigma: jax.Array
+) -> jax.Array:
+    """Samples x = ε y v + σ (I − v vᵀ) n of D(v) from standard normal noise n.
+
+    Args:
+      noise: n, [B, D].
+      labels: [B] in {0, 1}; 0 is y = +1.
+      direction: v, [D], of unit norm.
+      epsilon, sigma: ε and σ, scalars, in units of the input.
+
+    Returns: x [B, D], with ⟨x, v⟩ = ±ε to rounding.
+    """
+    # In full precision on every backend: TensorFloat-32 would leave noise along v.
+    along = jnp.matmul(noise, direction, precision=jax.lax.Precision.HIGHEST)
+    coefficient = epsilon * (1 - 2 * labels) - sigma * along
+    return sigma * noise + coefficient[:, None] * direction[None]
+
+
+def sample_separable(
+    key: jax.Array, direction: jax.Array, num_samples: int, epsilon: float = 1.0, sigma: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """`num_samples` samples of D(v) and their labels: x [B, D] float32, labels [B] in {0, 1}. Consumes the key.
+
+    Class means are ±ε v, label 0 at +ε v; labels are balanced exactly; the noise has no component along v.
+    Source: NAD, Section 2. `direction` is v, [D], of unit norm; ε and σ are in units of the input.
+
+    Raises:
+      InputError: unless `num_samples` is even and `direction` is a vector.
+    """
+    check_num_samples("num_samples", num_samples)
+    if jnp.ndim(direction) != 1:
+        raise InputError(f"direction: must be a vector [D], got shape {jnp.shape(direction)}")
+    labels = label_samples(jnp.arange(num_samples))
+    noise = jax.random.normal(key, (num_samples, direction.shape[0]), jnp.float32)
+    return separate(noise, labels, direction, epsilon, sigma), labels
+
+
+def bayes_classifier(x: jax.Array, direction: jax.Array) -> jax.Array:
+    """The labels [B] in {0, 1} of samples x [B, D] of D(v): 0 where ⟨x, v⟩ > 0. It never errs for ε > 0."""
+    return (jnp.matmul(x, direction, precision=jax.lax.Precision.HIGHEST) <= 0).astype(jnp.int32)
+
+
+def competing_accuracy(
+    direction: jax.Array, competitor: jax.Array, epsilon: float = 1.0, sigma: float = 1.0
+) -> jax.Array:
+    """The accuracy on D(v) of the linear classifier sign⟨x, u⟩: Φ(ε c / (σ √(1 − c²))), c = uᵀv.
+
+    Derived: ⟨x, u⟩ = ε y c + ⟨w, u⟩ with ⟨w, u⟩ ~ N(0, σ² (1 − c²)).
+
+    Args:
+      direction, competitor: v and u, [..., D], of unit norm.
+
+    Returns: [...] in [0, 1]; 1 for u = v, 0 for u = −v, ½ for orthogonal ones.
+    """
+    cosine = jnp.sum(direction * competitor, -1)
+    # ‖u − v‖ ‖u + v‖ / 2 = √(1 − c²), without the cancellation near c = ±1.
+    sine = jnp.linalg.norm(competitor - direction, axis=-1) * jnp.linalg.norm(competitor + direction, axis=-1) / 2
+    margin = epsilon * cosine
+    return ndtr(jnp.where(margin == 0, 0.0, margin / (sigma * sine)))
