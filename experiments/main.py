@@ -18,10 +18,10 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import compute_nads
+from experiments import compute_nads, directional_bias
 from nad_jax.errors import InputError, unknown
 
-EXPERIMENTS = {"compute_nads": compute_nads}
+EXPERIMENTS = {"compute_nads": compute_nads, "directional_bias": directional_bias}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/compute_nads.py:lenet; its file lists every field."

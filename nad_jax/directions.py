@@ -3,7 +3,7 @@
 A vector of length D = H·W·C is an image read row by row, channels innermost.
 """
 
-import zlib
+import hashlib
 from typing import NamedTuple
 
 import jax
@@ -136,13 +136,17 @@ def basis_dct(image_shape: tuple[int, int, int]) -> jax.Array:
 
 
 def basis_random(key: jax.Array, dimension: int, num_directions: int | None = None) -> jax.Array:
-    """`num_directions` orthonormal rows [K, D], uniformly distributed (Haar); all D by default. Consumes `key`."""
+    """`num_directions` orthonormal rows [K, D], uniformly distributed (Haar); all D by default. Consumes `key`.
+
+    Asking for more directions keeps the first ones, up to rounding.
+    """
     num_directions = dimension if num_directions is None else num_directions
     check_integer("dimension", dimension, 1)
     check_integer("num_directions", num_directions, 1)
     if num_directions > dimension:
         raise InputError(f"num_directions: at most the dimension {dimension}, got {num_directions}")
-    orthogonal, triangle = jnp.linalg.qr(jax.random.normal(key, (dimension, num_directions)))
+    draw = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), (dimension,)))
+    orthogonal, triangle = jnp.linalg.qr(draw(jnp.arange(num_directions)).T)
     # The sign of the triangle's diagonal makes the factorization unique and the law Haar.
     return (orthogonal * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0)[None]).T
 
@@ -168,8 +172,8 @@ def complete_basis(directions: jax.Array, tolerance: float = 1e-3) -> jax.Array:
 
 
 def direction_identity(direction: np.ndarray) -> int:
-    """A number in 0 … 2³² − 1 that names a unit direction [D]: the same for v and −v, and after rounding errors."""
-    return zlib.crc32(_quantized(direction))
+    """A number in 0 … 2⁶⁴ − 1 that names a unit direction [D]: the same for v and −v, and after rounding errors."""
+    return int.from_bytes(hashlib.sha256(_quantized(direction)).digest()[:8])
 
 
 def distinct_directions(directions: np.ndarray) -> np.ndarray:

@@ -359,7 +359,14 @@ def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[tuple[int, in
     return [group for group in groups if group[0] < leading], tolerance
 
 
-def directional_energy(nads: NADs, directions: np.ndarray) -> np.ndarray:
+class Spectrum(NamedTuple):
+    """What stored NADs are at least: `directions` [K, D] with their `eigenvalues` [K]."""
+
+    directions: np.ndarray
+    eigenvalues: np.ndarray
+
+
+def directional_energy(nads: NADs | Spectrum, directions: np.ndarray) -> np.ndarray:
     """vᵀ E[g gᵀ] v for rows v of `directions` [K, D]: the mean squared derivative along each, [K].
 
     By Chebyshev's inequality P(|vᵀg| ≥ η) ≤ vᵀ E[g gᵀ] v / η² (NAD, Section 3): what a network can see along v.

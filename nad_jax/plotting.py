@@ -1,9 +1,11 @@
 """Figures from arrays: every function returns a matplotlib `Figure`; nothing is computed from networks here."""
 
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from nad_jax.directions import to_images
+from nad_jax.subspaces import rank_correlation
 
 
 def fourier_energy(image: np.ndarray) -> np.ndarray:
@@ -89,4 +91,99 @@ def plot_overlap(curves: dict[str, tuple[np.ndarray, np.ndarray]], dimension: in
     axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
     axes.minorticks_off()
     axes.legend()
+    return figure
+
+
+def _panels(count: int) -> tuple[Figure, list]:
+    columns = min(4, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(3.0 * columns + 1.2, 3.0 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for panel in list(axes)[count:]:
+        panel.set_visible(False)
+    return figure, list(figure.axes[:count])
+
+
+def _plot_maps(maps: dict[str, np.ndarray], frequencies: np.ndarray, title: str, label: str, **scale: object) -> Figure:
+    """One panel per map over (vertical, horizontal) frequency, all on one scale; cells without a value are grey."""
+    figure, panels = _panels(len(maps))
+    figure.suptitle(title)
+    half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 0.5
+    low, high = frequencies[0] - half, frequencies[-1] + half
+    for panel, (name, values) in zip(panels, maps.items(), strict=True):
+        panel.set_facecolor("lightgray")
+        drawn = panel.imshow(values, extent=(low, high, high, low), interpolation="nearest", **scale)
+        panel.set_title(name, fontsize=9)
+        panel.set(xlabel="horizontal frequency", ylabel="vertical frequency")
+        panel.label_outer()
+    figure.colorbar(drawn, ax=panels, label=label, shrink=0.8)
+    return figure
+
+
+def plot_accuracy_maps(maps: dict[str, np.ndarray], frequencies: np.ndarray, title: str) -> Figure:
+    """Test accuracies on D(v), one map [F, F] per label, v the real Fourier vector of (vertical, horizontal) frequency.
+
+    Frequencies [F] ascend, in cycles per image. The scale is always 50 to 100 %, so that figures can be compared.
+    """
+    percent = {name: 100 * values for name, values in maps.items()}
+    return _plot_maps(percent, frequencies, title, "test accuracy (%)", vmin=50, vmax=100, cmap="viridis")
+
+
+def plot_steps_maps(maps: dict[str, np.ndarray], frequencies: np.ndarray, title: str) -> Figure:
+    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; grey: never reached (nan)."""
+    finite = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
+    norm = LogNorm(finite.min(), max(finite.max(), finite.min() * 1.01))
+    return _plot_maps(maps, frequencies, title, "steps (grey: never)", norm=norm, cmap="magma_r")
+
+
+def plot_accuracy_by_index(
+    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], eigenvalues: np.ndarray | None, title: str
+) -> Figure:
+    """Accuracy on D(u_i) against the NAD index, (indices, means, standard errors) per label, over the eigenvalues."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, (indices, means, sem) in curves.items():
+        axes.errorbar(
+            indices + 1, 100 * means, 100 * np.nan_to_num(sem), fmt="o-", capsize=3, label=label or "accuracy"
+        )
+    axes.axhline(50, color="gray", linestyle=":", linewidth=1)
+    axes.set(
+        xscale="log", xlabel="NAD index $i + 1$", ylabel="test accuracy on $D(u_i)$ (%)", ylim=(45, 101.5), title=title
+    )
+    handles, labels = axes.get_legend_handles_labels()
+    if eigenvalues is not None:
+        positive = eigenvalues > 0
+        other = axes.twinx()
+        other.plot(
+            np.arange(1, len(eigenvalues) + 1)[positive], eigenvalues[positive], "k--", linewidth=1, label="eigenvalue"
+        )
+        other.set(yscale="log", ylabel=r"eigenvalue $\lambda_i$")
+        handles, labels = handles + other.get_legend_handles_labels()[0], [*labels, "eigenvalue"]
+    axes.legend(handles, labels, loc="upper right")
+    return figure
+
+
+def plot_accuracy_histogram(groups: dict[str, np.ndarray], title: str) -> Figure:
+    """How the test accuracies [N] of each label are distributed, in bins of 2.5 points."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    bins = np.arange(45, 102.5, 2.5)
+    for label, accuracies in groups.items():
+        name = f"{label + ': ' if label else ''}mean {100 * accuracies.mean():.1f} %"
+        axes.hist(100 * np.asarray(accuracies), bins, alpha=0.6, label=name)
+    axes.set(xlabel="test accuracy (%)", ylabel="directions", title=title)
+    axes.legend()
+    return figure
+
+
+def plot_accuracy_by_energy(points: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
+    """Accuracy on D(v) against vᵀ E[g gᵀ] v, (energies [N], accuracies [N]) per label, with their rank correlation."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, (energies, accuracies) in points.items():
+        correlation = float(rank_correlation(energies, accuracies)) if len(energies) > 1 else float("nan")
+        name = f"{label + ': ' if label else ''}rank correlation {correlation:.2f}"
+        axes.plot(energies, 100 * accuracies, "o", markersize=3, label=name)
+    axes.set(xscale="log", xlabel=r"$v^\top \mathbb{E}[g g^\top] v$", ylabel="test accuracy on $D(v)$ (%)", title=title)
+    axes.legend(fontsize=8)
     return figure

@@ -263,6 +263,17 @@ def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
         raise InputError(f"{workdir}: holds results of another configuration\n" + "\n".join(lines))
 
 
+def read_text(path: str | Path) -> str:
+    """A text file; raises `InputError` naming it and the reason."""
+    path = Path(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _os_error(path, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file ({error})") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, at once."""
     _write_bytes(path, text.encode())

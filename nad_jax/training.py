@@ -362,7 +362,7 @@ def noise_key(seed: int) -> jax.Array:
 def network_key(seed: int, direction: np.ndarray) -> jax.Array:
     """The key of one network, from the replicate and the direction itself (up to its sign)."""
     key = ensemble.named_key(ensemble.make_key(seed), "networks")
-    return ensemble.portable_key(jax.random.fold_in(key, direction_identity(direction)))
+    return ensemble.portable_key(jax.random.fold_in(key, direction_identity(direction) % 2**32))
 
 
 def _check_directions(directions: Any, dimension: int) -> np.ndarray:

@@ -1,0 +1,490 @@
+"""Directional bias: networks trained on D(v), one for each direction and point of a sweep.
+
+Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network of the command),
+and figures. Networks are told apart by what determines them, so that a folder is extended by any sweep axis.
+"""
+
+import ast
+import csv
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from experiments import published
+from experiments.progress import Progress
+from nad_jax import directions as bases
+from nad_jax import errors, nads, plotting, store
+from nad_jax.architectures import create_model
+from nad_jax.ensemble import MAPPINGS, make_key
+from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number, unknown
+from nad_jax.subspaces import rank_correlation
+from nad_jax.training import Recipe, TrainMetrics, make_train_many
+
+SOURCES = ("dft", "nads", "dct", "pixel", "random", "file")
+PHASES = {"cosine": ("cosine",), "sine": ("sine",), "both": ("cosine", "sine")}
+# Every combination of these is trained, in this order; the names of the columns they become.
+SWEEPS = {
+    "architectures": "architecture",
+    "poolings": "pooling",
+    "optimizers": "optimizer",
+    "nums_train": "num_train",
+    "sigmas": "sigma",
+    "epsilons": "epsilon",
+    "seeds": "seed",
+}
+# Fields that determine the numbers of every network: a folder holds one set of them.
+IDENTITY_FIELDS = (
+    "image_shape", "initialization", "convolution", "source", "num_test", "learning_rate", "schedule", "clip_norm",
+    "weight_decay", "batch_size", "num_epochs", "loss_threshold", "loss_window", "precision", "mapping", "chunk_size",
+)  # fmt: skip
+FREE_FIELDS = (
+    *SWEEPS, "frequency_range", "frequency_step", "phases", "channel", "indices", "num_directions", "direction_seed",
+    "directions", "unit_size", "num_devices", "nads", "singular_values", "singular_values_num_networks", "compare",
+)  # fmt: skip
+RECIPE_FIELDS = (
+    "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "num_test", "loss_threshold", "loss_window",
+    "precision",
+)  # fmt: skip
+METRICS = tuple(name for name in TrainMetrics._fields if name != "losses")
+COLUMNS = (
+    "architecture", "pooling", "optimizer", "num_train", "source", "index", "frequency_row", "frequency_column",
+    "phase", "sigma", "epsilon", "seed", *METRICS,
+)  # fmt: skip
+
+
+class Directions(NamedTuple):
+    """The directions of a run [K, D] and what names each of them: [K] strings, empty where they do not apply."""
+
+    rows: np.ndarray
+    coordinates: list[dict[str, Any]]
+
+
+class Network(NamedTuple):
+    """One network of a sweep: its coordinates, its direction [D], and the name its result is stored under."""
+
+    coordinates: dict[str, Any]
+    direction: np.ndarray
+    name: str
+
+
+def parse_optimizer(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and options of an optimizer written "sgd", "sgd:momentum=0.9" or "adam:b1=0.8:learning_rate=0.001"."""
+    name, *parts = str(text).split(":")
+    options = {}
+    for part in parts:
+        option, equals, value = part.partition("=")
+        try:
+            options[option] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            equals = ""
+        if not equals:
+            raise InputError(f"optimizers: options are written name:option=value:…, with numbers, got {text!r}")
+    return name, options
+
+
+def _recipe(config: ConfigDict, optimizer: str, num_train: int) -> tuple[Recipe, float]:
+    """How the networks of one optimizer and number of samples are trained, and their learning rate."""
+    name, options = parse_optimizer(optimizer)
+    learning_rate = options.pop("learning_rate", config.learning_rate)
+    fields = {field: config[field] for field in RECIPE_FIELDS}
+    return Recipe(name, options, num_train=num_train, **fields), learning_rate
+
+
+def _model(config: ConfigDict, architecture: str, pooling: str):
+    return create_model(architecture, config.image_shape, 2, pooling, config.initialization, config.convolution)
+
+
+def _check_sweeps(config: ConfigDict) -> None:
+    for field in SWEEPS:
+        values = config[field]
+        if not isinstance(values, tuple | list) or not len(values) or len(set(values)) < len(values):
+            raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
+
+
+def _check_source(config: ConfigDict) -> None:
+    check_choice("source", config.source, SOURCES)
+    needs = {"nads": "nads", "file": "directions"}.get(config.source)
+    if needs and not config[needs]:
+        raise InputError(f"{needs}: source={config.source!r} needs a file of directions here")
+    if config.source == "random":
+        check_integer("num_directions", config.num_directions, 1, int(np.prod(config.image_shape)))
+    for index in config.indices:
+        check_integer("indices", index, 0)
+
+
+def _check_frequencies(config: ConfigDict) -> None:
+    check_choice("phases", config.phases, PHASES)
+    check_integer("frequency_step", config.frequency_step, 1)
+    frequencies = config.frequency_range
+    if len(frequencies) != 2 or not int(frequencies[0]) == frequencies[0] < frequencies[1] == int(frequencies[1]):
+        raise InputError(f"frequency_range: must be two integers first, stop with first < stop, got {frequencies!r}")
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises one `InputError` with a line per problem."""
+    known = {*IDENTITY_FIELDS, *FREE_FIELDS, "experiment"}
+    problems = [f"{name}: field is missing" for name in sorted(known - set(config))]
+    problems += [str(unknown("config field", name, known)) for name in sorted(set(config) - known)]
+    if not problems:
+        problems = errors.problems(lambda: _check_sweeps(config), lambda: check_image_shape(config.image_shape))
+    if problems:
+        raise InputError("\n".join(problems))
+    problems = errors.problems(
+        *(
+            lambda architecture=architecture, pooling=pooling: _model(config, architecture, pooling)
+            for architecture, pooling in itertools.product(config.architectures, config.poolings)
+        ),
+        *(lambda seed=seed: check_integer("seeds", seed, 0, 2**32 - 1) for seed in config.seeds),
+        *(lambda sigma=sigma: check_number("sigmas", sigma, 0.0) for sigma in config.sigmas),
+        *(lambda epsilon=epsilon: check_number("epsilons", epsilon, 0.0) for epsilon in config.epsilons),
+        lambda: _check_source(config),
+        lambda: _check_frequencies(config),
+        lambda: check_integer("channel", config.channel, 0, config.image_shape[2] - 1),
+        lambda: check_integer("direction_seed", config.direction_seed, 0, 2**32 - 1),
+        lambda: check_number("learning_rate", config.learning_rate, 0.0),
+        lambda: check_integer("unit_size", config.unit_size, 1),
+        lambda: check_choice("mapping", config.mapping, ("auto", *MAPPINGS)),
+        lambda: check_integer("chunk_size", config.chunk_size, 0),
+        lambda: check_integer("num_devices", config.num_devices, 0),
+        lambda: check_integer("singular_values_num_networks", config.singular_values_num_networks, 2),
+    )
+    for optimizer, num_train in itertools.product(config.optimizers, config.nums_train):
+        try:
+            recipe, learning_rate = _recipe(config, optimizer, num_train)
+            check_number("learning_rate", learning_rate, 0.0)
+            problems += [line.replace("num_train:", "nums_train:") for line in recipe.problems()]
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+
+
+def _frequency_grid(config: ConfigDict) -> list[tuple[int, int]]:
+    """The frequencies (row, column) of the grid, lowest first, of ±f the one that starts positive."""
+    axis = range(config.frequency_range[0], config.frequency_range[1], config.frequency_step)
+    return sorted(itertools.product(axis, axis), key=lambda f: (f[0] ** 2 + f[1] ** 2, -f[0], -f[1]))
+
+
+def _fourier_directions(config: ConfigDict) -> Directions:
+    height, width, _ = config.image_shape
+    rows, coordinates = [], []
+    for frequency, phase in itertools.product(_frequency_grid(config), PHASES[config.phases]):
+        row, column = frequency
+        if phase == "sine" and (2 * row) % height == 0 and (2 * column) % width == 0:
+            continue  # a self-conjugate frequency has no sine
+        rows.append(np.asarray(bases.dft_direction(config.image_shape, frequency, phase, config.channel)))
+        coordinates.append({"frequency_row": row, "frequency_column": column, "phase": phase})
+    if not rows:
+        raise InputError("phases: this grid of frequencies has no sine; use phases='cosine'")
+    return Directions(np.stack(rows), coordinates)
+
+
+def read_spectrum(config: ConfigDict) -> nads.Spectrum | None:
+    """The NADs of `config.nads` with their eigenvalues, or None where there is no file or none are known."""
+    if not config.nads:
+        return None
+    dimension = int(np.prod(config.image_shape))
+    if Path(config.nads).suffix == ".npz":
+        record = store.load_nads(config.nads)
+        if record.directions.shape[1] != dimension:
+            raise InputError(f"{config.nads}: directions have D = {record.directions.shape[1]}, expected {dimension}")
+        return nads.Spectrum(record.directions, record.eigenvalues)
+    directions = store.read_directions(config.nads, dimension)
+    if not config.singular_values:
+        return None
+    values = store.read_singular_values(config.singular_values)
+    if len(values) != len(directions):
+        raise InputError(f"{config.singular_values}: {len(values)} singular values for {len(directions)} directions")
+    return nads.Spectrum(directions, values**2 / (config.singular_values_num_networks - 1))
+
+
+def make_directions(config: ConfigDict) -> Directions:
+    """The distinct directions of a config, up to sign."""
+    dimension = int(np.prod(config.image_shape))
+    if config.source == "dft":
+        found = _fourier_directions(config)
+    else:
+        rows = {
+            "nads": lambda: store.read_directions(config.nads, dimension),
+            "file": lambda: store.read_directions(config.directions, dimension),
+            "dct": lambda: np.asarray(bases.basis_dct(config.image_shape)),
+            "pixel": lambda: np.asarray(bases.basis_pixel(config.image_shape)),
+            "random": lambda: np.asarray(
+                bases.basis_random(make_key(config.direction_seed), dimension, config.num_directions)
+            ),
+        }[config.source]()
+        indices = list(config.indices) or list(range(len(rows)))
+        for index in indices:
+            if index >= len(rows):
+                raise InputError(f"indices: must be in 0 … {len(rows) - 1}, got {index}")
+        found = Directions(rows[indices], [{"index": index} for index in indices])
+    kept = bases.distinct_directions(found.rows)
+    return Directions(found.rows[kept], [{"source": config.source, **found.coordinates[k]} for k in kept])
+
+
+def make_networks(config: ConfigDict) -> list[Network]:
+    """Every network of a config, in the order of the table."""
+    directions = make_directions(config)
+    identities = [f"{bases.direction_identity(row):016x}" for row in directions.rows]
+    networks = []
+    for values in itertools.product(*(config[field] for field in SWEEPS)):
+        point = dict(zip(SWEEPS.values(), values, strict=True))
+        for row, coordinates, identity in zip(directions.rows, directions.coordinates, identities, strict=True):
+            name = json.dumps({**point, "direction": identity}, sort_keys=True)
+            networks.append(Network({**point, **coordinates}, row, name))
+    return networks
+
+
+def _read_units(workdir: Path) -> dict[str, dict[str, Any]]:
+    """The metrics of every stored network by its name; damaged units are moved aside."""
+    stored: dict[str, dict[str, Any]] = {}
+    for path in sorted(workdir.glob("units/networks_*.npz")):
+        try:
+            arrays = store.read_npz(path, ("names", *TrainMetrics._fields))
+            if any(len(arrays[name]) != len(arrays["names"]) for name in TrainMetrics._fields):
+                raise InputError(f"{path}: arrays of different lengths")
+        except InputError as error:
+            logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
+            continue
+        for position, name in enumerate(arrays["names"].tolist()):
+            stored[name] = {metric: arrays[metric][position] for metric in METRICS}
+    return stored
+
+
+def _write_unit(workdir: Path, networks: list[Network], metrics: TrainMetrics) -> None:
+    names = [network.name for network in networks]
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    made = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    arrays = {name: np.asarray(values) for name, values in metrics._asdict().items()}
+    arrays |= {"names": np.array(names), "config": np.asarray(json.dumps(made))}
+    store.write_npz(workdir / "units" / f"networks_{digest}.npz", arrays)
+
+
+def _programs(networks: list[Network]) -> Iterator[tuple[tuple[Any, ...], list[Network]]]:
+    """The networks of each compiled program: those of one architecture, pooling, optimizer and number of samples."""
+    static = ("architecture", "pooling", "optimizer", "num_train")
+    for program, group in itertools.groupby(networks, lambda network: [network.coordinates[name] for name in static]):
+        yield tuple(program), list(group)
+
+
+def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -> None:
+    done = _read_units(workdir)
+    missing = [network for network in networks if network.name not in done]
+    num_done = len(networks) - len(missing)
+    progress = Progress(len(networks), num_done, "networks")
+    for (architecture, pooling, optimizer, num_train), group in _programs(missing):
+        recipe, learning_rate = _recipe(config, optimizer, num_train)
+        model = _model(config, architecture, pooling)
+        run = make_train_many(model, recipe, config.mapping, config.chunk_size, config.num_devices)
+        for first in range(0, len(group), config.unit_size):
+            unit = group[first : first + config.unit_size]
+            epsilon, sigma, seed = ([n.coordinates[name] for n in unit] for name in ("epsilon", "sigma", "seed"))
+            metrics = run(
+                np.stack([network.direction for network in unit]),
+                epsilon,
+                sigma,
+                learning_rate,
+                seed,
+                lambda in_unit, num_done=num_done: progress(num_done + in_unit),
+            )
+            _write_unit(workdir, unit, metrics)
+            num_done += len(unit)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """The rows as CSV; numbers with the digits that a float32 has."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {name: f"{value:.7g}" if isinstance(value, float | np.floating) else value for name, value in row.items()}
+        )
+    return text.getvalue()
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `results.csv`: numbers where there are numbers, empty text where a column does not apply."""
+    rows = []
+    for row in csv.DictReader(io.StringIO(store.read_text(path))):
+        if set(row) != set(COLUMNS) or None in row.values():
+            raise InputError(f"{path}: not a results.csv of this version: columns must be {', '.join(COLUMNS)}")
+        rows.append({name: _number(value) for name, value in row.items()})
+    if not rows:
+        raise InputError(f"{path}: holds no networks")
+    return rows
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each curve or panel: equal in every coordinate but direction and seed, labelled by what varies."""
+    names = ("architecture", "pooling", "optimizer", "num_train", "sigma", "epsilon", "phase")
+    varying = [name for name in names if len({row[name] for row in rows}) > 1]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    symbols = {"sigma": "σ = ", "epsilon": "ε = ", "num_train": "samples ", "pooling": "pooling "}
+    for row in rows:
+        label = ", ".join(f"{symbols.get(name, '')}{row[name]}" for name in varying if row[name] != "")
+        groups.setdefault(label, []).append(row)
+    return groups
+
+
+def _energies(config: ConfigDict, rows: list[dict[str, Any]]) -> np.ndarray | None:
+    """vᵀGv of the direction of each row, where `config.nads` gives G."""
+    spectrum = read_spectrum(config)
+    if spectrum is None:
+        return None
+    directions = make_directions(config)
+    names = ("index", "frequency_row", "frequency_column", "phase")
+    place = {
+        tuple(coordinates.get(name, "") for name in names): k for k, coordinates in enumerate(directions.coordinates)
+    }
+    try:
+        order = [place[tuple(row[name] for name in names)] for row in rows]
+    except KeyError as error:
+        raise InputError(f"results.csv: holds direction {error}, which the command does not name") from None
+    return nads.directional_energy(spectrum, directions.rows)[order]
+
+
+def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
+    """Prints the results as the reader of a log wants them."""
+    energies = _energies(config, rows)
+    for label, group in _groups(rows).items():
+        accuracy = np.array([row["test_accuracy"] for row in group])
+        diverged = sum(row["diverged_at"] >= 0 for row in group)
+        print(
+            f"{label or group[0]['architecture']}: {len(group)} networks" + (f", {diverged} diverged" * (diverged > 0))
+        )
+        print(
+            f"  test accuracy: mean {accuracy.mean():.1%}, lowest {accuracy.min():.1%}, highest {accuracy.max():.1%}, "
+            f"{(accuracy >= 0.9).mean():.1%} of networks at 90% or more"
+        )
+        steps = np.array([row["steps_to_loss"] for row in group])
+        if (steps >= 0).any():
+            print(
+                f"  loss of {config.loss_threshold:g}: reached by {(steps >= 0).mean():.1%} of networks, "
+                f"median step {np.median(steps[steps >= 0]):.0f}"
+            )
+        if energies is not None and config.source != "nads":
+            places = [position for position, row in enumerate(rows) if row in group]
+            correlation = float(rank_correlation(energies[places], accuracy))
+            print(f"  rank correlation of vᵀGv with accuracy: {correlation:.2f}")
+        if config.compare:
+            architecture = group[0]["architecture"]
+            table = published.read_table(config.compare, architecture)
+            shape = tuple(config.image_shape[:2])
+            for line in published.compare(table, group, shape, config.source):
+                print(f"  {line}")
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains what is missing in `workdir`, writes `results.csv`, prints a summary and the comparison."""
+    validate(config)
+    networks = make_networks(config)
+    read_spectrum(config)  # a bad file is an error before anything is computed
+    if config.compare:
+        for architecture in config.architectures:
+            published.read_table(config.compare, architecture)
+    store.open_run_folder(workdir, {name: config[name] for name in IDENTITY_FIELDS})
+    store.make_folder(workdir / "units")
+    _train_missing(config, networks, workdir)
+    stored = _read_units(workdir)
+    lost = sum(network.name not in stored for network in networks)
+    if lost:
+        raise InputError(f"{workdir}: {lost} networks were damaged after they had been written; run the command again")
+    rows = [{**network.coordinates, **stored[network.name]} for network in networks]
+    store.write_text(workdir / "results.csv", _table(rows))
+    _report(config, read_results(workdir / "results.csv"))
+
+
+def _map_panels(config: ConfigDict, rows: list[dict[str, Any]], metric: str) -> dict[str, np.ndarray]:
+    """For each group the mean of a metric over seeds on the grid of frequencies; nan where there is no direction."""
+    height, width, _ = config.image_shape
+    axis = range(config.frequency_range[0], config.frequency_range[1], config.frequency_step)
+    panels = {}
+    for label, group in _groups(rows).items():
+        values: dict[tuple[int, int], list[float]] = {}
+        for row in group:
+            for sign in (1, -1):  # v of frequency f and of −f is the same direction
+                key = (sign * row["frequency_row"] % height, sign * row["frequency_column"] % width)
+                values.setdefault(key, []).append(row[metric])
+        panels[label] = np.array([[np.mean(values.get((r % height, c % width), [np.nan])) for c in axis] for r in axis])
+    return panels
+
+
+def _curves(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each group: indices, mean test accuracy over seeds, its standard error (nan for one seed)."""
+    curves = {}
+    for label, group in _groups(rows).items():
+        values: dict[int, list[float]] = {}
+        for row in group:
+            values.setdefault(row["index"], []).append(row["test_accuracy"])
+        indices = np.array(sorted(values))
+        means = np.array([np.mean(values[index]) for index in indices])
+        errors_ = np.array(
+            [np.std(values[i], ddof=1) / np.sqrt(len(values[i])) if len(values[i]) > 1 else np.nan for i in indices]
+        )
+        curves[label] = (indices, means, errors_)
+    return curves
+
+
+def draw(config: ConfigDict, workdir: Path) -> list[Path]:
+    """Draws `results.csv` of `workdir`; which figures there are depends on the source of the directions."""
+    validate(config)
+    rows = read_results(workdir / "results.csv")
+    seeds = len({row["seed"] for row in rows})
+    title = ", ".join(dict.fromkeys(row["architecture"] for row in rows)) + f", {seeds} seed" + "s" * (seeds > 1)
+    figures = {}
+    if config.source == "dft":
+        axis = np.arange(config.frequency_range[0], config.frequency_range[1], config.frequency_step)
+        accuracy = _map_panels(config, rows, "test_accuracy")
+        figures["accuracy_map.png"] = plotting.plot_accuracy_maps(accuracy, axis, f"Accuracy on D(v): {title}")
+        if any(row["steps_to_loss"] >= 0 for row in rows):
+            reached = [
+                {**row, "steps_to_loss": row["steps_to_loss"] if row["steps_to_loss"] >= 0 else np.nan} for row in rows
+            ]
+            steps = _map_panels(config, reached, "steps_to_loss")
+            figures["steps_map.png"] = plotting.plot_steps_maps(
+                steps, axis, f"Steps to a loss of {config.loss_threshold:g}: {title}"
+            )
+    elif config.source == "nads":
+        spectrum = read_spectrum(config)
+        figures["accuracy_by_index.png"] = plotting.plot_accuracy_by_index(
+            _curves(rows), None if spectrum is None else spectrum.eigenvalues, f"Accuracy on D(u_i): {title}"
+        )
+    else:
+        groups = {label: np.array([row["test_accuracy"] for row in group]) for label, group in _groups(rows).items()}
+        figures["accuracy_histogram.png"] = plotting.plot_accuracy_histogram(
+            groups, f"Accuracy on D(v), {config.source} directions: {title}"
+        )
+    energies = _energies(config, rows)
+    if energies is not None:
+        points = {
+            label: (
+                np.array([energies[position] for position, row in enumerate(rows) if row in group]),
+                np.array([row["test_accuracy"] for row in group]),
+            )
+            for label, group in _groups(rows).items()
+        }
+        figures["accuracy_by_energy.png"] = plotting.plot_accuracy_by_energy(points, title)
+    paths = []
+    for name, figure in figures.items():
+        store.save_figure(workdir / name, figure)
+        paths.append(workdir / name)
+    return paths
