@@ -26,6 +26,7 @@ from nad_jax import errors, nads, plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.ensemble import MAPPINGS, make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number, unknown
+from nad_jax.models import Model
 from nad_jax.subspaces import rank_correlation
 from nad_jax.training import Recipe, TrainMetrics, make_train_many
 
@@ -54,6 +55,7 @@ RECIPE_FIELDS = (
     "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "num_test", "loss_threshold", "loss_window",
     "precision",
 )  # fmt: skip
+PLACE = ("index", "frequency_row", "frequency_column", "phase")  # the coordinates of a direction within its source
 METRICS = tuple(name for name in TrainMetrics._fields if name != "losses")
 COLUMNS = (
     "architecture", "pooling", "optimizer", "num_train", "source", "index", "frequency_row", "frequency_column",
@@ -91,7 +93,7 @@ def parse_optimizer(text: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _recipe(config: ConfigDict, optimizer: str, num_train: int) -> tuple[Recipe, float]:
+def read_recipe(config: ConfigDict, optimizer: str, num_train: int) -> tuple[Recipe, float]:
     """How the networks of one optimizer and number of samples are trained, and their learning rate."""
     name, options = parse_optimizer(optimizer)
     learning_rate = options.pop("learning_rate", config.learning_rate)
@@ -99,7 +101,8 @@ def _recipe(config: ConfigDict, optimizer: str, num_train: int) -> tuple[Recipe,
     return Recipe(name, options, num_train=num_train, **fields), learning_rate
 
 
-def _model(config: ConfigDict, architecture: str, pooling: str):
+def create_network(config: ConfigDict, architecture: str, pooling: str) -> Model:
+    """The model of one architecture and pooling, with a logit for each class."""
     return create_model(architecture, config.image_shape, 2, pooling, config.initialization, config.convolution)
 
 
@@ -140,7 +143,7 @@ def validate(config: ConfigDict) -> None:
         raise InputError("\n".join(problems))
     problems = errors.problems(
         *(
-            lambda architecture=architecture, pooling=pooling: _model(config, architecture, pooling)
+            lambda architecture=architecture, pooling=pooling: create_network(config, architecture, pooling)
             for architecture, pooling in itertools.product(config.architectures, config.poolings)
         ),
         *(lambda seed=seed: check_integer("seeds", seed, 0, 2**32 - 1) for seed in config.seeds),
@@ -159,7 +162,7 @@ def validate(config: ConfigDict) -> None:
     )
     for optimizer, num_train in itertools.product(config.optimizers, config.nums_train):
         try:
-            recipe, learning_rate = _recipe(config, optimizer, num_train)
+            recipe, learning_rate = read_recipe(config, optimizer, num_train)
             check_number("learning_rate", learning_rate, 0.0)
             problems += [line.replace("num_train:", "nums_train:") for line in recipe.problems()]
         except InputError as error:
@@ -282,8 +285,8 @@ def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -
     num_done = len(networks) - len(missing)
     progress = Progress(len(networks), num_done, "networks")
     for (architecture, pooling, optimizer, num_train), group in _programs(missing):
-        recipe, learning_rate = _recipe(config, optimizer, num_train)
-        model = _model(config, architecture, pooling)
+        recipe, learning_rate = read_recipe(config, optimizer, num_train)
+        model = create_network(config, architecture, pooling)
         run = make_train_many(model, recipe, config.mapping, config.chunk_size, config.num_devices)
         for first in range(0, len(group), config.unit_size):
             unit = group[first : first + config.unit_size]
@@ -345,27 +348,45 @@ def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return groups
 
 
-def _energies(config: ConfigDict, rows: list[dict[str, Any]]) -> np.ndarray | None:
-    """vᵀGv of the direction of each row, where `config.nads` gives G."""
+def _by_direction(rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The rows of each direction, one per seed, under its `PLACE` coordinates."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in PLACE), []).append(row)
+    return groups
+
+
+def _mean_accuracies(rows: list[dict[str, Any]]) -> np.ndarray:
+    """The test accuracy of each direction, averaged over seeds, in the order of `_by_direction`."""
+    return np.array([np.mean([row["test_accuracy"] for row in group]) for group in _by_direction(rows).values()])
+
+
+def _read_energies(config: ConfigDict) -> dict[tuple[Any, ...], float] | None:
+    """vᵀGv of every direction of the command under its `PLACE` coordinates, where `config.nads` gives G."""
     spectrum = read_spectrum(config)
     if spectrum is None:
         return None
     directions = make_directions(config)
-    names = ("index", "frequency_row", "frequency_column", "phase")
-    place = {
-        tuple(coordinates.get(name, "") for name in names): k for k, coordinates in enumerate(directions.coordinates)
-    }
+    places = [tuple(coordinates.get(name, "") for name in PLACE) for coordinates in directions.coordinates]
+    return dict(zip(places, nads.directional_energy(spectrum, directions.rows), strict=True))
+
+
+def _energies(config: ConfigDict, groups: dict[str, list[dict[str, Any]]]) -> dict[str, np.ndarray]:
+    """vᵀGv of the directions of each group, in the order of `_by_direction`; empty where no NADs are given."""
+    energies = _read_energies(config)
+    if energies is None:
+        return {}
     try:
-        order = [place[tuple(row[name] for name in names)] for row in rows]
+        return {label: np.array([energies[place] for place in _by_direction(group)]) for label, group in groups.items()}
     except KeyError as error:
         raise InputError(f"results.csv: holds direction {error}, which the command does not name") from None
-    return nads.directional_energy(spectrum, directions.rows)[order]
 
 
 def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
     """Prints the results as the reader of a log wants them."""
-    energies = _energies(config, rows)
-    for label, group in _groups(rows).items():
+    groups = _groups(rows)
+    energies = _energies(config, groups)
+    for label, group in groups.items():
         accuracy = np.array([row["test_accuracy"] for row in group])
         diverged = sum(row["diverged_at"] >= 0 for row in group)
         print(
@@ -381,10 +402,9 @@ def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
                 f"  loss of {config.loss_threshold:g}: reached by {(steps >= 0).mean():.1%} of networks, "
                 f"median step {np.median(steps[steps >= 0]):.0f}"
             )
-        if energies is not None and config.source != "nads":
-            places = [position for position, row in enumerate(rows) if row in group]
-            correlation = float(rank_correlation(energies[places], accuracy))
-            print(f"  rank correlation of vᵀGv with accuracy: {correlation:.2f}")
+        if label in energies and len(energies[label]) > 1:
+            correlation = float(rank_correlation(energies[label], _mean_accuracies(group)))
+            print(f"  rank correlation of vᵀGv with accuracy, {len(energies[label])} directions: {correlation:.2f}")
         if config.compare:
             architecture = group[0]["architecture"]
             table = published.read_table(config.compare, architecture)
@@ -419,28 +439,19 @@ def _map_panels(config: ConfigDict, rows: list[dict[str, Any]], metric: str) -> 
     axis = range(config.frequency_range[0], config.frequency_range[1], config.frequency_step)
     panels = {}
     for label, group in _groups(rows).items():
-        values: dict[tuple[int, int], list[float]] = {}
-        for row in group:
-            for sign in (1, -1):  # v of frequency f and of −f is the same direction
-                key = (sign * row["frequency_row"] % height, sign * row["frequency_column"] % width)
-                values.setdefault(key, []).append(row[metric])
-        panels[label] = np.array([[np.mean(values.get((r % height, c % width), [np.nan])) for c in axis] for r in axis])
+        values = published.by_frequency(group, metric, (height, width))
+        panels[label] = np.array([[values.get((r % height, c % width), np.nan) for c in axis] for r in axis])
     return panels
 
 
 def _curves(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each group: indices, mean test accuracy over seeds, its standard error (nan for one seed)."""
+    """For each group: indices ascending, mean test accuracy over seeds, its standard error (nan for one seed)."""
     curves = {}
     for label, group in _groups(rows).items():
-        values: dict[int, list[float]] = {}
-        for row in group:
-            values.setdefault(row["index"], []).append(row["test_accuracy"])
+        values = {place[0]: [row["test_accuracy"] for row in seeds] for place, seeds in _by_direction(group).items()}
         indices = np.array(sorted(values))
-        means = np.array([np.mean(values[index]) for index in indices])
-        errors_ = np.array(
-            [np.std(values[i], ddof=1) / np.sqrt(len(values[i])) if len(values[i]) > 1 else np.nan for i in indices]
-        )
-        curves[label] = (indices, means, errors_)
+        sem = [np.std(values[i], ddof=1) / np.sqrt(len(values[i])) if len(values[i]) > 1 else np.nan for i in indices]
+        curves[label] = (indices, np.array([np.mean(values[i]) for i in indices]), np.array(sem))
     return curves
 
 
@@ -449,6 +460,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     validate(config)
     rows = read_results(workdir / "results.csv")
     seeds = len({row["seed"] for row in rows})
+    groups = _groups(rows)
     title = ", ".join(dict.fromkeys(row["architecture"] for row in rows)) + f", {seeds} seed" + "s" * (seeds > 1)
     figures = {}
     if config.source == "dft":
@@ -469,19 +481,13 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
             _curves(rows), None if spectrum is None else spectrum.eigenvalues, f"Accuracy on D(u_i): {title}"
         )
     else:
-        groups = {label: np.array([row["test_accuracy"] for row in group]) for label, group in _groups(rows).items()}
+        accuracies = {label: _mean_accuracies(group) for label, group in groups.items()}
         figures["accuracy_histogram.png"] = plotting.plot_accuracy_histogram(
-            groups, f"Accuracy on D(v), {config.source} directions: {title}"
+            accuracies, f"Accuracy on D(v), {config.source} directions: {title}"
         )
-    energies = _energies(config, rows)
-    if energies is not None:
-        points = {
-            label: (
-                np.array([energies[position] for position, row in enumerate(rows) if row in group]),
-                np.array([row["test_accuracy"] for row in group]),
-            )
-            for label, group in _groups(rows).items()
-        }
+    energies = _energies(config, groups)
+    if energies:
+        points = {label: (energies[label], _mean_accuracies(group)) for label, group in groups.items()}
         figures["accuracy_by_energy.png"] = plotting.plot_accuracy_by_energy(points, title)
     paths = []
     for name, figure in figures.items():

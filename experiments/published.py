@@ -46,18 +46,25 @@ def compare(
     return [f"the published table is not one of {source} directions: not compared"]
 
 
-def _compare_map(table: list[dict[str, float]], rows: list[dict[str, Any]], shape: tuple[int, int]) -> list[str]:
+def by_frequency(rows: list[dict[str, Any]], metric: str, shape: tuple[int, int]) -> dict[tuple[int, int], float]:
+    """The mean of a metric of Fourier directions by their frequency modulo (H, W); ±f is one direction."""
     height, width = shape
-    own: dict[tuple[int, int], list[float]] = {}
+    values: dict[tuple[int, int], list[float]] = {}
     for row in rows:
         for sign in (1, -1):
-            key = (sign * row["frequency_row"] % height, sign * row["frequency_column"] % width)
-            own.setdefault(key, []).append(row["test_accuracy"])
+            place = (sign * row["frequency_row"] % height, sign * row["frequency_column"] % width)
+            values.setdefault(place, []).append(row[metric])
+    return {place: float(np.mean(numbers)) for place, numbers in values.items()}
+
+
+def _compare_map(table: list[dict[str, float]], rows: list[dict[str, Any]], shape: tuple[int, int]) -> list[str]:
+    height, width = shape
+    own = by_frequency(rows, "test_accuracy", shape)
     cells = [(2 * (row["y"] - 8), 2 * (row["x"] - 8), row["accuracy"]) for row in table]
     cells = [(r, c, accuracy) for r, c, accuracy in cells if (r % height, c % width) in own]
     if len(cells) < 3:
         return ["fewer than three cells of the published map were measured: not compared"]
-    ours = np.array([np.mean(own[r % height, c % width]) for r, c, _ in cells])
+    ours = np.array([own[r % height, c % width] for r, c, _ in cells])
     theirs = np.array([accuracy for _, _, accuracy in cells])
     lines = [
         f"published map, {len(cells)} cells: mean absolute difference {np.abs(ours - theirs).mean() * 100:.2f} points"

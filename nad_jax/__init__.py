@@ -25,9 +25,11 @@ from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
 from nad_jax.models import Model, from_functions, from_linen, from_nnx
 from nad_jax.nads import Estimator, NADs, directional_energy, estimate_nads, null_band, singular_values
+from nad_jax.separable import bayes_classifier, competing_accuracy, sample_noise, sample_separable
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.store import load_nads, read_directions, save_nads
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
+from nad_jax.training import Recipe, TrainMetrics, make_train, train_many
 
 __all__ = [
     "ARCHITECTURES",
@@ -35,12 +37,16 @@ __all__ = [
     "InputError",
     "Model",
     "NADs",
+    "Recipe",
+    "TrainMetrics",
     "basis_dct",
     "basis_dft",
     "basis_pixel",
     "basis_random",
+    "bayes_classifier",
     "captured_energy",
     "central_difference",
+    "competing_accuracy",
     "complete_basis",
     "create_model",
     "dft_direction",
@@ -53,15 +59,19 @@ __all__ = [
     "input_gradient",
     "load_nads",
     "make_key",
+    "make_train",
     "marchenko_pastur_band",
     "near_degenerate_groups",
     "null_band",
     "principal_angles",
     "rank_correlation",
     "read_directions",
+    "sample_noise",
+    "sample_separable",
     "save_nads",
     "singular_values",
     "subspace_overlap",
     "to_images",
     "to_vectors",
+    "train_many",
 ]

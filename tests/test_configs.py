@@ -1,34 +1,38 @@
 """Every recipe builds, names an experiment, and lists only what its experiment knows."""
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import pytest
 
-from experiments import compute_nads
+from experiments import compute_nads, directional_bias
 from experiments.main import EXPERIMENTS
 from nad_jax.architectures import ARCHITECTURES, create_model
 from nad_jax.errors import InputError
+from nad_jax.training import Recipe, make_train
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
-def _load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def load_config(name):
+    """The module of a config file, by its name."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_names_an_experiment(path):
-    config = _load(path).get_config()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_names_an_experiment(name):
+    config = load_config(name).get_config()
     EXPERIMENTS[config.experiment].validate(config)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compute_nads_has_a_valid_recipe_per_architecture(architecture):
-    config = _load(Path(__file__).parent.parent / "configs" / "compute_nads.py").get_config(architecture)
+    config = load_config("compute_nads").get_config(architecture)
     compute_nads.validate(config)
     create_model(**{name: config[name] for name in compute_nads.MODEL_FIELDS})
     known = {*compute_nads.MODEL_FIELDS, *compute_nads.ESTIMATOR_FIELDS, *compute_nads.FREE_FIELDS}
@@ -36,7 +40,7 @@ def test_compute_nads_has_a_valid_recipe_per_architecture(architecture):
 
 
 def test_defaults_are_those_of_the_paper_but_marginalized():
-    config = _load(Path(__file__).parent.parent / "configs" / "compute_nads.py").get_config("lenet")
+    config = load_config("compute_nads").get_config("lenet")
     assert (config.derivative, config.step, config.point, config.point_scale) == (
         "central_difference",
         100,
@@ -45,4 +49,40 @@ def test_defaults_are_those_of_the_paper_but_marginalized():
     )
     assert (config.readout, config.num_networks, config.initialization) == ("marginalized", 600, "reference")
     with pytest.raises(InputError, match=r"'lent'.*did you mean 'lenet'"):
-        _load(Path(__file__).parent.parent / "configs" / "compute_nads.py").get_config("lent")
+        load_config("compute_nads").get_config("lent")
+
+
+@pytest.mark.parametrize("recipe", load_config("directional_bias").RECIPES)
+def test_every_recipe_of_directional_bias_is_valid_at_every_sweep_point(recipe):
+    config = load_config("directional_bias").get_config(recipe)
+    if config.source == "nads":
+        config.nads = "nads.npz"
+    directional_bias.validate(config)
+    assert set(config) == {*directional_bias.IDENTITY_FIELDS, *directional_bias.FREE_FIELDS, "experiment"}
+    points = itertools.product(config.architectures, config.poolings, config.optimizers, config.nums_train)
+    for architecture, pooling, optimizer, num_train in points:
+        make_train(
+            directional_bias.create_network(config, architecture, pooling),
+            directional_bias.read_recipe(config, optimizer, num_train)[0],
+        )
+    if config.source != "nads":
+        assert directional_bias.make_networks(config)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_accuracy_maps_have_a_recipe_per_architecture(architecture):
+    config = load_config("directional_bias").get_config(f"accuracy_map,{architecture}")
+    assert config.architectures == (architecture,)
+    directional_bias.validate(config)
+    with pytest.raises(InputError, match=r"'lent'.*did you mean 'lenet'"):
+        load_config("directional_bias").get_config("accuracy_map,lent")
+    with pytest.raises(InputError, match="config argument: unknown value 'maps'"):
+        load_config("directional_bias").get_config("maps")
+
+
+def test_the_published_recipe_is_the_default():
+    config = load_config("directional_bias").get_config()
+    recipe, learning_rate = directional_bias.read_recipe(config, "sgd", 10_000)
+    assert (recipe, learning_rate) == (Recipe(), 0.5)
+    assert (recipe.clip_norm, recipe.batch_size, recipe.num_epochs, recipe.num_steps) == (0.5, 128, 20, 1580)
+    assert (config.sigmas, config.epsilons, config.num_test) == ((3.0,), (1.0,), 10_000)

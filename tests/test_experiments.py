@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,11 @@ import pytest
 from experiments import compute_nads
 from nad_jax import load_nads, store
 from nad_jax.errors import InputError
-from tests.test_configs import _load
-
-ROOT = Path(__file__).parent.parent
+from tests.test_configs import ROOT, load_config
 
 
 def _config(**changes):
-    config = _load(ROOT / "configs" / "compute_nads.py").get_config("lenet")
+    config = load_config("compute_nads").get_config("lenet")
     config.update(image_shape=(16, 16, 1), num_networks=10, unit_size=4, chunk_size=2, figure_directions=5)
     config.update(changes)
     return config

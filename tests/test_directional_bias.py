@@ -1,0 +1,252 @@
+"""The experiment `directional_bias`: every recipe at smoke size, resuming, extending, comparing."""
+
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments import directional_bias, published
+from nad_jax import basis_random, estimate_nads, make_key, save_nads, store
+from nad_jax.architectures import create_model
+from nad_jax.errors import InputError
+from tests.test_configs import ROOT, load_config
+
+RECIPES = load_config("directional_bias").RECIPES
+
+
+def _config(recipe="accuracy_map", **changes):
+    config = load_config("directional_bias").get_config(recipe)
+    config.update(
+        architectures=("logreg",),
+        poolings=("default",),
+        image_shape=(8, 8, 1),
+        nums_train=(100,),
+        num_test=50,
+        num_epochs=2,
+        batch_size=32,
+        loss_window=3,
+        loss_threshold=0.7,
+        frequency_range=(-4, 4),
+        unit_size=3,
+    )
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    directional_bias.run(_config(), workdir)
+    return workdir
+
+
+def _rows(workdir):
+    return list(csv.DictReader(io.StringIO((workdir / "results.csv").read_text())))
+
+
+def _copy(finished, tmp_path):
+    workdir = tmp_path / "run"
+    (workdir / "units").mkdir(parents=True)
+    for path in finished.rglob("*.*"):
+        (workdir / path.relative_to(finished)).write_bytes(path.read_bytes())
+    return workdir
+
+
+def test_a_run_writes_one_row_per_network_with_its_coordinates(finished):
+    rows = _rows(finished)
+    assert len(rows) == 10  # 4×4 frequencies: four that equal their own negative, and (16 − 4)/2 pairs
+    assert list(rows[0]) == list(directional_bias.COLUMNS)
+    assert [(row["frequency_row"], row["frequency_column"]) for row in rows[:3]] == [("0", "0"), ("2", "0"), ("0", "2")]
+    for row in rows:
+        assert row["architecture"] == "logreg" and row["phase"] == "cosine" and row["index"] == ""
+        assert 0 <= float(row["test_accuracy"]) <= 1 and row["diverged_at"] == "-1"
+    assert len(list((finished / "units").iterdir())) == 4
+
+
+def test_a_rerun_trains_nothing_and_what_is_missing_comes_out_the_same(finished, tmp_path, monkeypatch):
+    workdir = _copy(finished, tmp_path)
+    first, second, *_ = sorted((workdir / "units").iterdir())
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-100])
+    (workdir / "results.csv").unlink()
+    directional_bias.run(_config(unit_size=4), workdir)
+    assert (workdir / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+    assert list(workdir.glob("units/*.corrupt"))
+    monkeypatch.setattr(directional_bias, "make_train_many", lambda *args: pytest.fail("a network was trained again"))
+    directional_bias.run(_config(), workdir)
+
+
+def test_a_sweep_extends_a_folder_and_another_training_is_refused(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    directional_bias.run(_config(sigmas=(3.0, 1.0), seeds=(0, 1), frequency_step=4), workdir)
+    rows = _rows(workdir)
+    assert len(rows) == 2 * 2 * 4  # the frequencies (0, 0), (0, −4), (−4, 0), (−4, −4) are their own negatives
+    place = {(row["sigma"], row["seed"], row["frequency_row"], row["frequency_column"]): row for row in rows}
+    assert place["3", "0", "0", "0"] == _rows(finished)[0]
+    assert len({row["test_loss"] for row in rows}) == len(rows)
+    with pytest.raises(InputError, match=r"learning_rate: folder 0\.5, command 0\.1"):
+        directional_bias.run(_config(learning_rate=0.1), workdir)
+
+
+def test_static_axes_are_swept(tmp_path):
+    config = _config(
+        optimizers=("sgd", "adam:learning_rate=0.01"),
+        nums_train=(50, 100),
+        frequency_step=8,
+    )
+    directional_bias.run(config, tmp_path)
+    rows = _rows(tmp_path)
+    assert len(rows) == 4 and len({row["train_loss"] for row in rows}) == 4
+    assert directional_bias.draw(config, tmp_path)[0].name == "accuracy_map.png"
+
+
+def _nads(tmp_path):
+    record = estimate_nads(create_model("logreg", (8, 8, 1)), 20, derivative="input_gradient", readout="sampled")
+    save_nads(tmp_path / "nads.npz", record)
+    return str(tmp_path / "nads.npz")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs_and_draws(recipe, tmp_path):
+    changes = {"frequency_step": 4, "num_directions": 3, "seeds": (0, 1), "nads": _nads(tmp_path), "indices": ()}
+    if RECIPES[recipe].get("source") == "nads":
+        changes["indices"] = (0, 5, 63)
+    config = _config(recipe, **changes)
+    if recipe == "no_pooling":
+        config.update(architectures=("lenet",), poolings=RECIPES[recipe]["poolings"], image_shape=(16, 16, 1), nads="")
+    directional_bias.run(config, tmp_path / "run")
+    figures = {path.name: path for path in directional_bias.draw(config, tmp_path / "run")}
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures.values())
+    expected = {"nads": "accuracy_by_index.png", "random": "accuracy_histogram.png", "dft": "accuracy_map.png"}
+    assert expected[config.source] in figures
+    assert ("accuracy_by_energy.png" in figures) == bool(config.nads)
+    assert ("steps_map.png" in figures) == (config.source == "dft")
+
+
+@pytest.mark.parametrize("source", ["dct", "pixel", "file"])
+def test_other_sources_of_directions(source, tmp_path):
+    directions = np.asarray(basis_random(make_key(5), 64, 4))
+    np.save(tmp_path / "d.npy", np.concatenate([directions, -directions[:1]]))
+    config = _config(source=source, indices=() if source == "file" else (0, 1, 9), directions=str(tmp_path / "d.npy"))
+    directional_bias.run(config, tmp_path / "run")
+    indices = [row["index"] for row in _rows(tmp_path / "run")]
+    assert indices == (["0", "1", "2", "3"] if source == "file" else ["0", "1", "9"])  # −v is v
+    assert [path.name for path in directional_bias.draw(config, tmp_path / "run")] == ["accuracy_histogram.png"]
+
+
+def test_the_published_grid_is_the_one_of_the_table():
+    config = load_config("directional_bias").get_config("accuracy_map")
+    assert len(directional_bias.make_directions(config).rows) == 130
+    assert len(directional_bias.make_directions(load_config("directional_bias").get_config("no_pooling")).rows) == 34
+
+
+def test_comparison_with_a_published_map(tmp_path, capsys):
+    table = ["x,y,accuracy_lenet"]
+    table += [f"{x},{y},{50 + ((y - 8) % 16) + ((x - 8) % 16)}" for y in range(16) for x in range(16)]
+    path = tmp_path / "map.csv"
+    path.write_text("\n".join(table))
+    measured = published.read_table(str(path), "lenet")
+    assert len(measured) == 144
+    rows = [
+        {"frequency_row": 2 * (r["y"] - 8), "frequency_column": 2 * (r["x"] - 8), "test_accuracy": r["accuracy"]}
+        for r in measured
+        if (r["y"], r["x"]) <= (8, 8)
+    ]
+    rows[0]["test_accuracy"] += 0.1
+    lines = published.compare(measured, rows, (32, 32), "dft")
+    assert "Pearson" in lines[0] and "Spearman" in lines[0] and "(-16, -16)" in "".join(lines)
+    assert published.compare(measured, rows, (32, 32), "nads") == [
+        "the published table is not one of nads directions: not compared"
+    ]
+
+
+def test_comparison_with_a_published_curve(tmp_path):
+    path = tmp_path / "curve.csv"
+    path.write_text("index,accuracy_lenet\n" + "\n".join(f"{i},{100 - i / 2}" for i in range(101)))
+    table = published.read_table(str(path), "lenet")
+    assert [row["index"] for row in table][9:13] == [9, 10, 14, 18]
+    rows = [
+        {"index": 12, "test_accuracy": 0.9},
+        {"index": 60, "test_accuracy": 0.6},
+        {"index": 60, "test_accuracy": 0.7},
+    ]
+    lines = published.compare(table, rows, (32, 32), "nads")
+    assert lines[1].split() == ["12:", "90.0%,", "94.0%,", "-4.0"]
+    assert lines[2].split() == ["60:", "65.0%,", "70.0%,", "-5.0"]  # 50, 54, …, 70
+
+
+def test_against_the_published_tables(published):
+    from experiments.published import read_table
+
+    assert len(read_table(str(published("dft_accuracies_lenet.csv")), "lenet")) == 144
+    assert min(row["accuracy"] for row in read_table(str(published("dft_accuracies_lenet.csv")), "logreg")) >= 0.99
+    assert read_table(str(published("nad_accuracies_lenet.csv")), "lenet")[-1]["index"] == 1022
+
+
+def test_bad_input_is_reported_at_once(tmp_path):
+    changes = {"seeds": (0, 0), "sigmas": ()}
+    with pytest.raises(InputError) as caught:
+        directional_bias.run(_config(**changes), tmp_path / "run")
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["sigmas"] or "seeds" in str(caught.value)
+    config = _config(
+        sigmas=(-1.0,), optimizers=("sdg",), nums_train=(3,), frequency_step=0, phases="cos", source="nads", unit_size=0
+    )
+    with pytest.raises(InputError) as caught:
+        directional_bias.run(config, tmp_path / "run")
+    names = {line.split(":")[0] for line in str(caught.value).splitlines()}
+    assert {"sigmas", "optimizer", "nums_train", "phases", "nads", "unit_size"} <= names
+    for changes, message in [
+        ({"optimizers": ("sgd:momentum",)}, "optimizers: options are written"),
+        ({"architectures": ("lent",)}, "did you mean 'lenet'"),
+        ({"poolings": ("none",)}, "'none' makes no sense for 'logreg'"),
+        ({"source": "dct", "indices": (64,)}, "indices: must be in 0 … 63, got 64"),
+        ({"nads": str(tmp_path / "missing.npz")}, "missing.npz: No such file"),
+        ({"compare": str(tmp_path / "missing.csv")}, "missing.csv: No such file"),
+        ({"frequency_range": (4, -4)}, "frequency_range: must be two integers"),
+        ({"phases": "sine", "frequency_step": 4}, "this grid of frequencies has no sine"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            directional_bias.run(_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match=r"t\.csv: needs columns 'accuracy_logreg'"):
+        published.read_table(str(tmp_path / "t.csv"), "logreg")
+    (tmp_path / "t.csv").write_text("index,accuracy_logreg\n1,many\n")
+    with pytest.raises(InputError, match=r"t\.csv: line 2: could not convert"):
+        published.read_table(str(tmp_path / "t.csv"), "logreg")
+
+
+KILLED = [
+    "--config=configs/directional_bias.py:accuracy_map,mlp",
+    "--config.image_shape=8,8,1",
+    "--config.frequency_range=-4,4",
+    "--config.nums_train=2000,",
+    "--config.num_test=500",
+    "--config.num_epochs=8",
+    "--config.unit_size=1",
+]
+
+
+def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(tmp_path):
+    command = [sys.executable, "-m", "experiments.main", *KILLED]
+    settings = {"cwd": ROOT, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*command, f"--workdir={tmp_path / 'killed'}"], **settings)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("killed/units/*.npz"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "results.csv").exists()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/units/networks_*.npz")}
+    for name in ("killed", "straight"):
+        subprocess.run([*command, f"--workdir={tmp_path / name}"], check=True, timeout=300, **settings)
+    assert (tmp_path / "killed" / "results.csv").read_bytes() == (tmp_path / "straight" / "results.csv").read_bytes()
+    assert len(before) >= 3 and all(path.stat().st_mtime_ns == at for path, at in before.items())
+    assert len(_rows(tmp_path / "killed")) == 10
+    assert store.read_npz(next(iter(before)))["names"].shape == (1,)

@@ -1,0 +1,350 @@
+"""Training on D(v): the recipe against a float64 reference, mappings against each other, faults."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from nad_jax import basis_dft, create_model, from_functions, from_linen, from_nnx, separable, train_many, training
+from nad_jax.errors import InputError
+from nad_jax.training import Recipe, make_train
+
+SHAPE = (8, 8, 1)
+SMALL = Recipe(num_train=200, num_test=100, batch_size=32, num_epochs=2, loss_window=3)
+
+
+def _directions(count, shape=SHAPE):
+    return np.asarray(basis_dft(shape).directions[1 : 1 + count])
+
+
+def _train_one(model, recipe, direction, epsilon=1.0, sigma=1.0, learning_rate=0.5, seed=0):
+    noise = separable.sample_noise(training.noise_key(seed), recipe.num_train, recipe.num_test, direction.size)
+    key = training.network_key(seed, direction)
+    variables, metrics = jax.jit(make_train(model, recipe))(
+        key, jnp.asarray(direction), epsilon, sigma, learning_rate, noise
+    )
+    return variables, metrics, key, noise
+
+
+def _reference_training(recipe, weights, bias, direction, noise, order_key, learning_rate, momentum=0.0):
+    """The published recipe for logistic regression, written out in float64."""
+    labels = np.arange(recipe.num_train) % 2
+    v = direction.astype(np.float64)
+    n = np.asarray(noise.train, np.float64)
+    x = np.outer(1 - 2 * labels, v) + n - np.outer(n @ v, v)
+    velocity_w, velocity_b, losses, step = 0.0, 0.0, [], 0
+    for key in jax.random.split(order_key, recipe.num_epochs):
+        order = np.asarray(jax.random.permutation(key, recipe.num_train))
+        for first in range(0, recipe.num_train, recipe.batch_size):
+            step += 1
+            batch = order[first : first + recipe.batch_size]
+            logits = x[batch] @ weights + bias
+            p = np.exp(logits - logits.max(1, keepdims=True))
+            p /= p.sum(1, keepdims=True)
+            losses.append(-np.log(p[np.arange(len(batch)), labels[batch]]).mean())
+            error = (p - np.eye(2)[labels[batch]]) / len(batch)
+            gw, gb = x[batch].T @ error, error.sum(0)
+            scale = min(1.0, recipe.clip_norm / np.sqrt((gw**2).sum() + (gb**2).sum()))
+            gw, gb = scale * gw + recipe.weight_decay * weights, scale * gb + recipe.weight_decay * bias
+            velocity_w, velocity_b = momentum * velocity_w + gw, momentum * velocity_b + gb
+            rate = learning_rate * (1 - step / recipe.num_steps)
+            weights, bias = weights - rate * velocity_w, bias - rate * velocity_b
+    return weights, bias, np.array(losses)
+
+
+@pytest.mark.parametrize(("options", "weight_decay"), [({}, 0.0), ({"momentum": 0.9}, 5e-2)])
+def test_the_recipe_equals_its_float64_reference(options, weight_decay):
+    recipe = dataclasses.replace(
+        SMALL, num_epochs=3, clip_norm=0.4, weight_decay=weight_decay, optimizer_options=options
+    )
+    assert recipe.num_steps == 21  # six full batches and one of 8 samples, three times
+    model = create_model("logreg", SHAPE, num_logits=2)
+    (direction,) = _directions(1)
+    variables, metrics, key, noise = _train_one(model, recipe, direction)
+    init_key, order_key, _ = jax.random.split(key, 3)
+    start = model.init(init_key)["params"]["Dense_0"]
+    weights, bias, losses = _reference_training(
+        recipe,
+        np.asarray(start["kernel"], np.float64),
+        np.asarray(start["bias"], np.float64),
+        direction,
+        noise,
+        order_key,
+        0.5,
+        **options,
+    )
+    dense = variables["params"]["Dense_0"]
+    np.testing.assert_allclose(metrics.losses, losses, atol=2e-5)
+    np.testing.assert_allclose(dense["kernel"], weights, atol=2e-5)
+    np.testing.assert_allclose(dense["bias"], bias, atol=2e-5)
+    # For a linear network the mean input gradient is the difference of its two columns.
+    difference = weights[:, 0] - weights[:, 1]
+    cosine = abs(difference @ direction) / np.linalg.norm(difference)
+    assert float(metrics.gradient_cosine) == pytest.approx(cosine, abs=1e-5)
+    assert int(metrics.diverged_at) == -1
+
+
+def test_accuracies_and_losses_are_those_of_the_trained_network():
+    model = create_model("mlp", SHAPE, num_logits=2)
+    recipe = dataclasses.replace(SMALL, num_test=90)  # the last batch of the evaluation is not full
+    (direction,) = _directions(1)
+    variables, metrics, _, noise = _train_one(model, recipe, direction, epsilon=0.5, sigma=2.0)
+    for split, accuracy, loss in (
+        (noise.train, metrics.train_accuracy, metrics.train_loss),
+        (noise.test, metrics.test_accuracy, metrics.test_loss),
+    ):
+        labels = separable.label_samples(jnp.arange(len(split)))
+        x = separable.separate(split, labels, jnp.asarray(direction), 0.5, 2.0).reshape(-1, *SHAPE)
+        logits = model.apply(variables, x)
+        assert float(accuracy) == pytest.approx(float((logits.argmax(1) == labels).mean()), abs=1e-6)
+        chosen = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
+        assert float(loss) == pytest.approx(-float(chosen.mean()), rel=1e-4)
+    gradients = jax.grad(lambda x: (model.apply(variables, x) @ jnp.array([1.0, -1.0])).sum())(x)
+    mean = np.asarray(gradients.mean(0)).reshape(-1)
+    cosine = abs(mean @ direction) / np.linalg.norm(mean)
+    assert float(metrics.gradient_cosine) == pytest.approx(cosine, rel=1e-4)
+
+
+def test_logistic_regression_learns_every_direction():
+    model = create_model("logreg", SHAPE, num_logits=2)
+    directions = np.concatenate([_directions(4), np.eye(64, dtype=np.float32)[:2]])
+    recipe = dataclasses.replace(SMALL, num_train=2000, num_test=1000, num_epochs=10)
+    metrics = train_many(model, directions, recipe=recipe)
+    assert (metrics.test_accuracy >= 0.99).all() and (metrics.gradient_cosine > 0.98).all()
+
+
+def test_first_step_below_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    for case in range(20):
+        losses = rng.exponential(1.0 / np.arange(1, 31)).astype(np.float32)
+        window, threshold = int(rng.integers(1, 8)), float(rng.choice([0.01, 0.1, 0.3]))
+        if case % 2:
+            losses[20:] = np.nan  # diverged
+        expected = -1
+        for step in range(window, 31):
+            if losses[step - window : step].mean() <= threshold:
+                expected = step
+                break
+        assert int(training._first_step_below(jnp.asarray(losses), window, threshold)) == expected
+    assert int(training._first_step_below(jnp.zeros(3), 4, 1.0)) == -1
+
+
+@pytest.fixture(scope="module")
+def lenet():
+    return create_model("lenet", (16, 16, 1), num_logits=2)
+
+
+LENET_RECIPE = Recipe(num_train=600, num_test=400, batch_size=64, num_epochs=2, loss_window=3)
+
+
+def _assert_equivalent(left, right):
+    steps = LENET_RECIPE.steps_per_epoch
+    np.testing.assert_allclose(left.losses[:, :steps], right.losses[:, :steps], atol=1e-4)
+    np.testing.assert_allclose(left.test_accuracy, right.test_accuracy, atol=0.005)
+
+
+def test_sequential_vectorized_and_single_runs_agree(lenet):
+    directions = _directions(3, (16, 16, 1))
+    sequential = train_many(lenet, directions, sigma=0.5, recipe=LENET_RECIPE, mapping="sequential")
+    vectorized = train_many(lenet, directions, sigma=0.5, recipe=LENET_RECIPE, mapping="vectorized", chunk_size=4)
+    single = _train_one(lenet, LENET_RECIPE, directions[2], sigma=0.5)[1]
+    _assert_equivalent(sequential, vectorized)
+    third = jax.tree.map(lambda values: values[2:], sequential)
+    _assert_equivalent(third, jax.tree.map(lambda value: np.asarray(value)[None], single))
+    assert len({float(loss) for loss in sequential.losses[:, 0]}) == 3
+
+
+def test_a_network_does_not_depend_on_its_company(lenet):
+    directions = _directions(3, (16, 16, 1))
+    run = training.make_train_many(lenet, LENET_RECIPE, chunk_size=2)
+    many = run(directions, sigma=[0.5, 1.0, 0.5], seed=[0, 0, 1])
+    for index, (sigma, seed) in enumerate([(0.5, 0), (1.0, 0), (0.5, 1)]):
+        one = run(directions[index : index + 1], sigma=sigma, seed=seed)
+        jax.tree.map(np.testing.assert_array_equal, one, jax.tree.map(lambda a, i=index: a[i : i + 1], many))
+
+
+SHARDED = """
+import jax, numpy as np
+from nad_jax import ensemble, separable, training
+from tests.test_training import LENET_RECIPE, _directions
+from nad_jax import create_model, train_many
+assert jax.local_device_count() == 4
+model = create_model("lenet", (16, 16, 1), num_logits=2)
+directions = _directions(5, (16, 16, 1))
+for mapping in ("sequential", "vectorized"):
+    metrics = train_many(model, directions, sigma=0.5, recipe=LENET_RECIPE, mapping=mapping, chunk_size=4)
+    np.savez(f"{OUT}/{mapping}.npz", **metrics._asdict())
+devices = jax.local_devices()
+chunk = training.make_train_chunk(training.make_train(model, LENET_RECIPE), "sequential", devices)
+noise = separable.sample_noise(training.noise_key(0), 600, 400, 256)
+keys = jax.numpy.stack([training.network_key(0, v) for v in directions[:4]])
+ones = jax.numpy.ones(4)
+compiled = chunk.lower(jax.device_put(noise, ensemble.replicated(devices)), keys, directions[:4], ones, ones, ones)
+open(f"{OUT}/hlo.txt", "w").write(compiled.compile().as_text())
+"""
+
+
+def test_sharded_training_agrees_and_does_not_communicate(lenet, tmp_path):
+    script = f"OUT = {str(tmp_path)!r}\n" + SHARDED
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"},
+        timeout=300,
+    )
+    alone = train_many(lenet, _directions(5, (16, 16, 1)), sigma=0.5, recipe=LENET_RECIPE)
+    for mapping in ("sequential", "vectorized"):
+        with np.load(tmp_path / f"{mapping}.npz", allow_pickle=False) as stored:
+            _assert_equivalent(alone, training.TrainMetrics(**stored))
+    program = (tmp_path / "hlo.txt").read_text()
+    assert "num_partitions=4" in program
+    for collective in ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute"):
+        assert collective not in program
+
+
+@pytest.mark.parametrize("mapping", ["sequential", "vectorized"])
+def test_nan_data_of_one_network_leaves_the_others_bitwise_unchanged(mapping):
+    model = create_model("mlp", SHAPE, num_logits=2)
+    chunk = training.make_train_chunk(make_train(model, SMALL), mapping, jax.local_devices()[:1])
+    directions = jnp.asarray(_directions(3))
+    noise = separable.sample_noise(training.noise_key(0), SMALL.num_train, SMALL.num_test, 64)
+    keys = jnp.stack([training.network_key(0, v) for v in directions])
+    ones = jnp.ones(3)
+    clean = chunk(noise, keys, directions, ones, ones, 0.5 * ones)
+    spoilt = chunk(noise, keys, directions, ones, ones.at[1].set(jnp.nan), 0.5 * ones)
+    for index in (0, 2):
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[i], b[i]), clean, spoilt)
+    assert spoilt.diverged_at.tolist() == [-1, 1, -1]
+    assert np.isnan(spoilt.losses[1]).all() and int(spoilt.steps_to_loss[1]) == -1
+
+
+def test_a_diverging_network_is_frozen_as_it_was_before():
+    model = create_model("mlp", SHAPE, num_logits=2)
+    recipe = dataclasses.replace(SMALL, clip_norm=None, schedule="constant")
+    metrics = train_many(model, _directions(2), learning_rate=[0.1, 1e12], recipe=recipe)
+    assert metrics.diverged_at[0] == -1 and metrics.diverged_at[1] > 1
+    at = int(metrics.diverged_at[1])
+    assert np.isfinite(metrics.losses[1, : at - 1]).all() and np.isnan(metrics.losses[1, at - 1 :]).all()
+    stopped = dataclasses.replace(recipe, num_epochs=1)
+    assert at <= stopped.num_steps
+    again = train_many(model, _directions(2)[1:], learning_rate=1e12, recipe=stopped)
+    assert again.test_accuracy[0] == metrics.test_accuracy[1]  # a longer run changed nothing
+
+
+class Normalized(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(16)(x.reshape(len(x), -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        x = nn.Dropout(0.2, deterministic=not train)(x)
+        return nn.Dense(2)(x)
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(64, 16, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.readout = nnx.Linear(16, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.readout(self.dropout(nnx.relu(self.norm(self.hidden(x.reshape(len(x), -1))))))
+
+
+def _functions():
+    def init(key):
+        return {"w": 0.1 * jax.random.normal(key, (64, 2)), "count": jnp.int32(0)}
+
+    def apply(variables, x, key=None, train=False):
+        logits = x.reshape(len(x), -1) @ variables["w"]
+        return (logits, {**variables, "count": variables["count"] + 1}) if train else logits
+
+    return from_functions(init, apply, SHAPE)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: from_linen(Normalized(), SHAPE),
+        lambda: from_nnx(lambda rngs: NNXNet(rngs=rngs), SHAPE),
+        _functions,
+    ],
+    ids=["linen", "nnx", "functions"],
+)
+@pytest.mark.parametrize("mapping", ["sequential", "vectorized"])
+def test_a_users_model_with_statistics_and_dropout_trains(model, mapping):
+    recipe = dataclasses.replace(SMALL, num_train=1000, num_epochs=4)
+    metrics = train_many(model(), _directions(3), sigma=0.3, recipe=recipe, mapping=mapping)
+    assert (metrics.test_accuracy > 0.95).all() and (metrics.diverged_at == -1).all()
+
+
+def test_statistics_are_of_the_training_batches_and_parameters_alone_are_trained():
+    model = from_linen(Normalized(), SHAPE)
+    variables, *_ = _train_one(model, SMALL, _directions(1)[0])
+    statistics = variables["batch_stats"]["BatchNorm_0"]
+    assert (np.asarray(statistics["var"]) > 0).all() and not np.allclose(statistics["mean"], 0)
+    counted, *_ = _train_one(_functions(), SMALL, _directions(1)[0])
+    assert int(counted["count"]) == SMALL.num_steps
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "rate"),
+    [("sgd", {"momentum": 0.9, "nesterov": True}, 0.1), ("adam", {"b1": 0.8}, 1e-2), ("lion", {}, 1e-2)],
+)
+@pytest.mark.parametrize("schedule", training.SCHEDULES)
+def test_optimizers_of_optax_are_taken_by_name(optimizer, options, rate, schedule):
+    recipe = dataclasses.replace(SMALL, optimizer=optimizer, optimizer_options=options, schedule=schedule)
+    model = create_model("logreg", SHAPE, num_logits=2)
+    metrics = train_many(model, _directions(1), sigma=0.3, learning_rate=rate, recipe=recipe)
+    assert metrics.train_loss[0] < 0.65
+
+
+def test_the_sign_of_a_direction_is_the_name_of_its_classes():
+    v = _directions(1)[0]
+    np.testing.assert_array_equal(
+        jax.random.key_data(training.network_key(0, v)), jax.random.key_data(training.network_key(0, -v))
+    )
+    keys = {jax.random.key_data(training.network_key(seed, u)).tobytes() for seed in (0, 1) for u in _directions(5)}
+    assert len(keys) == 10
+
+
+def test_bad_input_is_named(lenet):
+    model = create_model("logreg", SHAPE, num_logits=2)
+    directions = _directions(2)
+    for recipe, message in [
+        (Recipe(optimizer="sdg"), "optimizer: optax.sdg"),
+        (Recipe(optimizer="lbfgs"), "optimizer: optax.lbfgs"),
+        (Recipe(optimizer_options={"momentun": 1}), "momentun"),
+        (Recipe(num_train=3), "num_train: must be even"),
+        (Recipe(clip_norm=0.0), "clip_norm: must be a finite number greater than 0"),
+        (Recipe(schedule="lin"), "did you mean 'linear'"),
+        (Recipe(precision="exact"), "precision: unknown value"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train_many(model, directions, recipe=recipe)
+    with pytest.raises(InputError) as caught:
+        make_train(model, Recipe(batch_size=0, num_epochs=0, loss_window=0))
+    assert len(str(caught.value).splitlines()) == 3
+    with pytest.raises(InputError, match=r"needs two logits.*has 1"):
+        make_train(create_model("logreg", SHAPE))
+    for arguments, message in [
+        ({"directions": directions[0]}, r"directions: must be \[N, 64\]"),
+        ({"directions": 2 * directions}, "direction 0 has norm 2, expected 1"),
+        ({"sigma": -1.0}, "sigma: must be a finite number at least 0"),
+        ({"sigma": [1.0, 2.0, 3.0]}, "sigma: must be a number or one for each of the 2 directions"),
+        ({"seed": 0.5}, "seed: must be an integer"),
+        ({"chunk_size": -1}, "chunk_size"),
+        ({"num_devices": 99}, "num_devices: must be an integer in 0"),
+        ({"mapping": "both"}, "mapping: unknown value 'both'"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train_many(model, **{"directions": directions, "recipe": SMALL, **arguments})
