@@ -24,6 +24,7 @@ ENSEMBLES = {
     "vgg11": (16, 4),
     "vgg11_plain": (16, 4),
     "resnet18": (24, 4),
+    "resnet18_w16": (100, 20),
     "densenet121": (4, 2),
 }
 

@@ -37,11 +37,8 @@ RECIPES = {
     },
     # Every pooling and stride removed, next to the network as it is.
     "no_pooling": {"poolings": ("default", "none"), "frequency_step": 4},
-    # One direction that ResNet18 learns and one that it does not, small enough for a CPU.
-    "resnet18_small": {
-        "architectures": ("resnet18",),
-        "source": "dft",
-    },
+    # Three directions that ResNet18 learns and the one, (6, 6), that it does not, at a quarter of its width: for a CPU.
+    "resnet18_corner": {"architectures": ("resnet18_w16",), "frequency_range": (4, 8)},
 }
 
 

@@ -88,6 +88,26 @@ def test_pooling_equals_reduce_window(kind, height, width, size):
     )
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_first_of_equal_maxima_gets_the_whole_gradient(size):
+    x = jax.random.randint(jax.random.key(0), (3, 8, 8, 2), 0, 3).astype(jnp.float32)  # many ties
+    actual = np.asarray(jax.jit(jax.grad(lambda x: convolution.pool(x, "max", size).sum()))(x))
+    expected = np.zeros_like(actual)
+    for b, i, j, c in np.ndindex(3, 8 // size, 8 // size, 2):
+        window = np.asarray(x)[b, size * i : size * (i + 1), size * j : size * (j + 1), c]
+        row, column = divmod(int(window.argmax()), size)
+        expected[b, size * i + row, size * j + column, c] = 1
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_every_window_has_exactly_one_winner_whatever_it_holds():
+    # Winners are found in pairs, never by comparison with a maximum that XLA may have rounded in another fusion.
+    values = jnp.array([0.0, 1.0, 1.0, jnp.nan, jnp.inf, -jnp.inf])
+    x = jax.random.choice(jax.random.key(0), values, (5, 8, 8, 3))
+    gradient = jax.grad(lambda x: convolution.pool(x, "max", 2).sum())(x)
+    np.testing.assert_array_equal(convolution.pool(gradient, "avg", 2) * 4, jnp.ones((5, 4, 4, 3)))
+
+
 @pytest.mark.parametrize(("shape", "kernel_shape", "strides", "padding"), CASES)
 def test_pooled_convolution_equals_convolution_then_pooling(shape, kernel_shape, strides, padding):
     x, kernel = _draw(shape, kernel_shape)

@@ -4,6 +4,8 @@ import pytest
 import scipy.fft
 
 from nad_jax import directions
+from nad_jax.directions import basis_dft, basis_random
+from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
 from nad_jax.store import read_directions
 
@@ -82,3 +84,21 @@ def test_images_and_vectors_are_inverse():
     np.testing.assert_array_equal(directions.to_vectors(images), vectors)
     with pytest.raises(InputError, match="last axis 12"):
         directions.to_images(vectors, (2, 3, 1))
+
+
+def test_an_identity_names_a_direction_up_to_sign_and_rounding():
+    rows = np.asarray(basis_dft((8, 8, 1)).directions)
+    identities = [directions.direction_identity(row) for row in rows]
+    assert len(set(identities)) == 64
+    noisy = -rows + 1e-7 * np.random.default_rng(0).standard_normal(rows.shape).astype(np.float32)
+    assert [directions.direction_identity(row) for row in noisy] == identities
+
+
+def test_distinct_directions_keeps_the_first_of_equals():
+    rows = np.asarray(basis_dft((4, 4, 1)).directions)[[3, 1, 3, 2, 1]] * np.array([1, 1, -1, -1, -1])[:, None]
+    assert directions.distinct_directions(rows).tolist() == [0, 1, 3]
+
+
+def test_more_random_directions_keep_the_first_ones():
+    few, many = basis_random(make_key(1), 20, 3), basis_random(make_key(1), 20, 12)
+    np.testing.assert_allclose(many[:3], few, atol=1e-5)

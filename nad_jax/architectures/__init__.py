@@ -2,11 +2,13 @@
 
 Sources: NAD, reference code; parameter counts with one channel and one logit at 32×32 are 1,025 (logreg),
 60,941 (lenet), 9,750,657 (vgg11), 9,745,153 (vgg11_plain), 11,168,193 (resnet18), 6,945,921 (densenet121).
+`mlp` and `resnet18_w16`, a quarter as wide as the published ResNet18, are ours: controls that fit a CPU.
 
-Differs from the reference in: 1. the running variance of batch normalization, which Flax keeps biased and PyTorch
-unbiased (by B·H·W/(B·H·W − 1)); 2. the gradient of a max-pooling window with several maxima, see `convolution.pool`.
+Differs from the reference in: the running variance of batch normalization, which Flax keeps biased and PyTorch
+unbiased (by B·H·W/(B·H·W − 1)).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -49,6 +51,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         reference_convolution="normal_fan_out",
     ),
     "resnet18": Architecture(ResNet18, "avg", unpooled=True),
+    "resnet18_w16": Architecture(functools.partial(ResNet18, width=16), "avg", unpooled=True),
     "densenet121": Architecture(DenseNet, "avg"),
 }
 

@@ -31,18 +31,24 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """3×3 stem of 64, stages of 64, 128, 256, 512 with two blocks each, average pool of 4, dense."""
+    """3×3 stem of `width` features, stages of 1, 2, 4, 8 times as many with two blocks each, average pool of 4, dense.
+
+    The published network has a width of 64.
+    """
 
     num_logits: int
     pooling: str
     convolution: Callable
+    width: int = 64
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = nn.Conv(64, (3, 3), padding=1, use_bias=False, conv_general_dilated=self.convolution, name="stem")(x)
+        conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
+        x = conv(self.width, (3, 3), padding=1, name="stem")(x)
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="stem_norm")(x)
         x = nn.relu(x)
-        for stage, features in enumerate((64, 128, 256, 512)):
+        for stage in range(4):
+            features = self.width * 2**stage
             for block in range(2):
                 shrink = stage > 0 and block == 0 and self.pooling != "none"
                 x = BasicBlock(features, 2 if shrink else 1, self.convolution, name=f"block{stage + 1}_{block + 1}")(
