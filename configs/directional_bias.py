@@ -7,7 +7,7 @@ The argument after the colon is a recipe of `RECIPES` and, after a comma, an arc
 number is overridden by name, e.g. --config.seeds=0,1 --config.frequency_step=4 --config.sigmas=0.5,1.0,3.0.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from nad_jax.architectures import ARCHITECTURES
 from nad_jax.errors import unknown
@@ -80,8 +80,7 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     config.optimizers = ("sgd",)
     config.learning_rate = 0.5
     config.schedule = "linear"  # linear, cosine, constant
-    config.clip_norm = config_dict.placeholder(float)  # None: no clipping
-    config.clip_norm = 0.5
+    config.clip_norm = 0.5  # of the gradient's global norm; 0: no clipping
     config.weight_decay = 0.0
     config.batch_size = 128
     config.num_epochs = 20
@@ -90,7 +89,7 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     config.precision = "default"  # of products on accelerators: default, high, highest
 
     # How it is computed.
-    config.unit_size = 10  # networks per stored unit
+    config.unit_size = 0  # networks per stored unit; 0: automatic
     config.mapping = "auto"  # auto, sequential, vectorized
     config.chunk_size = 0  # networks per call of the compiled program; 0: automatic
     config.num_devices = 0  # 0: all local devices

@@ -24,11 +24,11 @@ from experiments.progress import Progress
 from nad_jax import directions as bases
 from nad_jax import errors, nads, plotting, store
 from nad_jax.architectures import create_model
-from nad_jax.ensemble import MAPPINGS, make_key
+from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number, unknown
 from nad_jax.models import Model
 from nad_jax.subspaces import rank_correlation
-from nad_jax.training import Recipe, TrainMetrics, make_train_many
+from nad_jax.training import Recipe, TrainMetrics, make_train_many, resolve_mapping
 
 SOURCES = ("dft", "nads", "dct", "pixel", "random", "file")
 PHASES = {"cosine": ("cosine",), "sine": ("sine",), "both": ("cosine", "sine")}
@@ -38,9 +38,9 @@ SWEEPS = {
     "poolings": "pooling",
     "optimizers": "optimizer",
     "nums_train": "num_train",
+    "seeds": "seed",
     "sigmas": "sigma",
     "epsilons": "epsilon",
-    "seeds": "seed",
 }
 # Fields that determine the numbers of every network: a folder holds one set of them.
 IDENTITY_FIELDS = (
@@ -154,10 +154,8 @@ def validate(config: ConfigDict) -> None:
         lambda: check_integer("channel", config.channel, 0, config.image_shape[2] - 1),
         lambda: check_integer("direction_seed", config.direction_seed, 0, 2**32 - 1),
         lambda: check_number("learning_rate", config.learning_rate, 0.0),
-        lambda: check_integer("unit_size", config.unit_size, 1),
-        lambda: check_choice("mapping", config.mapping, ("auto", *MAPPINGS)),
-        lambda: check_integer("chunk_size", config.chunk_size, 0),
-        lambda: check_integer("num_devices", config.num_devices, 0),
+        lambda: check_integer("unit_size", config.unit_size, 0),
+        lambda: resolve_mapping(config.mapping, config.chunk_size, config.num_devices),
         lambda: check_integer("singular_values_num_networks", config.singular_values_num_networks, 2),
     )
     for optimizer, num_train in itertools.product(config.optimizers, config.nums_train):
@@ -281,6 +279,8 @@ def _programs(networks: list[Network]) -> Iterator[tuple[tuple[Any, ...], list[N
 
 def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -> None:
     done = _read_units(workdir)
+    chunk_size = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)[1]
+    unit_size = config.unit_size or max(10, 4 * chunk_size)
     missing = [network for network in networks if network.name not in done]
     num_done = len(networks) - len(missing)
     progress = Progress(len(networks), num_done, "networks")
@@ -288,8 +288,8 @@ def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -
         recipe, learning_rate = read_recipe(config, optimizer, num_train)
         model = create_network(config, architecture, pooling)
         run = make_train_many(model, recipe, config.mapping, config.chunk_size, config.num_devices)
-        for first in range(0, len(group), config.unit_size):
-            unit = group[first : first + config.unit_size]
+        for first in range(0, len(group), unit_size):
+            unit = group[first : first + unit_size]
             epsilon, sigma, seed = ([n.coordinates[name] for n in unit] for name in ("epsilon", "sigma", "seed"))
             metrics = run(
                 np.stack([network.direction for network in unit]),

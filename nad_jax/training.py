@@ -5,7 +5,7 @@ Source of the default recipe: NAD, reference code; see `Recipe`.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "constant": lambda progress: jnp.ones_like(progress),
 }
 PRECISIONS = ("default", "high", "highest")
+_SCALARS = ("epsilon", "sigma", "learning_rate")  # what one network takes besides its direction, in this order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Recipe:
     optimizer_options: its keyword arguments, e.g. {"momentum": 0.9}.
     schedule: factor on the learning rate at step t = 1 … T: "linear" 1 − t/T (the last step is 0), "cosine"
       ½(1 + cos πt/T), "constant" 1.
-    clip_norm: the global norm to which a network's gradient is clipped; None: no clipping.
+    clip_norm: the global norm to which a network's gradient is clipped; 0: no clipping.
     weight_decay: multiple of the parameters added to the clipped gradient, before the optimizer sees it.
     batch_size: B; the last batch of an epoch is smaller where B does not divide the number of samples.
     num_epochs: passes over the data, each in a new order.
@@ -48,7 +49,7 @@ class Recipe:
     optimizer: str = "sgd"
     optimizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     schedule: str = "linear"
-    clip_norm: float | None = 0.5
+    clip_norm: float = 0.5
     weight_decay: float = 0.0
     batch_size: int = 128
     num_epochs: int = 20
@@ -63,7 +64,7 @@ class Recipe:
         return errors.problems(
             lambda: self._check_optimizer(),
             lambda: check_choice("schedule", self.schedule, SCHEDULES),
-            lambda: self.clip_norm is None or check_number("clip_norm", self.clip_norm, 0.0, exclusive=True),
+            lambda: check_number("clip_norm", self.clip_norm, 0.0),
             lambda: check_number("weight_decay", self.weight_decay, 0.0),
             lambda: check_integer("batch_size", self.batch_size, 1),
             lambda: check_integer("num_epochs", self.num_epochs, 1),
@@ -99,7 +100,7 @@ class Recipe:
             return learning_rate * SCHEDULES[self.schedule]((count + 1) / self.num_steps)
 
         return optax.chain(
-            optax.identity() if self.clip_norm is None else optax.clip_by_global_norm(self.clip_norm),
+            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
             getattr(optax, self.optimizer)(learning_rate=scheduled, **self.optimizer_options),
         )
@@ -299,18 +300,14 @@ def make_train_many(
     """
     train = make_train(model, recipe)
     recipe = Recipe() if recipe is None else recipe
-    check_choice("mapping", mapping, ("auto", *ensemble.MAPPINGS))
-    check_integer("num_devices", num_devices, 0, jax.local_device_count())
-    devices = jax.local_devices()[: num_devices or None]
-    if mapping == "auto":
-        mapping = "sequential" if jax.default_backend() == "cpu" else "vectorized"
-    check_integer("chunk_size", chunk_size, 0)
-    chunk_size = chunk_size or len(devices) * (1 if mapping == "sequential" else 32)
-    if chunk_size % len(devices):
-        raise InputError(f"chunk_size: must be a multiple of the {len(devices)} devices, got {chunk_size}")
+    mapping, chunk_size, devices = resolve_mapping(mapping, chunk_size, num_devices)
     dimension = int(np.prod(model.image_shape))
     draw_noise = jax.jit(lambda key: separable.sample_noise(key, recipe.num_train, recipe.num_test, dimension))
     train_chunk = make_train_chunk(train, mapping, devices)
+
+    @lru_cache(maxsize=1)
+    def replicate_noise(seed: int) -> Noise:
+        return jax.device_put(draw_noise(noise_key(seed)), ensemble.replicated(devices))
 
     def run(
         directions: jax.Array,
@@ -325,7 +322,7 @@ def make_train_many(
         results: list[TrainMetrics | None] = [None] * len(directions)
         done = 0
         for replicate in dict.fromkeys(points["seed"].tolist()):
-            noise = jax.device_put(draw_noise(noise_key(replicate)), ensemble.replicated(devices))
+            noise = replicate_noise(replicate)
             members = np.flatnonzero(points["seed"] == replicate)
             for first in range(0, len(members), chunk_size):
                 chunk = members[first : first + chunk_size]
@@ -343,7 +340,18 @@ def make_train_many(
     return run
 
 
-_SCALARS = ("epsilon", "sigma", "learning_rate")
+def resolve_mapping(mapping: str, chunk_size: int, num_devices: int) -> tuple[str, int, list[jax.Device]]:
+    """The mapping, the networks per call and the devices that automatic choices come to, see `make_train_many`."""
+    check_choice("mapping", mapping, ("auto", *ensemble.MAPPINGS))
+    check_integer("num_devices", num_devices, 0, jax.local_device_count())
+    check_integer("chunk_size", chunk_size, 0)
+    devices = jax.local_devices()[: num_devices or None]
+    if mapping == "auto":
+        mapping = "sequential" if jax.default_backend() == "cpu" else "vectorized"
+    chunk_size = chunk_size or len(devices) * (1 if mapping == "sequential" else 32)
+    if chunk_size % len(devices):
+        raise InputError(f"chunk_size: must be a multiple of the {len(devices)} devices, got {chunk_size}")
+    return mapping, chunk_size, devices
 
 
 def make_train_chunk(train: Callable, mapping: str, devices: list[jax.Device]) -> Callable[..., TrainMetrics]:

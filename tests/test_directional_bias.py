@@ -195,7 +195,13 @@ def test_bad_input_is_reported_at_once(tmp_path):
         directional_bias.run(_config(**changes), tmp_path / "run")
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["sigmas"] or "seeds" in str(caught.value)
     config = _config(
-        sigmas=(-1.0,), optimizers=("sdg",), nums_train=(3,), frequency_step=0, phases="cos", source="nads", unit_size=0
+        sigmas=(-1.0,),
+        optimizers=("sdg",),
+        nums_train=(3,),
+        frequency_step=0,
+        phases="cos",
+        source="nads",
+        unit_size=-1,
     )
     with pytest.raises(InputError) as caught:
         directional_bias.run(config, tmp_path / "run")
