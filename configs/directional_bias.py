@@ -89,7 +89,7 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     config.precision = "default"  # of products on accelerators: default, high, highest
 
     # How it is computed.
-    config.unit_size = 0  # networks per stored unit; 0: automatic
+    config.unit_size = 0  # networks per stored unit; 0: one chunk
     config.mapping = "auto"  # auto, sequential, vectorized
     config.chunk_size = 0  # networks per call of the compiled program; 0: automatic
     config.num_devices = 0  # 0: all local devices

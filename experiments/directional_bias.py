@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +46,12 @@ SWEEPS = {
 # Fields that determine the numbers of every network: a folder holds one set of them.
 IDENTITY_FIELDS = (
     "image_shape", "initialization", "convolution", "source", "num_test", "learning_rate", "schedule", "clip_norm",
-    "weight_decay", "batch_size", "num_epochs", "loss_threshold", "loss_window", "precision", "mapping", "chunk_size",
+    "weight_decay", "batch_size", "num_epochs", "loss_threshold", "loss_window", "precision",
 )  # fmt: skip
 FREE_FIELDS = (
     *SWEEPS, "frequency_range", "frequency_step", "phases", "channel", "indices", "num_directions", "direction_seed",
-    "directions", "unit_size", "num_devices", "nads", "singular_values", "singular_values_num_networks", "compare",
+    "directions", "unit_size", "mapping", "chunk_size", "num_devices",
+    "nads", "singular_values", "singular_values_num_networks", "compare",
 )  # fmt: skip
 RECIPE_FIELDS = (
     "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "num_test", "loss_threshold", "loss_window",
@@ -106,11 +108,10 @@ def create_network(config: ConfigDict, architecture: str, pooling: str) -> Model
     return create_model(architecture, config.image_shape, 2, pooling, config.initialization, config.convolution)
 
 
-def _check_sweeps(config: ConfigDict) -> None:
-    for field in SWEEPS:
-        values = config[field]
-        if not isinstance(values, tuple | list) or not len(values) or len(set(values)) < len(values):
-            raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
+def _check_sweep(config: ConfigDict, field: str) -> None:
+    values = config[field]
+    if not isinstance(values, tuple | list) or not len(values) or len(set(values)) < len(values):
+        raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
 
 
 def _check_source(config: ConfigDict) -> None:
@@ -120,16 +121,13 @@ def _check_source(config: ConfigDict) -> None:
         raise InputError(f"{needs}: source={config.source!r} needs a file of directions here")
     if config.source == "random":
         check_integer("num_directions", config.num_directions, 1, int(np.prod(config.image_shape)))
-    for index in config.indices:
-        check_integer("indices", index, 0)
 
 
-def _check_frequencies(config: ConfigDict) -> None:
-    check_choice("phases", config.phases, PHASES)
-    check_integer("frequency_step", config.frequency_step, 1)
-    frequencies = config.frequency_range
-    if len(frequencies) != 2 or not int(frequencies[0]) == frequencies[0] < frequencies[1] == int(frequencies[1]):
-        raise InputError(f"frequency_range: must be two integers first, stop with first < stop, got {frequencies!r}")
+def _check_frequency_range(config: ConfigDict) -> None:
+    for frequency in config.frequency_range:
+        check_integer("frequency_range", frequency, -(2**15))
+    if len(config.frequency_range) != 2 or config.frequency_range[0] >= config.frequency_range[1]:
+        raise InputError(f"frequency_range: must be first, stop with first < stop, got {config.frequency_range!r}")
 
 
 def validate(config: ConfigDict) -> None:
@@ -138,19 +136,21 @@ def validate(config: ConfigDict) -> None:
     problems = [f"{name}: field is missing" for name in sorted(known - set(config))]
     problems += [str(unknown("config field", name, known)) for name in sorted(set(config) - known)]
     if not problems:
-        problems = errors.problems(lambda: _check_sweeps(config), lambda: check_image_shape(config.image_shape))
+        problems = errors.problems(
+            *(partial(_check_sweep, config, field) for field in SWEEPS), lambda: check_image_shape(config.image_shape)
+        )
     if problems:
         raise InputError("\n".join(problems))
     problems = errors.problems(
-        *(
-            lambda architecture=architecture, pooling=pooling: create_network(config, architecture, pooling)
-            for architecture, pooling in itertools.product(config.architectures, config.poolings)
-        ),
-        *(lambda seed=seed: check_integer("seeds", seed, 0, 2**32 - 1) for seed in config.seeds),
-        *(lambda sigma=sigma: check_number("sigmas", sigma, 0.0) for sigma in config.sigmas),
-        *(lambda epsilon=epsilon: check_number("epsilons", epsilon, 0.0) for epsilon in config.epsilons),
+        *(partial(create_network, config, *pair) for pair in itertools.product(config.architectures, config.poolings)),
+        *(partial(check_integer, "seeds", seed, 0, 2**32 - 1) for seed in config.seeds),
+        *(partial(check_number, "sigmas", sigma, 0.0) for sigma in config.sigmas),
+        *(partial(check_number, "epsilons", epsilon, 0.0) for epsilon in config.epsilons),
+        *(partial(check_integer, "indices", index, 0) for index in config.indices),
         lambda: _check_source(config),
-        lambda: _check_frequencies(config),
+        lambda: _check_frequency_range(config),
+        lambda: check_integer("frequency_step", config.frequency_step, 1),
+        lambda: check_choice("phases", config.phases, PHASES),
         lambda: check_integer("channel", config.channel, 0, config.image_shape[2] - 1),
         lambda: check_integer("direction_seed", config.direction_seed, 0, 2**32 - 1),
         lambda: check_number("learning_rate", config.learning_rate, 0.0),
@@ -239,6 +239,7 @@ def make_networks(config: ConfigDict) -> list[Network]:
     networks = []
     for values in itertools.product(*(config[field] for field in SWEEPS)):
         point = dict(zip(SWEEPS.values(), values, strict=True))
+        point |= {name: float(point[name]) for name in ("sigma", "epsilon")}  # 3 and 3.0 are one value
         for row, coordinates, identity in zip(directions.rows, directions.coordinates, identities, strict=True):
             name = json.dumps({**point, "direction": identity}, sort_keys=True)
             networks.append(Network({**point, **coordinates}, row, name))
@@ -251,7 +252,8 @@ def _read_units(workdir: Path) -> dict[str, dict[str, Any]]:
     for path in sorted(workdir.glob("units/networks_*.npz")):
         try:
             arrays = store.read_npz(path, ("names", *TrainMetrics._fields))
-            if any(len(arrays[name]) != len(arrays["names"]) for name in TrainMetrics._fields):
+            count = arrays["names"].shape
+            if len(count) != 1 or any(arrays[name].shape[:1] != count for name in TrainMetrics._fields):
                 raise InputError(f"{path}: arrays of different lengths")
         except InputError as error:
             logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
@@ -261,10 +263,9 @@ def _read_units(workdir: Path) -> dict[str, dict[str, Any]]:
     return stored
 
 
-def _write_unit(workdir: Path, networks: list[Network], metrics: TrainMetrics) -> None:
+def _write_unit(workdir: Path, networks: list[Network], metrics: TrainMetrics, made: dict[str, Any]) -> None:
     names = [network.name for network in networks]
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-    made = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     arrays = {name: np.asarray(values) for name, values in metrics._asdict().items()}
     arrays |= {"names": np.array(names), "config": np.asarray(json.dumps(made))}
     store.write_npz(workdir / "units" / f"networks_{digest}.npz", arrays)
@@ -279,8 +280,9 @@ def _programs(networks: list[Network]) -> Iterator[tuple[tuple[Any, ...], list[N
 
 def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -> None:
     done = _read_units(workdir)
-    chunk_size = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)[1]
-    unit_size = config.unit_size or max(10, 4 * chunk_size)
+    mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
+    unit_size = config.unit_size or chunk_size
+    made = {"mapping": mapping, "chunk_size": chunk_size, "jax": jax.__version__, "device": devices[0].device_kind}
     missing = [network for network in networks if network.name not in done]
     num_done = len(networks) - len(missing)
     progress = Progress(len(networks), num_done, "networks")
@@ -299,7 +301,7 @@ def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -
                 seed,
                 lambda in_unit, num_done=num_done: progress(num_done + in_unit),
             )
-            _write_unit(workdir, unit, metrics)
+            _write_unit(workdir, unit, metrics, {**model.description, **made})
             num_done += len(unit)
 
 
@@ -433,21 +435,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _report(config, read_results(workdir / "results.csv"))
 
 
-def _map_panels(config: ConfigDict, rows: list[dict[str, Any]], metric: str) -> dict[str, np.ndarray]:
-    """For each group the mean of a metric over seeds on the grid of frequencies; nan where there is no direction."""
+def _map_panels(config: ConfigDict, groups: dict[str, list[dict[str, Any]]], metric: str) -> dict[str, np.ndarray]:
+    """For each group the mean of a metric over seeds on the grid of frequencies; nan where there is none."""
     height, width, _ = config.image_shape
     axis = range(config.frequency_range[0], config.frequency_range[1], config.frequency_step)
     panels = {}
-    for label, group in _groups(rows).items():
+    for label, group in groups.items():
         values = published.by_frequency(group, metric, (height, width))
         panels[label] = np.array([[values.get((r % height, c % width), np.nan) for c in axis] for r in axis])
     return panels
 
 
-def _curves(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _curves(groups: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For each group: indices ascending, mean test accuracy over seeds, its standard error (nan for one seed)."""
     curves = {}
-    for label, group in _groups(rows).items():
+    for label, group in groups.items():
         values = {place[0]: [row["test_accuracy"] for row in seeds] for place, seeds in _by_direction(group).items()}
         indices = np.array(sorted(values))
         sem = [np.std(values[i], ddof=1) / np.sqrt(len(values[i])) if len(values[i]) > 1 else np.nan for i in indices]
@@ -460,25 +462,29 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     validate(config)
     rows = read_results(workdir / "results.csv")
     seeds = len({row["seed"] for row in rows})
+    sources = {row["source"] for row in rows}
+    if sources != {config.source}:
+        raise InputError(f"source: {workdir} holds directions of source {sources.pop()!r}, got {config.source!r}")
     groups = _groups(rows)
     title = ", ".join(dict.fromkeys(row["architecture"] for row in rows)) + f", {seeds} seed" + "s" * (seeds > 1)
+    diverged = sum(row["diverged_at"] >= 0 for row in rows)
+    title += f", {diverged} of {len(rows)} networks diverged" * (diverged > 0)
     figures = {}
     if config.source == "dft":
         axis = np.arange(config.frequency_range[0], config.frequency_range[1], config.frequency_step)
-        accuracy = _map_panels(config, rows, "test_accuracy")
+        accuracy = _map_panels(config, groups, "test_accuracy")
         figures["accuracy_map.png"] = plotting.plot_accuracy_maps(accuracy, axis, f"Accuracy on D(v): {title}")
-        if any(row["steps_to_loss"] >= 0 for row in rows):
-            reached = [
-                {**row, "steps_to_loss": row["steps_to_loss"] if row["steps_to_loss"] >= 0 else np.nan} for row in rows
-            ]
-            steps = _map_panels(config, reached, "steps_to_loss")
+        # Averaged over the seeds that reached the loss.
+        reached = {label: [row for row in group if row["steps_to_loss"] >= 0] for label, group in groups.items()}
+        steps = _map_panels(config, reached, "steps_to_loss")
+        if any(np.isfinite(panel).any() for panel in steps.values()):
             figures["steps_map.png"] = plotting.plot_steps_maps(
                 steps, axis, f"Steps to a loss of {config.loss_threshold:g}: {title}"
             )
     elif config.source == "nads":
         spectrum = read_spectrum(config)
         figures["accuracy_by_index.png"] = plotting.plot_accuracy_by_index(
-            _curves(rows), None if spectrum is None else spectrum.eigenvalues, f"Accuracy on D(u_i): {title}"
+            _curves(groups), None if spectrum is None else spectrum.eigenvalues, f"Accuracy on D(u_i): {title}"
         )
     else:
         accuracies = {label: _mean_accuracies(group) for label, group in groups.items()}

@@ -31,14 +31,20 @@ def read_table(path: str, architecture: str) -> list[dict[str, float]]:
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: line {number}: {error}") from error
     if "index" in names:
-        return [row for row in rows if row["index"] <= 10 or (row["index"] - 10) % 4 == 0]
-    return [row for row in rows if row["x"] == 0 or row["x"] >= 8]
+        rows = [row for row in rows if row["index"] <= 10 or (row["index"] - 10) % 4 == 0]
+    else:
+        rows = [row for row in rows if row["x"] == 0 or row["x"] >= 8]
+    if not rows:
+        raise InputError(f"{path}: holds no measured accuracies")
+    return rows
 
 
 def compare(
     table: list[dict[str, float]], rows: list[dict[str, Any]], shape: tuple[int, int], source: str
 ) -> list[str]:
     """What there is to say about the agreement of measured networks with a published table, line by line."""
+    if rows[0]["pooling"] != "default" or rows[0]["phase"] == "sine":
+        return ["published are cosine directions and networks with their own pooling: not compared"]
     if source == "dft" and "x" in table[0]:
         return _compare_map(table, rows, shape)
     if source == "nads" and "index" in table[0]:
@@ -66,9 +72,8 @@ def _compare_map(table: list[dict[str, float]], rows: list[dict[str, Any]], shap
         return ["fewer than three cells of the published map were measured: not compared"]
     ours = np.array([own[r % height, c % width] for r, c, _ in cells])
     theirs = np.array([accuracy for _, _, accuracy in cells])
-    lines = [
-        f"published map, {len(cells)} cells: mean absolute difference {np.abs(ours - theirs).mean() * 100:.2f} points"
-    ]
+    difference = 100 * np.abs(ours - theirs).mean()
+    lines = [f"published map (σ = 3, ε = 1), {len(cells)} cells: mean absolute difference {difference:.2f} points"]
     if ours.std() > 0 and theirs.std() > 0:
         learned = theirs >= 0.55
         lines[0] += f", Pearson {np.corrcoef(ours, theirs)[0, 1]:.3f}"
@@ -86,7 +91,9 @@ def _compare_curve(table: list[dict[str, float]], rows: list[dict[str, Any]]) ->
     own: dict[int, list[float]] = {}
     for row in rows:
         own.setdefault(row["index"], []).append(row["test_accuracy"])
-    lines = ["NAD index: ours, published (from 50 on the mean of those measured within ±10 indices), points between"]
+    lines = [
+        "NAD index: ours, published at σ = 1 (from 50 on the mean of those measured within ±10 indices), points between"
+    ]
     for index, values in sorted(own.items()):
         reach = 10 if index >= 50 else 0
         near = [row["accuracy"] for row in table if abs(row["index"] - index) <= reach]

@@ -172,7 +172,11 @@ def complete_basis(directions: jax.Array, tolerance: float = 1e-3) -> jax.Array:
 
 
 def direction_identity(direction: np.ndarray) -> int:
-    """A number in 0 … 2⁶⁴ − 1 that names a unit direction [D]: the same for v and −v, and after rounding errors."""
+    """A number in 0 … 2⁶⁴ − 1 that names a unit direction [D], the same for v and −v.
+
+    It is of the entries rounded to four decimals: a direction computed again on another machine, with other rounding
+    errors, may round to another name, so exchange directions as files.
+    """
     return int.from_bytes(hashlib.sha256(_quantized(direction)).digest()[:8])
 
 

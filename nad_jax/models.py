@@ -26,7 +26,7 @@ def _trainable_leaves(variables: Any) -> Any:
     """The collection "params" where there is one, as in Flax; otherwise every leaf of real numbers."""
     if isinstance(variables, Mapping) and "params" in variables:
         return jax.tree.map_with_path(lambda path, _: path[0].key == "params", variables)
-    return jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating), variables)
+    return jax.tree.map(lambda leaf: jnp.issubdtype(jnp.result_type(leaf), jnp.floating), variables)
 
 
 class Model(NamedTuple):
@@ -86,6 +86,7 @@ def from_functions(
     image_shape: tuple[int, int, int],
     features: Callable[[Any, jax.Array], jax.Array] | None = None,
     readout_variance: float | None = None,
+    trainable: Callable[[Any], Any] | None = None,
 ) -> Model:
     """A model from pure functions of the contract.
 
@@ -94,6 +95,9 @@ def from_functions(
       image_shape: (H, W, C) of one input.
       readout_variance: τ² of the last linear layer's weights; needed, with `features`, for a marginalized
         read-out or several read-outs per network.
+      trainable: maps variables to a tree of booleans: which leaves training changes. By default the collection
+        "params" where variables are a mapping that has one, otherwise every leaf of real numbers; all other leaves
+        are what `apply` in training mode returns.
 
     Raises:
       InputError: where the shapes do not fit the contract.
@@ -106,6 +110,7 @@ def from_functions(
             features=features,
             readout_variance=readout_variance,
             description={"model": "functions"},
+            trainable=trainable or _trainable_leaves,
         )
     )
 

@@ -130,7 +130,7 @@ def plot_accuracy_maps(maps: dict[str, np.ndarray], frequencies: np.ndarray, tit
 
 
 def plot_steps_maps(maps: dict[str, np.ndarray], frequencies: np.ndarray, title: str) -> Figure:
-    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; grey: never reached (nan)."""
+    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; grey: nan, never reached."""
     finite = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
     norm = LogNorm(finite.min(), max(finite.max(), finite.min() * 1.01))
     return _plot_maps(maps, frequencies, title, "steps (grey: never)", norm=norm, cmap="magma_r")
@@ -164,13 +164,13 @@ def plot_accuracy_by_index(
 
 
 def plot_accuracy_histogram(groups: dict[str, np.ndarray], title: str) -> Figure:
-    """How the test accuracies [N] of each label are distributed, in bins of 2.5 points."""
+    """How the test accuracies [N] of each label are distributed, in bins of 2.5 points; the first one has all below."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     bins = np.arange(45, 102.5, 2.5)
     for label, accuracies in groups.items():
         name = f"{label + ': ' if label else ''}mean {100 * accuracies.mean():.1f} %"
-        axes.hist(100 * np.asarray(accuracies), bins, alpha=0.6, label=name)
+        axes.hist(np.maximum(100 * accuracies, bins[0]), bins, alpha=0.6, label=name)
     axes.set(xlabel="test accuracy (%)", ylabel="directions", title=title)
     axes.legend()
     return figure

@@ -4,7 +4,7 @@ Source of the default recipe: NAD, reference code; see `Recipe`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ class Recipe:
     num_epochs: passes over the data, each in a new order.
     num_train, num_test: samples of D(v), even: the classes are balanced exactly.
     loss_threshold, loss_window: `steps_to_loss` is the first step at which the mean minibatch loss over the last
-      `loss_window` steps is at most `loss_threshold`.
+      `loss_window` steps is at most `loss_threshold` (never where a run has fewer steps than that).
     precision: of matrix products on accelerators: "default", "high", "highest".
     """
 
@@ -62,7 +62,7 @@ class Recipe:
     def problems(self) -> list[str]:
         """What is wrong with these values, one line each."""
         return errors.problems(
-            lambda: self._check_optimizer(),
+            self._check_optimizer,
             lambda: check_choice("schedule", self.schedule, SCHEDULES),
             lambda: check_number("clip_norm", self.clip_norm, 0.0),
             lambda: check_number("weight_decay", self.weight_decay, 0.0),
@@ -79,7 +79,7 @@ class Recipe:
         """Raises `InputError` unless optax has such an optimizer and it updates from gradients alone."""
         call = f"optax.{self.optimizer}(learning_rate, **{dict(self.optimizer_options)})"
         try:
-            optimizer = getattr(optax, self.optimizer)(learning_rate=0.1, **self.optimizer_options)
+            optimizer = getattr(optax, self.optimizer)(learning_rate=jnp.ones_like, **self.optimizer_options)
             jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), jnp.zeros(3))
         except Exception as error:  # any name of optax may have been given
             raise InputError(f"optimizer: {call} gives no optimizer of gradients ({error})") from error
@@ -114,8 +114,8 @@ class TrainMetrics(NamedTuple):
     steps_to_loss: first step t = 1 … T at which the mean minibatch loss of the last `loss_window` steps is at most
       `loss_threshold`; −1: never.
     gradient_cosine: |cos| between v and the mean over the test set of ∇ₓ(logit₀ − logit₁); 0 where that is zero.
-    diverged_at: the step at which a loss or gradient was no longer finite; the network is kept as it was before
-      that step, and evaluated so. −1: never.
+    diverged_at: the step at which the loss, the gradient or the network it led to was not finite; the network is
+      kept as it was before that step, and evaluated so. −1: never.
     losses: [T] minibatch losses; nan from the divergence on.
     """
 
@@ -141,14 +141,18 @@ def _first_step_below(losses: jax.Array, window: int, threshold: float) -> jax.A
     """The first step, counted from 1, at which the mean of the last `window` losses [T] is at most `threshold`; −1."""
     if len(losses) < window:
         return jnp.int32(-1)
-    sums = jnp.cumsum(jnp.concatenate([jnp.zeros(1), losses]))
-    reached = (sums[window:] - sums[:-window]) / window <= threshold
+    reached = jax.lax.reduce_window(losses, 0.0, jax.lax.add, (window,), (1,), "VALID") / window <= threshold
     return jnp.where(reached.any(), jnp.argmax(reached).astype(jnp.int32) + window, -1)
 
 
 def _cosine(left: jax.Array, right: jax.Array) -> jax.Array:
     norms = jnp.linalg.norm(left) * jnp.linalg.norm(right)
-    return jnp.where(norms > 0, jnp.abs(jnp.vdot(left, right)) / norms, 0.0)
+    return jnp.where(norms == 0, 0.0, jnp.abs(jnp.vdot(left, right)) / norms)
+
+
+def _all_finite(leaves: Iterable[jax.Array]) -> jax.Array:
+    real = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in real]).all()
 
 
 def _make_evaluate(model: Model, batch_size: int, with_gradient: bool) -> Callable[..., tuple[jax.Array, ...]]:
@@ -237,8 +241,7 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
             (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(state.trained)
             updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
             trained = optax.apply_updates(state.trained, updates)
-            squared_norm = sum(jnp.vdot(gradient, gradient) for gradient in gradients)
-            finite = jnp.isfinite(value) & jnp.isfinite(squared_norm) & (state.diverged_at < 0)
+            finite = _all_finite([value, *gradients, *trained, *others]) & (state.diverged_at < 0)
             new, old = (trained, others, optimizer_state), (state.trained, state.others, state.optimizer)
             kept = jax.tree.map(partial(jnp.where, finite), new, old)
             diverged_at = jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, number)
@@ -382,7 +385,7 @@ def _check_directions(directions: Any, dimension: int) -> np.ndarray:
     for index, norm in enumerate(norms):
         if not abs(norm - 1) <= 1e-3:
             raise InputError(f"directions: direction {index} has norm {norm:.4g}, expected 1")
-    return directions
+    return directions / norms[:, None]
 
 
 def _broadcast(count: int, **values: Any) -> dict[str, np.ndarray]:
