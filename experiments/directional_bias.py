@@ -223,12 +223,11 @@ def make_directions(config: ConfigDict) -> Directions:
                 bases.basis_random(make_key(config.direction_seed), dimension, config.num_directions)
             ),
         }[config.source]()
-        indices = list(config.indices) or list(range(len(rows)))
-        for index in indices:
-            if index >= len(rows):
-                raise InputError(f"indices: must be in 0 … {len(rows) - 1}, got {index}")
-        found = Directions(rows[indices], [{"index": index} for index in indices])
-    kept = bases.distinct_directions(found.rows)
+        found = Directions(rows, [{"index": index} for index in range(len(rows))])
+    chosen = list(config.indices) or list(range(len(found.rows)))
+    if max(chosen) >= len(found.rows):
+        raise InputError(f"indices: must be in 0 … {len(found.rows) - 1}, got {max(chosen)}")
+    kept = [chosen[position] for position in bases.distinct_directions(found.rows[chosen])]
     return Directions(found.rows[kept], [{"source": config.source, **found.coordinates[k]} for k in kept])
 
 

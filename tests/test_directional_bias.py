@@ -196,6 +196,11 @@ def test_other_sources_of_directions(source, tmp_path):
     assert [path.name for path in directional_bias.draw(config, tmp_path / "run")] == ["accuracy_histogram.png"]
 
 
+def test_the_corner_is_where_both_frequencies_are_two_modulo_four():
+    found = directional_bias.make_directions(load_config("directional_bias").get_config("resnet18_corner"))
+    assert [(c["frequency_row"], c["frequency_column"]) for c in found.coordinates] == [(4, 4), (6, 6)]
+
+
 def test_the_published_grid_is_the_one_of_the_table():
     config = load_config("directional_bias").get_config("accuracy_map")
     assert len(directional_bias.make_directions(config).rows) == 130
