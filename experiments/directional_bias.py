@@ -483,7 +483,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     elif config.source == "nads":
         spectrum = read_spectrum(config)
         figures["accuracy_by_index.png"] = plotting.plot_accuracy_by_index(
-            _curves(groups), None if spectrum is None else spectrum.eigenvalues, f"Accuracy on D(u_i): {title}"
+            _curves(groups), None if spectrum is None else spectrum.eigenvalues, f"Accuracy on $D(u_i)$: {title}"
         )
     else:
         accuracies = {label: _mean_accuracies(group) for label, group in groups.items()}
