@@ -5,9 +5,7 @@ and figures. Networks are told apart by what determines them, so that a folder i
 """
 
 import ast
-import csv
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from experiments import published
+from experiments import published, results
 from experiments.progress import Progress
 from nad_jax import directions as bases
 from nad_jax import errors, nads, plotting, store
@@ -56,12 +54,6 @@ FREE_FIELDS = (
 RECIPE_FIELDS = (
     "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "num_test", "loss_threshold", "loss_window",
     "precision",
-)  # fmt: skip
-PLACE = ("index", "frequency_row", "frequency_column", "phase")  # the coordinates of a direction within its source
-METRICS = tuple(name for name in TrainMetrics._fields if name != "losses")
-COLUMNS = (
-    "architecture", "pooling", "optimizer", "num_train", "source", "index", "frequency_row", "frequency_column",
-    "phase", "sigma", "epsilon", "seed", *METRICS,
 )  # fmt: skip
 
 
@@ -258,7 +250,7 @@ def _read_units(workdir: Path) -> dict[str, dict[str, Any]]:
             logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
             continue
         for position, name in enumerate(arrays["names"].tolist()):
-            stored[name] = {metric: arrays[metric][position] for metric in METRICS}
+            stored[name] = {metric: arrays[metric][position] for metric in results.METRICS}
     return stored
 
 
@@ -304,88 +296,33 @@ def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -
             num_done += len(unit)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    """The rows as CSV; numbers with the digits that a float32 has."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(
-            {name: f"{value:.7g}" if isinstance(value, float | np.floating) else value for name, value in row.items()}
-        )
-    return text.getvalue()
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `results.csv`: numbers where there are numbers, empty text where a column does not apply."""
-    rows = []
-    for row in csv.DictReader(io.StringIO(store.read_text(path))):
-        if set(row) != set(COLUMNS) or None in row.values():
-            raise InputError(f"{path}: not a results.csv of this version: columns must be {', '.join(COLUMNS)}")
-        rows.append({name: _number(value) for name, value in row.items()})
-    if not rows:
-        raise InputError(f"{path}: holds no networks")
-    return rows
-
-
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each curve or panel: equal in every coordinate but direction and seed, labelled by what varies."""
-    names = ("architecture", "pooling", "optimizer", "num_train", "sigma", "epsilon", "phase")
-    varying = [name for name in names if len({row[name] for row in rows}) > 1]
-    groups: dict[str, list[dict[str, Any]]] = {}
-    symbols = {"sigma": "σ = ", "epsilon": "ε = ", "num_train": "samples ", "pooling": "pooling "}
-    for row in rows:
-        label = ", ".join(f"{symbols.get(name, '')}{row[name]}" for name in varying if row[name] != "")
-        groups.setdefault(label, []).append(row)
-    return groups
-
-
-def _by_direction(rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """The rows of each direction, one per seed, under its `PLACE` coordinates."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in PLACE), []).append(row)
-    return groups
-
-
-def _mean_accuracies(rows: list[dict[str, Any]]) -> np.ndarray:
-    """The test accuracy of each direction, averaged over seeds, in the order of `_by_direction`."""
-    return np.array([np.mean([row["test_accuracy"] for row in group]) for group in _by_direction(rows).values()])
-
-
 def _read_energies(config: ConfigDict) -> dict[tuple[Any, ...], float] | None:
-    """vᵀGv of every direction of the command under its `PLACE` coordinates, where `config.nads` gives G."""
+    """vᵀGv of every direction of the command under its `results.PLACE` coordinates, where `config.nads` gives G."""
     spectrum = read_spectrum(config)
     if spectrum is None:
         return None
     directions = make_directions(config)
-    places = [tuple(coordinates.get(name, "") for name in PLACE) for coordinates in directions.coordinates]
+    places = [tuple(coordinates.get(name, "") for name in results.PLACE) for coordinates in directions.coordinates]
     return dict(zip(places, nads.directional_energy(spectrum, directions.rows), strict=True))
 
 
 def _energies(config: ConfigDict, groups: dict[str, list[dict[str, Any]]]) -> dict[str, np.ndarray]:
-    """vᵀGv of the directions of each group, in the order of `_by_direction`; empty where no NADs are given."""
+    """vᵀGv of the directions of each group, in the order of `results.by_direction`; empty where no NADs are given."""
     energies = _read_energies(config)
     if energies is None:
         return {}
     try:
-        return {label: np.array([energies[place] for place in _by_direction(group)]) for label, group in groups.items()}
+        return {
+            label: np.array([energies[place] for place in results.by_direction(group)])
+            for label, group in groups.items()
+        }
     except KeyError as error:
         raise InputError(f"results.csv: holds direction {error}, which the command does not name") from None
 
 
 def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
     """Prints the results as the reader of a log wants them."""
-    groups = _groups(rows)
+    groups = results.group_rows(rows)
     energies = _energies(config, groups)
     for label, group in groups.items():
         accuracy = np.array([row["test_accuracy"] for row in group])
@@ -404,7 +341,7 @@ def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
                 f"median step {np.median(steps[steps >= 0]):.0f}"
             )
         if label in energies and len(energies[label]) > 1:
-            correlation = float(rank_correlation(energies[label], _mean_accuracies(group)))
+            correlation = float(rank_correlation(energies[label], results.mean_accuracies(group)))
             print(f"  rank correlation of vᵀGv with accuracy, {len(energies[label])} directions: {correlation:.2f}")
         if config.compare:
             architecture = group[0]["architecture"]
@@ -430,52 +367,31 @@ def run(config: ConfigDict, workdir: Path) -> None:
     if lost:
         raise InputError(f"{workdir}: {lost} networks were damaged after they had been written; run the command again")
     rows = [{**network.coordinates, **stored[network.name]} for network in networks]
-    store.write_text(workdir / "results.csv", _table(rows))
-    _report(config, read_results(workdir / "results.csv"))
-
-
-def _map_panels(config: ConfigDict, groups: dict[str, list[dict[str, Any]]], metric: str) -> dict[str, np.ndarray]:
-    """For each group the mean of a metric over seeds on the grid of frequencies; nan where there is none."""
-    height, width, _ = config.image_shape
-    axis = range(config.frequency_range[0], config.frequency_range[1], config.frequency_step)
-    panels = {}
-    for label, group in groups.items():
-        values = published.by_frequency(group, metric, (height, width))
-        panels[label] = np.array([[values.get((r % height, c % width), np.nan) for c in axis] for r in axis])
-    return panels
-
-
-def _curves(groups: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each group: indices ascending, mean test accuracy over seeds, its standard error (nan for one seed)."""
-    curves = {}
-    for label, group in groups.items():
-        values = {place[0]: [row["test_accuracy"] for row in seeds] for place, seeds in _by_direction(group).items()}
-        indices = np.array(sorted(values))
-        sem = [np.std(values[i], ddof=1) / np.sqrt(len(values[i])) if len(values[i]) > 1 else np.nan for i in indices]
-        curves[label] = (indices, np.array([np.mean(values[i]) for i in indices]), np.array(sem))
-    return curves
+    store.write_text(workdir / "results.csv", results.format_table(rows))
+    _report(config, results.read_results(workdir / "results.csv"))
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` of `workdir`; which figures there are depends on the source of the directions."""
     validate(config)
-    rows = read_results(workdir / "results.csv")
+    rows = results.read_results(workdir / "results.csv")
     seeds = len({row["seed"] for row in rows})
     sources = {row["source"] for row in rows}
     if sources != {config.source}:
         raise InputError(f"source: {workdir} holds directions of source {sources.pop()!r}, got {config.source!r}")
-    groups = _groups(rows)
+    groups = results.group_rows(rows)
     title = ", ".join(dict.fromkeys(row["architecture"] for row in rows)) + f", {seeds} seed" + "s" * (seeds > 1)
     diverged = sum(row["diverged_at"] >= 0 for row in rows)
     title += f", {diverged} of {len(rows)} networks diverged" * (diverged > 0)
     figures = {}
     if config.source == "dft":
+        shape = tuple(config.image_shape[:2])
         axis = np.arange(config.frequency_range[0], config.frequency_range[1], config.frequency_step)
-        accuracy = _map_panels(config, groups, "test_accuracy")
+        accuracy = results.map_panels(groups, "test_accuracy", axis, shape)
         figures["accuracy_map.png"] = plotting.plot_accuracy_maps(accuracy, axis, f"Accuracy on D(v): {title}")
         # Averaged over the seeds that reached the loss.
         reached = {label: [row for row in group if row["steps_to_loss"] >= 0] for label, group in groups.items()}
-        steps = _map_panels(config, reached, "steps_to_loss")
+        steps = results.map_panels(reached, "steps_to_loss", axis, shape)
         if any(np.isfinite(panel).any() for panel in steps.values()):
             figures["steps_map.png"] = plotting.plot_steps_maps(
                 steps, axis, f"Steps to a loss of {config.loss_threshold:g}: {title}"
@@ -483,16 +399,16 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     elif config.source == "nads":
         spectrum = read_spectrum(config)
         figures["accuracy_by_index.png"] = plotting.plot_accuracy_by_index(
-            _curves(groups), None if spectrum is None else spectrum.eigenvalues, f"Accuracy on $D(u_i)$: {title}"
+            results.curves(groups), None if spectrum is None else spectrum.eigenvalues, f"Accuracy on $D(u_i)$: {title}"
         )
     else:
-        accuracies = {label: _mean_accuracies(group) for label, group in groups.items()}
+        accuracies = {label: results.mean_accuracies(group) for label, group in groups.items()}
         figures["accuracy_histogram.png"] = plotting.plot_accuracy_histogram(
             accuracies, f"Accuracy on D(v), {config.source} directions: {title}"
         )
     energies = _energies(config, groups)
     if energies:
-        points = {label: (energies[label], _mean_accuracies(group)) for label, group in groups.items()}
+        points = {label: (energies[label], results.mean_accuracies(group)) for label, group in groups.items()}
         figures["accuracy_by_energy.png"] = plotting.plot_accuracy_by_energy(points, title)
     paths = []
     for name, figure in figures.items():

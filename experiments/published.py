@@ -7,10 +7,10 @@ NADs 0 … 10, 14, 18, … were measured, the others interpolated.
 
 import csv
 import io
-from typing import Any
 
 import numpy as np
 
+from experiments.results import Row, by_frequency
 from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.subspaces import rank_correlation
@@ -39,9 +39,7 @@ def read_table(path: str, architecture: str) -> list[dict[str, float]]:
     return rows
 
 
-def compare(
-    table: list[dict[str, float]], rows: list[dict[str, Any]], shape: tuple[int, int], source: str
-) -> list[str]:
+def compare(table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int], source: str) -> list[str]:
     """What there is to say about the agreement of measured networks with a published table, line by line."""
     if rows[0]["pooling"] != "default" or rows[0]["phase"] == "sine":
         return ["published are cosine directions and networks with their own pooling: not compared"]
@@ -52,18 +50,7 @@ def compare(
     return [f"the published table is not one of {source} directions: not compared"]
 
 
-def by_frequency(rows: list[dict[str, Any]], metric: str, shape: tuple[int, int]) -> dict[tuple[int, int], float]:
-    """The mean of a metric of Fourier directions by their frequency modulo (H, W); ±f is one direction."""
-    height, width = shape
-    values: dict[tuple[int, int], list[float]] = {}
-    for row in rows:
-        for sign in (1, -1):
-            place = (sign * row["frequency_row"] % height, sign * row["frequency_column"] % width)
-            values.setdefault(place, []).append(row[metric])
-    return {place: float(np.mean(numbers)) for place, numbers in values.items()}
-
-
-def _compare_map(table: list[dict[str, float]], rows: list[dict[str, Any]], shape: tuple[int, int]) -> list[str]:
+def _compare_map(table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int]) -> list[str]:
     height, width = shape
     own = by_frequency(rows, "test_accuracy", shape)
     cells = [(2 * (row["y"] - 8), 2 * (row["x"] - 8), row["accuracy"]) for row in table]
@@ -87,7 +74,7 @@ def _compare_map(table: list[dict[str, float]], rows: list[dict[str, Any]], shap
     return lines
 
 
-def _compare_curve(table: list[dict[str, float]], rows: list[dict[str, Any]]) -> list[str]:
+def _compare_curve(table: list[dict[str, float]], rows: list[Row]) -> list[str]:
     own: dict[int, list[float]] = {}
     for row in rows:
         own.setdefault(row["index"], []).append(row["test_accuracy"])

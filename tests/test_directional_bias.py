@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments import directional_bias, published
+from experiments import directional_bias, published, results
 from nad_jax import Recipe, basis_random, dft_direction, estimate_nads, make_key, save_nads, store, train_many
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError
@@ -61,7 +61,7 @@ def _copy(finished, tmp_path):
 def test_a_run_writes_one_row_per_network_with_its_coordinates(finished):
     rows = _rows(finished)
     assert len(rows) == 10  # 4×4 frequencies: four that equal their own negative, and (16 − 4)/2 pairs
-    assert list(rows[0]) == list(directional_bias.COLUMNS)
+    assert list(rows[0]) == list(results.COLUMNS)
     assert [(row["frequency_row"], row["frequency_column"]) for row in rows[:3]] == [("0", "0"), ("2", "0"), ("0", "2")]
     for row in rows:
         assert row["architecture"] == "logreg" and row["phase"] == "cosine" and row["index"] == ""
@@ -75,7 +75,7 @@ def test_a_row_is_the_network_that_the_api_trains(finished):
     recipe = Recipe(num_train=100, num_test=50, num_epochs=2, batch_size=32, loss_window=3, loss_threshold=0.7)
     model = create_model("logreg", (8, 8, 1), num_logits=2)
     metrics = train_many(model, direction[None], sigma=3.0, recipe=recipe)
-    for name in directional_bias.METRICS:
+    for name in results.METRICS:
         assert float(row[name]) == pytest.approx(float(getattr(metrics, name)[0]), rel=1e-6), name
 
 
@@ -91,8 +91,7 @@ def test_maps_show_every_frequency_at_its_place():
         for r, c in [(0, 0), (1, 2), (1, -2)]
         for seed in (0, 1)
     ]
-    config = _config(frequency_range=(-2, 3), frequency_step=1, image_shape=(16, 16, 1))
-    (panel,) = directional_bias._map_panels(config, directional_bias._groups(rows), "test_accuracy").values()
+    (panel,) = results.map_panels(results.group_rows(rows), "test_accuracy", np.arange(-2, 3), (16, 16)).values()
     expected = np.full((5, 5), np.nan)  # rows and columns are the frequencies −2 … 2
     expected[2, 2] = 0.5
     expected[3, 4] = expected[1, 0] = 1.7  # (1, 2) and (−1, −2)
@@ -107,7 +106,7 @@ def test_curves_average_seeds_and_groups_keep_the_rest_apart():
         for seed in (0, 1)
         for index in (20, 5)
     ]
-    curves = directional_bias._curves(directional_bias._groups(rows))
+    curves = results.curves(results.group_rows(rows))
     assert list(curves) == ["σ = 1.0", "σ = 3.0"]
     indices, means, sem = curves["σ = 3.0"]
     assert indices.tolist() == [5, 20]

@@ -1,0 +1,118 @@
+"""The table of a run, `results.csv`: one row per network, as a dictionary of its coordinates and metrics.
+
+Everything here is a function of such rows: writing and reading them, grouping them, averaging them over seeds.
+"""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nad_jax import store
+from nad_jax.errors import InputError
+from nad_jax.training import TrainMetrics
+
+PLACE = ("index", "frequency_row", "frequency_column", "phase")  # the coordinates of a direction within its source
+METRICS = tuple(name for name in TrainMetrics._fields if name != "losses")
+COLUMNS = (
+    "architecture", "pooling", "optimizer", "num_train", "source", "index", "frequency_row", "frequency_column",
+    "phase", "sigma", "epsilon", "seed", *METRICS,
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def format_table(rows: list[Row]) -> str:
+    """The rows as CSV; numbers with the digits that a float32 has."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {name: f"{value:.7g}" if isinstance(value, float | np.floating) else value for name, value in row.items()}
+        )
+    return text.getvalue()
+
+
+def read_results(path: Path) -> list[Row]:
+    """The rows of a `results.csv`: numbers where there are numbers, empty text where a column does not apply."""
+    rows = []
+    for row in csv.DictReader(io.StringIO(store.read_text(path))):
+        if set(row) != set(COLUMNS) or None in row.values():
+            raise InputError(f"{path}: not a results.csv of this version: columns must be {', '.join(COLUMNS)}")
+        rows.append({name: _number(value) for name, value in row.items()})
+    if not rows:
+        raise InputError(f"{path}: holds no networks")
+    return rows
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def group_rows(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows of each curve or panel: equal in every coordinate but direction and seed, labelled by what varies."""
+    names = ("architecture", "pooling", "optimizer", "num_train", "sigma", "epsilon", "phase")
+    varying = [name for name in names if len({row[name] for row in rows}) > 1]
+    groups: dict[str, list[Row]] = {}
+    symbols = {"sigma": "σ = ", "epsilon": "ε = ", "num_train": "samples ", "pooling": "pooling "}
+    for row in rows:
+        label = ", ".join(f"{symbols.get(name, '')}{row[name]}" for name in varying if row[name] != "")
+        groups.setdefault(label, []).append(row)
+    return groups
+
+
+def by_direction(rows: list[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    """The rows of each direction, one per seed, under its `PLACE` coordinates."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in PLACE), []).append(row)
+    return groups
+
+
+def mean_accuracies(rows: list[Row]) -> np.ndarray:
+    """The test accuracy of each direction, averaged over seeds, in the order of `by_direction`."""
+    return np.array([np.mean([row["test_accuracy"] for row in group]) for group in by_direction(rows).values()])
+
+
+def by_frequency(rows: list[Row], metric: str, shape: tuple[int, int]) -> dict[tuple[int, int], float]:
+    """The mean of a metric of Fourier directions by their frequency modulo (H, W); ±f is one direction."""
+    height, width = shape
+    values: dict[tuple[int, int], list[float]] = {}
+    for row in rows:
+        for sign in (1, -1):
+            place = (sign * row["frequency_row"] % height, sign * row["frequency_column"] % width)
+            values.setdefault(place, []).append(row[metric])
+    return {place: float(np.mean(numbers)) for place, numbers in values.items()}
+
+
+def map_panels(
+    groups: dict[str, list[Row]], metric: str, frequencies: np.ndarray, shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """For each group the mean of a metric over seeds on the grid of frequencies; nan where there is none."""
+    height, width = shape
+    panels = {}
+    for label, group in groups.items():
+        values = by_frequency(group, metric, shape)
+        panels[label] = np.array(
+            [[values.get((r % height, c % width), np.nan) for c in frequencies] for r in frequencies]
+        )
+    return panels
+
+
+def curves(groups: dict[str, list[Row]]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each group: indices ascending, mean test accuracy over seeds, its standard error (nan for one seed)."""
+    found = {}
+    for label, group in groups.items():
+        values = {place[0]: [row["test_accuracy"] for row in seeds] for place, seeds in by_direction(group).items()}
+        indices = np.array(sorted(values))
+        sem = [np.std(values[i], ddof=1) / np.sqrt(len(values[i])) if len(values[i]) > 1 else np.nan for i in indices]
+        found[label] = (indices, np.array([np.mean(values[i]) for i in indices]), np.array(sem))
+    return found
