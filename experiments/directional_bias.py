@@ -41,6 +41,11 @@ SWEEPS = {
     "sigmas": "sigma",
     "epsilons": "epsilon",
 }
+HOW_FIELDS = ("unit_size", "mapping", "chunk_size", "num_devices")
+REFERENCE_FIELDS = ("nads", "singular_values", "singular_values_num_networks", "compare")
+FIGURES = (
+    "accuracy_map.png", "steps_map.png", "accuracy_by_index.png", "accuracy_histogram.png", "accuracy_by_energy.png",
+)  # fmt: skip
 # Fields that determine the numbers of every network: a folder holds one set of them.
 IDENTITY_FIELDS = (
     "image_shape", "initialization", "convolution", "source", "num_test", "learning_rate", "schedule", "clip_norm",
@@ -48,8 +53,7 @@ IDENTITY_FIELDS = (
 )  # fmt: skip
 FREE_FIELDS = (
     *SWEEPS, "frequency_range", "frequency_step", "phases", "channel", "indices", "num_directions", "direction_seed",
-    "directions", "unit_size", "mapping", "chunk_size", "num_devices",
-    "nads", "singular_values", "singular_values_num_networks", "compare",
+    "directions", *HOW_FIELDS, *REFERENCE_FIELDS,
 )  # fmt: skip
 RECIPE_FIELDS = (
     "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "num_test", "loss_threshold", "loss_window",
@@ -104,6 +108,10 @@ def _check_sweep(config: ConfigDict, field: str) -> None:
     values = config[field]
     if not isinstance(values, tuple | list) or not len(values) or len(set(values)) < len(values):
         raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
+    for value in values:
+        if "," in str(value):
+            several = ", ".join(repr(part.strip()) for part in value.split(","))
+            raise InputError(f'{field}: several names are written --config.{field}="({several})", got {value!r}')
 
 
 def _check_source(config: ConfigDict) -> None:
@@ -116,8 +124,9 @@ def _check_source(config: ConfigDict) -> None:
 
 
 def _check_frequency_range(config: ConfigDict) -> None:
+    highest = min(config.image_shape[:2]) // 2
     for frequency in config.frequency_range:
-        check_integer("frequency_range", frequency, -(2**15))
+        check_integer("frequency_range", frequency, -highest, highest + 1)
     if len(config.frequency_range) != 2 or config.frequency_range[0] >= config.frequency_range[1]:
         raise InputError(f"frequency_range: must be first, stop with first < stop, got {config.frequency_range!r}")
 
@@ -154,7 +163,9 @@ def validate(config: ConfigDict) -> None:
         try:
             recipe, learning_rate = read_recipe(config, optimizer, num_train)
             check_number("learning_rate", learning_rate, 0.0)
-            problems += [line.replace("num_train:", "nums_train:") for line in recipe.problems()]
+            names = {"num_train": "nums_train", "optimizer": "optimizers"}
+            lines = (line.split(":", 1) for line in recipe.problems())
+            problems += [f"{names.get(name, name)}:{rest}" for name, rest in lines]
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -175,7 +186,9 @@ def _fourier_directions(config: ConfigDict) -> Directions:
         if phase == "sine" and (2 * row) % height == 0 and (2 * column) % width == 0:
             continue  # a self-conjugate frequency has no sine
         rows.append(np.asarray(bases.dft_direction(config.image_shape, frequency, phase, config.channel)))
-        coordinates.append({"frequency_row": row, "frequency_column": column, "phase": phase})
+        coordinates.append(
+            {"index": len(coordinates), "frequency_row": row, "frequency_column": column, "phase": phase}
+        )
     if not rows:
         raise InputError("phases: this grid of frequencies has no sine; use phases='cosine'")
     return Directions(np.stack(rows), coordinates)
@@ -223,17 +236,21 @@ def make_directions(config: ConfigDict) -> Directions:
     return Directions(found.rows[kept], [{"source": config.source, **found.coordinates[k]} for k in kept])
 
 
+def _name_directions(directions: Directions) -> list[str]:
+    return [f"{bases.direction_identity(row):016x}" for row in directions.rows]
+
+
 def make_networks(config: ConfigDict) -> list[Network]:
     """Every network of a config, in the order of the table."""
     directions = make_directions(config)
-    identities = [f"{bases.direction_identity(row):016x}" for row in directions.rows]
+    identities = _name_directions(directions)
     networks = []
     for values in itertools.product(*(config[field] for field in SWEEPS)):
         point = dict(zip(SWEEPS.values(), values, strict=True))
         point |= {name: float(point[name]) for name in ("sigma", "epsilon")}  # 3 and 3.0 are one value
         for row, coordinates, identity in zip(directions.rows, directions.coordinates, identities, strict=True):
             name = json.dumps({**point, "direction": identity}, sort_keys=True)
-            networks.append(Network({**point, **coordinates}, row, name))
+            networks.append(Network({**point, **coordinates, "direction": identity}, row, name))
     return networks
 
 
@@ -296,28 +313,15 @@ def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -
             num_done += len(unit)
 
 
-def _read_energies(config: ConfigDict) -> dict[tuple[Any, ...], float] | None:
-    """vᵀGv of every direction of the command under its `results.PLACE` coordinates, where `config.nads` gives G."""
+def _energies(config: ConfigDict, groups: dict[str, list[results.Row]]) -> dict[str, np.ndarray]:
+    """vᵀGv of the directions of each group, in the order of `by_direction`; empty where `config.nads` gives no G."""
     spectrum = read_spectrum(config)
     if spectrum is None:
-        return None
-    directions = make_directions(config)
-    places = [tuple(coordinates.get(name, "") for name in results.PLACE) for coordinates in directions.coordinates]
-    return dict(zip(places, nads.directional_energy(spectrum, directions.rows), strict=True))
-
-
-def _energies(config: ConfigDict, groups: dict[str, list[dict[str, Any]]]) -> dict[str, np.ndarray]:
-    """vᵀGv of the directions of each group, in the order of `results.by_direction`; empty where no NADs are given."""
-    energies = _read_energies(config)
-    if energies is None:
         return {}
-    try:
-        return {
-            label: np.array([energies[place] for place in results.by_direction(group)])
-            for label, group in groups.items()
-        }
-    except KeyError as error:
-        raise InputError(f"results.csv: holds direction {error}, which the command does not name") from None
+    directions = make_directions(config)
+    energies = nads.directional_energy(spectrum, directions.rows)
+    named = dict(zip(_name_directions(directions), energies, strict=True))
+    return {label: np.array([named[name] for name in results.by_direction(group)]) for label, group in groups.items()}
 
 
 def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
@@ -351,6 +355,28 @@ def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
                 print(f"  {line}")
 
 
+def _command(config: ConfigDict) -> dict[str, Any]:
+    """The fields that say which networks are in the table of a run."""
+    fields = {*IDENTITY_FIELDS, *FREE_FIELDS} - {*HOW_FIELDS, *REFERENCE_FIELDS}
+    fields |= {"nads"} if config.source == "nads" else set()
+    return json.loads(json.dumps({name: config[name] for name in sorted(fields)}))
+
+
+def _check_command(config: ConfigDict, workdir: Path) -> None:
+    """Raises `InputError` unless the table of the folder is the one of this command."""
+    path = workdir / "command.json"
+    if not path.exists():
+        raise InputError(f"{path}: there is no finished run here; give the command without --figures_only")
+    stored, asked = json.loads(store.read_text(path)), _command(config)
+    differing = [
+        f"  {name}: folder {stored.get(name)!r}, command {asked[name]!r}"
+        for name in asked
+        if stored.get(name) != asked[name]
+    ]
+    if differing:
+        raise InputError("\n".join([f"{workdir}: its table was made by another command", *differing]))
+
+
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains what is missing in `workdir`, writes `results.csv`, prints a summary and the comparison."""
     validate(config)
@@ -368,21 +394,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
         raise InputError(f"{workdir}: {lost} networks were damaged after they had been written; run the command again")
     rows = [{**network.coordinates, **stored[network.name]} for network in networks]
     store.write_text(workdir / "results.csv", results.format_table(rows))
+    store.write_text(workdir / "command.json", json.dumps(_command(config), indent=2) + "\n")
     _report(config, results.read_results(workdir / "results.csv"))
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` of `workdir`; which figures there are depends on the source of the directions."""
     validate(config)
+    _check_command(config, workdir)
     rows = results.read_results(workdir / "results.csv")
-    seeds = len({row["seed"] for row in rows})
-    sources = {row["source"] for row in rows}
-    if sources != {config.source}:
-        raise InputError(f"source: {workdir} holds directions of source {sources.pop()!r}, got {config.source!r}")
-    groups = results.group_rows(rows)
-    title = ", ".join(dict.fromkeys(row["architecture"] for row in rows)) + f", {seeds} seed" + "s" * (seeds > 1)
-    diverged = sum(row["diverged_at"] >= 0 for row in rows)
-    title += f", {diverged} of {len(rows)} networks diverged" * (diverged > 0)
+    groups, title = results.group_rows(rows), results.describe(rows)
     figures = {}
     if config.source == "dft":
         shape = tuple(config.image_shape[:2])
@@ -409,9 +430,12 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     energies = _energies(config, groups)
     if energies:
         points = {label: (energies[label], results.mean_accuracies(group)) for label, group in groups.items()}
-        figures["accuracy_by_energy.png"] = plotting.plot_accuracy_by_energy(points, title)
+        figures["accuracy_by_energy.png"] = plotting.plot_accuracy_by_energy(points, f"Accuracy against vᵀGv: {title}")
     paths = []
-    for name, figure in figures.items():
-        store.save_figure(workdir / name, figure)
-        paths.append(workdir / name)
+    for name in FIGURES:
+        if name in figures:
+            store.save_figure(workdir / name, figures[name])
+            paths.append(workdir / name)
+        elif (workdir / name).exists():
+            store.remove(workdir / name)  # it showed an earlier table
     return paths

@@ -41,13 +41,14 @@ def read_table(path: str, architecture: str) -> list[dict[str, float]]:
 
 def compare(table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int], source: str) -> list[str]:
     """What there is to say about the agreement of measured networks with a published table, line by line."""
-    if rows[0]["pooling"] != "default" or rows[0]["phase"] == "sine":
-        return ["published are cosine directions and networks with their own pooling: not compared"]
-    if source == "dft" and "x" in table[0]:
+    first, sigma = rows[0], 3 if "x" in table[0] else 1
+    if (first["pooling"], first["sigma"], first["epsilon"]) != ("default", sigma, 1) or shape != (32, 32):
+        return [f"published at 32x32, σ = {sigma}, ε = 1, with the networks' own pooling: not compared"]
+    if source == "dft" and "x" in table[0] and first["phase"] == "cosine":
         return _compare_map(table, rows, shape)
     if source == "nads" and "index" in table[0]:
         return _compare_curve(table, rows)
-    return [f"the published table is not one of {source} directions: not compared"]
+    return ["published are cosine Fourier vectors (columns x, y) or NADs (column index): not compared"]
 
 
 def _compare_map(table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int]) -> list[str]:
@@ -60,7 +61,7 @@ def _compare_map(table: list[dict[str, float]], rows: list[Row], shape: tuple[in
     ours = np.array([own[r % height, c % width] for r, c, _ in cells])
     theirs = np.array([accuracy for _, _, accuracy in cells])
     difference = 100 * np.abs(ours - theirs).mean()
-    lines = [f"published map (σ = 3, ε = 1), {len(cells)} cells: mean absolute difference {difference:.2f} points"]
+    lines = [f"published map, {len(cells)} cells: mean absolute difference {difference:.2f} points"]
     if ours.std() > 0 and theirs.std() > 0:
         learned = theirs >= 0.55
         lines[0] += f", Pearson {np.corrcoef(ours, theirs)[0, 1]:.3f}"
@@ -78,9 +79,7 @@ def _compare_curve(table: list[dict[str, float]], rows: list[Row]) -> list[str]:
     own: dict[int, list[float]] = {}
     for row in rows:
         own.setdefault(row["index"], []).append(row["test_accuracy"])
-    lines = [
-        "NAD index: ours, published at σ = 1 (from 50 on the mean of those measured within ±10 indices), points between"
-    ]
+    lines = ["NAD index: ours, published (from 50 on the mean of those measured within ±10 indices), points between"]
     for index, values in sorted(own.items()):
         reach = 10 if index >= 50 else 0
         near = [row["accuracy"] for row in table if abs(row["index"] - index) <= reach]

@@ -14,11 +14,10 @@ from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.training import TrainMetrics
 
-PLACE = ("index", "frequency_row", "frequency_column", "phase")  # the coordinates of a direction within its source
 METRICS = tuple(name for name in TrainMetrics._fields if name != "losses")
 COLUMNS = (
     "architecture", "pooling", "optimizer", "num_train", "source", "index", "frequency_row", "frequency_column",
-    "phase", "sigma", "epsilon", "seed", *METRICS,
+    "phase", "direction", "sigma", "epsilon", "seed", *METRICS,
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -42,7 +41,7 @@ def read_results(path: Path) -> list[Row]:
     for row in csv.DictReader(io.StringIO(store.read_text(path))):
         if set(row) != set(COLUMNS) or None in row.values():
             raise InputError(f"{path}: not a results.csv of this version: columns must be {', '.join(COLUMNS)}")
-        rows.append({name: _number(value) for name, value in row.items()})
+        rows.append({name: value if name == "direction" else _number(value) for name, value in row.items()})
     if not rows:
         raise InputError(f"{path}: holds no networks")
     return rows
@@ -57,23 +56,39 @@ def _number(text: str) -> Any:
     return text
 
 
+_SYMBOLS = {"sigma": "σ = ", "epsilon": "ε = ", "num_train": "samples ", "pooling": "pooling "}
+_USUAL = {"pooling": "default", "optimizer": "sgd", "num_train": 10_000, "epsilon": 1, "phase": ""}
+
+
+def _coordinates(row: Row, names: list[str]) -> list[str]:
+    return [f"{_SYMBOLS.get(name, '')}{row[name]}" for name in names if row[name] != ""]
+
+
 def group_rows(rows: list[Row]) -> dict[str, list[Row]]:
     """The rows of each curve or panel: equal in every coordinate but direction and seed, labelled by what varies."""
     names = ("architecture", "pooling", "optimizer", "num_train", "sigma", "epsilon", "phase")
     varying = [name for name in names if len({row[name] for row in rows}) > 1]
     groups: dict[str, list[Row]] = {}
-    symbols = {"sigma": "σ = ", "epsilon": "ε = ", "num_train": "samples ", "pooling": "pooling "}
     for row in rows:
-        label = ", ".join(f"{symbols.get(name, '')}{row[name]}" for name in varying if row[name] != "")
-        groups.setdefault(label, []).append(row)
+        groups.setdefault(", ".join(_coordinates(row, varying)), []).append(row)
     return groups
 
 
-def by_direction(rows: list[Row]) -> dict[tuple[Any, ...], list[Row]]:
-    """The rows of each direction, one per seed, under its `PLACE` coordinates."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+def describe(rows: list[Row]) -> str:
+    """What all rows have in common, for a title: the architecture, σ, what is not as usual, and how many seeds."""
+    names = ("architecture", "pooling", "optimizer", "num_train", "sigma", "epsilon")
+    common = [name for name in names if len({row[name] for row in rows}) == 1 and rows[0][name] != _USUAL.get(name)]
+    seeds = len({row["seed"] for row in rows})
+    diverged = sum(row["diverged_at"] >= 0 for row in rows)
+    parts = [*_coordinates(rows[0], common), f"{seeds} seed" + "s" * (seeds > 1)]
+    return ", ".join(parts + [f"{diverged} of {len(rows)} networks diverged"] * (diverged > 0))
+
+
+def by_direction(rows: list[Row]) -> dict[str, list[Row]]:
+    """The rows of each direction, one per seed, under the direction's name."""
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[name] for name in PLACE), []).append(row)
+        groups.setdefault(row["direction"], []).append(row)
     return groups
 
 
@@ -111,7 +126,7 @@ def curves(groups: dict[str, list[Row]]) -> dict[str, tuple[np.ndarray, np.ndarr
     """For each group: indices ascending, mean test accuracy over seeds, its standard error (nan for one seed)."""
     found = {}
     for label, group in groups.items():
-        values = {place[0]: [row["test_accuracy"] for row in seeds] for place, seeds in by_direction(group).items()}
+        values = {seeds[0]["index"]: [row["test_accuracy"] for row in seeds] for seeds in by_direction(group).values()}
         indices = np.array(sorted(values))
         sem = [np.std(values[i], ddof=1) / np.sqrt(len(values[i])) if len(values[i]) > 1 else np.nan for i in indices]
         found[label] = (indices, np.array([np.mean(values[i]) for i in indices]), np.array(sem))

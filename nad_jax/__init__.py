@@ -29,7 +29,7 @@ from nad_jax.separable import bayes_classifier, competing_accuracy, sample_noise
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.store import load_nads, read_directions, save_nads
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
-from nad_jax.training import Recipe, TrainMetrics, make_train, train_many
+from nad_jax.training import Recipe, TrainMetrics, make_train, make_train_many, train_many
 
 __all__ = [
     "ARCHITECTURES",
@@ -60,6 +60,7 @@ __all__ = [
     "load_nads",
     "make_key",
     "make_train",
+    "make_train_many",
     "marchenko_pastur_band",
     "near_degenerate_groups",
     "null_band",

@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nad_jax.directions import to_images
 from nad_jax.subspaces import rank_correlation
@@ -115,6 +116,9 @@ def _plot_maps(maps: dict[str, np.ndarray], frequencies: np.ndarray, title: str,
         drawn = panel.imshow(values, extent=(low, high, high, low), interpolation="nearest", **scale)
         panel.set_title(name, fontsize=9)
         panel.set(xlabel="horizontal frequency", ylabel="vertical frequency")
+        ticks = frequencies[:: max(1, len(frequencies) // 8)]
+        panel.set(xticks=ticks, yticks=ticks)
+        panel.tick_params(labelsize=7)
         panel.label_outer()
     figure.colorbar(drawn, ax=panels, label=label, shrink=0.8)
     return figure
@@ -143,23 +147,21 @@ def plot_accuracy_by_index(
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for label, (indices, means, sem) in curves.items():
-        axes.errorbar(
-            indices + 1, 100 * means, 100 * np.nan_to_num(sem), fmt="o-", capsize=3, label=label or "accuracy"
-        )
+        axes.errorbar(indices, 100 * means, 100 * np.nan_to_num(sem), fmt="o-", capsize=3, label=label or "accuracy")
     axes.axhline(50, color="gray", linestyle=":", linewidth=1)
+    lowest = min(float(100 * (means - np.nan_to_num(sem)).min()) for _, means, sem in curves.values())
+    axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
     axes.set(
-        xscale="log", xlabel="NAD index $i + 1$", ylabel="test accuracy on $D(u_i)$ (%)", ylim=(45, 101.5), title=title
+        xlabel="NAD index $i$", ylabel="test accuracy on $D(u_i)$ (%)", ylim=(min(45, lowest - 2), 101.5), title=title
     )
     handles, labels = axes.get_legend_handles_labels()
     if eigenvalues is not None:
-        positive = eigenvalues > 0
+        shown = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
         other = axes.twinx()
-        other.plot(
-            np.arange(1, len(eigenvalues) + 1)[positive], eigenvalues[positive], "k--", linewidth=1, label="eigenvalue"
-        )
+        other.plot(np.arange(len(eigenvalues))[shown], eigenvalues[shown], "k--", linewidth=1)
         other.set(yscale="log", ylabel=r"eigenvalue $\lambda_i$")
-        handles, labels = handles + other.get_legend_handles_labels()[0], [*labels, "eigenvalue"]
-    axes.legend(handles, labels, loc="upper right")
+        handles, labels = [*handles, other.lines[0]], [*labels, "eigenvalue"]
+    axes.legend(handles, labels, loc="lower left")
     return figure
 
 
@@ -172,6 +174,7 @@ def plot_accuracy_histogram(groups: dict[str, np.ndarray], title: str) -> Figure
         name = f"{label + ': ' if label else ''}mean {100 * accuracies.mean():.1f} %"
         axes.hist(np.maximum(100 * accuracies, bins[0]), bins, alpha=0.6, label=name)
     axes.set(xlabel="test accuracy (%)", ylabel="directions", title=title)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return figure
 

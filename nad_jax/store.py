@@ -38,6 +38,9 @@ def _written_at_once(path: Path) -> Iterator[BinaryIO]:
         raise _os_error(path, error) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
+            umask = os.umask(0)  # temporary files are private; results are what the user's other files are
+            os.umask(umask)
+            os.fchmod(descriptor, 0o666 & ~umask)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -4,6 +4,7 @@ Source of the default recipe: NAD, reference code; see `Recipe`.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import optax
 
 from nad_jax import ensemble, errors, separable
 from nad_jax.directions import direction_identity
-from nad_jax.errors import InputError, check_choice, check_integer, check_number
+from nad_jax.errors import InputError, check_choice, check_integer, check_number, unknown
 from nad_jax.models import Model, split_trainable
 from nad_jax.separable import Noise
 
@@ -61,7 +62,7 @@ class Recipe:
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one line each."""
-        return errors.problems(
+        problems = errors.problems(
             self._check_optimizer,
             lambda: check_choice("schedule", self.schedule, SCHEDULES),
             lambda: check_number("clip_norm", self.clip_norm, 0.0),
@@ -74,14 +75,21 @@ class Recipe:
             lambda: check_integer("loss_window", self.loss_window, 1),
             lambda: check_choice("precision", self.precision, PRECISIONS),
         )
+        if not problems and self.num_steps == 1 and self.schedule != "constant":
+            problems.append(
+                f"schedule: the only step of a {self.schedule!r} schedule has learning rate 0; train longer"
+            )
+        return problems
 
     def _check_optimizer(self) -> None:
         """Raises `InputError` unless optax has such an optimizer and it updates from gradients alone."""
-        call = f"optax.{self.optimizer}(learning_rate, **{dict(self.optimizer_options)})"
+        if not isinstance(self.optimizer, str) or not hasattr(optax, self.optimizer):
+            raise unknown("optimizer", self.optimizer, sorted(filter(_takes_learning_rate, vars(optax))))
+        call = f"optax.{self.optimizer}(learning_rate=schedule, **{self.optimizer_options})"
         try:
             optimizer = getattr(optax, self.optimizer)(learning_rate=jnp.ones_like, **self.optimizer_options)
             jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), jnp.zeros(3))
-        except Exception as error:  # any name of optax may have been given
+        except Exception as error:  # any function of optax may have been named
             raise InputError(f"optimizer: {call} gives no optimizer of gradients ({error})") from error
 
     @property
@@ -104,6 +112,12 @@ class Recipe:
             optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
             getattr(optax, self.optimizer)(learning_rate=scheduled, **self.optimizer_options),
         )
+
+
+def _takes_learning_rate(name: str) -> bool:
+    function = getattr(optax, name)
+    public = inspect.isfunction(function) and not name.startswith(("_", "scale_"))
+    return public and "learning_rate" in inspect.signature(function).parameters
 
 
 class TrainMetrics(NamedTuple):
@@ -146,8 +160,10 @@ def _first_step_below(losses: jax.Array, window: int, threshold: float) -> jax.A
 
 
 def _cosine(left: jax.Array, right: jax.Array) -> jax.Array:
-    norms = jnp.linalg.norm(left) * jnp.linalg.norm(right)
-    return jnp.where(norms == 0, 0.0, jnp.abs(jnp.vdot(left, right)) / norms)
+    """|cos| of a vector and a unit vector, which may be too long for its square to be a float32."""
+    left = left / jnp.maximum(jnp.abs(left).max(), jnp.finfo(jnp.float32).tiny)
+    norm = jnp.linalg.norm(left)
+    return jnp.where(norm == 0, 0.0, jnp.abs(jnp.vdot(left, right)) / norm)
 
 
 def _all_finite(leaves: Iterable[jax.Array]) -> jax.Array:
@@ -175,14 +191,37 @@ def _make_evaluate(model: Model, batch_size: int, with_gradient: bool) -> Callab
                 logits, gradient = model.apply(variables, x), jnp.zeros(x.shape[1:])
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             correct = logits.argmax(-1) == labels
-            new = ((correct & valid).sum(dtype=jnp.float32), jnp.sum(jnp.where(valid, losses, 0.0)), gradient)
+            count, hits = valid.sum(dtype=jnp.float32), (correct & valid).sum(dtype=jnp.float32)
+            new = (count, hits, jnp.sum(jnp.where(valid, losses, 0.0)), gradient)
             return jax.tree.map(jnp.add, sums, new), None
 
-        zero = (jnp.zeros(()), jnp.zeros(()), jnp.zeros(model.image_shape))
-        sums, _ = jax.lax.scan(add_batch, zero, jnp.arange(0, num_samples, batch_size))
-        return tuple(total / num_samples for total in sums)
+        zero = (jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.zeros(model.image_shape))
+        (count, *sums), _ = jax.lax.scan(add_batch, zero, jnp.arange(0, num_samples, batch_size))
+        return tuple(total / count for total in sums)  # by a constant, XLA would multiply: all of n would be 0.9999999
 
     return evaluate
+
+
+def _check_model(model: Model, batch_size: int) -> None:
+    """Raises `InputError` unless the model has two logits and its `apply` a training mode."""
+    if not isinstance(model, Model):
+        raise InputError(f"model: must come from create_model, from_linen, from_nnx or from_functions, got {model!r}")
+    if model.num_logits != 2:
+        raise InputError(
+            f"model: training on D(v) needs two logits, one for each class; this one has {model.num_logits}"
+        )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(model.init, key)
+    images = jax.ShapeDtypeStruct((batch_size, *model.image_shape), jnp.float32)
+    try:
+        logits, updated = jax.eval_shape(partial(model.apply, train=True), variables, images, key)
+        same = jax.tree.structure(updated) == jax.tree.structure(variables)
+    except Exception as error:  # the model is the user's program
+        raise InputError(
+            f"model: apply(variables, x, key, train=True) must return (logits, variables): {error}"
+        ) from error
+    if not same or logits.shape != (batch_size, 2):
+        raise InputError("model: apply(variables, x, key, train=True) must return (logits [B, 2], variables as given)")
 
 
 def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tuple[Any, TrainMetrics]]:
@@ -197,16 +236,16 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
       noise:         `separable.Noise` of [num_train, D] and [num_test, D]; labels alternate, see `label_samples`.
 
     Raises:
-      InputError: for bad values in the recipe (default: `Recipe()`), or a model without exactly two logits.
+      InputError: for bad values in the recipe (default: `Recipe()`), a model without exactly two logits or without a
+        training mode, and, from `train`, for noise of other sizes.
     """
     recipe = Recipe() if recipe is None else recipe
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"recipe: must be a Recipe, got {recipe!r}")
     problems = recipe.problems()
     if problems:
         raise InputError("\n".join(problems))
-    if model.num_logits != 2:
-        raise InputError(
-            f"model: training on D(v) needs two logits, one for each class; this one has {model.num_logits}"
-        )
+    _check_model(model, recipe.batch_size)
     evaluate_train = _make_evaluate(model, recipe.batch_size, with_gradient=False)
     evaluate_test = _make_evaluate(model, recipe.batch_size, with_gradient=True)
     num_full = recipe.num_train // recipe.batch_size * recipe.batch_size  # samples in full batches
@@ -219,6 +258,11 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
         learning_rate: jax.Array,
         noise: Noise,
     ) -> tuple[Any, TrainMetrics]:
+        if (len(noise.train), len(noise.test)) != (recipe.num_train, recipe.num_test):
+            raise InputError(
+                f"noise: the recipe has {recipe.num_train} and {recipe.num_test} samples, "
+                f"got {len(noise.train)} and {len(noise.test)}"
+            )
         init_key, order_key, dropout_key = jax.random.split(key, 3)
         optimizer = recipe.make_optimizer(learning_rate)
         trained, others, join = split_trainable(model, model.init(init_key))

@@ -64,7 +64,7 @@ def test_a_run_writes_one_row_per_network_with_its_coordinates(finished):
     assert list(rows[0]) == list(results.COLUMNS)
     assert [(row["frequency_row"], row["frequency_column"]) for row in rows[:3]] == [("0", "0"), ("2", "0"), ("0", "2")]
     for row in rows:
-        assert row["architecture"] == "logreg" and row["phase"] == "cosine" and row["index"] == ""
+        assert row["architecture"] == "logreg" and row["phase"] == "cosine" and len(row["direction"]) == 16
         assert 0 <= float(row["test_accuracy"]) <= 1 and row["diverged_at"] == "-1"
     assert len(list((finished / "units").iterdir())) == 4
 
@@ -81,8 +81,8 @@ def test_a_row_is_the_network_that_the_api_trains(finished):
 
 def _row(**values):
     row = {"architecture": "lenet", "pooling": "default", "optimizer": "sgd", "num_train": 8, "sigma": 1.0, "seed": 0}
-    row |= {"epsilon": 1.0, "index": "", "frequency_row": "", "frequency_column": "", "phase": ""}
-    return {**row, **values}
+    row |= {"epsilon": 1.0, "index": "", "frequency_row": "", "frequency_column": "", "phase": ""} | values
+    return {"direction": str([row["index"], row["frequency_row"], row["frequency_column"]]), **row}
 
 
 def test_maps_show_every_frequency_at_its_place():
@@ -118,8 +118,21 @@ def test_a_direction_that_no_seed_learns_is_drawn_as_such(tmp_path):
     config = _config(seeds=(0, 1), loss_threshold=0.0, frequency_step=4)
     directional_bias.run(config, tmp_path)
     assert [path.name for path in directional_bias.draw(config, tmp_path)] == ["accuracy_map.png"]
-    with pytest.raises(InputError, match=r"source: .* holds directions of source 'dft', got 'dct'"):
-        directional_bias.draw(_config(source="dct"), tmp_path)
+
+
+def test_figures_are_drawn_from_the_table_of_the_same_command(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    (workdir / "accuracy_by_index.png").write_text("of an earlier run")
+    assert [path.name for path in directional_bias.draw(_config(nads=_nads(tmp_path)), workdir)] == [
+        "accuracy_map.png",
+        "steps_map.png",
+        "accuracy_by_energy.png",
+    ]
+    assert not (workdir / "accuracy_by_index.png").exists()
+    with pytest.raises(InputError, match=r"made by another command\n  sigmas: folder \[3\.0\], command \[1\.0\]"):
+        directional_bias.draw(_config(sigmas=(1.0,)), workdir)
+    with pytest.raises(InputError, match=r"command\.json: there is no finished run here"):
+        directional_bias.draw(_config(), tmp_path)
 
 
 def test_a_rerun_trains_nothing_and_what_is_missing_comes_out_the_same(finished, tmp_path, monkeypatch):
@@ -214,16 +227,24 @@ def test_comparison_with_a_published_map(tmp_path, capsys):
     measured = published.read_table(str(path), "lenet")
     assert len(measured) == 144
     rows = [
-        _row(frequency_row=2 * (r["y"] - 8), frequency_column=2 * (r["x"] - 8), test_accuracy=r["accuracy"])
+        _row(
+            frequency_row=2 * (r["y"] - 8),
+            frequency_column=2 * (r["x"] - 8),
+            phase="cosine",
+            sigma=3,
+            test_accuracy=r["accuracy"],
+        )
         for r in measured
         if (r["y"], r["x"]) <= (8, 8)
     ]
     rows[0]["test_accuracy"] += 0.1
     lines = published.compare(measured, rows, (32, 32), "dft")
     assert "Pearson" in lines[0] and "Spearman" in lines[0] and "(-16, -16)" in "".join(lines)
-    assert published.compare(measured, rows, (32, 32), "nads") == [
-        "the published table is not one of nads directions: not compared"
-    ]
+    (line,) = published.compare(measured, rows, (32, 32), "nads")
+    assert "not compared" in line
+    for change, shape in [({}, (28, 28)), ({"sigma": 1}, (32, 32)), ({"pooling": "none"}, (32, 32))]:
+        (line,) = published.compare(measured, [{**row, **change} for row in rows], shape, "dft")
+        assert "not compared" in line
 
 
 def test_comparison_with_a_published_curve(tmp_path):
@@ -262,7 +283,7 @@ def test_bad_input_is_reported_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
         directional_bias.run(config, tmp_path / "run")
     names = {line.split(":")[0] for line in str(caught.value).splitlines()}
-    assert names == {"sigmas", "optimizer", "nums_train", "phases", "frequency_step", "nads", "unit_size"}
+    assert names == {"sigmas", "optimizers", "nums_train", "phases", "frequency_step", "nads", "unit_size"}
     for changes, message in [
         ({"optimizers": ("sgd:momentum",)}, "optimizers: options are written"),
         ({"architectures": ("lent",)}, "did you mean 'lenet'"),
@@ -271,6 +292,8 @@ def test_bad_input_is_reported_at_once(tmp_path):
         ({"nads": str(tmp_path / "missing.npz")}, "missing.npz: No such file"),
         ({"compare": str(tmp_path / "missing.csv")}, "missing.csv: No such file"),
         ({"frequency_range": (4, -4)}, "frequency_range: must be first, stop"),
+        ({"frequency_range": (-16, 16)}, "frequency_range: must be an integer in -4 … 5, got -16"),
+        ({"architectures": ("logreg,mlp",)}, r"""architectures="\('logreg', 'mlp'\)", got 'logreg,mlp'"""),
         ({"phases": "sine", "frequency_step": 4}, "this grid of frequencies has no sine"),
     ]:
         with pytest.raises(InputError, match=message):

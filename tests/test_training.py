@@ -131,6 +131,13 @@ def test_logistic_regression_learns_every_direction():
     assert (metrics.test_accuracy >= 0.99).all() and (metrics.gradient_cosine > 0.98).all()
 
 
+def test_a_perfect_network_has_an_accuracy_of_one():
+    model = create_model("logreg", SHAPE, num_logits=2)
+    recipe = dataclasses.replace(SMALL, num_train=500, num_test=94, num_epochs=5)  # 94 · (1 / 94) < 1 in float32
+    metrics = train_many(model, _directions(1), sigma=0.1, learning_rate=1e20, recipe=recipe)
+    assert metrics.test_accuracy[0] == 1.0 and metrics.gradient_cosine[0] > 0.5
+
+
 def test_first_step_below_is_that_of_a_plain_loop():
     rng = np.random.default_rng(0)
     for case in range(20):
@@ -367,7 +374,8 @@ def test_bad_input_is_named():
     model = create_model("logreg", SHAPE, num_logits=2)
     directions = _directions(2)
     for recipe, message in [
-        (Recipe(optimizer="sdg"), "optimizer: optax.sdg"),
+        (Recipe(optimizer="sdg"), "optimizer: unknown value 'sdg'.*did you mean 'sgd'"),
+        (Recipe(num_train=100, num_epochs=1), "schedule: the only step of a 'linear' schedule"),
         (Recipe(optimizer="lbfgs"), "optimizer: optax.lbfgs"),
         (Recipe(optimizer_options={"momentun": 1}), "momentun"),
         (Recipe(num_train=3), "num_train: must be even"),
@@ -380,6 +388,16 @@ def test_bad_input_is_named():
     with pytest.raises(InputError) as caught:
         make_train(model, Recipe(batch_size=0, num_epochs=0, loss_window=0))
     assert len(str(caught.value).splitlines()) == 3
+    noise = separable.sample_noise(training.noise_key(0), 100, 100, 64)
+    with pytest.raises(InputError, match="noise: the recipe has 200 and 100 samples, got 100 and 100"):
+        make_train(model, SMALL)(jax.random.key(0), directions[0], 1.0, 1.0, 0.5, noise)
+    with pytest.raises(InputError, match="model: must come from create_model"):
+        make_train(Normalized())
+    plain = from_functions(model.init, lambda variables, x: model.apply(variables, x), SHAPE)
+    with pytest.raises(InputError, match=r"train=True\) must return \(logits, variables\).*unexpected keyword"):
+        make_train(plain)
+    with pytest.raises(InputError, match="recipe: must be a Recipe, got"):
+        make_train(model, {"num_epochs": 1})
     with pytest.raises(InputError, match=r"needs two logits.*has 1"):
         make_train(create_model("logreg", SHAPE))
     for arguments, message in [
