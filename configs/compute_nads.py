@@ -6,7 +6,7 @@ The argument after the colon is the architecture; it also sets the number of net
 unit. Every other number is overridden by name, e.g. --config.num_networks=1200 --config.seed=1.
 
 On a 2-core CPU (AMD EPYC, AVX-512), compilation and figures included:
-    lenet         600 networks   25 s          overlap with the published top 64: .918
+    lenet         600 networks   13 s          overlap with the published top 64: .918
     resnet18       24 networks   7 min 44 s    overlap with the published top 64: .983
     vgg11          16 networks   1 min 15 s    split-half overlap of the top 64: .452
     densenet121     4 networks   3 min 1 s     split-half overlap of the top 64: .832
