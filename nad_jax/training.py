@@ -472,7 +472,8 @@ def train_many(
       directions: v, unit rows [N, D].
       epsilon, sigma, learning_rate, seed: one for all, or one for each network [N].
       recipe: default `Recipe()`, the published one.
-      mapping, chunk_size, num_devices: how the networks are mapped, see `make_train_many`; results agree.
+      mapping, chunk_size, num_devices: how the networks are mapped, see `make_train_many`. Results agree to rounding,
+        which training with max-pooling amplifies: in the end hard directions may differ as much as between seeds.
       progress: called with the number of networks done.
 
     Returns: `TrainMetrics` of NumPy arrays with a leading axis [N].
