@@ -4,8 +4,6 @@ Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (on
 and figures. Networks are told apart by what determines them, so that a folder is extended by any sweep axis.
 """
 
-import ast
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -15,19 +13,21 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
-from experiments import published, results
+from experiments import published, results, units
+from experiments.fields import HOW_FIELDS, check_known, check_sweep, read_recipe
 from experiments.progress import Progress
 from nad_jax import directions as bases
 from nad_jax import errors, nads, plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.ensemble import make_key
-from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number, unknown
+from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
+from nad_jax.fitting import resolve_mapping
 from nad_jax.models import Model
+from nad_jax.separable import check_num_samples
 from nad_jax.subspaces import rank_correlation
-from nad_jax.training import Recipe, TrainMetrics, make_train_many, resolve_mapping
+from nad_jax.training import TrainMetrics, make_train_many
 
 SOURCES = ("dft", "nads", "dct", "pixel", "random", "file")
 PHASES = {"cosine": ("cosine",), "sine": ("sine",), "both": ("cosine", "sine")}
@@ -41,7 +41,11 @@ SWEEPS = {
     "sigmas": "sigma",
     "epsilons": "epsilon",
 }
-HOW_FIELDS = ("unit_size", "mapping", "chunk_size", "num_devices")
+METRICS = tuple(name for name in TrainMetrics._fields if name != "losses")
+COLUMNS = (
+    "architecture", "pooling", "optimizer", "num_train", "source", "index", "frequency_row", "frequency_column",
+    "phase", "direction", "sigma", "epsilon", "seed", *METRICS,
+)  # fmt: skip
 REFERENCE_FIELDS = ("nads", "singular_values", "singular_values_num_networks", "compare")
 FIGURES = (
     "accuracy_map.png", "steps_map.png", "accuracy_by_index.png", "accuracy_histogram.png", "accuracy_by_energy.png",
@@ -54,10 +58,6 @@ IDENTITY_FIELDS = (
 FREE_FIELDS = (
     *SWEEPS, "frequency_range", "frequency_step", "phases", "channel", "indices", "num_directions", "direction_seed",
     "directions", *HOW_FIELDS, *REFERENCE_FIELDS,
-)  # fmt: skip
-RECIPE_FIELDS = (
-    "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "num_test", "loss_threshold", "loss_window",
-    "precision",
 )  # fmt: skip
 
 
@@ -76,42 +76,9 @@ class Network(NamedTuple):
     name: str
 
 
-def parse_optimizer(text: str) -> tuple[str, dict[str, Any]]:
-    """The name and options of an optimizer written "sgd", "sgd:momentum=0.9" or "adam:b1=0.8:learning_rate=0.001"."""
-    name, *parts = str(text).split(":")
-    options = {}
-    for part in parts:
-        option, equals, value = part.partition("=")
-        try:
-            options[option] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            equals = ""
-        if not equals:
-            raise InputError(f"optimizers: options are written name:option=value:…, with numbers, got {text!r}")
-    return name, options
-
-
-def read_recipe(config: ConfigDict, optimizer: str, num_train: int) -> tuple[Recipe, float]:
-    """How the networks of one optimizer and number of samples are trained, and their learning rate."""
-    name, options = parse_optimizer(optimizer)
-    learning_rate = options.pop("learning_rate", config.learning_rate)
-    fields = {field: config[field] for field in RECIPE_FIELDS}
-    return Recipe(name, options, num_train=num_train, **fields), learning_rate
-
-
 def create_network(config: ConfigDict, architecture: str, pooling: str) -> Model:
     """The model of one architecture and pooling, with a logit for each class."""
     return create_model(architecture, config.image_shape, 2, pooling, config.initialization, config.convolution)
-
-
-def _check_sweep(config: ConfigDict, field: str) -> None:
-    values = config[field]
-    if not isinstance(values, tuple | list) or not len(values) or len(set(values)) < len(values):
-        raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
-    for value in values:
-        if "," in str(value):
-            several = ", ".join(repr(part.strip()) for part in value.split(","))
-            raise InputError(f'{field}: several names are written --config.{field}="({several})", got {value!r}')
 
 
 def _check_source(config: ConfigDict) -> None:
@@ -133,13 +100,10 @@ def _check_frequency_range(config: ConfigDict) -> None:
 
 def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
-    known = {*IDENTITY_FIELDS, *FREE_FIELDS, "experiment"}
-    problems = [f"{name}: field is missing" for name in sorted(known - set(config))]
-    problems += [str(unknown("config field", name, known)) for name in sorted(set(config) - known)]
-    if not problems:
-        problems = errors.problems(
-            *(partial(_check_sweep, config, field) for field in SWEEPS), lambda: check_image_shape(config.image_shape)
-        )
+    check_known(config, (*IDENTITY_FIELDS, *FREE_FIELDS))
+    problems = errors.problems(
+        *(partial(check_sweep, config, field) for field in SWEEPS), lambda: check_image_shape(config.image_shape)
+    )
     if problems:
         raise InputError("\n".join(problems))
     problems = errors.problems(
@@ -155,13 +119,15 @@ def validate(config: ConfigDict) -> None:
         lambda: check_integer("channel", config.channel, 0, config.image_shape[2] - 1),
         lambda: check_integer("direction_seed", config.direction_seed, 0, 2**32 - 1),
         lambda: check_number("learning_rate", config.learning_rate, 0.0),
+        *(partial(check_num_samples, "nums_train", count) for count in config.nums_train),
+        lambda: check_num_samples("num_test", config.num_test),
         lambda: check_integer("unit_size", config.unit_size, 0),
         lambda: resolve_mapping(config.mapping, config.chunk_size, config.num_devices),
         lambda: check_integer("singular_values_num_networks", config.singular_values_num_networks, 2),
     )
     for optimizer, num_train in itertools.product(config.optimizers, config.nums_train):
         try:
-            recipe, learning_rate = read_recipe(config, optimizer, num_train)
+            recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
             check_number("learning_rate", learning_rate, 0.0)
             names = {"num_train": "nums_train", "optimizer": "optimizers"}
             lines = (line.split(":", 1) for line in recipe.problems())
@@ -254,31 +220,6 @@ def make_networks(config: ConfigDict) -> list[Network]:
     return networks
 
 
-def _read_units(workdir: Path) -> dict[str, dict[str, Any]]:
-    """The metrics of every stored network by its name; damaged units are moved aside."""
-    stored: dict[str, dict[str, Any]] = {}
-    for path in sorted(workdir.glob("units/networks_*.npz")):
-        try:
-            arrays = store.read_npz(path, ("names", *TrainMetrics._fields))
-            count = arrays["names"].shape
-            if len(count) != 1 or any(arrays[name].shape[:1] != count for name in TrainMetrics._fields):
-                raise InputError(f"{path}: arrays of different lengths")
-        except InputError as error:
-            logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
-            continue
-        for position, name in enumerate(arrays["names"].tolist()):
-            stored[name] = {metric: arrays[metric][position] for metric in results.METRICS}
-    return stored
-
-
-def _write_unit(workdir: Path, networks: list[Network], metrics: TrainMetrics, made: dict[str, Any]) -> None:
-    names = [network.name for network in networks]
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
-    arrays = {name: np.asarray(values) for name, values in metrics._asdict().items()}
-    arrays |= {"names": np.array(names), "config": np.asarray(json.dumps(made))}
-    store.write_npz(workdir / "units" / f"networks_{digest}.npz", arrays)
-
-
 def _programs(networks: list[Network]) -> Iterator[tuple[tuple[Any, ...], list[Network]]]:
     """The networks of each compiled program: those of one architecture, pooling, optimizer and number of samples."""
     static = ("architecture", "pooling", "optimizer", "num_train")
@@ -287,7 +228,7 @@ def _programs(networks: list[Network]) -> Iterator[tuple[tuple[Any, ...], list[N
 
 
 def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -> None:
-    done = _read_units(workdir)
+    done = units.read_units(workdir, METRICS)
     mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
     unit_size = config.unit_size or chunk_size
     made = {"mapping": mapping, "chunk_size": chunk_size, "jax": jax.__version__, "device": devices[0].device_kind}
@@ -295,7 +236,7 @@ def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -
     num_done = len(networks) - len(missing)
     progress = Progress(len(networks), num_done, "networks")
     for (architecture, pooling, optimizer, num_train), group in _programs(missing):
-        recipe, learning_rate = read_recipe(config, optimizer, num_train)
+        recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
         model = create_network(config, architecture, pooling)
         run = make_train_many(model, recipe, config.mapping, config.chunk_size, config.num_devices)
         for first in range(0, len(group), unit_size):
@@ -309,7 +250,7 @@ def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -
                 seed,
                 lambda in_unit, num_done=num_done: progress(num_done + in_unit),
             )
-            _write_unit(workdir, unit, metrics, {**model.description, **made})
+            units.write_unit(workdir, [network.name for network in unit], metrics, {**model.description, **made})
             num_done += len(unit)
 
 
@@ -359,22 +300,7 @@ def _command(config: ConfigDict) -> dict[str, Any]:
     """The fields that say which networks are in the table of a run."""
     fields = {*IDENTITY_FIELDS, *FREE_FIELDS} - {*HOW_FIELDS, *REFERENCE_FIELDS}
     fields |= {"nads"} if config.source == "nads" else set()
-    return json.loads(json.dumps({name: config[name] for name in sorted(fields)}))
-
-
-def _check_command(config: ConfigDict, workdir: Path) -> None:
-    """Raises `InputError` unless the table of the folder is the one of this command."""
-    path = workdir / "command.json"
-    if not path.exists():
-        raise InputError(f"{path}: there is no finished run here; give the command without --figures_only")
-    stored, asked = json.loads(store.read_text(path)), _command(config)
-    differing = [
-        f"  {name}: folder {stored.get(name)!r}, command {asked[name]!r}"
-        for name in asked
-        if stored.get(name) != asked[name]
-    ]
-    if differing:
-        raise InputError("\n".join([f"{workdir}: its table was made by another command", *differing]))
+    return {name: config[name] for name in fields}
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -388,21 +314,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
     store.open_run_folder(workdir, {name: config[name] for name in IDENTITY_FIELDS})
     store.make_folder(workdir / "units")
     _train_missing(config, networks, workdir)
-    stored = _read_units(workdir)
-    lost = sum(network.name not in stored for network in networks)
-    if lost:
-        raise InputError(f"{workdir}: {lost} networks were damaged after they had been written; run the command again")
-    rows = [{**network.coordinates, **stored[network.name]} for network in networks]
-    store.write_text(workdir / "results.csv", results.format_table(rows))
-    store.write_text(workdir / "command.json", json.dumps(_command(config), indent=2) + "\n")
-    _report(config, results.read_results(workdir / "results.csv"))
+    rows = units.make_rows(workdir, {network.name: network.coordinates for network in networks}, METRICS)
+    store.write_text(workdir / "results.csv", results.format_table(rows, COLUMNS))
+    units.write_command(workdir, _command(config))
+    _report(config, results.read_results(workdir / "results.csv", COLUMNS))
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` of `workdir`; which figures there are depends on the source of the directions."""
     validate(config)
-    _check_command(config, workdir)
-    rows = results.read_results(workdir / "results.csv")
+    units.check_command(workdir, _command(config))
+    rows = results.read_results(workdir / "results.csv", COLUMNS)
     groups, title = results.group_rows(rows), results.describe(rows)
     figures = {}
     if config.source == "dft":

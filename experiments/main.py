@@ -18,10 +18,15 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import compute_nads, directional_bias
+from experiments import compute_nads, directional_bias, flip_cifar, poison_cifar
 from nad_jax.errors import InputError, unknown
 
-EXPERIMENTS = {"compute_nads": compute_nads, "directional_bias": directional_bias}
+EXPERIMENTS = {
+    "compute_nads": compute_nads,
+    "directional_bias": directional_bias,
+    "poison_cifar": poison_cifar,
+    "flip_cifar": flip_cifar,
+}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/compute_nads.py:lenet; its file lists every field."

@@ -12,21 +12,14 @@ import numpy as np
 
 from nad_jax import store
 from nad_jax.errors import InputError
-from nad_jax.training import TrainMetrics
-
-METRICS = tuple(name for name in TrainMetrics._fields if name != "losses")
-COLUMNS = (
-    "architecture", "pooling", "optimizer", "num_train", "source", "index", "frequency_row", "frequency_column",
-    "phase", "direction", "sigma", "epsilon", "seed", *METRICS,
-)  # fmt: skip
 
 Row = dict[str, Any]
 
 
-def format_table(rows: list[Row]) -> str:
+def format_table(rows: list[Row], columns: tuple[str, ...]) -> str:
     """The rows as CSV; numbers with the digits that a float32 has."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow(
@@ -35,12 +28,12 @@ def format_table(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def read_results(path: Path) -> list[Row]:
+def read_results(path: Path, columns: tuple[str, ...]) -> list[Row]:
     """The rows of a `results.csv`: numbers where there are numbers, empty text where a column does not apply."""
     rows = []
     for row in csv.DictReader(io.StringIO(store.read_text(path))):
-        if set(row) != set(COLUMNS) or None in row.values():
-            raise InputError(f"{path}: not a results.csv of this version: columns must be {', '.join(COLUMNS)}")
+        if set(row) != set(columns) or None in row.values():
+            raise InputError(f"{path}: not a results.csv of this version: columns must be {', '.join(columns)}")
         rows.append({name: value if name == "direction" else _number(value) for name, value in row.items()})
     if not rows:
         raise InputError(f"{path}: holds no networks")

@@ -10,6 +10,7 @@ Sets of directions are unit rows [K, D]; eigenvalues descend.
 """
 
 from nad_jax.architectures import ARCHITECTURES, create_model
+from nad_jax.cifar import read_cifar10
 from nad_jax.derivatives import central_difference, input_gradient
 from nad_jax.directions import (
     basis_dct,
@@ -23,17 +24,29 @@ from nad_jax.directions import (
 )
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
+from nad_jax.fitting import FitMetrics
+from nad_jax.image_training import (
+    ImageData,
+    cifar_recipe,
+    make_train_images,
+    make_train_many_images,
+    train_many_images,
+)
+from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.models import Model, from_functions, from_linen, from_nnx
 from nad_jax.nads import Estimator, NADs, directional_energy, estimate_nads, null_band, singular_values
+from nad_jax.recipe import Recipe
 from nad_jax.separable import bayes_classifier, competing_accuracy, sample_noise, sample_separable
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.store import load_nads, read_directions, save_nads
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
-from nad_jax.training import Recipe, TrainMetrics, make_train, make_train_many, train_many
+from nad_jax.training import TrainMetrics, make_train, make_train_many, train_many
 
 __all__ = [
     "ARCHITECTURES",
     "Estimator",
+    "FitMetrics",
+    "ImageData",
     "InputError",
     "Model",
     "NADs",
@@ -46,6 +59,7 @@ __all__ = [
     "bayes_classifier",
     "captured_energy",
     "central_difference",
+    "cifar_recipe",
     "competing_accuracy",
     "complete_basis",
     "create_model",
@@ -53,6 +67,7 @@ __all__ = [
     "directional_energy",
     "eigh_dense",
     "estimate_nads",
+    "flip",
     "from_functions",
     "from_linen",
     "from_nnx",
@@ -60,19 +75,27 @@ __all__ = [
     "load_nads",
     "make_key",
     "make_train",
+    "make_train_images",
     "make_train_many",
+    "make_train_many_images",
     "marchenko_pastur_band",
     "near_degenerate_groups",
     "null_band",
+    "poison",
     "principal_angles",
+    "project_out",
+    "published_carriers",
     "rank_correlation",
+    "read_cifar10",
     "read_directions",
     "sample_noise",
     "sample_separable",
     "save_nads",
+    "set_coefficients",
     "singular_values",
     "subspace_overlap",
     "to_images",
     "to_vectors",
     "train_many",
+    "train_many_images",
 ]

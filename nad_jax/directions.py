@@ -151,6 +151,17 @@ def basis_random(key: jax.Array, dimension: int, num_directions: int | None = No
     return (orthogonal * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0)[None]).T
 
 
+def check_orthonormal(directions: jax.Array, tolerance: float = 1e-3) -> np.ndarray:
+    """The rows [K, D] in float64; raises `InputError` where an entry of V Vᵀ − I is above `tolerance`."""
+    rows = np.asarray(directions, dtype=np.float64)
+    if rows.ndim != 2 or not 1 <= rows.shape[0] <= rows.shape[1]:
+        raise InputError(f"directions: must be [K, D] with 1 <= K <= D, got shape {rows.shape}")
+    error = np.abs(rows @ rows.T - np.eye(len(rows))).max()
+    if not error <= tolerance:
+        raise InputError(f"directions: rows are not orthonormal (largest error {error:.2g}, allowed {tolerance:g})")
+    return rows
+
+
 def complete_basis(directions: jax.Array, tolerance: float = 1e-3) -> jax.Array:
     """Completes K orthonormal rows [K, D] to an orthogonal matrix [D, D] whose first K rows are the given ones.
 
@@ -160,14 +171,11 @@ def complete_basis(directions: jax.Array, tolerance: float = 1e-3) -> jax.Array:
     Raises:
       InputError: where the rows are not orthonormal: an entry of V Vᵀ − I above `tolerance`.
     """
-    rows = np.asarray(directions, dtype=np.float64)
-    if rows.ndim != 2 or not 1 <= rows.shape[0] <= rows.shape[1]:
-        raise InputError(f"directions: must be [K, D] with 1 <= K <= D, got shape {rows.shape}")
-    error = np.abs(rows @ rows.T - np.eye(len(rows))).max()
-    if not error <= tolerance:
-        raise InputError(f"directions: rows are not orthonormal (largest error {error:.2g}, allowed {tolerance:g})")
-    # The trailing right singular vectors are orthogonal to every given row.
-    complement = np.linalg.svd(rows, full_matrices=True)[2][len(rows) :]
+    rows = check_orthonormal(directions, tolerance)
+    if len(rows) == rows.shape[1]:
+        return jnp.asarray(directions, dtype=jnp.float32)
+    # The trailing columns of the orthogonal factor are orthogonal to every given row.
+    complement = np.linalg.qr(rows.T, mode="complete")[0][:, len(rows) :].T
     return jnp.asarray(np.concatenate([rows, complement]), dtype=jnp.float32)
 
 

@@ -6,6 +6,8 @@ import numbers
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
+
 
 class InputError(ValueError):
     """Bad input: the message names the field or file, the value and what is allowed."""
@@ -40,6 +42,15 @@ def check_number(name: str, value: Any, minimum: float, exclusive: bool = False)
     if not real or not math.isfinite(value) or value < minimum or (exclusive and value == minimum):
         bound = f"greater than {minimum}" if exclusive else f"at least {minimum}"
         raise InputError(f"{name}: must be a finite number {bound}, got {value!r}")
+
+
+def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
+    """Raises `InputError` unless `labels` are integers [B] in 0 … num_classes − 1."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InputError(f"{name}: must be integers [B], got shape {labels.shape} of {labels.dtype}")
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise InputError(f"{name}: must be in 0 … {num_classes - 1}, got {wrong[0]}")
 
 
 def problems(*checks: Callable[[], None]) -> list[str]:

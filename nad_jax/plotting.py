@@ -190,3 +190,78 @@ def plot_accuracy_by_energy(points: dict[str, tuple[np.ndarray, np.ndarray]], ti
     axes.set(xscale="log", xlabel=r"$v^\top \mathbb{E}[g g^\top] v$", ylabel="test accuracy on $D(v)$ (%)", title=title)
     axes.legend(fontsize=8)
     return figure
+
+
+def plot_poison_curve(
+    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], clean: dict[str, tuple[float, float]], title: str
+) -> Figure:
+    """Test accuracy against the NAD index of the poison: (indices, means, standard errors) per label.
+
+    `clean` has (mean, standard error) of networks trained on clean images, drawn as a line of the label's colour.
+    """
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, (indices, means, sem) in curves.items():
+        (line, *_) = axes.errorbar(indices, 100 * means, 100 * np.nan_to_num(sem), fmt="o-", capsize=3, label=label)
+        if label in clean:
+            mean, error = 100 * np.nan_to_num(clean[label])
+            axes.axhline(mean, color=line.get_color(), linestyle="--", linewidth=1, label=f"{label}, clean")
+            axes.axhspan(mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
+    axes.set(xlabel="NAD index of the poison $i$", ylabel="test accuracy (%)", ylim=(0, 101), title=title)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def plot_bars(bars: dict[str, dict[str, tuple[float, float]]], title: str) -> Figure:
+    """Test accuracies, (mean, standard error), as groups of bars: one group per label, one colour per inner label."""
+    figure = Figure(figsize=(max(5.0, 2.5 + 1.5 * len(bars)), 4), layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(name for group in bars.values() for name in group))
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        places = [place for place, group in enumerate(bars.values()) if name in group]
+        means, errors = np.array([group[name] for group in bars.values() if name in group]).T
+        offset = (number - (len(names) - 1) / 2) * width
+        drawn = axes.bar(
+            np.array(places) + offset, 100 * means, width, yerr=100 * np.nan_to_num(errors), capsize=3, label=name
+        )
+        axes.bar_label(drawn, fmt="%.1f", label_type="center", color="white", fontsize=8)
+    axes.set_xticks(range(len(bars)), list(bars))
+    axes.set(ylabel="test accuracy (%)", ylim=(0, 101), title=title)
+    axes.legend(loc="upper right")
+    return figure
+
+
+def _displayed(image: np.ndarray) -> np.ndarray:
+    """An image [H, W, C] in [0, 1]; one that leaves that range is scaled so that it holds 96 % of its entries."""
+    if image.min() >= 0 and image.max() <= 1:
+        return image
+    low, high = np.percentile(image, [2, 98])
+    return np.clip((image - low) / (high - low), 0, 1)
+
+
+def plot_images(rows: dict[str, np.ndarray], title: str, carriers: dict[str, np.ndarray] | None = None) -> Figure:
+    """A row of images [B, H, W, 3] per label; on the right the carrier [H, W] of those labels that have one.
+
+    Images that leave [0, 1] are scaled to it, each by itself, without their 2 % smallest and largest entries. Carriers
+    are diverging, symmetric about 0.
+    """
+    carriers = carriers or {}
+    columns = max(map(len, rows.values())) + bool(carriers)
+    figure = Figure(figsize=(1.2 * columns + 1, 1.25 * len(rows) + 0.6), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for panel in axes.flat:
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(label)
+        for panel, image in zip(line, images, strict=False):
+            panel.imshow(_displayed(image), interpolation="nearest")
+        if label in carriers:
+            limit = np.abs(carriers[label]).max()
+            line[-1].imshow(carriers[label], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    if carriers:
+        axes[0, -1].set_title("carrier", fontsize=9, y=0)
+    return figure

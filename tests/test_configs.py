@@ -1,16 +1,20 @@
 """Every recipe builds, names an experiment, and lists only what its experiment knows."""
 
+import dataclasses
 import importlib.util
 import itertools
 from pathlib import Path
 
 import pytest
 
-from experiments import compute_nads, directional_bias
+from experiments import compute_nads, directional_bias, image_networks
+from experiments.fields import read_recipe
 from experiments.main import EXPERIMENTS
 from nad_jax.architectures import ARCHITECTURES, create_model
 from nad_jax.errors import InputError
-from nad_jax.training import Recipe, make_train
+from nad_jax.image_training import cifar_recipe
+from nad_jax.recipe import Recipe
+from nad_jax.training import make_train
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -27,6 +31,7 @@ def load_config(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_names_an_experiment(name):
     config = load_config(name).get_config()
+    config.update({field: "somewhere" for field in ("nads", "data_dir") if field in config})  # what has no default
     EXPERIMENTS[config.experiment].validate(config)
 
 
@@ -63,7 +68,7 @@ def test_every_recipe_of_directional_bias_is_valid_at_every_sweep_point(recipe):
     for architecture, pooling, optimizer, num_train in points:
         make_train(
             directional_bias.create_network(config, architecture, pooling),
-            directional_bias.read_recipe(config, optimizer, num_train)[0],
+            read_recipe(config, "optimizers", optimizer, num_train, config.num_test)[0],
         )
     if config.source != "nads":
         assert directional_bias.make_networks(config)
@@ -80,9 +85,24 @@ def test_accuracy_maps_have_a_recipe_per_architecture(architecture):
         load_config("directional_bias").get_config("maps")
 
 
+@pytest.mark.parametrize("name", ["poison_cifar", "flip_cifar"])
+@pytest.mark.parametrize("architecture", ["lenet", "vgg11", "resnet18", "densenet121"])
+def test_the_cifar_experiments_have_a_recipe_per_architecture(name, architecture):
+    config = load_config(name).get_config(architecture)
+    config.update(nads="somewhere", data_dir="somewhere")
+    experiment = EXPERIMENTS[name]
+    experiment.validate(config)
+    known = {*image_networks.IDENTITY_FIELDS, *image_networks.FREE_FIELDS, *experiment.OWN_FIELDS, "experiment"}
+    assert set(config) == known
+    recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, 50_000, 10_000)
+    assert (recipe, learning_rate) == (dataclasses.replace(cifar_recipe(), loss_window=391), 0.21)
+    with pytest.raises(InputError, match=r"'lent'.*did you mean 'lenet'"):
+        load_config(name).get_config("lent")
+
+
 def test_the_published_recipe_is_the_default():
     config = load_config("directional_bias").get_config()
-    recipe, learning_rate = directional_bias.read_recipe(config, "sgd", 10_000)
+    recipe, learning_rate = read_recipe(config, "optimizers", "sgd", 10_000, config.num_test)
     assert (recipe, learning_rate) == (Recipe(), 0.5)
     assert (recipe.clip_norm, recipe.batch_size, recipe.num_epochs, recipe.num_steps) == (0.5, 128, 20, 1580)
     assert (config.sigmas, config.epsilons, config.num_test) == ((3.0,), (1.0,), 10_000)

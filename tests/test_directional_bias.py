@@ -61,7 +61,7 @@ def _copy(finished, tmp_path):
 def test_a_run_writes_one_row_per_network_with_its_coordinates(finished):
     rows = _rows(finished)
     assert len(rows) == 10  # 4×4 frequencies: four that equal their own negative, and (16 − 4)/2 pairs
-    assert list(rows[0]) == list(results.COLUMNS)
+    assert list(rows[0]) == list(directional_bias.COLUMNS)
     assert [(row["frequency_row"], row["frequency_column"]) for row in rows[:3]] == [("0", "0"), ("2", "0"), ("0", "2")]
     for row in rows:
         assert row["architecture"] == "logreg" and row["phase"] == "cosine" and len(row["direction"]) == 16
@@ -75,7 +75,7 @@ def test_a_row_is_the_network_that_the_api_trains(finished):
     recipe = Recipe(num_train=100, num_test=50, num_epochs=2, batch_size=32, loss_window=3, loss_threshold=0.7)
     model = create_model("logreg", (8, 8, 1), num_logits=2)
     metrics = train_many(model, direction[None], sigma=3.0, recipe=recipe)
-    for name in results.METRICS:
+    for name in directional_bias.METRICS:
         assert float(row[name]) == pytest.approx(float(getattr(metrics, name)[0]), rel=1e-6), name
 
 

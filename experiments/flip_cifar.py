@@ -1,0 +1,127 @@
+"""CIFAR-10 in the flipped basis: how much worse is a network where the coefficients of the NADs are reversed?
+
+Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network), `examples.npz`
+(some images, for the figure) and figures. Source: NAD, Section 5.2; see `interventions.flip`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import image_networks, results, units
+from experiments.fields import check_sweep
+from experiments.image_networks import METRICS, ImageNetwork, mean_and_error
+from nad_jax import plotting, store
+from nad_jax.directions import complete_basis
+from nad_jax.errors import check_choice
+from nad_jax.image_training import ImageData
+from nad_jax.interventions import flip
+
+OWN_FIELDS = ("bases",)
+COLUMNS = ("architecture", "basis", "seed", *METRICS)
+BASES = ("original", "flipped")
+# Test accuracies in the two bases (NAD, Section 5.2).
+PUBLISHED = {"lenet": (0.69, 0.48), "vgg11": (0.87, 0.53), "resnet18": (0.89, 0.58), "densenet121": (0.92, 0.56)}
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises one `InputError` with a line per problem."""
+
+    def check_bases() -> None:
+        check_sweep(config, "bases")
+        for basis in config.bases:
+            check_choice("bases", basis, BASES)
+
+    image_networks.validate(config, OWN_FIELDS, check_bases)
+
+
+def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[ImageNetwork]:
+    """Every network of a config."""
+    return [
+        ImageNetwork(
+            {"architecture": architecture, "basis": basis, "seed": seed},
+            arrays=(),
+            data=basis,
+            key="original" if basis == "original" else image_networks.digest(nads[architecture]),
+        )
+        for architecture in config.architectures
+        for basis in config.bases
+        for seed in config.seeds
+    ]
+
+
+def flip_data(data: ImageData, nads: np.ndarray) -> ImageData:
+    """The same task with train and test images, in [0, 1], in the flipped basis."""
+    images = (np.asarray(flip(images / np.float32(255), nads)) for images in (data.train_images, data.test_images))
+    return data._replace(**dict(zip(("train_images", "test_images"), images, strict=True)))
+
+
+def _write_examples(config: ConfigDict, workdir: Path, data: ImageData, nads: dict[str, np.ndarray]) -> None:
+    """Six images, of different classes, as they are and in the flipped basis of the first architecture."""
+    chosen = np.unique(data.train_labels, return_index=True)[1][:6]
+    images = data.train_images[chosen] / np.float32(255)
+    flipped = np.asarray(flip(images, nads[config.architectures[0]]))
+    store.write_npz(workdir / "examples.npz", {"original": images, "flipped": flipped})
+
+
+def _accuracies(rows: list[results.Row], split: str) -> dict[str, dict[str, list[float]]]:
+    """Accuracies over seeds by architecture and basis, in the order of the table."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        found.setdefault(row["architecture"], {}).setdefault(row["basis"], []).append(row[f"{split}_accuracy"])
+    return found
+
+
+def _report(rows: list[results.Row]) -> None:
+    train = _accuracies(rows, "train")
+    for architecture, bases in _accuracies(rows, "test").items():
+        print(f"{architecture}: accuracy (mean ± standard error over seeds)")
+        for basis, accuracies in bases.items():
+            published = dict(zip(BASES, PUBLISHED.get(architecture, ()), strict=False)).get(basis)
+            print(
+                f"  {basis}: test {image_networks.format_accuracy(accuracies)}"
+                + (f" (published {published:.0%})" if published else "")
+                + f", training {image_networks.format_accuracy(train[architecture][basis])}"
+            )
+    image_networks.report_diverged(rows)
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains what is missing in `workdir`, writes `results.csv` and prints a summary."""
+    validate(config)
+    nads = image_networks.read_nads(config)
+    networks = make_networks(config, nads)
+    data = image_networks.read_images(config)
+    image_networks.open_folder(config, workdir, data)
+    nads = {architecture: np.asarray(complete_basis(rows)) for architecture, rows in nads.items()}
+
+    def make_data(architecture: str, basis: str) -> ImageData:
+        return data if basis == "original" else flip_data(data, nads[architecture])
+
+    image_networks.train_missing(config, workdir, networks, make_data)
+    rows = units.make_rows(workdir, {network.name: network.coordinates for network in networks}, METRICS)
+    store.write_text(workdir / "results.csv", results.format_table(rows, COLUMNS))
+    _write_examples(config, workdir, data, nads)
+    units.write_command(workdir, image_networks.command(config, OWN_FIELDS))
+    _report(results.read_results(workdir / "results.csv", COLUMNS))
+
+
+def draw(config: ConfigDict, workdir: Path) -> list[Path]:
+    """Draws `results.csv` and `examples.npz` of `workdir`."""
+    validate(config)
+    units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
+    rows = results.read_results(workdir / "results.csv", COLUMNS)
+    bars = {
+        architecture: {basis: mean_and_error(values) for basis, values in bases.items()}
+        for architecture, bases in _accuracies(rows, "test").items()
+    }
+    seeds = f"{len(config.seeds)} seed" + "s" * (len(config.seeds) > 1)
+    shown = store.read_npz(workdir / "examples.npz", BASES)
+    figures = {
+        "flip_bars.png": plotting.plot_bars(bars, f"CIFAR-10 in the flipped basis, {seeds}"),
+        "examples.png": plotting.plot_images(shown, f"In the flipped basis of {config.architectures[0]}"),
+    }
+    for name, figure in figures.items():
+        store.save_figure(workdir / name, figure)
+    return [workdir / name for name in figures]

@@ -1,0 +1,153 @@
+"""Poisoned CIFAR-10: does a network take up a carrier hidden along a NAD, and forget the images?
+
+Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network), `examples.npz`
+(some images, for the figure) and figures. Source: NAD, Section 5.1; see `interventions.poison`.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import image_networks, results, units
+from experiments.fields import check_sweep
+from experiments.image_networks import METRICS, ImageNetwork, mean_and_error
+from nad_jax import plotting, store
+from nad_jax.errors import InputError, check_choice, check_integer, check_number
+from nad_jax.image_training import ImageData
+from nad_jax.interventions import poison, published_carriers
+
+OWN_FIELDS = ("nad_indices", "epsilons", "clean")
+COLUMNS = ("architecture", "nad_index", "epsilon", "seed", *METRICS)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises one `InputError` with a line per problem."""
+
+    def check_indices() -> None:
+        check_sweep(config, "nad_indices")
+        for index in config.nad_indices:
+            check_integer("nad_indices", index, 0)
+
+    def check_epsilons() -> None:
+        check_sweep(config, "epsilons")
+        for epsilon in config.epsilons:
+            check_number("epsilons", epsilon, 0.0, exclusive=True)
+
+    def check_clean() -> None:
+        check_choice("clean", config.clean, (True, False))
+
+    image_networks.validate(config, OWN_FIELDS, check_indices, check_epsilons, check_clean)
+
+
+def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[ImageNetwork]:
+    """Every network of a config, one seed after the other, the clean one first."""
+    networks = []
+    nothing = (np.zeros((10, 3072), np.float32), np.zeros(10, np.float32))  # carriers that are zero change nothing
+    for architecture in config.architectures:
+        network = partial(ImageNetwork, data="poisoned")
+        poisoned = []
+        for index in config.nad_indices:
+            try:
+                carriers, signs = published_carriers(nads[architecture], index, image_networks.IMAGE_SHAPE)
+            except InputError as error:
+                raise InputError(str(error).replace("index:", "nad_indices:", 1)) from error
+            key = image_networks.digest(carriers, signs)
+            poisoned += [(index, float(epsilon), carriers, signs, key) for epsilon in config.epsilons]
+        for seed in config.seeds:
+            if config.clean:
+                coordinates = {"architecture": architecture, "nad_index": "", "epsilon": "", "seed": seed}
+                networks.append(network(coordinates, nothing, key="clean"))
+            for index, epsilon, carriers, signs, key in poisoned:
+                coordinates = {"architecture": architecture, "nad_index": index, "epsilon": epsilon, "seed": seed}
+                arrays = (carriers, np.float32(epsilon) * signs)
+                networks.append(network(coordinates, arrays, key=key))
+    return networks
+
+
+def _write_examples(config: ConfigDict, workdir: Path, data: ImageData, nads: dict[str, np.ndarray]) -> None:
+    """Four images, of different classes, as they are and poisoned along up to four of the NADs, and these NADs."""
+    architecture, epsilon = config.architectures[0], config.epsilons[0]
+    chosen = np.unique(data.train_labels, return_index=True)[1][:4]
+    images, labels = data.train_images[chosen] / np.float32(255), data.train_labels[chosen]
+    places = np.unique(np.linspace(0, len(config.nad_indices) - 1, 4).round().astype(int))
+    indices = [config.nad_indices[place] for place in places]
+    poisoned = []
+    for index in indices:
+        carriers, signs = published_carriers(nads[architecture], index, image_networks.IMAGE_SHAPE)
+        poisoned.append(np.asarray(poison(images, labels, carriers, np.float32(epsilon) * signs)))
+    arrays = {"original": images, "poisoned": np.stack(poisoned), "indices": np.array(indices)}
+    carriers = nads[architecture][indices].reshape(-1, *image_networks.IMAGE_SHAPE[:2])
+    store.write_npz(workdir / "examples.npz", {**arrays, "carriers": carriers})
+
+
+def _groups(rows: list[results.Row]) -> Iterator[tuple[str, dict[int, list[float]], list[float]]]:
+    """For each architecture and amplitude: a label, test accuracies by NAD index, and those of clean networks."""
+    names = sorted({(row["architecture"], row["epsilon"]) for row in rows if row["nad_index"] != ""})
+    several = len({epsilon for _, epsilon in names}) > 1
+    for architecture, epsilon in names:
+        curve: dict[int, list[float]] = {}
+        clean = []
+        for row in rows:
+            if row["architecture"] == architecture and row["nad_index"] == "":
+                clean.append(row["test_accuracy"])
+            elif (row["architecture"], row["epsilon"]) == (architecture, epsilon):
+                curve.setdefault(row["nad_index"], []).append(row["test_accuracy"])
+        yield f"{architecture}, ε = {epsilon:g}" if several else architecture, dict(sorted(curve.items())), clean
+
+
+def _report(rows: list[results.Row]) -> None:
+    for label, curve, clean in _groups(rows):
+        print(f"{label}: test accuracy by NAD index (mean ± standard error over seeds)")
+        if clean:
+            print(f"  clean  {image_networks.format_accuracy(clean)}")
+        for index, accuracies in curve.items():
+            print(f"  {index:5}  {image_networks.format_accuracy(accuracies)}")
+    lowest = min(rows, key=lambda row: row["train_accuracy"])
+    place = "clean" if lowest["nad_index"] == "" else f"NAD index {lowest['nad_index']}"
+    print(f"lowest training accuracy: {lowest['train_accuracy']:.1%} ({place})")
+    image_networks.report_diverged(rows)
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains what is missing in `workdir`, writes `results.csv` and prints a summary."""
+    validate(config)
+    nads = image_networks.read_nads(config)
+    networks = make_networks(config, nads)
+    data = image_networks.read_images(config)
+    image_networks.open_folder(config, workdir, data)
+    image_networks.train_missing(config, workdir, networks, lambda architecture, name: data, poison)
+    rows = units.make_rows(workdir, {network.name: network.coordinates for network in networks}, METRICS)
+    store.write_text(workdir / "results.csv", results.format_table(rows, COLUMNS))
+    _write_examples(config, workdir, data, nads)
+    units.write_command(workdir, image_networks.command(config, OWN_FIELDS))
+    _report(results.read_results(workdir / "results.csv", COLUMNS))
+
+
+def draw(config: ConfigDict, workdir: Path) -> list[Path]:
+    """Draws `results.csv` and `examples.npz` of `workdir`."""
+    validate(config)
+    units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
+    rows = results.read_results(workdir / "results.csv", COLUMNS)
+    curves, clean = {}, {}
+    for label, curve, untouched in _groups(rows):
+        means, errors = zip(*map(mean_and_error, curve.values()), strict=True)
+        curves[label] = (np.array(list(curve)), np.array(means), np.array(errors))
+        if untouched:
+            clean[label] = mean_and_error(untouched)
+    seeds = f"{len(config.seeds)} seed" + "s" * (len(config.seeds) > 1)
+    examples = store.read_npz(workdir / "examples.npz", ("original", "poisoned", "indices", "carriers"))
+    shown = {"original": examples["original"]}
+    carriers = {}
+    for index, images, carrier in zip(*(examples[name] for name in ("indices", "poisoned", "carriers")), strict=True):
+        shown[f"NAD {index}"], carriers[f"NAD {index}"] = images, carrier
+    title = f"Poisoned along a NAD, ε = {config.epsilons[0]:g}"
+    figures = {
+        "poison_curve.png": plotting.plot_poison_curve(curves, clean, f"CIFAR-10 poisoned along one NAD, {seeds}"),
+        "examples.png": plotting.plot_images(shown, title, carriers),
+    }
+    for name, figure in figures.items():
+        store.save_figure(workdir / name, figure)
+    return [workdir / name for name in figures]

@@ -1,0 +1,213 @@
+"""Training networks to classify images: one as a pure function, and many that differ in seed or in their images.
+
+Source of `cifar_recipe`: NAD, Section 5 and reference code.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax import ensemble
+from nad_jax.errors import InputError, check_labels
+from nad_jax.fitting import (
+    FitMetrics,
+    broadcast_members,
+    check_model,
+    check_recipe,
+    make_chunk,
+    make_fit,
+    map_networks,
+    resolve_mapping,
+)
+from nad_jax.models import Model
+from nad_jax.recipe import Recipe
+
+
+class ImageData(NamedTuple):
+    """A classification task: images [B, H, W, C], uint8 or float32, and labels [B], integers in 0 … K − 1.
+
+    Entries of uint8 images stand for v / 255; float images are taken as they are.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+def cifar_recipe(num_epochs: int = 50) -> Recipe:
+    """The published recipe on CIFAR-10 (50 epochs, learning rate 0.21): momentum 0.9, coupled weight decay 5e-4."""
+    return Recipe("sgd", {"momentum": 0.9}, weight_decay=5e-4, num_epochs=num_epochs, num_train=50_000)
+
+
+def check_image_data(data: ImageData, model: Model) -> ImageData:
+    """The task as uint8 or float32 images and int32 labels; raises `InputError` where it does not fit the model."""
+    checked = []
+    for split in ("train", "test"):
+        images, labels = (np.asarray(getattr(data, f"{split}_{part}")) for part in ("images", "labels"))
+        if images.ndim != 4 or images.shape[1:] != tuple(model.image_shape) or not len(images):
+            raise InputError(f"{split}_images: must be [B, *{model.image_shape}] for this model, got {images.shape}")
+        if images.dtype != np.uint8:
+            if images.dtype.kind != "f":
+                raise InputError(f"{split}_images: must be uint8 or real numbers, got {images.dtype}")
+            images = images.astype(np.float32)
+            if not np.isfinite(images).all():
+                raise InputError(f"{split}_images: hold entries that are not finite")
+        check_labels(f"{split}_labels", labels, model.num_logits)
+        if len(labels) != len(images):
+            raise InputError(f"{split}_labels: must be one for each of the {len(images)} images, got {len(labels)}")
+        checked += [images, labels.astype(np.int32)]
+    return ImageData(*checked)
+
+
+def _per_channel(name: str, value: Any, channels: int) -> np.ndarray:
+    array = np.asarray(value, np.float32)
+    if array.shape not in ((), (channels,)) or not np.isfinite(array).all():
+        raise InputError(f"{name}: must be a finite number or one for each of the {channels} channels, got {value!r}")
+    return np.broadcast_to(array, (1, 1, 1, channels))
+
+
+def make_train_images(
+    model: Model,
+    recipe: Recipe,
+    transform: Callable[..., jax.Array] | None = None,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+) -> Callable[..., tuple[Any, FitMetrics]]:
+    """Builds `train(key, learning_rate, *arrays, data) -> (variables, FitMetrics)`.
+
+    `train` is pure: it initializes a network, trains it by the recipe and evaluates it. A training image x of label y
+    becomes (transform(x, y, *arrays) − mean) / std, a test image (x − mean) / std.
+
+      key:           of initialization, order of the samples and dropout; consumed.
+      learning_rate: scalar.
+      arrays:        whatever `transform` takes besides images and labels; they can be mapped over.
+      data:          `ImageData` of arrays on the device, num_train and num_test of them.
+
+    Args:
+      model: with a logit for each class.
+      recipe: how it is trained.
+      transform: maps images [B, H, W, C] in [0, 1] and labels [B] to images, e.g. `interventions.poison`.
+      mean, std: numbers, or one for each channel [C].
+
+    Raises:
+      InputError: for bad values in the recipe and a model without a training mode.
+    """
+    check_recipe(recipe)
+    check_model(model, recipe.batch_size)
+    mean, std = (_per_channel(name, value, model.image_shape[2]) for name, value in (("mean", mean), ("std", std)))
+    if not (std > 0).all():
+        raise InputError(f"std: must be positive, got {std.tolist()}")
+    fit = make_fit(model, recipe)
+
+    def train(key: jax.Array, learning_rate: jax.Array, *rest: Any) -> tuple[Any, FitMetrics]:
+        *arrays, data = rest
+
+        def scaled(images: jax.Array) -> jax.Array:
+            return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
+
+        def sample_train(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x, labels = scaled(data.train_images[indices]), data.train_labels[indices]
+            if transform is not None:
+                x = transform(x, labels, *arrays)
+            return (x - mean) / std, labels
+
+        def sample_test(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return (scaled(data.test_images[indices]) - mean) / std, data.test_labels[indices]
+
+        variables, metrics, _ = fit(key, learning_rate, sample_train, sample_test)
+        return variables, metrics
+
+    return train
+
+
+def image_network_key(seed: int) -> jax.Array:
+    """The key of a network, from the replicate alone: what is done to the images does not change the random numbers."""
+    return ensemble.portable_key(ensemble.named_key(ensemble.make_key(seed), "image networks"))
+
+
+def make_train_many_images(
+    model: Model,
+    data: ImageData,
+    recipe: Recipe | None = None,
+    transform: Callable[..., jax.Array] | None = None,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    mapping: str = "sequential",
+    chunk_size: int = 0,
+    num_devices: int = 0,
+) -> Callable[..., FitMetrics]:
+    """Builds `run(arrays=(), learning_rate=0.21, seed=0, progress=None) -> FitMetrics`, see `train_many_images`.
+
+    One compiled program trains `chunk_size` networks; the images are put on the devices once.
+    """
+    check_model(model, 1)
+    data = check_image_data(data, model)
+    recipe = cifar_recipe() if recipe is None else recipe
+    check_recipe(recipe)
+    recipe = dataclasses.replace(recipe, num_train=len(data.train_images), num_test=len(data.test_images))
+    train = make_train_images(model, recipe, transform, mean, std)
+    mapping, chunk_size, devices = resolve_mapping(mapping, chunk_size, num_devices)
+    chunk = make_chunk(train, mapping, devices)
+    shared = jax.device_put(data, ensemble.replicated(devices))
+
+    def run(
+        arrays: tuple[jax.Array, ...] = (),
+        learning_rate: Any = 0.21,
+        seed: Any = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> FitMetrics:
+        arrays = tuple(np.asarray(array) for array in arrays)
+        count = max([np.size(learning_rate), np.size(seed), *(len(array) for array in arrays)])
+        if any(len(array) != count for array in arrays):
+            raise InputError(f"arrays: must have one leading axis [{count}], got {[array.shape for array in arrays]}")
+        points = broadcast_members(count, learning_rate=learning_rate, seed=seed)
+        keys = jnp.stack([image_network_key(one) for one in points["seed"].tolist()])
+        members = (keys, points["learning_rate"].astype(np.float32), *arrays)
+        return map_networks(chunk, chunk_size, shared, members, progress)
+
+    return run
+
+
+def train_many_images(
+    model: Model,
+    data: ImageData,
+    arrays: tuple[jax.Array, ...] = (),
+    learning_rate: Any = 0.21,
+    seed: Any = 0,
+    recipe: Recipe | None = None,
+    transform: Callable[..., jax.Array] | None = None,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    mapping: str = "sequential",
+    chunk_size: int = 0,
+    num_devices: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> FitMetrics:
+    """Trains N networks on images, each with its own seed, learning rate and transformation of the training images.
+
+    The images lie on the device once for all networks; `transform` is done to the batches. Networks of one seed share
+    their initialization and the order of the images, whatever is done to these.
+
+    Args:
+      model: with a logit for each class, e.g. `create_model("lenet", (32, 32, 3), num_logits=10)`.
+      data: the images.
+      arrays: what differs between the transformations, each [N, …]; e.g. carriers [N, T, D] and coefficients [N, T].
+      learning_rate, seed: one for all, or one for each network [N].
+      recipe: default `cifar_recipe()`; its `num_train` and `num_test` become those of the data.
+      transform, mean, std: see `make_train_images`.
+      mapping, chunk_size, num_devices: how the networks are mapped, see `training.make_train_many`. The default is
+        one network after the other on each device: they are few and large, and a chunk is always filled up.
+      progress: called with the number of networks done.
+
+    Returns: `FitMetrics` of NumPy arrays with a leading axis [N], N the largest length given.
+
+    Raises:
+      InputError: naming the argument, its value and what is allowed.
+    """
+    run = make_train_many_images(model, data, recipe, transform, mean, std, mapping, chunk_size, num_devices)
+    return run(arrays, learning_rate, seed, progress)

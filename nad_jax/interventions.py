@@ -1,0 +1,170 @@
+"""What is done to images along directions: set a coefficient, poison, flip a basis, remove a subspace.
+
+Images are [B, H, W, C] real numbers. Directions of one channel, [K, H·W], act on every channel alike; directions of
+the whole image, [K, H·W·C], act on it as on one vector. (With one channel these are the same.)
+Source: NAD, Section 5 and reference code.
+"""
+
+import contextlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax.directions import check_orthonormal, complete_basis
+from nad_jax.errors import InputError, check_integer, check_labels
+
+_matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+def _check_images(images: jax.Array) -> None:
+    if jnp.ndim(images) != 4 or not jnp.issubdtype(jnp.result_type(images), jnp.floating):
+        raise InputError(
+            f"images: must be real numbers [B, H, W, C], got shape {jnp.shape(images)} of {jnp.result_type(images)} "
+            "(divide uint8 by 255)"
+        )
+
+
+def _as_rows(images: jax.Array, dimension: int) -> jax.Array:
+    """Images as vectors of that dimension, [B·C, H·W] or [B, H·W·C]; raises `InputError` where it is neither."""
+    _check_images(images)
+    batch, height, width, channels = images.shape
+    if dimension == height * width:
+        return images.transpose(0, 3, 1, 2).reshape(batch * channels, dimension)
+    if dimension == height * width * channels:
+        return images.reshape(batch, dimension)
+    raise InputError(
+        f"directions: images {height}x{width}x{channels} need D = {height * width} (each channel alike) "
+        f"or {height * width * channels}, got {dimension}"
+    )
+
+
+def _as_images(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    batch, height, width, channels = shape
+    if rows.shape[1] == height * width:
+        return rows.reshape(batch, channels, height, width).transpose(0, 2, 3, 1)
+    return rows.reshape(shape)
+
+
+def set_coefficients(images: jax.Array, directions: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """x + (c − ⟨x, v⟩) v: each image with its coefficient along its own direction replaced, nothing else changed.
+
+    Setting the former coefficients ⟨x, v⟩ again is the inverse, to rounding.
+
+    Args:
+      images: x, [B, H, W, C].
+      directions: v, [B, H·W·C], of unit norm; one that is zero leaves its image as it is.
+      coefficients: c, [B].
+
+    Raises:
+      InputError: where shapes do not fit.
+    """
+    _check_images(images)
+    x = images.reshape(len(images), -1)
+    if directions.shape != x.shape or coefficients.shape != x.shape[:1]:
+        raise InputError(
+            f"directions, coefficients: must be {x.shape} and {x.shape[:1]} for these images, "
+            f"got {directions.shape} and {coefficients.shape}"
+        )
+    # A sum of products, in full precision on every backend.
+    along = jnp.sum(x * directions, axis=1)
+    return (x + (coefficients - along)[:, None] * directions).reshape(images.shape)
+
+
+def poison(images: jax.Array, labels: jax.Array, carriers: jax.Array, coefficients: jax.Array) -> jax.Array:
+    """Images whose coefficient along the carrier of their class is replaced; no clipping to [0, 1].
+
+    A classifier can then tell the classes apart by these coefficients alone. Source: NAD, Section 5.1.
+
+    Args:
+      images: [B, H, W, C].
+      labels: [B], integers in 0 … T − 1.
+      carriers: unit rows [T, H·W·C], one for each class, e.g. of `published_carriers`; zero rows leave a class alone.
+      coefficients: [T], in units of the images (published: ±0.05 for images in [0, 1]).
+
+    Raises:
+      InputError: where shapes do not fit, or a label has no carrier.
+    """
+    if jnp.ndim(carriers) != 2 or jnp.shape(coefficients) != jnp.shape(carriers)[:1]:
+        raise InputError(
+            f"carriers, coefficients: must be [T, D] and [T], got {jnp.shape(carriers)} and {jnp.shape(coefficients)}"
+        )
+    # Inside a compiled function a label without a carrier gives an image that is nan.
+    with contextlib.suppress(jax.errors.TracerArrayConversionError):
+        check_labels("labels", np.asarray(labels), len(carriers))
+    of_label = partial(jnp.take, indices=labels, axis=0, mode="fill", fill_value=jnp.nan)
+    return set_coefficients(images, of_label(jnp.asarray(carriers)), of_label(jnp.asarray(coefficients)))
+
+
+def published_carriers(
+    nads: np.ndarray, index: int, image_shape: tuple[int, int, int], num_classes: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
+    """The carriers of every class for poisoning at a NAD index, and the signs of their coefficients.
+
+    Class t uses NAD index + ⌊t / 2C⌋ in channel t mod C. For an odd number of channels its sign is + for odd t, − for
+    even t (NAD, reference code: three channels, ten classes); for an even number, where that would give two classes
+    the same carrier and sign, that of t + ⌊t / C⌋. Two classes that share a carrier differ in sign.
+
+    Args:
+      nads: directions of one channel, unit rows [K, H·W].
+      index: the NAD of the first 2C classes, from 0.
+      image_shape: (H, W, C).
+
+    Returns: carriers [T, H·W·C], unit rows, and signs [T], ±1, float32.
+
+    Raises:
+      InputError: where there are too few NADs for that index, or they are not of one channel.
+    """
+    height, width, channels = image_shape
+    nads = np.asarray(nads, np.float32)
+    if nads.ndim != 2 or nads.shape[1] != height * width:
+        raise InputError(
+            f"nads: must be directions of one {height}x{width} channel [K, {height * width}], got {nads.shape}"
+        )
+    check_integer("num_classes", num_classes, 1)
+    used = (num_classes - 1) // (2 * channels)  # NADs after the first
+    if len(nads) <= used:
+        raise InputError(f"nads: {num_classes} classes in {channels} channels need {used + 1} NADs, got {len(nads)}")
+    check_integer("index", index, 0, len(nads) - 1 - used)
+    carriers = np.zeros((num_classes, height * width, channels), np.float32)
+    signs = np.zeros(num_classes, np.float32)
+    for t in range(num_classes):
+        carriers[t, :, t % channels] = nads[index + t // (2 * channels)]
+        odd = (t if channels % 2 else t + t // channels) % 2
+        signs[t] = 1.0 if odd else -1.0
+    return carriers.reshape(num_classes, -1), signs
+
+
+def flip(images: jax.Array, directions: jax.Array) -> jax.Array:
+    """x' = U flip(Uᵀ x): the coefficient of the first direction becomes that of the last one, and so on.
+
+    It is its own inverse. Source: NAD, Section 5.2.
+
+    Args:
+      images: x, [B, H, W, C].
+      directions: the columns of U as rows, [K, H·W] (each channel alike) or [K, H·W·C]; where K < D the basis is
+        completed, see `complete_basis`: what comes from and goes to the missing directions is then arbitrary.
+
+    Raises:
+      InputError: where shapes do not fit or the rows are not orthonormal.
+    """
+    rows = _as_rows(images, directions.shape[-1])
+    basis = np.asarray(complete_basis(directions), np.float64)
+    # Towards the nearest orthogonal matrix: rows of float32 are off by 1e-6, which flipping twice would show.
+    basis = 1.5 * basis - 0.5 * basis @ (basis.T @ basis)
+    reflection = (basis.T[:, ::-1] @ basis).astype(np.float32)  # U flip Uᵀ, one product instead of two
+    return _as_images(_matmul(rows, reflection), images.shape)
+
+
+def project_out(images: jax.Array, directions: jax.Array) -> jax.Array:
+    """x − Vᵀ V x: images without their component in the span of the rows V.
+
+    `directions` are V, [K, H·W] (each channel alike) or [K, H·W·C]. There is no inverse.
+
+    Raises:
+      InputError: where shapes do not fit or the rows are not orthonormal (to 1e-3).
+    """
+    directions = check_orthonormal(directions).astype(np.float32)
+    rows = _as_rows(images, directions.shape[1])
+    return _as_images(rows - _matmul(_matmul(rows, directions.T), directions), images.shape)

@@ -1,0 +1,114 @@
+"""How a network is trained: optimizer, schedule, batches and epochs, as one record.
+
+Source of the defaults: NAD, reference code; see `Recipe`.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nad_jax import errors
+from nad_jax.errors import InputError, check_choice, check_integer, check_number, unknown
+
+SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+    "constant": lambda progress: jnp.ones_like(progress),
+}
+PRECISIONS = ("default", "high", "highest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; the defaults are the published recipe for D(v) (NAD, reference code).
+
+    optimizer: the name of an optimizer of optax that takes a learning rate ("sgd", "adam", "adamw", "lion", …).
+    optimizer_options: its keyword arguments, e.g. {"momentum": 0.9}.
+    schedule: factor on the learning rate at step t = 1 … T: "linear" 1 − t/T (the last step is 0), "cosine"
+      ½(1 + cos πt/T), "constant" 1.
+    clip_norm: the global norm to which a network's gradient is clipped; 0: no clipping.
+    weight_decay: multiple of the parameters added to the clipped gradient, before the optimizer sees it.
+    batch_size: B; the last batch of an epoch is smaller where B does not divide the number of samples.
+    num_epochs: passes over the data, each in a new order.
+    num_train, num_test: samples; of D(v) even numbers, since the classes are balanced exactly.
+    loss_threshold, loss_window: `steps_to_loss` is the first step at which the mean minibatch loss over the last
+      `loss_window` steps is at most `loss_threshold` (never where a run has fewer steps than that).
+    precision: of matrix products on accelerators: "default", "high", "highest".
+    """
+
+    optimizer: str = "sgd"
+    optimizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    schedule: str = "linear"
+    clip_norm: float = 0.5
+    weight_decay: float = 0.0
+    batch_size: int = 128
+    num_epochs: int = 20
+    num_train: int = 10_000
+    num_test: int = 10_000
+    loss_threshold: float = 0.01
+    loss_window: int = 79
+    precision: str = "default"
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one line each."""
+        problems = errors.problems(
+            self._check_optimizer,
+            lambda: check_choice("schedule", self.schedule, SCHEDULES),
+            lambda: check_number("clip_norm", self.clip_norm, 0.0),
+            lambda: check_number("weight_decay", self.weight_decay, 0.0),
+            lambda: check_integer("batch_size", self.batch_size, 1),
+            lambda: check_integer("num_epochs", self.num_epochs, 1),
+            lambda: check_integer("num_train", self.num_train, 1),
+            lambda: check_integer("num_test", self.num_test, 1),
+            lambda: check_number("loss_threshold", self.loss_threshold, 0.0),
+            lambda: check_integer("loss_window", self.loss_window, 1),
+            lambda: check_choice("precision", self.precision, PRECISIONS),
+        )
+        if not problems and self.num_steps == 1 and self.schedule != "constant":
+            problems.append(
+                f"schedule: the only step of a {self.schedule!r} schedule has learning rate 0; train longer"
+            )
+        return problems
+
+    def _check_optimizer(self) -> None:
+        """Raises `InputError` unless optax has such an optimizer and it updates from gradients alone."""
+        if not isinstance(self.optimizer, str) or not hasattr(optax, self.optimizer):
+            raise unknown("optimizer", self.optimizer, sorted(filter(_takes_learning_rate, vars(optax))))
+        call = f"optax.{self.optimizer}(learning_rate=schedule, **{self.optimizer_options})"
+        try:
+            optimizer = getattr(optax, self.optimizer)(learning_rate=jnp.ones_like, **self.optimizer_options)
+            jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), jnp.zeros(3))
+        except Exception as error:  # any function of optax may have been named
+            raise InputError(f"optimizer: {call} gives no optimizer of gradients ({error})") from error
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_train // self.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of steps of a run."""
+        return self.num_epochs * self.steps_per_epoch
+
+    def make_optimizer(self, learning_rate: jax.Array) -> optax.GradientTransformation:
+        """Clipping, then weight decay, then the optimizer under the schedule; `learning_rate` may be traced."""
+
+        def scheduled(count: jax.Array) -> jax.Array:
+            return learning_rate * SCHEDULES[self.schedule]((count + 1) / self.num_steps)
+
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
+            optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
+            getattr(optax, self.optimizer)(learning_rate=scheduled, **self.optimizer_options),
+        )
+
+
+def _takes_learning_rate(name: str) -> bool:
+    function = getattr(optax, name)
+    public = inspect.isfunction(function) and not name.startswith(("_", "scale_"))
+    return public and "learning_rate" in inspect.signature(function).parameters
