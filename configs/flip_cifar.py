@@ -1,7 +1,11 @@
 """CIFAR-10 in the flipped basis, the coefficients of the NADs reversed, next to the original one.
 
-python -m experiments.main --config=configs/flip_cifar.py:lenet --workdir=runs/flip_lenet
-    --config.data_dir=DIR --config.nads=runs/demo/nads.npz
+    python -m experiments.main --config=configs/flip_cifar.py:lenet --workdir=runs/flip_lenet
+        --config.data_dir=DATA --config.nads=runs/demo/nads.npz
+
+The argument after the colon is an architecture; the NADs are those of its one-channel network.
+
+@@@
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,11 @@
 """CIFAR-10 poisoned along NADs: which carriers a network takes up, by NAD index (published for ResNet18).
 
-python -m experiments.main --config=configs/poison_cifar.py:lenet --workdir=runs/poison_lenet
-    --config.data_dir=DIR --config.nads=runs/demo/nads.npz
+    python -m experiments.main --config=configs/poison_cifar.py:lenet --workdir=runs/poison_lenet
+        --config.data_dir=DATA --config.nads=runs/demo/nads.npz
+
+The argument after the colon is an architecture; the NADs are those of its one-channel network.
+
+@@@
 """
 
 from ml_collections import ConfigDict

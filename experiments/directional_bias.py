@@ -6,18 +6,16 @@ and figures. Networks are told apart by what determines them, so that a folder i
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import published, results, units
 from experiments.fields import HOW_FIELDS, check_known, check_sweep, read_recipe
-from experiments.progress import Progress
 from nad_jax import directions as bases
 from nad_jax import errors, nads, plotting, store
 from nad_jax.architectures import create_model
@@ -220,38 +218,22 @@ def make_networks(config: ConfigDict) -> list[Network]:
     return networks
 
 
-def _programs(networks: list[Network]) -> Iterator[tuple[tuple[Any, ...], list[Network]]]:
-    """The networks of each compiled program: those of one architecture, pooling, optimizer and number of samples."""
-    static = ("architecture", "pooling", "optimizer", "num_train")
-    for program, group in itertools.groupby(networks, lambda network: [network.coordinates[name] for name in static]):
-        yield tuple(program), list(group)
+def _program(network: Network) -> tuple[Any, ...]:
+    return tuple(network.coordinates[name] for name in ("architecture", "pooling", "optimizer", "num_train"))
 
 
-def _train_missing(config: ConfigDict, networks: list[Network], workdir: Path) -> None:
-    done = units.read_units(workdir, METRICS)
-    mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
-    unit_size = config.unit_size or chunk_size
-    made = {"mapping": mapping, "chunk_size": chunk_size, "jax": jax.__version__, "device": devices[0].device_kind}
-    missing = [network for network in networks if network.name not in done]
-    num_done = len(networks) - len(missing)
-    progress = Progress(len(networks), num_done, "networks")
-    for (architecture, pooling, optimizer, num_train), group in _programs(missing):
-        recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
-        model = create_network(config, architecture, pooling)
-        run = make_train_many(model, recipe, config.mapping, config.chunk_size, config.num_devices)
-        for first in range(0, len(group), unit_size):
-            unit = group[first : first + unit_size]
-            epsilon, sigma, seed = ([n.coordinates[name] for n in unit] for name in ("epsilon", "sigma", "seed"))
-            metrics = run(
-                np.stack([network.direction for network in unit]),
-                epsilon,
-                sigma,
-                learning_rate,
-                seed,
-                lambda in_unit, num_done=num_done: progress(num_done + in_unit),
-            )
-            units.write_unit(workdir, [network.name for network in unit], metrics, {**model.description, **made})
-            num_done += len(unit)
+def _make_run(config: ConfigDict, program: tuple[Any, ...]) -> tuple[Callable[..., TrainMetrics], dict[str, Any]]:
+    architecture, pooling, optimizer, num_train = program
+    recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
+    model = create_network(config, architecture, pooling)
+    train = make_train_many(model, recipe, config.mapping, config.chunk_size, config.num_devices)
+
+    def run(unit: list[Network], progress: Callable[[int], None]) -> TrainMetrics:
+        epsilon, sigma, seed = ([n.coordinates[name] for n in unit] for name in ("epsilon", "sigma", "seed"))
+        directions = np.stack([network.direction for network in unit])
+        return train(directions, epsilon, sigma, learning_rate, seed, progress)
+
+    return run, dict(model.description)
 
 
 def _energies(config: ConfigDict, groups: dict[str, list[results.Row]]) -> dict[str, np.ndarray]:
@@ -313,7 +295,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             published.read_table(config.compare, architecture)
     store.open_run_folder(workdir, {name: config[name] for name in IDENTITY_FIELDS})
     store.make_folder(workdir / "units")
-    _train_missing(config, networks, workdir)
+    units.train_missing(config, workdir, networks, METRICS, _program, partial(_make_run, config))
     rows = units.make_rows(workdir, {network.name: network.coordinates for network in networks}, METRICS)
     store.write_text(workdir / "results.csv", results.format_table(rows, COLUMNS))
     units.write_command(workdir, _command(config))

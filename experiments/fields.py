@@ -12,7 +12,7 @@ from nad_jax.recipe import Recipe
 RECIPE_FIELDS = (
     "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "loss_threshold", "loss_window", "precision",
 )  # fmt: skip
-HOW_FIELDS = ("unit_size", "mapping", "chunk_size", "num_devices")  # they change nothing in the table
+HOW_FIELDS = ("unit_size", "mapping", "chunk_size", "num_devices")  # not part of what a network is
 
 
 def check_known(config: ConfigDict, fields: Iterable[str]) -> None:
@@ -55,7 +55,7 @@ def parse_optimizer(field: str, text: str) -> tuple[str, dict[str, Any]]:
 
 def read_recipe(config: ConfigDict, field: str, optimizer: str, num_train: int, num_test: int) -> tuple[Recipe, float]:
     """How networks are trained with an optimizer, the value of `field`, and their learning rate."""
-    name, options = parse_optimizer(field, optimizer)
+    optimizer, options = parse_optimizer(field, optimizer)
     learning_rate = options.pop("learning_rate", config.learning_rate)
-    fields = {field: config[field] for field in RECIPE_FIELDS}
-    return Recipe(name, options, num_train=num_train, num_test=num_test, **fields), learning_rate
+    fields = {name: config[name] for name in RECIPE_FIELDS}
+    return Recipe(optimizer, options, num_train=num_train, num_test=num_test, **fields), learning_rate

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from experiments import image_networks, results, units
 from experiments.fields import check_sweep
-from experiments.image_networks import METRICS, ImageNetwork, mean_and_error
+from experiments.image_networks import METRICS, ImageNetwork
 from nad_jax import plotting, store
+from nad_jax.cifar import ImageData
 from nad_jax.directions import complete_basis
 from nad_jax.errors import check_choice
-from nad_jax.image_training import ImageData
 from nad_jax.interventions import flip
 
 OWN_FIELDS = ("bases",)
@@ -90,11 +90,10 @@ def _report(rows: list[results.Row]) -> None:
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains what is missing in `workdir`, writes `results.csv` and prints a summary."""
     validate(config)
-    nads = image_networks.read_nads(config)
+    nads = {name: np.asarray(complete_basis(rows)) for name, rows in image_networks.read_nads(config).items()}
     networks = make_networks(config, nads)
     data = image_networks.read_images(config)
     image_networks.open_folder(config, workdir, data)
-    nads = {architecture: np.asarray(complete_basis(rows)) for architecture, rows in nads.items()}
 
     def make_data(architecture: str, basis: str) -> ImageData:
         return data if basis == "original" else flip_data(data, nads[architecture])
@@ -113,13 +112,12 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
     rows = results.read_results(workdir / "results.csv", COLUMNS)
     bars = {
-        architecture: {basis: mean_and_error(values) for basis, values in bases.items()}
+        architecture: {basis: results.mean_and_error(values) for basis, values in bases.items()}
         for architecture, bases in _accuracies(rows, "test").items()
     }
-    seeds = f"{len(config.seeds)} seed" + "s" * (len(config.seeds) > 1)
     shown = store.read_npz(workdir / "examples.npz", BASES)
     figures = {
-        "flip_bars.png": plotting.plot_bars(bars, f"CIFAR-10 in the flipped basis, {seeds}"),
+        "flip_bars.png": plotting.plot_bars(bars, f"CIFAR-10 in the flipped basis, {results.count_seeds(rows)}"),
         "examples.png": plotting.plot_images(shown, f"In the flipped basis of {config.architectures[0]}"),
     }
     for name, figure in figures.items():

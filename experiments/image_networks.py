@@ -1,8 +1,8 @@
 """Networks trained on CIFAR-10: the config fields, checks and training that `poison_cifar` and `flip_cifar` share."""
 
 import hashlib
-import itertools
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,24 +12,25 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import units
+from experiments import results, units
 from experiments.fields import HOW_FIELDS, RECIPE_FIELDS, check_known, check_sweep, read_recipe
-from experiments.progress import Progress
 from nad_jax import cifar, errors, store
 from nad_jax.architectures import create_model
+from nad_jax.cifar import ImageData
+from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError, check_integer, check_number
-from nad_jax.fitting import FitMetrics, resolve_mapping
-from nad_jax.image_training import ImageData, make_train_many_images
+from nad_jax.fitting import FitMetrics, check_recipe, resolve_mapping
+from nad_jax.image_training import make_train_many_images
 from nad_jax.models import Model
 
 IMAGE_SHAPE = (32, 32, 3)
 METRICS = tuple(name for name in FitMetrics._fields if name != "losses")
 # Fields that determine the numbers of every network: a folder holds one set of them, and of the images.
 IDENTITY_FIELDS = (
-    "num_train", "num_test", "pooling", "initialization", "convolution", "mean", "std", "optimizer", "learning_rate",
+    "pooling", "initialization", "convolution", "mean", "std", "optimizer", "learning_rate",
     *RECIPE_FIELDS,
 )  # fmt: skip
-FREE_FIELDS = ("data_dir", "nads", "architectures", "seeds", *HOW_FIELDS)
+FREE_FIELDS = ("data_dir", "num_train", "num_test", "nads", "architectures", "seeds", *HOW_FIELDS)
 
 
 class ImageNetwork(NamedTuple):
@@ -52,7 +53,11 @@ class ImageNetwork(NamedTuple):
 
 def digest(*arrays: np.ndarray) -> str:
     """A name for the content of arrays."""
-    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()[:16]
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(f"{array.dtype.str} {array.shape} ".encode())
+        content.update(np.ascontiguousarray(array))
+    return content.hexdigest()[:16]
 
 
 def create_network(config: ConfigDict, architecture: str) -> Model:
@@ -67,21 +72,22 @@ def validate(config: ConfigDict, own_fields: tuple[str, ...], *own_checks: Calla
     if problems:
         raise InputError("\n".join(problems))
 
-    def check_recipe() -> None:
-        recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, 50_000, 10_000)
+    def check_optimizer() -> None:
+        recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, config.num_train or 50_000, 10_000)
         check_number("learning_rate", learning_rate, 0.0)
-        if recipe.problems():
-            raise InputError("\n".join(recipe.problems()))
+        check_recipe(recipe)
 
     def check_channels(field: str) -> None:
         if not isinstance(config[field], tuple | list) or len(config[field]) != IMAGE_SHAPE[2]:
             raise InputError(f"{field}: must be {IMAGE_SHAPE[2]} numbers, one for each channel, got {config[field]!r}")
         for value in config[field]:
-            check_number(field, value, 0.0, exclusive=field == "std")
+            check_number(field, value, 0.0 if field == "std" else -math.inf, exclusive=True)
 
     def check_nads() -> None:
         if not config.nads:
             raise InputError("nads: needs a file of NADs (.npz or .npy), e.g. of the experiment compute_nads")
+        if len(config.architectures) > 1 and "{architecture}" not in config.nads:
+            raise InputError(f"nads: needs {{architecture}} in the path of several architectures, got {config.nads!r}")
 
     def check_data() -> None:
         if not config.data_dir:
@@ -96,7 +102,7 @@ def validate(config: ConfigDict, own_fields: tuple[str, ...], *own_checks: Calla
         lambda: resolve_mapping(config.mapping, config.chunk_size, config.num_devices),
         lambda: check_channels("mean"),
         lambda: check_channels("std"),
-        check_recipe,
+        check_optimizer,
         check_nads,
         check_data,
         *own_checks,
@@ -107,9 +113,15 @@ def validate(config: ConfigDict, own_fields: tuple[str, ...], *own_checks: Calla
 
 def read_nads(config: ConfigDict) -> dict[str, np.ndarray]:
     """The NADs of each architecture, [K, 1024]; `{architecture}` in the path stands for its name."""
-    dimension = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
-    paths = {name: config.nads.replace("{architecture}", name) for name in config.architectures}
-    return {name: store.read_directions(path, dimension) for name, path in paths.items()}
+    nads = {}
+    for architecture in config.architectures:
+        path = config.nads.replace("{architecture}", architecture)
+        nads[architecture] = store.read_directions(path, IMAGE_SHAPE[0] * IMAGE_SHAPE[1])
+        try:
+            check_orthonormal(nads[architecture])
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+    return nads
 
 
 def read_images(config: ConfigDict) -> ImageData:
@@ -137,50 +149,41 @@ def train_missing(
     make_data: Callable[[str, str], ImageData],
     transform: Callable[..., jax.Array] | None = None,
 ) -> None:
-    """Trains the networks that are not in the folder, unit by unit.
+    """Trains the networks that are not in the folder.
 
     `make_data(architecture, data)` gives the images of a network; `transform` is done to batches of them, see
     `image_training.make_train_images`.
     """
-    done = units.read_units(workdir, METRICS)
-    mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
-    unit_size = config.unit_size or chunk_size
-    made = {"mapping": mapping, "chunk_size": chunk_size, "jax": jax.__version__, "device": devices[0].device_kind}
-    missing = [network for network in networks if network.name not in done]
-    num_done = len(networks) - len(missing)
-    progress = Progress(len(networks), num_done, "networks")
-    how = (config.mapping, config.chunk_size, config.num_devices)
-    programs = itertools.groupby(missing, lambda network: (network.coordinates["architecture"], network.data))
-    for (architecture, name), group in programs:
+
+    def make_run(program: tuple[str, str]) -> tuple[Callable[..., FitMetrics], dict[str, Any]]:
+        architecture, name = program
         data, model = make_data(architecture, name), create_network(config, architecture)
         sizes = len(data.train_images), len(data.test_images)
         recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, *sizes)
-        run = make_train_many_images(model, data, recipe, transform, config.mean, config.std, *how)
-        group = list(group)
-        for first in range(0, len(group), unit_size):
-            unit = group[first : first + unit_size]
+        how = (config.mapping, config.chunk_size, config.num_devices)
+        train = make_train_many_images(model, data, recipe, transform, config.mean, config.std, *how)
+
+        def run(unit: list[ImageNetwork], progress: Callable[[int], None]) -> FitMetrics:
             arrays = tuple(np.stack(column) for column in zip(*(network.arrays for network in unit), strict=True))
-            seeds = [network.coordinates["seed"] for network in unit]
-            metrics = run(arrays, learning_rate, seeds)
-            units.write_unit(workdir, [network.name for network in unit], metrics, {**model.description, **made})
-            num_done += len(unit)
-            progress(num_done)
+            return train(arrays, learning_rate, [network.coordinates["seed"] for network in unit], progress)
+
+        return run, dict(model.description)
+
+    def program(network: ImageNetwork) -> tuple[str, str]:
+        return network.coordinates["architecture"], network.data
+
+    units.train_missing(config, workdir, networks, METRICS, program, make_run)
 
 
 def command(config: ConfigDict, own_fields: tuple[str, ...]) -> dict[str, Any]:
     """The fields that say which networks are in the table of a run."""
-    return {name: config[name] for name in (*IDENTITY_FIELDS, "architectures", "seeds", *own_fields)}
-
-
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """The mean over seeds and its standard error, nan for one seed."""
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return float(np.mean(values)), float(error)
+    fields = ("num_train", "num_test", "nads", "architectures", "seeds")
+    return {name: config[name] for name in (*IDENTITY_FIELDS, *fields, *own_fields)}
 
 
 def format_accuracy(values: list[float]) -> str:
     """Accuracies over seeds as a percentage, with a standard error where there is one."""
-    mean, error = mean_and_error(values)
+    mean, error = results.mean_and_error(values)
     return f"{100 * mean:.1f}%" + (f" ± {100 * error:.1f}" if np.isfinite(error) else "")
 
 

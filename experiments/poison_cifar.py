@@ -13,13 +13,15 @@ from ml_collections import ConfigDict
 
 from experiments import image_networks, results, units
 from experiments.fields import check_sweep
-from experiments.image_networks import METRICS, ImageNetwork, mean_and_error
+from experiments.image_networks import METRICS, ImageNetwork
 from nad_jax import plotting, store
+from nad_jax.cifar import ImageData
 from nad_jax.errors import InputError, check_choice, check_integer, check_number
-from nad_jax.image_training import ImageData
 from nad_jax.interventions import poison, published_carriers
 
 OWN_FIELDS = ("nad_indices", "epsilons", "clean")
+# Test accuracies of ResNet18 by NAD index, first and last, lowest and highest (NAD, Section 5.1).
+PUBLISHED = ((0, 0, 0.18, 0.18), (10, 60, 0.33, 0.47), (400, 1022, 0.76, 0.86))
 COLUMNS = ("architecture", "nad_index", "epsilon", "seed", *METRICS)
 
 
@@ -85,7 +87,7 @@ def _write_examples(config: ConfigDict, workdir: Path, data: ImageData, nads: di
 
 def _groups(rows: list[results.Row]) -> Iterator[tuple[str, dict[int, list[float]], list[float]]]:
     """For each architecture and amplitude: a label, test accuracies by NAD index, and those of clean networks."""
-    names = sorted({(row["architecture"], row["epsilon"]) for row in rows if row["nad_index"] != ""})
+    names = list(dict.fromkeys((row["architecture"], row["epsilon"]) for row in rows if row["nad_index"] != ""))
     several = len({epsilon for _, epsilon in names}) > 1
     for architecture, epsilon in names:
         curve: dict[int, list[float]] = {}
@@ -107,7 +109,7 @@ def _report(rows: list[results.Row]) -> None:
             print(f"  {index:5}  {image_networks.format_accuracy(accuracies)}")
     lowest = min(rows, key=lambda row: row["train_accuracy"])
     place = "clean" if lowest["nad_index"] == "" else f"NAD index {lowest['nad_index']}"
-    print(f"lowest training accuracy: {lowest['train_accuracy']:.1%} ({place})")
+    print(f"lowest training accuracy: {lowest['train_accuracy']:.1%} ({lowest['architecture']}, {place})")
     image_networks.report_diverged(rows)
 
 
@@ -133,20 +135,20 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     rows = results.read_results(workdir / "results.csv", COLUMNS)
     curves, clean = {}, {}
     for label, curve, untouched in _groups(rows):
-        means, errors = zip(*map(mean_and_error, curve.values()), strict=True)
+        means, errors = zip(*map(results.mean_and_error, curve.values()), strict=True)
         curves[label] = (np.array(list(curve)), np.array(means), np.array(errors))
         if untouched:
-            clean[label] = mean_and_error(untouched)
-    seeds = f"{len(config.seeds)} seed" + "s" * (len(config.seeds) > 1)
+            clean[label] = results.mean_and_error(untouched)
     examples = store.read_npz(workdir / "examples.npz", ("original", "poisoned", "indices", "carriers"))
     shown = {"original": examples["original"]}
     carriers = {}
     for index, images, carrier in zip(*(examples[name] for name in ("indices", "poisoned", "carriers")), strict=True):
         shown[f"NAD {index}"], carriers[f"NAD {index}"] = images, carrier
-    title = f"Poisoned along a NAD, ε = {config.epsilons[0]:g}"
+    title = f"CIFAR-10 poisoned along one NAD, {results.count_seeds(rows)}"
+    poisoned = f"Poisoned along one NAD, ε = {config.epsilons[0]:g}"
     figures = {
-        "poison_curve.png": plotting.plot_poison_curve(curves, clean, f"CIFAR-10 poisoned along one NAD, {seeds}"),
-        "examples.png": plotting.plot_images(shown, title, carriers),
+        "poison_curve.png": plotting.plot_poison_curve(curves, clean, PUBLISHED, title),
+        "examples.png": plotting.plot_images(shown, poisoned, carriers),
     }
     for name, figure in figures.items():
         store.save_figure(workdir / name, figure)

@@ -71,10 +71,21 @@ def describe(rows: list[Row]) -> str:
     """What all rows have in common, for a title: the architecture, σ, what is not as usual, and how many seeds."""
     names = ("architecture", "pooling", "optimizer", "num_train", "sigma", "epsilon")
     common = [name for name in names if len({row[name] for row in rows}) == 1 and rows[0][name] != _USUAL.get(name)]
-    seeds = len({row["seed"] for row in rows})
     diverged = sum(row["diverged_at"] >= 0 for row in rows)
-    parts = [*_coordinates(rows[0], common), f"{seeds} seed" + "s" * (seeds > 1)]
+    parts = [*_coordinates(rows[0], common), count_seeds(rows)]
     return ", ".join(parts + [f"{diverged} of {len(rows)} networks diverged"] * (diverged > 0))
+
+
+def count_seeds(rows: list[Row]) -> str:
+    """How many seeds there are, in words."""
+    seeds = len({row["seed"] for row in rows})
+    return f"{seeds} seed" + "s" * (seeds > 1)
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """The mean over seeds and its standard error, nan for one seed."""
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(np.mean(values)), float(error)
 
 
 def by_direction(rows: list[Row]) -> dict[str, list[Row]]:
@@ -121,6 +132,6 @@ def curves(groups: dict[str, list[Row]]) -> dict[str, tuple[np.ndarray, np.ndarr
     for label, group in groups.items():
         values = {seeds[0]["index"]: [row["test_accuracy"] for row in seeds] for seeds in by_direction(group).values()}
         indices = np.array(sorted(values))
-        sem = [np.std(values[i], ddof=1) / np.sqrt(len(values[i])) if len(values[i]) > 1 else np.nan for i in indices]
-        found[label] = (indices, np.array([np.mean(values[i]) for i in indices]), np.array(sem))
+        means, errors = zip(*(mean_and_error(values[i]) for i in indices), strict=True)
+        found[label] = (indices, np.array(means), np.array(errors))
     return found

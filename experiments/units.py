@@ -4,15 +4,21 @@ A network's name is what determines it, so a folder is extended by any sweep axi
 """
 
 import hashlib
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
+from experiments.progress import Progress
 from nad_jax import store
 from nad_jax.errors import InputError
+from nad_jax.fitting import resolve_mapping
 
 
 def read_units(workdir: Path, metrics: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -40,6 +46,40 @@ def write_unit(workdir: Path, names: list[str], metrics: Any, made: dict[str, An
     store.write_npz(workdir / "units" / f"networks_{digest}.npz", arrays)
 
 
+def train_missing(
+    config: ConfigDict,
+    workdir: Path,
+    networks: list[Any],
+    metrics: tuple[str, ...],
+    program: Callable[[Any], tuple],
+    make_run: Callable[[tuple], tuple[Callable[..., Any], dict[str, Any]]],
+) -> None:
+    """Trains the networks that are not in the folder, and stores each unit of them when it is done.
+
+    Args:
+      networks: with a `name`; those of one program stand together.
+      metrics: the names of what is stored of a network and goes into the table.
+      program: what networks must have in common to be trained by one compiled program.
+      make_run: gives, for such a program, `run(unit, progress)`, the metrics [N] of networks [N], and a description.
+    """
+    done = read_units(workdir, metrics)
+    mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
+    unit_size = config.unit_size or chunk_size
+    made = {"mapping": mapping, "chunk_size": chunk_size, "jax": jax.__version__, "device": devices[0].device_kind}
+    missing = [network for network in networks if network.name not in done]
+    num_done = len(networks) - len(missing)
+    progress = Progress(len(networks), num_done, "networks")
+    for key, group in itertools.groupby(missing, program):
+        run, description = make_run(key)
+        group = list(group)
+        for first in range(0, len(group), unit_size):
+            unit = group[first : first + unit_size]
+            results = run(unit, lambda in_unit, num_done=num_done: progress(num_done + in_unit))
+            write_unit(workdir, [network.name for network in unit], results, {**description, **made})
+            num_done += len(unit)
+        del run  # and the images it holds on the device
+
+
 def make_rows(workdir: Path, networks: dict[str, dict[str, Any]], metrics: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows of the table: coordinates and metrics of the networks, by name; raises where one was lost."""
     stored = read_units(workdir, metrics)
@@ -59,7 +99,11 @@ def check_command(workdir: Path, command: dict[str, Any]) -> None:
     path = workdir / "command.json"
     if not path.exists():
         raise InputError(f"{path}: there is no finished run here; give the command without --figures_only")
-    stored, asked = json.loads(store.read_text(path)), json.loads(json.dumps(command, sort_keys=True))
+    try:
+        stored, asked = json.loads(store.read_text(path)), json.loads(json.dumps(command, sort_keys=True))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged, not JSON ({error}); give the command without --figures_only") from error
+    stored = stored if isinstance(stored, dict) else {}
     differing = [
         f"  {name}: folder {stored.get(name)!r}, command {asked[name]!r}"
         for name in asked

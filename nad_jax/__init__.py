@@ -10,7 +10,7 @@ Sets of directions are unit rows [K, D]; eigenvalues descend.
 """
 
 from nad_jax.architectures import ARCHITECTURES, create_model
-from nad_jax.cifar import read_cifar10
+from nad_jax.cifar import ImageData, read_cifar10
 from nad_jax.derivatives import central_difference, input_gradient
 from nad_jax.directions import (
     basis_dct,
@@ -26,7 +26,6 @@ from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
 from nad_jax.fitting import FitMetrics
 from nad_jax.image_training import (
-    ImageData,
     cifar_recipe,
     make_train_images,
     make_train_many_images,

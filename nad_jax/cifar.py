@@ -8,24 +8,35 @@ Source of the layouts: https://www.cs.toronto.edu/~kriz/cifar.html.
 import gzip
 import io
 import pickle
+import pickletools
 import tarfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from nad_jax.errors import InputError
-from nad_jax.image_training import ImageData
+from nad_jax.errors import InputError, first_line
 
 # Of the training images, per channel, in [0, 1] (NAD, reference code).
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.247, 0.243, 0.261)
 
 _NUM_PIXELS = 3072
-_LARGEST_FILE = 512 * 2**20  # bytes; an official batch has 31 MB
+_LARGEST = 512 * 2**20  # bytes of a file, or of an archive when decompressed; the official ones have 31 and 184 MB
 _BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
+
+
+class ImageData(NamedTuple):
+    """A classification task: images [B, H, W, C], uint8 or float32, and labels [B], integers in 0 … K − 1.
+
+    Entries of uint8 images stand for v / 255; float images are taken as they are.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
 
 
 class _Layout(NamedTuple):
@@ -36,10 +47,6 @@ class _Layout(NamedTuple):
 
     def files(self) -> list[str]:
         return [name + self.suffix for name in _BATCHES]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_labels(labels: np.ndarray, name: str) -> np.ndarray:
@@ -78,34 +85,58 @@ class _Unpickler(pickle.Unpickler):
             return _PickledArray
         if module == "numpy" and name in ("ndarray", "dtype"):
             return _PickledType
-        raise pickle.UnpicklingError(f"it calls {module}.{name}; nothing but an array is read")
+        raise pickle.UnpicklingError(f"it calls {module[:50]}.{name[:50]}; nothing but an array is read")
+
+
+# What pickles of protocol 2 to 4 build dictionaries, lists, numbers, strings and arrays with.
+_OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "EMPTY_DICT", "EMPTY_LIST",
+    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "NONE", "NEWTRUE",
+    "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES", "BINBYTES",
+    "SHORT_BINUNICODE", "BINUNICODE", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
+}  # fmt: skip
+_MOST_TUPLES, _MOST_MEMOS = 32, 10**6  # an array has five; a dictionary of file names has one memo for each
+
+
+def _scan_pickle(content: bytes) -> None:
+    """Raises unless a pickle is made of what a batch is made of: others could use up memory or time unpickled."""
+    tuples = 0
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name not in _OPCODES:
+            raise pickle.UnpicklingError(f"it uses {opcode.name}; nothing but an array and lists is read")
+        tuples += opcode.name.startswith("TUPLE")
+        if tuples > _MOST_TUPLES or (opcode.name == "LONG_BINPUT" and argument > _MOST_MEMOS):
+            raise pickle.UnpicklingError("it is too complex for a batch")
 
 
 def _parse_pickle(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A dictionary with b"data", an array [B, 3072] of uint8, and b"labels", a list of B integers."""
     try:
+        _scan_pickle(content)
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # damaged or hostile bytes fail in many ways
-        raise InputError(f"{name}: refused or damaged pickle ({_first_line(error)})") from error
+        raise InputError(f"{name}: refused or damaged pickle ({first_line(error)})") from error
     array, labels = (batch.get(key) if isinstance(batch, dict) else None for key in (b"data", b"labels"))
     if not isinstance(array, _PickledArray) or not isinstance(labels, list):
         raise InputError(f"{name}: must be a dictionary with an array b'data' and a list b'labels'")
     try:
-        _, shape, dtype, fortran, pixels = array.state
-        count, num_pixels = shape
+        _, (count, num_pixels), dtype, fortran, pixels = array.state
         kind = dtype.arguments[0]
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"{name}: b'data' is no plain array ({_first_line(error)})") from error
-    if kind not in ("u1", b"u1") or num_pixels != _NUM_PIXELS or not isinstance(pixels, bytes):
-        raise InputError(f"{name}: b'data' must be [B, {_NUM_PIXELS}] of type u1, got {shape} of {kind!r}")
-    if not count or len(labels) != count or len(pixels) != count * _NUM_PIXELS:
+    except Exception as error:  # anything may stand there
+        raise InputError(f"{name}: b'data' is no plain array [B, {_NUM_PIXELS}]") from error
+    # What an untrusted pickle holds is not printed: it may be without end.
+    if not type(count) is type(num_pixels) is int or kind not in ("u1", b"u1") or type(pixels) is not bytes:
+        raise InputError(f"{name}: b'data' must be an array [B, {_NUM_PIXELS}] of bytes (u1)")
+    if num_pixels != _NUM_PIXELS or count < 1 or len(labels) != count or len(pixels) != count * _NUM_PIXELS:
         raise InputError(
-            f"{name}: b'data' says {count} images, but there are {len(pixels)} bytes of pixels and {len(labels)} labels"
+            f"{name}: b'data' must be [B, {_NUM_PIXELS}] and b'labels' [B]; it says [{count}, {num_pixels}], "
+            f"and there are {len(pixels)} bytes of pixels and {len(labels)} labels"
         )
-    if not all(type(label) is int and 0 <= label <= 9 for label in labels):
-        wrong = next(label for label in labels if type(label) is not int or not 0 <= label <= 9)
-        raise InputError(f"{name}: b'labels' holds {wrong!r}, allowed are integers 0 … 9")
-    images = np.frombuffer(pixels, np.uint8).reshape(count, _NUM_PIXELS, order="F" if fortran else "C")
+    for place, label in enumerate(labels):
+        if type(label) is not int or not 0 <= label <= 9:
+            found = label if type(label) is int else type(label).__name__
+            raise InputError(f"{name}: record {place} has label {found}, allowed are integers 0 … 9")
+    images = np.frombuffer(pixels, np.uint8).reshape(count, _NUM_PIXELS, order="F" if fortran is True else "C")
     return images, np.array(labels, np.int32)
 
 
@@ -116,12 +147,10 @@ _LAYOUTS = (
 )
 
 
-def _read_limited(file: BinaryIO, size: int, name: str) -> bytes:
-    if size > _LARGEST_FILE:
-        raise InputError(f"{name}: {size} bytes, a batch has at most {_LARGEST_FILE}")
-    content = file.read(size)
-    if len(content) != size:
-        raise InputError(f"{name}: truncated, {len(content)} of {size} bytes")
+def _read_limited(file: BinaryIO, name: str) -> bytes:
+    content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise InputError(f"{name}: more than {_LARGEST} bytes, which CIFAR-10 has not")
     return content
 
 
@@ -131,40 +160,34 @@ def _read_folder(folder: Path, layout: _Layout) -> dict[str, bytes]:
         path = folder / name
         try:
             with path.open("rb") as file:
-                contents[name] = _read_limited(file, path.stat().st_size, str(path))
+                contents[name] = _read_limited(file, str(path))
         except FileNotFoundError:
             raise InputError(f"{path}: missing; CIFAR-10 is {', '.join(layout.files())}") from None
-        except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}") from error
     return contents
 
 
 def _read_archive(path: Path, layout: _Layout) -> dict[str, bytes]:
-    """The batches of an archive, in memory; its checksum is verified to the end."""
+    """The batches of an archive, in memory. It is decompressed to its end, which verifies its checksum."""
     contents: dict[str, bytes] = {}
     try:
         with gzip.open(path, "rb") as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
-                    if member.size > _LARGEST_FILE:
-                        raise InputError(f"{path}: {member.name} has {member.size} bytes, at most {_LARGEST_FILE}")
-                    name = member.name.removeprefix("./").removeprefix(f"{layout.folder}/")
-                    if name not in layout.files():
-                        continue
-                    if not member.isreg():
-                        raise InputError(f"{path}: {member.name} is not a regular file")
-                    if name in contents:
-                        raise InputError(f"{path}: {member.name} is there twice")
-                    file = archive.extractfile(member)
-                    contents[name] = _read_limited(file, member.size, f"{path}: {member.name}")
-            while stream.read(2**20):
-                pass
-    except InputError:
+            content = _read_limited(stream, str(path))
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for member in archive:
+                name = member.name.removeprefix("./").removeprefix(f"{layout.folder}/")
+                if name not in layout.files():
+                    continue
+                if not member.isreg():
+                    raise InputError(f"{path}: {name} is not a regular file")
+                if name in contents:
+                    raise InputError(f"{path}: {name} is there twice")
+                contents[name] = archive.extractfile(member).read()
+                if len(contents[name]) != member.size:
+                    raise InputError(f"{path}: {name} is truncated")
+    except (InputError, PermissionError, FileNotFoundError):
         raise
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
-        raise InputError(f"{path}: damaged or not a .tar.gz archive ({_first_line(error)})") from error
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # damaged or hostile archives fail in many ways
+        raise InputError(f"{path}: damaged or not a .tar.gz archive ({first_line(error)})") from error
     missing = [name for name in layout.files() if name not in contents]
     if missing:
         raise InputError(f"{path}: holds no {layout.folder}/{missing[0]}")
@@ -204,7 +227,10 @@ def read_cifar10(data_dir: str | Path) -> ImageData:
       InputError: where there is none, saying which files are expected; and for a file that is missing, truncated,
         damaged, or (pickled) calls anything but NumPy's arrays, naming it and the reason.
     """
-    layout, contents = _find(Path(data_dir))
+    try:
+        layout, contents = _find(Path(data_dir))
+    except OSError as error:
+        raise InputError(f"{error.filename or data_dir}: {error.strerror or error}") from error
     images, labels = {}, {}
     for name, content in contents.items():
         pixels, labels[name] = layout.parse(content, name)

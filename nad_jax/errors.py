@@ -13,6 +13,11 @@ class InputError(ValueError):
     """Bad input: the message names the field or file, the value and what is allowed."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def unknown(kind: str, value: Any, allowed: Iterable[Any]) -> InputError:
     """The error for a name that is not in a table, with the closest known name."""
     allowed = list(allowed)

@@ -5,13 +5,14 @@ Source of `cifar_recipe`: NAD, Section 5 and reference code.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nad_jax import ensemble
+from nad_jax.cifar import ImageData
 from nad_jax.errors import InputError, check_labels
 from nad_jax.fitting import (
     FitMetrics,
@@ -27,25 +28,16 @@ from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 
 
-class ImageData(NamedTuple):
-    """A classification task: images [B, H, W, C], uint8 or float32, and labels [B], integers in 0 … K − 1.
-
-    Entries of uint8 images stand for v / 255; float images are taken as they are.
-    """
-
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-
-
 def cifar_recipe(num_epochs: int = 50) -> Recipe:
     """The published recipe on CIFAR-10 (50 epochs, learning rate 0.21): momentum 0.9, coupled weight decay 5e-4."""
-    return Recipe("sgd", {"momentum": 0.9}, weight_decay=5e-4, num_epochs=num_epochs, num_train=50_000)
+    options = {"momentum": 0.9}
+    return Recipe("sgd", options, weight_decay=5e-4, num_epochs=num_epochs, num_train=50_000, loss_window=391)
 
 
 def check_image_data(data: ImageData, model: Model) -> ImageData:
     """The task as uint8 or float32 images and int32 labels; raises `InputError` where it does not fit the model."""
+    if not isinstance(data, ImageData):
+        raise InputError(f"data: must be ImageData, got {type(data).__name__}")
     checked = []
     for split in ("train", "test"):
         images, labels = (np.asarray(getattr(data, f"{split}_{part}")) for part in ("images", "labels"))
@@ -95,7 +87,8 @@ def make_train_images(
       mean, std: numbers, or one for each channel [C].
 
     Raises:
-      InputError: for bad values in the recipe and a model without a training mode.
+      InputError: for bad values in the recipe, `mean` or `std`, a model without a training mode, and, from `train`,
+        for data of other sizes than the recipe's and a transformation that changes the shape of images.
     """
     check_recipe(recipe)
     check_model(model, recipe.batch_size)
@@ -106,6 +99,9 @@ def make_train_images(
 
     def train(key: jax.Array, learning_rate: jax.Array, *rest: Any) -> tuple[Any, FitMetrics]:
         *arrays, data = rest
+        sizes = len(data.train_images), len(data.test_images)
+        if sizes != (recipe.num_train, recipe.num_test):
+            raise InputError(f"data: the recipe has {recipe.num_train} and {recipe.num_test} images, got {sizes}")
 
         def scaled(images: jax.Array) -> jax.Array:
             return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
@@ -113,7 +109,9 @@ def make_train_images(
         def sample_train(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
             x, labels = scaled(data.train_images[indices]), data.train_labels[indices]
             if transform is not None:
-                x = transform(x, labels, *arrays)
+                given, x = x.shape, transform(x, labels, *arrays)
+                if x.shape != given:
+                    raise InputError(f"transform: must keep the shape of images, {given}, got {x.shape}")
             return (x - mean) / std, labels
 
         def sample_test(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -145,11 +143,11 @@ def make_train_many_images(
 
     One compiled program trains `chunk_size` networks; the images are put on the devices once.
     """
+    recipe = cifar_recipe() if recipe is None else recipe
     check_model(model, 1)
     data = check_image_data(data, model)
-    recipe = cifar_recipe() if recipe is None else recipe
-    check_recipe(recipe)
-    recipe = dataclasses.replace(recipe, num_train=len(data.train_images), num_test=len(data.test_images))
+    if isinstance(recipe, Recipe):
+        recipe = dataclasses.replace(recipe, num_train=len(data.train_images), num_test=len(data.test_images))
     train = make_train_images(model, recipe, transform, mean, std)
     mapping, chunk_size, devices = resolve_mapping(mapping, chunk_size, num_devices)
     chunk = make_chunk(train, mapping, devices)
@@ -162,6 +160,10 @@ def make_train_many_images(
         progress: Callable[[int], None] | None = None,
     ) -> FitMetrics:
         arrays = tuple(np.asarray(array) for array in arrays)
+        if arrays and transform is None:
+            raise InputError("arrays: are what `transform` takes, but there is no transform")
+        if any(array.ndim == 0 for array in arrays):
+            raise InputError("arrays: must have a leading axis [N], got a number")
         count = max([np.size(learning_rate), np.size(seed), *(len(array) for array in arrays)])
         if any(len(array) != count for array in arrays):
             raise InputError(f"arrays: must have one leading axis [{count}], got {[array.shape for array in arrays]}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax.directions import check_orthonormal, complete_basis
-from nad_jax.errors import InputError, check_integer, check_labels
+from nad_jax.errors import InputError, check_image_shape, check_integer, check_labels
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -24,6 +24,15 @@ def _check_images(images: jax.Array) -> None:
             f"images: must be real numbers [B, H, W, C], got shape {jnp.shape(images)} of {jnp.result_type(images)} "
             "(divide uint8 by 255)"
         )
+
+
+def _check_units(name: str, rows: jax.Array) -> None:
+    """Raises `InputError` unless every row has norm 1, to 1e-3, or is zero; rows inside a compiled function pass."""
+    with contextlib.suppress(jax.errors.TracerArrayConversionError):
+        norms = np.linalg.norm(np.asarray(rows), axis=1)
+        wrong = np.flatnonzero(~((np.abs(norms - 1) <= 1e-3) | (norms == 0)))
+        if len(wrong):
+            raise InputError(f"{name}: row {wrong[0]} has norm {norms[wrong[0]]:.4g}, expected 1 (or 0)")
 
 
 def _as_rows(images: jax.Array, dimension: int) -> jax.Array:
@@ -58,8 +67,10 @@ def set_coefficients(images: jax.Array, directions: jax.Array, coefficients: jax
       coefficients: c, [B].
 
     Raises:
-      InputError: where shapes do not fit.
+      InputError: where shapes do not fit, or a direction has another norm (to 1e-3; inside a compiled function norms
+        are not checked).
     """
+    images, directions, coefficients = (jnp.asarray(array) for array in (images, directions, coefficients))
     _check_images(images)
     x = images.reshape(len(images), -1)
     if directions.shape != x.shape or coefficients.shape != x.shape[:1]:
@@ -67,6 +78,7 @@ def set_coefficients(images: jax.Array, directions: jax.Array, coefficients: jax
             f"directions, coefficients: must be {x.shape} and {x.shape[:1]} for these images, "
             f"got {directions.shape} and {coefficients.shape}"
         )
+    _check_units("directions", directions)
     # A sum of products, in full precision on every backend.
     along = jnp.sum(x * directions, axis=1)
     return (x + (coefficients - along)[:, None] * directions).reshape(images.shape)
@@ -75,7 +87,9 @@ def set_coefficients(images: jax.Array, directions: jax.Array, coefficients: jax
 def poison(images: jax.Array, labels: jax.Array, carriers: jax.Array, coefficients: jax.Array) -> jax.Array:
     """Images whose coefficient along the carrier of their class is replaced; no clipping to [0, 1].
 
-    A classifier can then tell the classes apart by these coefficients alone. Source: NAD, Section 5.1.
+    A classifier can then tell the classes apart by these coefficients alone. Source: NAD, Section 5.1. The former
+    coefficients are x.reshape(B, −1) · carriers[labels], summed over the last axis; `set_coefficients` with them undoes
+    the poison.
 
     Args:
       images: [B, H, W, C].
@@ -84,13 +98,14 @@ def poison(images: jax.Array, labels: jax.Array, carriers: jax.Array, coefficien
       coefficients: [T], in units of the images (published: ±0.05 for images in [0, 1]).
 
     Raises:
-      InputError: where shapes do not fit, or a label has no carrier.
+      InputError: where shapes do not fit, a carrier has another norm, or a label has no carrier (inside a compiled
+        function such an image becomes nan, and norms are not checked).
     """
     if jnp.ndim(carriers) != 2 or jnp.shape(coefficients) != jnp.shape(carriers)[:1]:
         raise InputError(
             f"carriers, coefficients: must be [T, D] and [T], got {jnp.shape(carriers)} and {jnp.shape(coefficients)}"
         )
-    # Inside a compiled function a label without a carrier gives an image that is nan.
+    _check_units("carriers", carriers)
     with contextlib.suppress(jax.errors.TracerArrayConversionError):
         check_labels("labels", np.asarray(labels), len(carriers))
     of_label = partial(jnp.take, indices=labels, axis=0, mode="fill", fill_value=jnp.nan)
@@ -116,7 +131,7 @@ def published_carriers(
     Raises:
       InputError: where there are too few NADs for that index, or they are not of one channel.
     """
-    height, width, channels = image_shape
+    height, width, channels = check_image_shape(image_shape)
     nads = np.asarray(nads, np.float32)
     if nads.ndim != 2 or nads.shape[1] != height * width:
         raise InputError(
@@ -143,16 +158,14 @@ def flip(images: jax.Array, directions: jax.Array) -> jax.Array:
 
     Args:
       images: x, [B, H, W, C].
-      directions: the columns of U as rows, [K, H·W] (each channel alike) or [K, H·W·C]; where K < D the basis is
-        completed, see `complete_basis`: what comes from and goes to the missing directions is then arbitrary.
+      directions: the columns of U as rows, [K, H·W] (each channel alike) or [K, H·W·C]; not traced. Where K < D the
+        basis is completed, see `complete_basis`, and what comes from and goes to the missing ones is arbitrary.
 
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal.
     """
-    rows = _as_rows(images, directions.shape[-1])
-    basis = np.asarray(complete_basis(directions), np.float64)
-    # Towards the nearest orthogonal matrix: rows of float32 are off by 1e-6, which flipping twice would show.
-    basis = 1.5 * basis - 0.5 * basis @ (basis.T @ basis)
+    rows = _as_rows(jnp.asarray(images), np.shape(directions)[-1])
+    basis = _orthonormalized(np.asarray(complete_basis(directions), np.float64))
     reflection = (basis.T[:, ::-1] @ basis).astype(np.float32)  # U flip Uᵀ, one product instead of two
     return _as_images(_matmul(rows, reflection), images.shape)
 
@@ -165,6 +178,11 @@ def project_out(images: jax.Array, directions: jax.Array) -> jax.Array:
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal (to 1e-3).
     """
-    directions = check_orthonormal(directions).astype(np.float32)
+    images, directions = jnp.asarray(images), _orthonormalized(check_orthonormal(directions)).astype(np.float32)
     rows = _as_rows(images, directions.shape[1])
     return _as_images(rows - _matmul(_matmul(rows, directions.T), directions), images.shape)
+
+
+def _orthonormalized(rows: np.ndarray) -> np.ndarray:
+    """A step towards the nearest orthonormal rows: float32 ones are off by 1e-6, which flipping twice would show."""
+    return 1.5 * rows - 0.5 * (rows @ rows.T) @ rows

@@ -193,11 +193,15 @@ def plot_accuracy_by_energy(points: dict[str, tuple[np.ndarray, np.ndarray]], ti
 
 
 def plot_poison_curve(
-    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], clean: dict[str, tuple[float, float]], title: str
+    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    clean: dict[str, tuple[float, float]],
+    published: tuple[tuple[int, int, float, float], ...],
+    title: str,
 ) -> Figure:
-    """Test accuracy against the NAD index of the poison: (indices, means, standard errors) per label.
+    """Test accuracy against the NAD index of the poison: (indices, means, standard errors) [K] per label.
 
-    `clean` has (mean, standard error) of networks trained on clean images, drawn as a line of the label's colour.
+    Accuracies are in [0, 1]. `clean` has the (mean, standard error) of networks trained on clean images, a line of the
+    label's colour; `published` ranges for ResNet18, (first index, last, lowest accuracy, highest), grey.
     """
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
@@ -207,14 +211,24 @@ def plot_poison_curve(
             mean, error = 100 * np.nan_to_num(clean[label])
             axes.axhline(mean, color=line.get_color(), linestyle="--", linewidth=1, label=f"{label}, clean")
             axes.axhspan(mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
+    for number, (first, last, lowest, highest) in enumerate(published):
+        axes.fill_between(
+            [first, max(last, first + 0.2)],
+            100 * lowest - 1,
+            100 * highest + 1,
+            color="gray",
+            alpha=0.4,
+            linewidth=0,
+            label="" if number else "published, ResNet18",
+        )
     axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
     axes.set(xlabel="NAD index of the poison $i$", ylabel="test accuracy (%)", ylim=(0, 101), title=title)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper left", fontsize=8)
     return figure
 
 
 def plot_bars(bars: dict[str, dict[str, tuple[float, float]]], title: str) -> Figure:
-    """Test accuracies, (mean, standard error), as groups of bars: one group per label, one colour per inner label."""
+    """Test accuracies in [0, 1], (mean, standard error), as bars: a group per label, a colour per inner label."""
     figure = Figure(figsize=(max(5.0, 2.5 + 1.5 * len(bars)), 4), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(name for group in bars.values() for name in group))
@@ -238,7 +252,7 @@ def _displayed(image: np.ndarray) -> np.ndarray:
     if image.min() >= 0 and image.max() <= 1:
         return image
     low, high = np.percentile(image, [2, 98])
-    return np.clip((image - low) / (high - low), 0, 1)
+    return np.clip((image - low) / max(high - low, 1e-6), 0, 1)
 
 
 def plot_images(rows: dict[str, np.ndarray], title: str, carriers: dict[str, np.ndarray] | None = None) -> Figure:

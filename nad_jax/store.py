@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nad_jax.errors import InputError
+from nad_jax.errors import InputError, first_line
 from nad_jax.nads import NADs
 
 
@@ -67,10 +67,6 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, **arrays)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _read_array(file: BinaryIO, size: int, name: str) -> np.ndarray:
     """One array in `.npy` format from a stream of `size` bytes; raises `InputError` naming what is wrong."""
     try:
@@ -85,7 +81,7 @@ def _read_array(file: BinaryIO, size: int, name: str) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # NumPy parses the header as Python: a hostile one fails in many ways
-        raise InputError(f"{name}: not a .npy array ({_first_line(error)})") from error
+        raise InputError(f"{name}: not a .npy array ({first_line(error)})") from error
     if dtype.hasobject or dtype.kind not in "biufU":
         raise InputError(f"{name}: holds {dtype} entries, allowed are numbers and text (objects are never unpickled)")
     count = 1
@@ -138,7 +134,7 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path}: damaged or not an .npz file ({_first_line(error)})") from error
+        raise InputError(f"{path}: damaged or not an .npz file ({first_line(error)})") from error
     return arrays
 
 

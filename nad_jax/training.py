@@ -4,7 +4,7 @@ Source of the default recipe: NAD, reference code; see `Recipe`.
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -144,8 +144,7 @@ def make_train_many(
         points = broadcast_members(
             len(directions), epsilon=epsilon, sigma=sigma, learning_rate=learning_rate, seed=seed
         )
-        order: list[int] = []
-        results = []
+        order, results, num_done = [], [], 0
         for replicate in dict.fromkeys(points["seed"].tolist()):
             members = np.flatnonzero(points["seed"] == replicate)
             arrays = (
@@ -153,17 +152,14 @@ def make_train_many(
                 directions[members],
                 *(points[name][members].astype(np.float32) for name in ("epsilon", "sigma", "learning_rate")),
             )
-            report = None if progress is None else partial(_report_after, progress, len(order))
+            report = progress and (lambda done, before=num_done: progress(before + done))
             results.append(map_networks(chunk, chunk_size, replicate_noise(replicate), arrays, report))
             order.extend(members)
+            num_done += len(members)
         back = np.argsort(order)
         return jax.tree.map(lambda *values: np.concatenate(values)[back], *results)
 
     return run
-
-
-def _report_after(progress: Callable[[int], None], before: int, done: int) -> None:
-    progress(before + done)
 
 
 def noise_key(seed: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """Reading CIFAR-10: four official forms, one result; whatever is wrong with a file is said, and nothing is run."""
 
+import gzip
 import io
 import pickle
 import tarfile
@@ -51,6 +52,8 @@ def test_missing_data_say_what_is_expected(tmp_path):
         read_cifar10(tmp_path)
     with pytest.raises(InputError, match="data_dir: no CIFAR-10"):
         read_cifar10(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="File name too long"):
+        read_cifar10("x" * 300)
 
 
 def _record(batches, **changes):
@@ -68,9 +71,17 @@ class _Calls:
         return self.call
 
 
+def _nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 BATCHES = make_batches()
 BINARY_CONTENT = encode(BINARY, "data_batch_2", *BATCHES["data_batch_2"])[1]
 PICKLED_CONTENT = encode(PICKLED, "data_batch_2", *BATCHES["data_batch_2"])[1]
+COUNT = b"K\x04M\x00\x0c\x86"  # the shape (4, 3072) in a pickle
 BAD_BATCHES = {
     "truncated binary": (BINARY, BINARY_CONTENT[:-1], "12291 bytes are not a whole number of 3073-byte records"),
     "empty binary": (BINARY, b"", "0 bytes are not a whole number"),
@@ -79,14 +90,19 @@ BAD_BATCHES = {
     "empty pickle": (PICKLED, b"", "refused or damaged pickle"),
     "no dictionary": (PICKLED, pickle.dumps([1, 2]), "must be a dictionary with an array b'data'"),
     "no labels": (PICKLED, pickle_batch({b"data": BATCHES["data_batch_2"][0]}), "a list b'labels'"),
-    "pickled label": (PICKLED, pickle_batch(_record(BATCHES, labels=[1, 2, 3, -1])), "b'labels' holds -1"),
-    "too few labels": (PICKLED, pickle_batch(_record(BATCHES, labels=[1, 2, 3])), "says 4 images.* and 3 labels"),
-    "text labels": (PICKLED, pickle_batch(_record(BATCHES, labels=["a", 2, 3, 4])), "b'labels' holds"),
-    "wide pixels": (PICKLED, pickle_batch(_record(BATCHES, data=np.zeros((4, 3072), np.int32))), "of type u1"),
-    "few pixels": (PICKLED, pickle_batch(_record(BATCHES, data=np.zeros((4, 300), np.uint8))), r"got \(4, 300\)"),
+    "pickled label": (PICKLED, pickle_batch(_record(BATCHES, labels=[1, 2, 3, -1])), "record 3 has label -1"),
+    "too few labels": (PICKLED, pickle_batch(_record(BATCHES, labels=[1, 2, 3])), r"says \[4, 3072\].* and 3 labels"),
+    "text labels": (PICKLED, pickle_batch(_record(BATCHES, labels=["a", 2, 3, 4])), "record 0 has label str"),
+    "wide pixels": (PICKLED, pickle_batch(_record(BATCHES, data=np.zeros((4, 3072), np.int32))), r"of bytes \(u1\)"),
+    "few pixels": (PICKLED, pickle_batch(_record(BATCHES, data=np.zeros((4, 300), np.uint8))), r"says \[4, 300\]"),
     "flat pixels": (PICKLED, pickle_batch(_record(BATCHES, data=np.zeros(3072, np.uint8))), "no plain array"),
     "objects": (PICKLED, pickle_batch(_record(BATCHES, data=np.array([[None]]))), "must be"),
     "eval": (PICKLED, pickle_batch(_record(BATCHES, data=_Calls(eval, "1 + 1"))), "it calls builtins.eval"),
+    "real count": (PICKLED, PICKLED_CONTENT.replace(COUNT, b"G?\xf0" + b"\x00" * 6 + COUNT[2:]), "it uses BINFLOAT"),
+    "true count": (PICKLED, PICKLED_CONTENT.replace(COUNT, b"\x88" + COUNT[2:]), "must be an array"),
+    "deep label": (PICKLED, pickle_batch(_record(BATCHES, labels=[1, 2, 3, _nested(100)])), "record 3 has label list"),
+    "memo": (PICKLED, b"\x80\x02]r\x00\x00\x00\x10.", "too complex"),
+    "tuples": (PICKLED, b"\x80\x02)" + 40 * b"q\x00h\x00\x86" + b".", "too complex"),
     "numpy": (PICKLED, pickle_batch(_record(BATCHES, data=_Calls(np.zeros, 3))), "it calls numpy"),
 }
 
@@ -112,11 +128,19 @@ def test_a_pickle_that_calls_something_runs_nothing(tmp_path):
     assert target.exists()
 
 
-def test_a_pickled_array_in_columns_is_read(tmp_path):
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pickles_of_today_are_read(protocol, order, tmp_path):
     folder = write_folder(tmp_path, PICKLED, BATCHES)
-    pixels = np.asfortranarray(BATCHES["data_batch_2"][0])
-    (folder / "data_batch_2").write_bytes(pickle_batch(_record(BATCHES, data=pixels)))
-    np.testing.assert_array_equal(read_cifar10(tmp_path).train_images, _expected(BATCHES)[0])
+    pixels, labels = BATCHES["data_batch_2"]
+    record = {b"labels": labels.tolist(), b"data": np.array(pixels, order=order)}
+    content = pickle.dumps(record, protocol)
+    (folder / "data_batch_2").write_bytes(content)
+    if protocol == 2:  # in which Python 3 writes bytes as calls
+        with pytest.raises(InputError, match=r"it calls _codecs\.encode"):
+            read_cifar10(tmp_path)
+    else:
+        np.testing.assert_array_equal(read_cifar10(tmp_path).train_images, _expected(BATCHES)[0])
 
 
 @pytest.mark.parametrize("layout", [BINARY, PICKLED])
@@ -155,10 +179,29 @@ def _write_tar(path, members):
                 archive.addfile(info, io.BytesIO(content))
 
 
+def test_a_bad_batch_in_a_good_archive_is_refused(tmp_path):
+    members = [(f"{BINARY}/{name}", content) for name, content in _files()]
+    _write_tar(tmp_path / ARCHIVES[BINARY], [*members[:3], (members[3][0], b"\x0b" + members[3][1][1:]), *members[4:]])
+    with pytest.raises(InputError, match=r"data_batch_4\.bin: record 0 has label 11"):
+        read_cifar10(tmp_path)
+
+
+def test_headers_without_end_are_refused(tmp_path):
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 0
+    with gzip.open(tmp_path / ARCHIVES[BINARY], "wb") as file:
+        file.write(3000 * header.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(InputError, match=r"binary\.tar\.gz: damaged or not a \.tar\.gz"):
+        read_cifar10(tmp_path)
+
+
+def _files():
+    return [encode(BINARY, name, *batch) for name, batch in BATCHES.items()]
+
+
 def test_an_archive_of_something_else_is_refused(tmp_path):
     path = tmp_path / ARCHIVES[BINARY]
-    files = [encode(BINARY, name, *batch) for name, batch in BATCHES.items()]
-    members = [(f"./{BINARY}/{name}", content) for name, content in files]
+    members = [(f"./{BINARY}/{name}", content) for name, content in _files()]
     _write_tar(path, [("../outside", b"ignored"), *members])
     np.testing.assert_array_equal(read_cifar10(path).test_labels, BATCHES["test_batch"][1])
     assert not (tmp_path.parent / "outside").exists()
@@ -173,12 +216,12 @@ def test_an_archive_of_something_else_is_refused(tmp_path):
             read_cifar10(path)
 
 
-def test_a_file_too_large_to_be_a_batch_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar, "_LARGEST_FILE", 10_000)
+def test_more_bytes_than_cifar_has_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "_LARGEST", 10_000)
     write_folder(tmp_path / "folder", BINARY, BATCHES)
     archive = write_archive(tmp_path, BINARY, BATCHES, tmp_path / "source")
     for path in (tmp_path / "folder", archive):
-        with pytest.raises(InputError, match="12292 bytes"):
+        with pytest.raises(InputError, match="more than 10000 bytes"):
             read_cifar10(path)
 
 

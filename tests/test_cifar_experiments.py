@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
@@ -154,6 +155,11 @@ def test_figures_are_drawn_from_the_folder_alone(name, finished, files, tmp_path
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures)
     with pytest.raises(InputError, match=r"made by another command\n  seeds: folder \[0, 1\], command \[0\]"):
         EXPERIMENTS[name].draw(_config(name, files, seeds=(0,)), workdir)
+    with pytest.raises(InputError, match="made by another command\n  nads: folder"):
+        EXPERIMENTS[name].draw(_config(name, files, nads="other.npy"), workdir)
+    (workdir / "command.json").write_text("{")
+    with pytest.raises(InputError, match=r"command\.json: damaged, not JSON"):
+        EXPERIMENTS[name].draw(_config(name, files), workdir)
 
 
 def test_several_amplitudes_share_their_clean_networks(files, tmp_path, capsys):
@@ -162,8 +168,20 @@ def test_several_amplitudes_share_their_clean_networks(files, tmp_path, capsys):
     poison_cifar.run(config, tmp_path)
     assert [(row["nad_index"], row["epsilon"]) for row in _rows(tmp_path)] == [("", ""), ("3", "0.1"), ("3", "1")]
     printed = capsys.readouterr().out
-    assert "logreg, ε = 0.1: test accuracy by NAD index" in printed and printed.count("clean") >= 2
+    assert "logreg, ε = 0.1: test accuracy by NAD index" in printed and "logreg, ε = 1: test" in printed
+    first, second = re.findall(r"  clean  +([\d.]+%)", printed)
+    assert first == second == f"{100 * float(_rows(tmp_path)[0]['test_accuracy']):.1f}%"
     assert len(poison_cifar.draw(config, tmp_path)) == 2
+
+
+def test_the_published_architecture_of_a_cpu_runs(files, tmp_path):
+    np.save(tmp_path / "nads_lenet.npy", np.load(files / "nads_logreg.npy", allow_pickle=False))
+    nads = str(tmp_path / "nads_{architecture}.npy")
+    config = _config("poison_cifar", files, architectures=("lenet", "mlp"), nads=nads, seeds=(0,), nad_indices=(5,))
+    np.save(tmp_path / "nads_mlp.npy", np.load(files / "nads_logreg.npy", allow_pickle=False))
+    poison_cifar.run(config, tmp_path / "run")
+    assert [row["architecture"] for row in _rows(tmp_path / "run")] == ["lenet"] * 2 + ["mlp"] * 2
+    assert len(poison_cifar.draw(config, tmp_path / "run")) == 2
 
 
 def test_bad_input_is_reported_at_once(files, tmp_path):
@@ -179,6 +197,13 @@ def test_bad_input_is_reported_at_once(files, tmp_path):
         ("poison_cifar", {"nad_indices": (1022,)}, r"nad_indices: must be an integer in 0 … 1021, got 1022"),
         ("poison_cifar", {"nads": "missing.npy"}, r"missing\.npy: No such file"),
         ("poison_cifar", {"num_train": 101}, "num_train: must be an integer in 0 … 100, got 101"),
+        (
+            "flip_cifar",
+            {"architectures": ("logreg", "mlp"), "nads": "nads.npy"},
+            r"nads: needs \{architecture\} in the",
+        ),
+        ("poison_cifar", {"mean": (0.5, 0.5)}, "mean: must be 3 numbers"),
+        ("poison_cifar", {"num_epochs": 1, "num_train": 20}, "schedule: the only step of a 'linear' schedule"),
         ("flip_cifar", {"bases": ("flipt",)}, "bases: unknown value 'flipt'.*did you mean 'flipped'"),
         ("flip_cifar", {"data_dir": str(tmp_path)}, "data_dir: no CIFAR-10 in"),
     ]:

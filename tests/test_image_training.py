@@ -114,6 +114,11 @@ def test_fewer_images_than_a_batch_are_one_batch():
     assert metrics.losses.shape == (1, 3) and np.isfinite(metrics.losses).all()
 
 
+def test_a_short_recipe_is_checked_with_the_number_of_images():
+    short = dataclasses.replace(SMALL, num_epochs=1, num_train=16)  # one step of 16, but four of 100
+    assert np.isfinite(train_many_images(_model(), _data(), recipe=short).losses).all()
+
+
 def test_the_published_recipe():
     recipe = cifar_recipe()
     assert (recipe.optimizer, dict(recipe.optimizer_options), recipe.weight_decay) == ("sgd", {"momentum": 0.9}, 5e-4)
@@ -141,11 +146,19 @@ def test_bad_input_is_named():
         ({"learning_rate": [0.1, 0.2], "seed": [0, 1, 2]}, "learning_rate: must be a number or one for each of the 3"),
         ({"recipe": dataclasses.replace(SMALL, batch_size=0)}, "batch_size: must be an integer of at least 1"),
         ({"chunk_size": -1}, "chunk_size"),
+        ({"arrays": (carriers, coefficients), "transform": None}, "arrays: .* there is no transform"),
+        ({"arrays": (0.5,)}, "arrays: must have a leading axis"),
+        ({"transform": lambda x, labels: x[:, 1:]}, r"transform: must keep the shape of images, \(32, 8, 8, 3\)"),
     ]:
         with pytest.raises(InputError, match=message):
             train_many_images(model, data, **{"recipe": SMALL, "transform": poison, **arguments})
     with pytest.raises(InputError, match="model: must come from create_model"):
         train_many_images("lenet", data)
+    with pytest.raises(InputError, match="data: must be ImageData, got tuple"):
+        train_many_images(model, tuple(data))
+    train = image_training.make_train_images(model, SMALL)
+    with pytest.raises(InputError, match=r"data: the recipe has 10000 and 10000 images, got \(100, 60\)"):
+        train(jax.random.key(0), 0.1, data)
 
 
 def test_a_label_without_a_carrier_is_not_passed_over():

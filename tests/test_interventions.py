@@ -73,8 +73,11 @@ def test_flip_of_every_channel_is_its_float64_reference_and_its_own_inverse(coun
     images, directions = _images(), _basis(30, count)
     flipped = np.asarray(flip(images, directions))
     np.testing.assert_allclose(flip(flipped, directions), images, atol=1e-5)
-    if count == 4:
-        return  # the completion is arbitrary
+    np.testing.assert_allclose((flipped**2).sum(), (images**2).sum(), rtol=1e-5)
+    if count == 4:  # the completion is arbitrary, but not where the leading coefficients go
+        inside = _images_along(directions[1])
+        np.testing.assert_allclose(_channels(np.asarray(flip(inside, directions))) @ directions.T, 0, atol=1e-5)
+        return
     basis = directions.astype(np.float64)
     if count == 29:  # the missing one is determined, up to its sign
         missing = np.linalg.svd(basis)[2][-1:]
@@ -125,6 +128,9 @@ def test_bad_input_is_named():
         (lambda: poison(images, labels, carriers, np.ones(3)), r"carriers, coefficients: must be \[T, D\] and \[T\]"),
         (lambda: poison(images, labels + 0.5, carriers, np.ones(4)), "labels: must be integers"),
         (lambda: poison(images, labels + 4, carriers, np.ones(4)), r"labels: must be in 0 … 3.*got 4"),
+        (lambda: poison(images, labels, 2 * carriers, np.ones(4)), "carriers: row 0 has norm 2, expected 1"),
+        (lambda: set_coefficients(images, images.reshape(7, -1), np.ones(7)), "directions: row 0 has norm"),
+        (lambda: published_carriers(_basis(30), 0, (6, 5)), "image_shape: must be three positive integers"),
         (lambda: published_carriers(carriers, 0, SHAPE), r"nads: must be directions of one 6x5 channel \[K, 30\]"),
         (lambda: published_carriers(_basis(30, 5), 4, SHAPE), "index: must be an integer in 0 … 3, got 4"),
         (lambda: published_carriers(_basis(30, 1), 0, SHAPE), "10 classes in 3 channels need 2 NADs, got 1"),

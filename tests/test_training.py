@@ -200,7 +200,7 @@ def test_a_network_does_not_depend_on_its_company(mapping):
 
 SHARDED = """
 import jax, numpy as np
-from nad_jax import create_model, train_many
+from nad_jax import ImageData, cifar_recipe, create_model, train_many, train_many_images
 from tests.test_training import LENET_RECIPE, LENET_SHAPE, _directions, lenet_chunk
 assert jax.local_device_count() == 4
 for mapping in ("sequential", "vectorized"):
@@ -211,6 +211,12 @@ model = create_model("lenet", LENET_SHAPE, num_logits=2)
 for num_devices in (1, 4):  # the last chunk of four is not full
     metrics = train_many(model, _directions(5, LENET_SHAPE), recipe=LENET_RECIPE, num_devices=num_devices)
     np.savez(f"{OUT}/{num_devices}.npz", **metrics._asdict())
+images, labels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8), np.arange(64) % 4
+data = ImageData(images, labels, images, labels)
+colour, recipe = create_model("mlp", (8, 8, 3), 4), cifar_recipe(num_epochs=2)
+for num_devices in (1, 4):
+    metrics = train_many_images(colour, data, seed=[0, 1, 2], recipe=recipe, num_devices=num_devices)
+    np.savez(f"{OUT}/images{num_devices}.npz", **metrics._asdict())
 """
 
 
@@ -224,9 +230,9 @@ def test_sharded_training_agrees_and_does_not_communicate(sequential, tmp_path):
         timeout=300,
     )
 
-    def read(name):
+    def read(name, kind=training.TrainMetrics):
         with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as stored:
-            return training.TrainMetrics(**stored)
+            return kind(**stored)
 
     for mapping in ("sequential", "vectorized"):
         _assert_equivalent(sequential, read(mapping))
@@ -236,6 +242,8 @@ def test_sharded_training_agrees_and_does_not_communicate(sequential, tmp_path):
             assert collective not in program
     # With as many threads, a network of one device is bit for bit that of four.
     jax.tree.map(np.testing.assert_array_equal, read("1"), read("4"))
+    images = (read(f"images{num_devices}", fitting.FitMetrics) for num_devices in (1, 4))
+    jax.tree.map(np.testing.assert_array_equal, *images)
 
 
 @pytest.mark.parametrize("mapping", ["sequential", "vectorized"])
