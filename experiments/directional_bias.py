@@ -296,10 +296,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     store.open_run_folder(workdir, {name: config[name] for name in IDENTITY_FIELDS})
     store.make_folder(workdir / "units")
     units.train_missing(config, workdir, networks, METRICS, _program, partial(_make_run, config))
-    rows = units.make_rows(workdir, {network.name: network.coordinates for network in networks}, METRICS)
-    store.write_text(workdir / "results.csv", results.format_table(rows, COLUMNS))
+    rows = units.write_table(workdir, networks, METRICS, COLUMNS)
     units.write_command(workdir, _command(config))
-    _report(config, results.read_results(workdir / "results.csv", COLUMNS))
+    _report(config, rows)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:

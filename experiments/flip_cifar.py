@@ -99,11 +99,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
         return data if basis == "original" else flip_data(data, nads[architecture])
 
     image_networks.train_missing(config, workdir, networks, make_data)
-    rows = units.make_rows(workdir, {network.name: network.coordinates for network in networks}, METRICS)
-    store.write_text(workdir / "results.csv", results.format_table(rows, COLUMNS))
+    rows = units.write_table(workdir, networks, METRICS, COLUMNS)
     _write_examples(config, workdir, data, nads)
     units.write_command(workdir, image_networks.command(config, OWN_FIELDS))
-    _report(results.read_results(workdir / "results.csv", COLUMNS))
+    _report(rows)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from experiments import results
 from experiments.progress import Progress
 from nad_jax import store
 from nad_jax.errors import InputError
@@ -57,7 +58,7 @@ def train_missing(
     """Trains the networks that are not in the folder, and stores each unit of them when it is done.
 
     Args:
-      networks: with a `name`; those of one program stand together.
+      networks: with `name` and `coordinates`; those of one program stand together.
       metrics: the names of what is stored of a network and goes into the table.
       program: what networks must have in common to be trained by one compiled program.
       make_run: gives, for such a program, `run(unit, progress)`, the metrics [N] of networks [N], and a description.
@@ -74,19 +75,23 @@ def train_missing(
         group = list(group)
         for first in range(0, len(group), unit_size):
             unit = group[first : first + unit_size]
-            results = run(unit, lambda in_unit, num_done=num_done: progress(num_done + in_unit))
-            write_unit(workdir, [network.name for network in unit], results, {**description, **made})
+            trained = run(unit, lambda in_unit, num_done=num_done: progress(num_done + in_unit))
+            write_unit(workdir, [network.name for network in unit], trained, {**description, **made})
             num_done += len(unit)
         del run  # and the images it holds on the device
 
 
-def make_rows(workdir: Path, networks: dict[str, dict[str, Any]], metrics: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of the table: coordinates and metrics of the networks, by name; raises where one was lost."""
+def write_table(
+    workdir: Path, networks: list[Any], metrics: tuple[str, ...], columns: tuple[str, ...]
+) -> list[results.Row]:
+    """Writes `results.csv`, the coordinates and metrics of the networks, and returns its rows; all must be stored."""
     stored = read_units(workdir, metrics)
-    lost = sum(name not in stored for name in networks)
+    lost = sum(network.name not in stored for network in networks)
     if lost:
         raise InputError(f"{workdir}: {lost} networks were damaged after they had been written; run the command again")
-    return [{**coordinates, **stored[name]} for name, coordinates in networks.items()]
+    rows = [{**network.coordinates, **stored[network.name]} for network in networks]
+    store.write_text(workdir / "results.csv", results.format_table(rows, columns))
+    return results.read_results(workdir / "results.csv", columns)
 
 
 def write_command(workdir: Path, command: dict[str, Any]) -> None:

@@ -222,7 +222,9 @@ def plot_poison_curve(
             label="" if number else "published, ResNet18",
         )
     axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
-    axes.set(xlabel="NAD index of the poison $i$", ylabel="test accuracy (%)", ylim=(0, 101), title=title)
+    highest_index = max(indices.max() for indices, _, _ in curves.values())
+    axes.set(xlabel="NAD index of the poison $i$", ylabel="test accuracy (%)", title=title)
+    axes.set(xlim=(-0.2, 1.2 * max(highest_index, 1)), ylim=(0, 101))
     axes.legend(loc="upper left", fontsize=8)
     return figure
 
