@@ -107,7 +107,6 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` and `examples.npz` of `workdir`."""
-    validate(config)
     units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
     rows = results.read_results(workdir / "results.csv", COLUMNS)
     bars = {
@@ -115,9 +114,12 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         for architecture, bases in _accuracies(rows, "test").items()
     }
     shown = store.read_npz(workdir / "examples.npz", BASES)
+    title = f"CIFAR-10 in the flipped basis, {results.count_seeds(rows)}"
+    flipped = f"In the flipped basis of {config.architectures[0]} (each image scaled to its own range)"
+    published = {name: dict(zip(BASES, values, strict=True)) for name, values in PUBLISHED.items()}
     figures = {
-        "flip_bars.png": plotting.plot_bars(bars, f"CIFAR-10 in the flipped basis, {results.count_seeds(rows)}"),
-        "examples.png": plotting.plot_images(shown, f"In the flipped basis of {config.architectures[0]}"),
+        "flip_bars.png": plotting.plot_bars(bars, BASES, published, title),
+        "examples.png": plotting.plot_images(shown, flipped),
     }
     for name, figure in figures.items():
         store.save_figure(workdir / name, figure)

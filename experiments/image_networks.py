@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results, units
@@ -129,6 +130,9 @@ def read_images(config: ConfigDict) -> ImageData:
     data = cifar.read_cifar10(config.data_dir)
     for field, images in (("num_train", data.train_images), ("num_test", data.test_images)):
         check_integer(field, config[field], 0, len(images))
+    sizes = len(data.train_images), len(data.test_images)
+    if sizes != (50_000, 10_000):
+        logging.warning("%s: %d and %d images; CIFAR-10 has 50000 to train and 10000 to test", config.data_dir, *sizes)
     train, test = config.num_train or None, config.num_test or None
     return ImageData(
         data.train_images[:train], data.train_labels[:train], data.test_images[:test], data.test_labels[:test]

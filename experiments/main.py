@@ -111,7 +111,9 @@ def main(argv: list[str]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on from the last finished unit\n")
-        sys.exit(75)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(75)  # an orderly exit would wait for the computation whose result nobody takes
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (on
 (some images, for the figure) and figures. Source: NAD, Section 5.1; see `interventions.poison`.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -75,7 +74,7 @@ def _write_examples(config: ConfigDict, workdir: Path, data: ImageData, nads: di
     chosen = np.unique(data.train_labels, return_index=True)[1][:4]
     images, labels = data.train_images[chosen] / np.float32(255), data.train_labels[chosen]
     places = np.unique(np.linspace(0, len(config.nad_indices) - 1, 4).round().astype(int))
-    indices = [config.nad_indices[place] for place in places]
+    indices = sorted(config.nad_indices[place] for place in places)
     poisoned = []
     for index in indices:
         carriers, signs = published_carriers(nads[architecture], index, image_networks.IMAGE_SHAPE)
@@ -85,26 +84,30 @@ def _write_examples(config: ConfigDict, workdir: Path, data: ImageData, nads: di
     store.write_npz(workdir / "examples.npz", {**arrays, "carriers": carriers})
 
 
-def _groups(rows: list[results.Row]) -> Iterator[tuple[str, dict[int, list[float]], list[float]]]:
-    """For each architecture and amplitude: a label, test accuracies by NAD index, and those of clean networks."""
-    names = list(dict.fromkeys((row["architecture"], row["epsilon"]) for row in rows if row["nad_index"] != ""))
-    several = len({epsilon for _, epsilon in names}) > 1
-    for architecture, epsilon in names:
-        curve: dict[int, list[float]] = {}
-        clean = []
-        for row in rows:
-            if row["architecture"] == architecture and row["nad_index"] == "":
-                clean.append(row["test_accuracy"])
-            elif (row["architecture"], row["epsilon"]) == (architecture, epsilon):
-                curve.setdefault(row["nad_index"], []).append(row["test_accuracy"])
-        yield f"{architecture}, ε = {epsilon:g}" if several else architecture, dict(sorted(curve.items())), clean
+def _curves(rows: list[results.Row]) -> dict[str, dict[int, list[float]]]:
+    """Test accuracies by NAD index, for each architecture and, where there are several, each amplitude."""
+    several = len({row["epsilon"] for row in rows if row["nad_index"] != ""}) > 1
+    curves: dict[str, dict[int, list[float]]] = {}
+    for row in sorted((row for row in rows if row["nad_index"] != ""), key=lambda row: row["nad_index"]):
+        label = row["architecture"] + (f", ε = {row['epsilon']:g}" if several else "")
+        curves.setdefault(label, {}).setdefault(row["nad_index"], []).append(row["test_accuracy"])
+    return curves
+
+
+def _clean(rows: list[results.Row]) -> dict[str, list[float]]:
+    """Test accuracies of the networks trained on clean images, for each architecture."""
+    clean: dict[str, list[float]] = {}
+    for row in rows:
+        if row["nad_index"] == "":
+            clean.setdefault(f"{row['architecture']}, clean", []).append(row["test_accuracy"])
+    return clean
 
 
 def _report(rows: list[results.Row]) -> None:
-    for label, curve, clean in _groups(rows):
+    for label, accuracies in _clean(rows).items():
+        print(f"{label}: test accuracy {image_networks.format_accuracy(accuracies)}")
+    for label, curve in _curves(rows).items():
         print(f"{label}: test accuracy by NAD index (mean ± standard error over seeds)")
-        if clean:
-            print(f"  clean  {image_networks.format_accuracy(clean)}")
         for index, accuracies in curve.items():
             print(f"  {index:5}  {image_networks.format_accuracy(accuracies)}")
     lowest = min(rows, key=lambda row: row["train_accuracy"])
@@ -129,22 +132,19 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` and `examples.npz` of `workdir`."""
-    validate(config)
     units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
     rows = results.read_results(workdir / "results.csv", COLUMNS)
-    curves, clean = {}, {}
-    for label, curve, untouched in _groups(rows):
+    curves = {}
+    for label, curve in _curves(rows).items():
         means, errors = zip(*map(results.mean_and_error, curve.values()), strict=True)
         curves[label] = (np.array(list(curve)), np.array(means), np.array(errors))
-        if untouched:
-            clean[label] = results.mean_and_error(untouched)
+    clean = {label: results.mean_and_error(accuracies) for label, accuracies in _clean(rows).items()}
     examples = store.read_npz(workdir / "examples.npz", ("original", "poisoned", "indices", "carriers"))
-    shown = {"original": examples["original"]}
-    carriers = {}
-    for index, images, carrier in zip(*(examples[name] for name in ("indices", "poisoned", "carriers")), strict=True):
-        shown[f"NAD {index}"], carriers[f"NAD {index}"] = images, carrier
+    labels = [f"NAD {index}" for index in examples["indices"]]
+    shown = {"original": examples["original"], **dict(zip(labels, examples["poisoned"].clip(0, 1), strict=True))}
+    carriers = dict(zip(labels, examples["carriers"], strict=True))
     title = f"CIFAR-10 poisoned along one NAD, {results.count_seeds(rows)}"
-    poisoned = f"Poisoned along one NAD, ε = {config.epsilons[0]:g}"
+    poisoned = f"Poisoned along one NAD of {config.architectures[0]}, ε = {config.epsilons[0]:g} (clipped to [0, 1])"
     figures = {
         "poison_curve.png": plotting.plot_poison_curve(curves, clean, PUBLISHED, title),
         "examples.png": plotting.plot_images(shown, poisoned, carriers),

@@ -160,7 +160,7 @@ def _read_folder(folder: Path, layout: _Layout) -> dict[str, bytes]:
         path = folder / name
         try:
             with path.open("rb") as file:
-                contents[name] = _read_limited(file, str(path))
+                contents[str(path)] = _read_limited(file, str(path))
         except FileNotFoundError:
             raise InputError(f"{path}: missing; CIFAR-10 is {', '.join(layout.files())}") from None
     return contents
@@ -191,11 +191,11 @@ def _read_archive(path: Path, layout: _Layout) -> dict[str, bytes]:
     missing = [name for name in layout.files() if name not in contents]
     if missing:
         raise InputError(f"{path}: holds no {layout.folder}/{missing[0]}")
-    return contents
+    return {f"{path}: {name}": contents[name] for name in layout.files()}
 
 
 def _find(data_dir: Path) -> tuple[_Layout, dict[str, bytes]]:
-    """The layout that lies in a folder (or is that folder, or that archive), and the contents of its files."""
+    """The layout in a folder (or which is that folder or archive), and its batches in order, each under its path."""
     for layout in _LAYOUTS:
         for folder in (data_dir / layout.folder, data_dir):
             if any((folder / name).exists() for name in layout.files()):
@@ -231,14 +231,10 @@ def read_cifar10(data_dir: str | Path) -> ImageData:
         layout, contents = _find(Path(data_dir))
     except OSError as error:
         raise InputError(f"{error.filename or data_dir}: {error.strerror or error}") from error
-    images, labels = {}, {}
+    images, labels = [], []
     for name, content in contents.items():
-        pixels, labels[name] = layout.parse(content, name)
-        images[name] = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    train, test = layout.files()[:-1], layout.files()[-1]
-    return ImageData(
-        np.concatenate([images[name] for name in train]),
-        np.concatenate([labels[name] for name in train]),
-        np.ascontiguousarray(images[test]),
-        labels[test],
-    )
+        pixels, numbers = layout.parse(content, name)
+        images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels.append(numbers)
+    train_images, train_labels = np.concatenate(images[:-1]), np.concatenate(labels[:-1])
+    return ImageData(train_images, train_labels, np.ascontiguousarray(images[-1]), labels[-1])

@@ -171,12 +171,16 @@ def complete_basis(directions: jax.Array, tolerance: float = 1e-3) -> jax.Array:
     Raises:
       InputError: where the rows are not orthonormal: an entry of V Vᵀ − I above `tolerance`.
     """
+    return jnp.asarray(completed_rows(directions, tolerance), dtype=jnp.float32)
+
+
+def completed_rows(directions: jax.Array, tolerance: float = 1e-3) -> np.ndarray:
+    """`complete_basis` in NumPy and float64, for use while a function is being compiled."""
     rows = check_orthonormal(directions, tolerance)
     if len(rows) == rows.shape[1]:
-        return jnp.asarray(directions, dtype=jnp.float32)
+        return rows
     # The trailing columns of the orthogonal factor are orthogonal to every given row.
-    complement = np.linalg.qr(rows.T, mode="complete")[0][:, len(rows) :].T
-    return jnp.asarray(np.concatenate([rows, complement]), dtype=jnp.float32)
+    return np.concatenate([rows, np.linalg.qr(rows.T, mode="complete")[0][:, len(rows) :].T])
 
 
 def direction_identity(direction: np.ndarray) -> int:

@@ -42,7 +42,8 @@ def check_image_data(data: ImageData, model: Model) -> ImageData:
     for split in ("train", "test"):
         images, labels = (np.asarray(getattr(data, f"{split}_{part}")) for part in ("images", "labels"))
         if images.ndim != 4 or images.shape[1:] != tuple(model.image_shape) or not len(images):
-            raise InputError(f"{split}_images: must be [B, *{model.image_shape}] for this model, got {images.shape}")
+            needed = ", ".join(map(str, model.image_shape))
+            raise InputError(f"{split}_images: must be [B, {needed}] for this model, B at least 1, got {images.shape}")
         if images.dtype != np.uint8:
             if images.dtype.kind != "f":
                 raise InputError(f"{split}_images: must be uint8 or real numbers, got {images.dtype}")
@@ -92,9 +93,9 @@ def make_train_images(
     """
     check_recipe(recipe)
     check_model(model, recipe.batch_size)
+    if not (np.asarray(std) > 0).all():
+        raise InputError(f"std: must be positive, got {std!r}")
     mean, std = (_per_channel(name, value, model.image_shape[2]) for name, value in (("mean", mean), ("std", std)))
-    if not (std > 0).all():
-        raise InputError(f"std: must be positive, got {std.tolist()}")
     fit = make_fit(model, recipe)
 
     def train(key: jax.Array, learning_rate: jax.Array, *rest: Any) -> tuple[Any, FitMetrics]:

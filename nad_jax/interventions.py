@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.directions import check_orthonormal, complete_basis
+from nad_jax.directions import check_orthonormal, completed_rows
 from nad_jax.errors import InputError, check_image_shape, check_integer, check_labels
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -101,15 +101,20 @@ def poison(images: jax.Array, labels: jax.Array, carriers: jax.Array, coefficien
       InputError: where shapes do not fit, a carrier has another norm, or a label has no carrier (inside a compiled
         function such an image becomes nan, and norms are not checked).
     """
-    if jnp.ndim(carriers) != 2 or jnp.shape(coefficients) != jnp.shape(carriers)[:1]:
+    images, labels, carriers, coefficients = map(jnp.asarray, (images, labels, carriers, coefficients))
+    _check_images(images)
+    if carriers.ndim != 2 or carriers.shape[1] != images[0].size or coefficients.shape != carriers.shape[:1]:
         raise InputError(
-            f"carriers, coefficients: must be [T, D] and [T], got {jnp.shape(carriers)} and {jnp.shape(coefficients)}"
+            f"carriers, coefficients: must be [T, {images[0].size}] and [T], "
+            f"got {carriers.shape} and {coefficients.shape}"
         )
+    if labels.shape != images.shape[:1]:
+        raise InputError(f"labels: must be one for each of the {len(images)} images, got shape {labels.shape}")
     _check_units("carriers", carriers)
     with contextlib.suppress(jax.errors.TracerArrayConversionError):
         check_labels("labels", np.asarray(labels), len(carriers))
     of_label = partial(jnp.take, indices=labels, axis=0, mode="fill", fill_value=jnp.nan)
-    return set_coefficients(images, of_label(jnp.asarray(carriers)), of_label(jnp.asarray(coefficients)))
+    return set_coefficients(images, of_label(carriers), of_label(coefficients))
 
 
 def published_carriers(
@@ -141,7 +146,10 @@ def published_carriers(
     used = (num_classes - 1) // (2 * channels)  # NADs after the first
     if len(nads) <= used:
         raise InputError(f"nads: {num_classes} classes in {channels} channels need {used + 1} NADs, got {len(nads)}")
-    check_integer("index", index, 0, len(nads) - 1 - used)
+    try:
+        check_integer("index", index, 0, len(nads) - 1 - used)
+    except InputError as error:
+        raise InputError(f"{error} ({num_classes} classes use {used + 1} NADs from there on)") from None
     carriers = np.zeros((num_classes, height * width, channels), np.float32)
     signs = np.zeros(num_classes, np.float32)
     for t in range(num_classes):
@@ -165,7 +173,7 @@ def flip(images: jax.Array, directions: jax.Array) -> jax.Array:
       InputError: where shapes do not fit or the rows are not orthonormal.
     """
     rows = _as_rows(jnp.asarray(images), np.shape(directions)[-1])
-    basis = _orthonormalized(np.asarray(complete_basis(directions), np.float64))
+    basis = _orthonormalized(completed_rows(directions))
     reflection = (basis.T[:, ::-1] @ basis).astype(np.float32)  # U flip Uᵀ, one product instead of two
     return _as_images(_matmul(rows, reflection), images.shape)
 
@@ -173,7 +181,8 @@ def flip(images: jax.Array, directions: jax.Array) -> jax.Array:
 def project_out(images: jax.Array, directions: jax.Array) -> jax.Array:
     """x − Vᵀ V x: images without their component in the span of the rows V.
 
-    `directions` are V, [K, H·W] (each channel alike) or [K, H·W·C]. There is no inverse.
+    `directions` are V, [K, H·W] (each channel alike) or [K, H·W·C], not traced. There is no
+    inverse.
 
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal (to 1e-3).

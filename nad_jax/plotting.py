@@ -200,52 +200,61 @@ def plot_poison_curve(
 ) -> Figure:
     """Test accuracy against the NAD index of the poison: (indices, means, standard errors) [K] per label.
 
-    Accuracies are in [0, 1]. `clean` has the (mean, standard error) of networks trained on clean images, a line of the
-    label's colour; `published` ranges for ResNet18, (first index, last, lowest accuracy, highest), grey.
+    Accuracies are in [0, 1], errors nan where there is one seed. `clean` has the (mean, standard error) of networks
+    trained on clean images; `published` ranges for ResNet18, (first index, last, lowest accuracy, highest), grey.
     """
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
-    for label, (indices, means, sem) in curves.items():
-        (line, *_) = axes.errorbar(indices, 100 * means, 100 * np.nan_to_num(sem), fmt="o-", capsize=3, label=label)
-        if label in clean:
-            mean, error = 100 * np.nan_to_num(clean[label])
-            axes.axhline(mean, color=line.get_color(), linestyle="--", linewidth=1, label=f"{label}, clean")
-            axes.axhspan(mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
     for number, (first, last, lowest, highest) in enumerate(published):
-        axes.fill_between(
-            [first, max(last, first + 0.2)],
-            100 * lowest - 1,
-            100 * highest + 1,
-            color="gray",
-            alpha=0.4,
-            linewidth=0,
-            label="" if number else "published, ResNet18",
-        )
+        label = "" if number else "published ranges, ResNet18"
+        place = [first, max(last, first + 0.1)]
+        axes.fill_between(place, 100 * lowest, 100 * highest, color="lightgray", linewidth=2, label=label)
+    for label, (indices, means, sem) in curves.items():
+        error = 100 * sem if np.isfinite(sem).all() else None
+        axes.errorbar(indices, 100 * means, error, fmt="o-", capsize=3, label=label)
+    for number, (label, (mean, error)) in enumerate(clean.items()):
+        axes.axhline(100 * mean, color=f"C{number}", linestyle="--", linewidth=1, label=label)
+        if np.isfinite(error):
+            axes.axhspan(100 * (mean - error), 100 * (mean + error), color=f"C{number}", alpha=0.2, linewidth=0)
     axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
-    highest_index = max(indices.max() for indices, _, _ in curves.values())
     axes.set(xlabel="NAD index of the poison $i$", ylabel="test accuracy (%)", title=title)
-    axes.set(xlim=(-0.2, 1.2 * max(highest_index, 1)), ylim=(0, 101))
+    axes.set(xlim=(-0.2, 1.2 * 1023), ylim=(0, 101))
     axes.legend(loc="upper left", fontsize=8)
     return figure
 
 
-def plot_bars(bars: dict[str, dict[str, tuple[float, float]]], title: str) -> Figure:
-    """Test accuracies in [0, 1], (mean, standard error), as bars: a group per label, a colour per inner label."""
+def plot_bars(
+    bars: dict[str, dict[str, tuple[float, float]]],
+    names: tuple[str, ...],
+    published: dict[str, dict[str, float]],
+    title: str,
+) -> Figure:
+    """Test accuracies in [0, 1], (mean, standard error), as bars: a group per label, in it a bar for each of `names`.
+
+    Errors are nan where there is one seed. `published` accuracies of the same labels and names are marked.
+    """
     figure = Figure(figsize=(max(5.0, 2.5 + 1.5 * len(bars)), 4), layout="constrained")
     axes = figure.subplots()
-    names = list(dict.fromkeys(name for group in bars.values() for name in group))
     width = 0.8 / len(names)
+    marks = []
     for number, name in enumerate(names):
-        places = [place for place, group in enumerate(bars.values()) if name in group]
-        means, errors = np.array([group[name] for group in bars.values() if name in group]).T
         offset = (number - (len(names) - 1) / 2) * width
-        drawn = axes.bar(
-            np.array(places) + offset, 100 * means, width, yerr=100 * np.nan_to_num(errors), capsize=3, label=name
-        )
-        axes.bar_label(drawn, fmt="%.1f", label_type="center", color="white", fontsize=8)
+        for place, (label, group) in enumerate(bars.items()):
+            if name in group:
+                mean, error = group[name]
+                drawn = axes.bar(place + offset, 100 * mean, width, color=f"C{number}", label=name)
+                axes.bar_label(drawn, fmt="%.1f", label_type="center", color="white", fontsize=9)
+                if np.isfinite(error):
+                    axes.errorbar(place + offset, 100 * mean, 100 * error, color="black", capsize=3)
+            if name in group and name in published.get(label, {}):
+                marks.append((place + offset, 100 * published[label][name]))
+    if marks:
+        axes.plot(*np.transpose(marks), "kD", markersize=5, fillstyle="none", label="published")
     axes.set_xticks(range(len(bars)), list(bars))
-    axes.set(ylabel="test accuracy (%)", ylim=(0, 101), title=title)
-    axes.legend(loc="upper right")
+    axes.set(ylabel="test accuracy (%)", xlim=(-0.6, len(bars) - 0.4), ylim=(0, 101), title=title)
+    handles, labels = axes.get_legend_handles_labels()
+    first = dict(zip(reversed(labels), reversed(handles), strict=True))  # one entry per name
+    axes.legend([first[label] for label in dict.fromkeys(labels)], list(dict.fromkeys(labels)), loc="upper right")
     return figure
 
 
@@ -278,6 +287,6 @@ def plot_images(rows: dict[str, np.ndarray], title: str, carriers: dict[str, np.
         if label in carriers:
             limit = np.abs(carriers[label]).max()
             line[-1].imshow(carriers[label], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
-    if carriers:
-        axes[0, -1].set_title("carrier", fontsize=9, y=0)
+    for label in list(carriers)[:1]:
+        axes[list(rows).index(label), -1].set_title("carrier", fontsize=9)
     return figure

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 
 import numpy as np
 import pytest
@@ -149,7 +148,7 @@ def test_figures_are_drawn_from_the_folder_alone(name, finished, files, tmp_path
     workdir = _copy(finished, name, tmp_path)
     for path in workdir.glob("units/*"):
         path.unlink()
-    figures = EXPERIMENTS[name].draw(_config(name, files, data_dir="gone"), workdir)
+    figures = EXPERIMENTS[name].draw(_config(name, files, data_dir=""), workdir)
     first = {"poison_cifar": "poison_curve.png", "flip_cifar": "flip_bars.png"}[name]
     assert [path.name for path in figures] == [first, "examples.png"]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures)
@@ -169,8 +168,7 @@ def test_several_amplitudes_share_their_clean_networks(files, tmp_path, capsys):
     assert [(row["nad_index"], row["epsilon"]) for row in _rows(tmp_path)] == [("", ""), ("3", "0.1"), ("3", "1")]
     printed = capsys.readouterr().out
     assert "logreg, ε = 0.1: test accuracy by NAD index" in printed and "logreg, ε = 1: test" in printed
-    first, second = re.findall(r"  clean  +([\d.]+%)", printed)
-    assert first == second == f"{100 * float(_rows(tmp_path)[0]['test_accuracy']):.1f}%"
+    assert f"logreg, clean: test accuracy {100 * float(_rows(tmp_path)[0]['test_accuracy']):.1f}%" in printed
     assert len(poison_cifar.draw(config, tmp_path)) == 2
 
 

@@ -335,3 +335,24 @@ def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(tmp_path):
     assert len(before) >= 3 and all(path.stat().st_mtime_ns == at for path, at in before.items())
     assert len(_rows(tmp_path / "killed")) == 10
     assert store.read_npz(next(iter(before)))["names"].shape == (1,)
+
+
+def test_an_interruption_does_not_wait_for_the_network_in_training(tmp_path):
+    changes = {"nums_train": "100,20000", "num_epochs": "2000"}  # seconds, then minutes
+    kept = [argument for argument in KILLED if not any(f"config.{name}=" in argument for name in changes)]
+    changed = ["--config.indices=0,", *(f"--config.{name}={value}" for name, value in changes.items())]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.main", *kept, *changed, f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("units/networks_*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(8)  # the second network is compiled and in training
+    process.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 75 and b"the same command goes on" in printed
+    assert time.monotonic() - start < 5 and len(list(tmp_path.glob("units/*"))) == 1

@@ -1,5 +1,6 @@
 """Interventions against float64 references, their inverses, and what they leave alone."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -116,6 +117,16 @@ def test_project_out_removes_the_subspace_and_nothing_else(dimension):
     np.testing.assert_allclose(project_out(rest, directions), rest, atol=1e-6)
 
 
+def test_interventions_can_be_compiled():
+    images, directions = _images(), _basis(30, 7)
+    for intervention in (flip, project_out):
+        compiled = jax.jit(lambda x, intervention=intervention: intervention(x, directions))(images)
+        np.testing.assert_allclose(compiled, intervention(images, directions), atol=1e-6)
+    labels, carriers, coefficients = [0, 1, 2, 3, 3, 1, 0], _basis(90, 4), np.ones(4, np.float32)
+    compiled = jax.jit(poison)(images, np.array(labels), carriers, coefficients)
+    np.testing.assert_allclose(compiled, poison(images, labels, carriers, coefficients), atol=1e-6)
+
+
 def test_bad_input_is_named():
     images, labels, carriers = _images(), np.zeros(7, int), _basis(90, 4)
     for call, message in [
@@ -124,15 +135,19 @@ def test_bad_input_is_named():
         (lambda: flip(images, _basis(31)), r"images 6x5x3 need D = 30 \(each channel alike\) or 90, got 31"),
         (lambda: flip(images, 2 * _basis(30)), "rows are not orthonormal"),
         (lambda: project_out(images, np.ones((2, 30))), "rows are not orthonormal"),
-        (lambda: poison(images, labels[:3], carriers, np.ones(4)), r"must be \(7, 90\) and \(7,\)"),
-        (lambda: poison(images, labels, carriers, np.ones(3)), r"carriers, coefficients: must be \[T, D\] and \[T\]"),
+        (lambda: poison(images, labels[:3], carriers, np.ones(4)), "labels: must be one for each of the 7 images"),
+        (lambda: poison(images, labels, carriers, np.ones(3)), r"carriers, coefficients: must be \[T, 90\] and \[T\]"),
+        (lambda: set_coefficients(images, carriers, np.ones(4)), r"directions, coefficients: must be \(7, 90\)"),
         (lambda: poison(images, labels + 0.5, carriers, np.ones(4)), "labels: must be integers"),
         (lambda: poison(images, labels + 4, carriers, np.ones(4)), r"labels: must be in 0 … 3.*got 4"),
         (lambda: poison(images, labels, 2 * carriers, np.ones(4)), "carriers: row 0 has norm 2, expected 1"),
         (lambda: set_coefficients(images, images.reshape(7, -1), np.ones(7)), "directions: row 0 has norm"),
         (lambda: published_carriers(_basis(30), 0, (6, 5)), "image_shape: must be three positive integers"),
         (lambda: published_carriers(carriers, 0, SHAPE), r"nads: must be directions of one 6x5 channel \[K, 30\]"),
-        (lambda: published_carriers(_basis(30, 5), 4, SHAPE), "index: must be an integer in 0 … 3, got 4"),
+        (
+            lambda: published_carriers(_basis(30, 5), 4, SHAPE),
+            r"index: must be .* in 0 … 3, got 4 \(10 classes use 2 NADs",
+        ),
         (lambda: published_carriers(_basis(30, 1), 0, SHAPE), "10 classes in 3 channels need 2 NADs, got 1"),
     ]:
         with pytest.raises(InputError, match=message):
