@@ -5,7 +5,8 @@
 
 The argument after the colon is an architecture; the NADs are those of its one-channel network.
 
-@@@
+On a 2-core CPU (AMD EPYC, AVX-512) LeNet takes 12 min 13 s and ends at 67.6 % in the original and 50.8 % in the flipped
+basis (published 69 and 48 %; images re-encoded as JPEG). For a GPU, and not measured: vgg11, resnet18, densenet121.
 """
 
 from ml_collections import ConfigDict

@@ -252,9 +252,9 @@ def plot_bars(
         axes.plot(*np.transpose(marks), "kD", markersize=5, fillstyle="none", label="published")
     axes.set_xticks(range(len(bars)), list(bars))
     axes.set(ylabel="test accuracy (%)", xlim=(-0.6, len(bars) - 0.4), ylim=(0, 101), title=title)
-    handles, labels = axes.get_legend_handles_labels()
-    first = dict(zip(reversed(labels), reversed(handles), strict=True))  # one entry per name
-    axes.legend([first[label] for label in dict.fromkeys(labels)], list(dict.fromkeys(labels)), loc="upper right")
+    handles = dict(reversed(list(zip(*axes.get_legend_handles_labels()[::-1], strict=True))))  # one entry per name
+    shown = [name for name in (*names, "published") if name in handles]
+    axes.legend([handles[name] for name in shown], shown, loc="upper right")
     return figure
 
 
