@@ -5,9 +5,9 @@
 
 The argument after the colon is an architecture; the NADs are those of its one-channel network.
 
-On a 2-core CPU (AMD EPYC, AVX-512) LeNet with two seeds takes an hour beside other programs, 3 min a network, and ends at
-32.6, 33.0, 60.0, 49.7, 47.3, 67.8, 66.9 % for the indices below, 67.5 % clean (images re-encoded as JPEG). For a GPU,
-and not measured: vgg11, resnet18, densenet121.
+On a 2-core CPU (AMD EPYC, AVX-512) LeNet with two seeds takes an hour beside other programs, 3 min a network, and ends
+at 32.6, 33.0, 60.0, 49.7, 47.3, 67.8, 66.9 % for the indices below, 67.5 % clean (images re-encoded as JPEG). For a
+GPU, and not measured: vgg11, resnet18, densenet121.
 """
 
 from ml_collections import ConfigDict
