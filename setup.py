@@ -24,7 +24,7 @@ setup(
         "absl-py",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "scipy", "ruff"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "scipy", "ruff"],
         "benchmark": ["torch"],
     },
 )

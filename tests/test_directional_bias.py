@@ -350,7 +350,7 @@ def test_an_interruption_does_not_wait_for_the_network_in_training(tmp_path):
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("units/networks_*.npz")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(8)  # the second network is compiled and in training
+    time.sleep(5)  # the second network is compiled and in training
     process.send_signal(signal.SIGTERM)
     start = time.monotonic()
     _, printed = process.communicate(timeout=60)

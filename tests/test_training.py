@@ -213,7 +213,7 @@ for num_devices in (1, 4):  # the last chunk of four is not full
     np.savez(f"{OUT}/{num_devices}.npz", **metrics._asdict())
 images, labels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8), np.arange(64) % 4
 data = ImageData(images, labels, images, labels)
-colour, recipe = create_model("mlp", (8, 8, 3), 4), cifar_recipe(num_epochs=2)
+colour, recipe = create_model("logreg", (8, 8, 3), 4), cifar_recipe(num_epochs=2)
 for num_devices in (1, 4):
     metrics = train_many_images(colour, data, seed=[0, 1, 2], recipe=recipe, num_devices=num_devices)
     np.savez(f"{OUT}/images{num_devices}.npz", **metrics._asdict())
