@@ -68,6 +68,18 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.compare_singular_values = ""
     config.compare_num_networks = 10_000  # N
 
+    # Axes to sweep over, each a tuple of values of the field of that name; every point has a folder of its own.
+    config.sweep = ConfigDict()
+    config.sweep.architecture = ()
+    config.sweep.pooling = ()
+    config.sweep.initialization = ()
+    config.sweep.derivative = ()
+    config.sweep.step = ()
+    config.sweep.point = ()
+    config.sweep.point_scale = ()
+    config.sweep.readout = ()
+    config.sweep.seed = ()
+
     # Figures.
     config.figure_directions = 16
     return config

@@ -1,55 +1,115 @@
 """NADs of an architecture: an ensemble in stored units, the record, its comparison with stored NADs, figures.
 
 Writes into the run folder: `units/*.npz` (partial covariances), `nads.npz` (see `nad_jax.NADs`), and with
-`config.compare` or `config.compare_singular_values` a `comparison.npz`.
+`config.compare` or `config.compare_singular_values` a `comparison.npz`. With axes in `config.sweep` each point has
+such a folder of its own in the run folder, beside `results.csv`, one row per point.
 """
 
+import dataclasses
+import itertools
 import json
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
-from experiments.progress import Progress
+from experiments import results, runner
+from experiments.estimate import program_bytes, timed
+from experiments.fields import check_known, check_sweep
+from experiments.plan import Cost, Plan, Program, Unit
+from experiments.shards import Shard
+from experiments.units import set_aside
 from nad_jax import covariance, errors, nads, plotting, store, subspaces
 from nad_jax.architectures import create_model
 from nad_jax.ensemble import make_key
-from nad_jax.errors import InputError, check_integer, unknown
+from nad_jax.errors import InputError, check_integer
 from nad_jax.models import Model
 from nad_jax.nads import NADs
+from nad_jax.snapshots import Snapshots
+from nad_jax.store import DamagedError
 
 MODEL_FIELDS = ("architecture", "image_shape", "num_logits", "pooling", "initialization", "convolution")
 ESTIMATOR_FIELDS = tuple(nads.Estimator.__dataclass_fields__)
 # Fields that extend or describe a folder; all others determine the numbers of its units.
-FREE_FIELDS = ("num_networks", "compare", "compare_singular_values", "compare_num_networks", "figure_directions")
+FREE_FIELDS = (
+    "sweep", "num_networks", "compare", "compare_singular_values", "compare_num_networks", "figure_directions",
+)  # fmt: skip
+SWEEP_FIELDS = (
+    "architecture", "pooling", "initialization", "derivative", "step", "point", "point_scale", "readout", "seed",
+)  # fmt: skip
 INDICES = (0, 1, 2, 3, 10, 100, 500)  # at which singular values are compared
 
 
-def validate(config: ConfigDict) -> nads.Estimator:
-    """The estimator of a config; raises one `InputError` with a line per problem."""
-    known = {*MODEL_FIELDS, *ESTIMATOR_FIELDS, *FREE_FIELDS, "experiment", "seed", "unit_size"}
-    problems = [f"{name}: field is missing" for name in sorted(known - set(config))]
-    problems += [str(unknown("config field", name, known)) for name in sorted(set(config) - known)]
+class Point(NamedTuple):
+    """One ensemble of a command: its folder, its fields without the sweep, and its coordinates in the sweep."""
+
+    workdir: Path
+    config: ConfigDict
+    coordinates: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {name: value for name, value in self.config.items() if name not in FREE_FIELDS}
+
+
+def make_points(config: ConfigDict, workdir: Path) -> list[Point]:
+    """Every combination of the axes of `config.sweep` that are not empty; without any, the config itself."""
+    axes = {name: tuple(config.sweep[name]) for name in SWEEP_FIELDS if len(config.sweep[name])}
+    points = []
+    for values in itertools.product(*axes.values()):
+        point = config.copy_and_resolve_references()
+        for name, value in zip(axes, values, strict=True):
+            try:
+                point[name] = value
+            except TypeError as error:
+                raise InputError(f"sweep.{name}: must hold values of the type of {name}, got {value!r}") from error
+        coordinates = {name: point[name] for name in axes}
+        name = ",".join(f"{name}={value}" for name, value in coordinates.items())
+        points.append(Point(workdir / name if name else workdir, point, coordinates))
+    return points
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises one `InputError` with a line per problem."""
+    check_known(config, {*MODEL_FIELDS, *ESTIMATOR_FIELDS, *FREE_FIELDS, "seed", "unit_size"})
+    if not isinstance(config.sweep, ConfigDict):
+        raise InputError(f"sweep: must be the axes {', '.join(SWEEP_FIELDS)}, got {config.sweep!r}")
+    check_known({**config.sweep, "experiment": ""}, SWEEP_FIELDS)
+    axes = {f"sweep.{name}": values for name, values in config.sweep.items() if values != ()}
+    problems = errors.problems(*(partial(check_sweep, name, values) for name, values in axes.items()))
     if problems:
         raise InputError("\n".join(problems))
-    estimator = nads.Estimator(**{name: config[name] for name in ESTIMATOR_FIELDS})
-    problems = estimator.problems() + errors.problems(
+    for point in make_points(config, Path()):
+        problems += _problems(point.config)
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+
+
+def _problems(config: ConfigDict) -> list[str]:
+    estimator = _create_estimator(config)
+    return estimator.problems() + errors.problems(
         lambda: _create_model(config),
         lambda: nads.check_num_networks(config.num_networks, estimator),
-        lambda: check_integer("unit_size", config.unit_size, 2),
+        lambda: _check_unit_size(config.unit_size),
         lambda: check_integer("seed", config.seed, 0, 2**32 - 1),
         lambda: check_integer("compare_num_networks", config.compare_num_networks, 2),
         lambda: check_integer("figure_directions", config.figure_directions, 1),
     )
-    if config.unit_size % 2:
-        problems.append(f"unit_size: must be even (halves of even and odd members), got {config.unit_size}")
-    if problems:
-        raise InputError("\n".join(problems))
-    return estimator
+
+
+def _check_unit_size(unit_size: int) -> None:
+    check_integer("unit_size", unit_size, 2)
+    if unit_size % 2:
+        raise InputError(f"unit_size: must be even (halves of even and odd members), got {unit_size}")
+
+
+def _create_estimator(config: ConfigDict) -> nads.Estimator:
+    return nads.Estimator(**{name: config[name] for name in ESTIMATOR_FIELDS})
 
 
 def _create_model(config: ConfigDict) -> Model:
@@ -72,34 +132,19 @@ def _unit_path(workdir: Path, first: int, stop: int) -> Path:
     return workdir / "units" / f"networks_{first:07}_{stop:07}.npz"
 
 
-def _write_unit(path: Path, halves: nads.Halves, estimator: nads.Estimator) -> None:
-    arrays = {
-        f"{half}_{name}": np.asarray(value)
-        for half, moments in halves._asdict().items()
-        for name, value in moments._asdict().items()
-    }
-    device = jax.devices()[0]
-    made = {"chunk_size": estimator.chunk_size, "jax": jax.__version__, "device": device.device_kind}
-    store.write_npz(path, {**arrays, "config": np.asarray(json.dumps(made))})
-
-
-def _read_unit(path: Path, dimension: int) -> nads.Halves | None:
-    """A stored unit; None where there is none, or where it was damaged and has been moved aside."""
-    if not path.exists():
-        return None
-    names = [f"{half}_{name}" for half in nads.Halves._fields for name in covariance.Moments._fields]
-    try:
-        arrays = store.read_npz(path, tuple(names))
-        shapes = {"count": (), "mean": (dimension,), "scatter": (dimension, dimension)}
-        for name, array in arrays.items():
-            if array.shape != shapes[name.split("_")[1]]:
-                raise InputError(f"{path}: {name} has shape {array.shape}")
-    except InputError as error:
-        logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
-        return None
-    count = len(covariance.Moments._fields)
-    values = [jnp.asarray(arrays[name]) for name in names]
-    return nads.Halves(covariance.Moments(*values[:count]), covariance.Moments(*values[count:]))
+def _read_unit(path: Path, point: Point) -> nads.Halves:
+    """A stored unit; raises `DamagedError` where it is not intact."""
+    dimension = int(np.prod(point.config.image_shape))
+    halves = ("even", "odd")
+    arrays = store.read_npz(
+        path, (*(f"{h}_{n}" for h in halves for n in covariance.Moments._fields), "diverged", "config")
+    )
+    store.check_origin(path, arrays.pop("config"), point.identity)
+    shapes = {"count": (), "mean": (dimension,), "scatter": (dimension, dimension), "diverged": ()}
+    for name, array in arrays.items():
+        if array.shape != shapes[name.split("_")[-1]]:
+            raise DamagedError(f"{path}: {name} has shape {array.shape}")
+    return nads.halves_from_arrays(arrays)
 
 
 def _plan(num_networks: int, unit_size: int) -> list[tuple[int, int]]:
@@ -120,37 +165,27 @@ def _check_not_lowered(num_networks: int, workdir: Path) -> None:
         )
 
 
-def _ensemble(
-    accumulate: Callable[..., nads.Halves], estimator: nads.Estimator, config: ConfigDict, workdir: Path
-) -> nads.Halves:
-    """The merged state of all units, after computing and storing those that are missing."""
-    dimension = int(np.prod(config.image_shape))
-    paths = {unit: _unit_path(workdir, *unit) for unit in _plan(config.num_networks, config.unit_size)}
-    missing = [unit for unit, path in paths.items() if _read_unit(path, dimension) is None]
-    done = config.num_networks - sum(stop - first for first, stop in missing)
-    progress = Progress(config.num_networks, done, "networks")
-    for first, stop in missing:
-        halves = accumulate(
-            make_key(config.seed),
-            nads.init_halves(dimension),
-            first,
-            stop,
-            lambda in_unit, done=done: progress(done + in_unit),
-        )
-        _write_unit(paths[first, stop], halves, estimator)
-        done += stop - first
-    for path in _stored_units(workdir):
-        # A last unit cut short by an earlier, smaller num_networks: its networks now lie in a full unit.
-        if path not in paths.values():
-            store.remove(path)
-    # From the stored units and in their order, so that an interruption cannot change a bit.
-    total = nads.init_halves(dimension)
-    for path in paths.values():
-        halves = _read_unit(path, dimension)
-        if halves is None:
-            raise InputError(f"{path}: was damaged after it had been written; run the same command again")
-        total = nads.merge_halves(total, halves)
+def _paths(point: Point) -> dict[tuple[int, int], Path]:
+    """The file of each unit of a point."""
+    units = _plan(point.config.num_networks, point.config.unit_size)
+    return {unit: _unit_path(point.workdir, *unit) for unit in units}
+
+
+def _merge(point: Point) -> nads.Halves:
+    """The state of all stored units, in their order, so that an interruption cannot change a bit."""
+    total = nads.init_halves(int(np.prod(point.config.image_shape)))
+    for path in _paths(point).values():
+        if path.exists():
+            total = nads.merge_halves(total, _read_unit(path, point))
     return total
+
+
+def _remove_cut_units(point: Point) -> None:
+    """Removes last units cut short by an earlier, smaller num_networks: their networks now lie in full ones."""
+    paths = _paths(point).values()
+    for path in _stored_units(point.workdir):
+        if path not in paths:
+            store.remove(path)
 
 
 def _compare(
@@ -169,9 +204,15 @@ def _compare(
     return arrays
 
 
-def _report(result: NADs, comparison: dict[str, np.ndarray], config: ConfigDict) -> None:
+def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> None:
     """Prints the result as the reader of a log wants it."""
-    print(f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, {config.readout}")
+    config = point.config
+    at = "".join(
+        f", {name} {value}" for name, value in point.coordinates.items() if name not in ("derivative", "readout")
+    )
+    print(f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, {config.readout}{at}")
+    if result.config["diverged"]:
+        print(f"  {result.config['diverged']} more networks have derivatives that are not finite and are left out")
     for index in range(min(4, len(result.eigenvalues))):
         print(f"  eigenvalue {index}: {result.eigenvalues[index]:.4g} ± {result.eigenvalue_sem[index]:.1g}")
     groups, tolerance = nads.degenerate_groups(result)
@@ -189,30 +230,148 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], config: ConfigDict)
             print(f"  {index:6}  {own[index]:.4g}  {theirs[index]:.4g}  {own[index] / max(theirs[index], 1e-30):.3f}")
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Computes what is missing in `workdir`, writes `nads.npz` and `comparison.npz`, prints the agreement."""
-    estimator = validate(config)
-    model = _create_model(config)
-    directions, values = _read_comparison(config, int(np.prod(model.image_shape)))
-    accumulate, estimator = nads.make_accumulate(model, estimator, config.unit_size)
-    identity = {name: value for name, value in config.items() if name not in FREE_FIELDS}
-    store.open_run_folder(workdir, identity)
-    _check_not_lowered(config.num_networks, workdir)
-    store.make_folder(workdir / "units")
-    halves = _ensemble(accumulate, estimator, config, workdir)
-
+def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | None) -> NADs | None:
+    """Writes and prints the results of what is stored of one point; None where that is too little."""
+    config, halves = point.config, _merge(point)
+    if not min(int(halves.even.count), int(halves.odd.count)):
+        return None
+    model, estimator = _create_model(config), _create_estimator(config)
+    _, estimator, num_rows = nads.make_add_chunk(model, estimator, config.unit_size)
+    num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
     choices = {**nads.record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
-    result = nads.finalize(halves, config.num_networks, choices, estimator.centred)
-    store.save_nads(workdir / "nads.npz", result)
+    choices["diverged"] = int(halves.diverged)
+    result = nads.finalize(halves, num_networks, choices, estimator.centred)
+    store.save_nads(point.workdir / "nads.npz", result)
     comparison = _compare(result, config, directions, values)
     if config.compare or config.compare_singular_values:
-        store.write_npz(workdir / "comparison.npz", comparison)
-    _report(result, comparison, config)
+        store.write_npz(point.workdir / "comparison.npz", comparison)
+    _report(result, comparison, point)
+    return result
+
+
+def _write_table(points: list[tuple[Point, NADs]], workdir: Path) -> None:
+    """Writes `results.csv`: coordinates, size and agreement of the ensemble of each point."""
+    rows = []
+    for point, result in points:
+        row = {**point.coordinates, "num_networks": result.num_networks, "diverged": result.config["diverged"]}
+        row["trace"] = float(result.eigenvalues.sum())
+        row["eigenvalue_0"] = float(result.eigenvalues[0])
+        sizes = zip(result.overlap_sizes.tolist(), result.split_half_overlap.tolist(), strict=True)
+        rows.append({**row, **{f"split_half_overlap_{size}": overlap for size, overlap in sizes}})
+    store.write_text(workdir / "results.csv", results.format_table(rows, tuple(rows[0])))
+
+
+def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program:
+    """What computes the units of all points that differ from `point` in their seed at most."""
+    chosen = _create_estimator(point.config)
+    if chunk_size:
+        chosen = dataclasses.replace(chosen, chunk_size=chunk_size)
+    accumulate, estimator = nads.make_accumulate(_create_model(point.config), chosen, point.config.unit_size)
+    empty = nads.init_halves(int(np.prod(point.config.image_shape)))
+
+    def describe(identity: dict[str, Any]) -> np.ndarray:
+        return store.describe_origin(identity, mapping=estimator.mapping, chunk_size=estimator.chunk_size)
+
+    def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
+        number, (first, stop) = unit.members
+        config, workdir = points[number].config, points[number].workdir
+        halves = accumulate(make_key(config.seed), empty, first, stop, progress, snapshots)
+        arrays = {**nads.halves_to_arrays(halves), "config": describe(points[number].identity)}
+        store.write_npz(_unit_path(workdir, first, stop), arrays)
+        return int(halves.diverged)
+
+    shared = {name: value for name, value in point.identity.items() if name != "seed"}
+    return Program(compute, estimator.chunk_size, 2, json.loads(str(describe(shared))))
+
+
+def _measure(point: Point) -> Cost:
+    config = point.config
+    add_chunk, estimator, _ = nads.make_add_chunk(_create_model(config), _create_estimator(config), config.unit_size)
+    halves = nads.init_halves(int(np.prod(config.image_shape)))
+    arguments = (make_key(config.seed), halves, jnp.int32(0), jnp.int32(estimator.chunk_size))
+    begun = time.monotonic()
+    program = add_chunk.lower(*arguments).compile()
+    compile_seconds = time.monotonic() - begun
+    seconds, halves = timed(program, *arguments)
+    if seconds < 2.0:  # the first call is slower
+        seconds, _ = timed(program, arguments[0], halves, *arguments[2:])
+    return Cost(compile_seconds, seconds / estimator.chunk_size, program_bytes(program))
+
+
+def make_plan(config: ConfigDict, workdir: Path) -> Plan:
+    """The ensembles of a config as units; all files it names are read."""
+    validate(config)
+    directions, values = _read_comparison(config, int(np.prod(config.image_shape)))
+    points = make_points(config, workdir)
+    units: list[Unit] = []
+    for number, point in enumerate(points):
+        for first, stop in _paths(point):
+            name = ",".join([*(f"{n}={v}" for n, v in point.coordinates.items()), f"networks_{first:07}_{stop:07}"])
+            unlike = {n: v for n, v in point.coordinates.items() if n not in ("architecture", "seed")}
+            program = (point.config.architecture, *(f"{n}={v}" for n, v in unlike.items()))
+            units.append(Unit(len(units), name, program, stop - first, (number, (first, stop))))
+    of_program = {unit.program: points[unit.members[0]] for unit in units}
+
+    def open_folder() -> None:
+        if points[0].workdir != workdir:
+            swept = {name: value for name, value in points[0].identity.items() if name not in points[0].coordinates}
+            store.open_run_folder(workdir, {**swept, "sweep": sorted(points[0].coordinates)})
+        for point in points:
+            store.open_run_folder(point.workdir, point.identity)
+            _check_not_lowered(point.config.num_networks, point.workdir)
+            store.make_folder(point.workdir / "units")
+
+    def find_missing(repair: bool) -> list[Unit]:
+        missing = []
+        for unit in units:
+            number, (first, stop) = unit.members
+            path = _unit_path(points[number].workdir, first, stop)
+            try:
+                if path.exists():
+                    _read_unit(path, points[number])
+                else:
+                    missing.append(unit)
+            except DamagedError as error:
+                missing.append(unit)
+                if repair:
+                    set_aside(path, error)
+        return missing
+
+    def collect(missing: list[Unit]) -> None:
+        collected = []
+        for point in points:
+            if not missing:
+                _remove_cut_units(point)
+            result = _collect(point, directions, values)
+            if result is not None:
+                collected.append((point, result))
+        if len(points) > 1:
+            _write_table(collected, workdir)
+
+    return Plan(
+        units,
+        open_folder,
+        find_missing,
+        lambda program, chunk_size: _make_program(of_program[program], points, chunk_size),
+        lambda program: _measure(of_program[program]),
+        collect,
+    )
+
+
+def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
+    """Computes what is missing, writes `nads.npz` and `comparison.npz` when all is there, prints the agreement."""
+    return runner.run(make_plan(config, workdir), workdir, shard)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
-    """Draws the stored results of `workdir`: `nads.png`, `spectrum.png`, `overlap.png`."""
+    """Draws the stored results of `workdir`, of each point: `nads.png`, `spectrum.png`, `overlap.png`."""
     validate(config)
+    points = make_points(config, workdir)
+    stored = [point for point in points if (point.workdir / "nads.npz").exists()]
+    return [path for point in stored or points for path in _draw(point.config, point.workdir)]
+
+
+def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
     result = store.load_nads(workdir / "nads.npz")
     comparison: dict[str, np.ndarray] = {}
     path = workdir / "comparison.npz"

@@ -11,11 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import published, results, units
+from experiments import published, results, runner, units
+from experiments.estimate import measure_training, shorten
 from experiments.fields import HOW_FIELDS, check_known, check_sweep, read_recipe
+from experiments.plan import Cost, Plan
+from experiments.shards import Shard
 from nad_jax import directions as bases
 from nad_jax import errors, nads, plotting, store
 from nad_jax.architectures import create_model
@@ -23,9 +27,11 @@ from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
 from nad_jax.fitting import resolve_mapping
 from nad_jax.models import Model
-from nad_jax.separable import check_num_samples
+from nad_jax.recipe import Recipe
+from nad_jax.separable import check_num_samples, sample_noise
+from nad_jax.snapshots import Snapshots
 from nad_jax.subspaces import rank_correlation
-from nad_jax.training import TrainMetrics, make_train_many
+from nad_jax.training import TrainMetrics, make_stages, make_train_many, network_key, noise_key
 
 SOURCES = ("dft", "nads", "dct", "pixel", "random", "file")
 PHASES = {"cosine": ("cosine",), "sine": ("sine",), "both": ("cosine", "sine")}
@@ -100,7 +106,7 @@ def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
     check_known(config, (*IDENTITY_FIELDS, *FREE_FIELDS))
     problems = errors.problems(
-        *(partial(check_sweep, config, field) for field in SWEEPS), lambda: check_image_shape(config.image_shape)
+        *(partial(check_sweep, field, config[field]) for field in SWEEPS), lambda: check_image_shape(config.image_shape)
     )
     if problems:
         raise InputError("\n".join(problems))
@@ -222,18 +228,37 @@ def _program(network: Network) -> tuple[Any, ...]:
     return tuple(network.coordinates[name] for name in ("architecture", "pooling", "optimizer", "num_train"))
 
 
-def _make_run(config: ConfigDict, program: tuple[Any, ...]) -> tuple[Callable[..., TrainMetrics], dict[str, Any]]:
+def _make_model_and_recipe(config: ConfigDict, program: tuple[Any, ...]) -> tuple[Model, Recipe, float]:
     architecture, pooling, optimizer, num_train = program
     recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
-    model = create_network(config, architecture, pooling)
-    train = make_train_many(model, recipe, config.mapping, config.chunk_size, config.num_devices)
+    return create_network(config, architecture, pooling), recipe, learning_rate
 
-    def run(unit: list[Network], progress: Callable[[int], None]) -> TrainMetrics:
-        epsilon, sigma, seed = ([n.coordinates[name] for n in unit] for name in ("epsilon", "sigma", "seed"))
-        directions = np.stack([network.direction for network in unit])
-        return train(directions, epsilon, sigma, learning_rate, seed, progress)
+
+def _make_run(
+    config: ConfigDict, program: tuple[Any, ...], chunk_size: int
+) -> tuple[Callable[..., TrainMetrics], dict[str, Any]]:
+    model, recipe, learning_rate = _make_model_and_recipe(config, program)
+    train = make_train_many(model, recipe, config.mapping, chunk_size, config.num_devices)
+
+    def run(members: list[Network], progress: Callable[[float], None], snapshots: Snapshots) -> TrainMetrics:
+        epsilon, sigma, seed = ([n.coordinates[name] for n in members] for name in ("epsilon", "sigma", "seed"))
+        directions = np.stack([network.direction for network in members])
+        return train(directions, epsilon, sigma, learning_rate, seed, progress, snapshots)
 
     return run, dict(model.description)
+
+
+def _measure(config: ConfigDict, program: tuple[Any, ...]) -> Cost:
+    model, recipe, learning_rate = _make_model_and_recipe(config, program)
+    mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
+    short, dimension = shorten(recipe), int(np.prod(model.image_shape))
+    noise = sample_noise(noise_key(0), short.num_train, short.num_test, dimension)
+    directions = np.resize(np.eye(dimension, dtype=np.float32), (chunk_size, dimension))
+    ones = np.ones(chunk_size, np.float32)
+    keys = jnp.stack([network_key(0, direction) for direction in directions])
+    members = (keys, directions, ones, ones, learning_rate * ones)
+    nbytes = 4 * dimension * (recipe.num_train + recipe.num_test)
+    return measure_training(make_stages(model, short), recipe, mapping, devices, noise, members, nbytes)
 
 
 def _energies(config: ConfigDict, groups: dict[str, list[results.Row]]) -> dict[str, np.ndarray]:
@@ -282,31 +307,45 @@ def _command(config: ConfigDict) -> dict[str, Any]:
     """The fields that say which networks are in the table of a run."""
     fields = {*IDENTITY_FIELDS, *FREE_FIELDS} - {*HOW_FIELDS, *REFERENCE_FIELDS}
     fields |= {"nads"} if config.source == "nads" else set()
-    return {name: config[name] for name in fields}
+    return {name: config[name] for name in sorted(fields)}
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Trains what is missing in `workdir`, writes `results.csv`, prints a summary and the comparison."""
+def make_plan(config: ConfigDict, workdir: Path) -> Plan:
+    """The networks of a config as units; all files it names are read."""
     validate(config)
-    networks = make_networks(config)
     read_spectrum(config)  # a bad file is an error before anything is computed
     if config.compare:
         for architecture in config.architectures:
             published.read_table(config.compare, architecture)
-    store.open_run_folder(workdir, {name: config[name] for name in IDENTITY_FIELDS})
-    store.make_folder(workdir / "units")
-    units.train_missing(config, workdir, networks, METRICS, _program, partial(_make_run, config))
-    rows = units.write_table(workdir, networks, METRICS, COLUMNS)
-    units.write_command(workdir, _command(config))
-    _report(config, rows)
+
+    def collect(missing: int) -> None:
+        rows = units.write_table(workdir, sweep, COLUMNS)
+        units.write_command(workdir, _command(config), missing)
+        _report(config, rows)
+
+    sweep = units.Sweep(
+        identity={name: config[name] for name in IDENTITY_FIELDS},
+        networks=make_networks(config),
+        metrics=METRICS,
+        program=_program,
+        make_run=partial(_make_run, config),
+        measure=partial(_measure, config),
+        collect=collect,
+    )
+    return units.make_plan(config, workdir, sweep)
+
+
+def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
+    """Trains what is missing, writes `results.csv` when all is there, prints a summary and the comparison."""
+    return runner.run(make_plan(config, workdir), workdir, shard)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` of `workdir`; which figures there are depends on the source of the directions."""
     validate(config)
-    units.check_command(workdir, _command(config))
+    missing = units.check_command(workdir, _command(config))
     rows = results.read_results(workdir / "results.csv", COLUMNS)
-    groups, title = results.group_rows(rows), results.describe(rows)
+    groups, title = results.group_rows(rows), results.describe(rows) + missing
     figures = {}
     if config.source == "dft":
         shape = tuple(config.image_shape[:2])

@@ -1,7 +1,7 @@
 """Config fields that the experiments which train networks have in common: their checks, and the recipe they say."""
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ RECIPE_FIELDS = (
 HOW_FIELDS = ("unit_size", "mapping", "chunk_size", "num_devices")  # not part of what a network is
 
 
-def check_known(config: ConfigDict, fields: Iterable[str]) -> None:
+def check_known(config: Mapping[str, Any], fields: Iterable[str]) -> None:
     """Raises `InputError` with a line for each field that is missing or that the experiment does not know."""
     known = {*fields, "experiment"}
     problems = [f"{name}: field is missing" for name in sorted(known - set(config))]
@@ -24,10 +24,10 @@ def check_known(config: ConfigDict, fields: Iterable[str]) -> None:
         raise InputError("\n".join(problems))
 
 
-def check_sweep(config: ConfigDict, field: str) -> None:
+def check_sweep(field: str, values: Any) -> None:
     """Raises `InputError` unless a sweep axis is a non-empty tuple of different values."""
-    values = config[field]
-    if not isinstance(values, tuple | list) or not len(values) or len(set(values)) < len(values):
+    repeated = isinstance(values, tuple | list) and any(value in values[:i] for i, value in enumerate(values))
+    if not isinstance(values, tuple | list) or not len(values) or repeated:
         raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
     for value in values:
         if "," in str(value):

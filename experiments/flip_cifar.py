@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import image_networks, results, units
+from experiments import image_networks, results, runner, units
 from experiments.fields import check_sweep
 from experiments.image_networks import METRICS, ImageNetwork
+from experiments.plan import Plan
+from experiments.shards import Shard
 from nad_jax import plotting, store
 from nad_jax.cifar import ImageData
 from nad_jax.directions import complete_basis
@@ -29,7 +31,7 @@ def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
 
     def check_bases() -> None:
-        check_sweep(config, "bases")
+        check_sweep("bases", config.bases)
         for basis in config.bases:
             check_choice("bases", basis, BASES)
 
@@ -43,7 +45,7 @@ def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Image
             {"architecture": architecture, "basis": basis, "seed": seed},
             arrays=(),
             data=basis,
-            key="original" if basis == "original" else image_networks.digest(nads[architecture]),
+            key="original" if basis == "original" else units.digest(nads[architecture]),
         )
         for architecture in config.architectures
         for basis in config.bases
@@ -87,34 +89,38 @@ def _report(rows: list[results.Row]) -> None:
     image_networks.report_diverged(rows)
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Trains what is missing in `workdir`, writes `results.csv` and prints a summary."""
+def make_plan(config: ConfigDict, workdir: Path) -> Plan:
+    """The networks of a config as units; all files it names are read."""
     validate(config)
     nads = {name: np.asarray(complete_basis(rows)) for name, rows in image_networks.read_nads(config).items()}
     networks = make_networks(config, nads)
     data = image_networks.read_images(config)
-    image_networks.open_folder(config, workdir, data)
 
     def make_data(architecture: str, basis: str) -> ImageData:
         return data if basis == "original" else flip_data(data, nads[architecture])
 
-    image_networks.train_missing(config, workdir, networks, make_data)
-    rows = units.write_table(workdir, networks, METRICS, COLUMNS)
-    _write_examples(config, workdir, data, nads)
-    units.write_command(workdir, image_networks.command(config, OWN_FIELDS))
-    _report(rows)
+    def report(rows: list[results.Row]) -> None:
+        _write_examples(config, workdir, data, nads)
+        _report(rows)
+
+    return image_networks.make_plan(config, workdir, data, networks, OWN_FIELDS, COLUMNS, make_data, report)
+
+
+def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
+    """Trains what is missing, writes `results.csv` when all is there, and prints a summary."""
+    return runner.run(make_plan(config, workdir), workdir, shard)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` and `examples.npz` of `workdir`."""
-    units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
+    missing = units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
     rows = results.read_results(workdir / "results.csv", COLUMNS)
     bars = {
         architecture: {basis: results.mean_and_error(values) for basis, values in bases.items()}
         for architecture, bases in _accuracies(rows, "test").items()
     }
     shown = store.read_npz(workdir / "examples.npz", BASES)
-    title = f"CIFAR-10 in the flipped basis, {results.count_seeds(rows)}"
+    title = f"CIFAR-10 in the flipped basis, {results.count_seeds(rows)}{missing}"
     flipped = f"In the flipped basis of {config.architectures[0]} (each image scaled to its own range)"
     published = {name: dict(zip(BASES, values, strict=True)) for name, values in PUBLISHED.items()}
     figures = {

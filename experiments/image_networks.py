@@ -1,6 +1,5 @@
 """Networks trained on CIFAR-10: the config fields, checks and training that `poison_cifar` and `flip_cifar` share."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -9,20 +8,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results, units
+from experiments.estimate import measure_training, shorten
 from experiments.fields import HOW_FIELDS, RECIPE_FIELDS, check_known, check_sweep, read_recipe
+from experiments.plan import Cost, Plan
 from nad_jax import cifar, errors, store
 from nad_jax.architectures import create_model
 from nad_jax.cifar import ImageData
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError, check_integer, check_number
 from nad_jax.fitting import FitMetrics, check_recipe, resolve_mapping
-from nad_jax.image_training import make_train_many_images
+from nad_jax.image_training import check_image_data, image_network_key, make_image_stages, make_train_many_images
 from nad_jax.models import Model
+from nad_jax.recipe import Recipe
+from nad_jax.snapshots import Snapshots
 
 IMAGE_SHAPE = (32, 32, 3)
 METRICS = tuple(name for name in FitMetrics._fields if name != "losses")
@@ -35,10 +39,11 @@ FREE_FIELDS = ("data_dir", "num_train", "num_test", "nads", "architectures", "se
 
 
 class ImageNetwork(NamedTuple):
-    """One network: its coordinates in the table, what of `arrays` and `data` it is trained on.
+    """One network of a sweep.
 
+    coordinates: its place in the table.
     arrays: what the transformation of its training images takes besides these.
-    data: the name of its images, for `train_missing`.
+    data: the name of its images, for `make_plan`.
     key: what determines its images, besides those of the folder: part of the name it is stored under.
     """
 
@@ -52,15 +57,6 @@ class ImageNetwork(NamedTuple):
         return json.dumps({**self.coordinates, "images": self.key}, sort_keys=True)
 
 
-def digest(*arrays: np.ndarray) -> str:
-    """A name for the content of arrays."""
-    content = hashlib.sha256()
-    for array in arrays:
-        content.update(f"{array.dtype.str} {array.shape} ".encode())
-        content.update(np.ascontiguousarray(array))
-    return content.hexdigest()[:16]
-
-
 def create_network(config: ConfigDict, architecture: str) -> Model:
     """The model of an architecture with ten logits."""
     return create_model(architecture, IMAGE_SHAPE, 10, config.pooling, config.initialization, config.convolution)
@@ -69,7 +65,7 @@ def create_network(config: ConfigDict, architecture: str) -> Model:
 def validate(config: ConfigDict, own_fields: tuple[str, ...], *own_checks: Callable[[], None]) -> None:
     """Raises one `InputError` with a line per problem; `own_fields` and `own_checks` are of the experiment."""
     check_known(config, (*IDENTITY_FIELDS, *FREE_FIELDS, *own_fields))
-    problems = errors.problems(*(partial(check_sweep, config, field) for field in ("architectures", "seeds")))
+    problems = errors.problems(*(partial(check_sweep, field, config[field]) for field in ("architectures", "seeds")))
     if problems:
         raise InputError("\n".join(problems))
 
@@ -139,44 +135,72 @@ def read_images(config: ConfigDict) -> ImageData:
     )
 
 
-def open_folder(config: ConfigDict, workdir: Path, data: ImageData) -> None:
-    """Creates the run folder, or checks that it holds networks of these images and fields."""
-    identity = {name: config[name] for name in IDENTITY_FIELDS}
-    store.open_run_folder(workdir, {"experiment": config.experiment, "images": digest(*data), **identity})
-    store.make_folder(workdir / "units")
-
-
-def train_missing(
+def make_plan(
     config: ConfigDict,
     workdir: Path,
+    data: ImageData,
     networks: list[ImageNetwork],
+    own_fields: tuple[str, ...],
+    columns: tuple[str, ...],
     make_data: Callable[[str, str], ImageData],
+    report: Callable[[list[results.Row]], None],
     transform: Callable[..., jax.Array] | None = None,
-) -> None:
-    """Trains the networks that are not in the folder.
+) -> Plan:
+    """The networks of a config as units.
 
-    `make_data(architecture, data)` gives the images of a network; `transform` is done to batches of them, see
-    `image_training.make_train_images`.
+    Args:
+      data: the images as they are; `make_data(architecture, data)` gives those of a network.
+      own_fields, columns: of the experiment.
+      report: prints the rows of the table, and writes what the figures need besides.
+      transform: is done to batches of images, see `image_training.make_train_images`.
     """
 
-    def make_run(program: tuple[str, str]) -> tuple[Callable[..., FitMetrics], dict[str, Any]]:
-        architecture, name = program
-        data, model = make_data(architecture, name), create_network(config, architecture)
+    def make_model_and_recipe(program: tuple[str, str]) -> tuple[Model, Recipe, float]:
         sizes = len(data.train_images), len(data.test_images)
         recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, *sizes)
-        how = (config.mapping, config.chunk_size, config.num_devices)
-        train = make_train_many_images(model, data, recipe, transform, config.mean, config.std, *how)
+        return create_network(config, program[0]), recipe, learning_rate
 
-        def run(unit: list[ImageNetwork], progress: Callable[[int], None]) -> FitMetrics:
-            arrays = tuple(np.stack(column) for column in zip(*(network.arrays for network in unit), strict=True))
-            return train(arrays, learning_rate, [network.coordinates["seed"] for network in unit], progress)
+    def make_run(program: tuple[str, str], chunk_size: int) -> tuple[Callable[..., FitMetrics], dict[str, Any]]:
+        model, recipe, learning_rate = make_model_and_recipe(program)
+        how = (config.mapping, chunk_size, config.num_devices)
+        images = make_data(*program)
+        train = make_train_many_images(model, images, recipe, transform, config.mean, config.std, *how)
+
+        def run(members: list[ImageNetwork], progress: Callable[[float], None], snapshots: Snapshots) -> FitMetrics:
+            arrays = tuple(np.stack(column) for column in zip(*(network.arrays for network in members), strict=True))
+            seeds = [network.coordinates["seed"] for network in members]
+            return train(arrays, learning_rate, seeds, progress, snapshots)
 
         return run, dict(model.description)
 
-    def program(network: ImageNetwork) -> tuple[str, str]:
-        return network.coordinates["architecture"], network.data
+    def measure(program: tuple[str, str]) -> Cost:
+        model, recipe, learning_rate = make_model_and_recipe(program)
+        mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
+        short = shorten(recipe)
+        train, test = short.num_train, short.num_test
+        few = ImageData(data.train_images[:train], data.train_labels[:train], data.test_images[:test],
+                        data.test_labels[:test])  # fmt: skip
+        example = next(network for network in networks if _program(network) == program)
+        keys = jnp.stack([image_network_key(0)] * chunk_size)
+        arrays = (np.stack([array] * chunk_size) for array in example.arrays)
+        members = (keys, np.full(chunk_size, learning_rate, np.float32), *arrays)
+        stages = make_image_stages(model, short, transform, config.mean, config.std)
+        nbytes = sum(array.nbytes for array in data)
+        return measure_training(stages, recipe, mapping, devices, check_image_data(few, model), members, nbytes)
 
-    units.train_missing(config, workdir, networks, METRICS, program, make_run)
+    def collect(missing: int) -> None:
+        rows = units.write_table(workdir, sweep, columns)
+        report(rows)
+        units.write_command(workdir, command(config, own_fields), missing)
+
+    identity = {name: config[name] for name in IDENTITY_FIELDS}
+    identity = {"experiment": config.experiment, "images": units.digest(*data), **identity}
+    sweep = units.Sweep(identity, networks, METRICS, _program, make_run, measure, collect)
+    return units.make_plan(config, workdir, sweep)
+
+
+def _program(network: ImageNetwork) -> tuple[str, str]:
+    return network.coordinates["architecture"], network.data
 
 
 def command(config: ConfigDict, own_fields: tuple[str, ...]) -> dict[str, Any]:

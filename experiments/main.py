@@ -2,24 +2,30 @@
 
     python -m experiments.main --config=configs/compute_nads.py:lenet --workdir=runs/lenet
     python -m experiments.main --config=... --workdir=... --config.num_networks=1200     (overrides one field)
+    python -m experiments.main --config=... --workdir=... --dry_run                      (says what it will take)
+    python -m experiments.main --config=... --workdir=... --shard=0/4                    (one of four processes)
+    python -m experiments.main --config=... --workdir=... --collect                      (results of what is stored)
     python -m experiments.main --config=... --workdir=... --figures_only                 (redraws stored results)
 
-Run from the root of the repository. The same command resumes an interrupted run.
+Run from the root of the repository. The same command resumes an interrupted run. It ends with 0 when its work is done,
+75 when it was interrupted and can be run again, 2 where the input is bad.
 """
 
+import json
 import os
 import re
-import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from experiments import compute_nads, directional_bias, flip_cifar, poison_cifar
-from nad_jax.errors import InputError, unknown
+from experiments import compute_nads, directional_bias, flip_cifar, interruption, poison_cifar, runner
+from experiments.shards import Shard, find_shard, join_cluster
+from nad_jax import store
+from nad_jax.errors import InputError, first_line, unknown
 
 EXPERIMENTS = {
     "compute_nads": compute_nads,
@@ -33,6 +39,21 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: created, or resumed where it holds the same.")
 _FIGURES_ONLY = flags.DEFINE_bool("figures_only", False, "Draw the figures from the stored results and stop.")
+_COLLECT = flags.DEFINE_bool(
+    "collect", False, "Compute nothing: write tables and figures of what is stored, say what is missing (exit code 75)."
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print units, shards, estimated time, memory and compilation per architecture, and stop."
+)
+_SHARD = flags.DEFINE_string(
+    "shard", "", "i/n: compute every n-th unit from i in 0 … n − 1. Read from Slurm arrays and Kubernetes indexed jobs."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Take the shard from the cluster that jax.distributed finds: TPU pods, Slurm, GKE, MPI."
+)
+_CONFIG_JSON = flags.DEFINE_string(
+    "config_json", "", "A JSON object of config fields, read last. (Config files are programs; this is only data.)"
+)
 
 
 def _enable_compilation_cache() -> None:
@@ -91,29 +112,60 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return remaining
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+def _read_json(config: ConfigDict, path: str) -> None:
+    """Sets the fields that a JSON object names; a field's type is kept."""
     try:
-        if config.experiment not in EXPERIMENTS:
-            raise unknown("experiment", config.experiment, EXPERIMENTS)
-        experiment = EXPERIMENTS[config.experiment]
-        if not _FIGURES_ONLY.value:
-            _enable_compilation_cache()
-            experiment.run(config, workdir)
+        values = json.loads(store.read_text(path))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a JSON object of config fields, got {type(values).__name__}")
+    for name, value in values.items():
+        if name not in config:
+            raise InputError(f"{path}: {unknown('config field', name, config)}")
+        try:
+            config.update({name: tuple(value) if isinstance(value, list) else value})
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}: {name}: {first_line(error)}") from error
+
+
+def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard) -> int:
+    """Does what the flags ask for, and gives the exit code."""
+    complete = True
+    if not _FIGURES_ONLY.value:
+        plan = experiment.make_plan(config, workdir)
+        if _DRY_RUN.value:
+            runner.describe(plan, shard)
+            return 0
+        complete = runner.collect(plan) if _COLLECT.value else runner.run(plan, workdir, shard)
+    if complete or _COLLECT.value:
         for figure in experiment.draw(config, workdir):
             print(figure)
+    return 0 if complete or not _COLLECT.value else interruption.EXIT_CODE
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    try:
+        shard = join_cluster(_SHARD.value) if _DISTRIBUTED.value else find_shard(_SHARD.value, os.environ)
+        interruption.watch()
+        if config.experiment not in EXPERIMENTS:
+            raise unknown("experiment", config.experiment, EXPERIMENTS)
+        if _CONFIG_JSON.value:
+            _read_json(config, _CONFIG_JSON.value)
+        if not _DRY_RUN.value:  # which measures what compilation takes
+            _enable_compilation_cache()
+        return _carry_out(EXPERIMENTS[config.experiment], config, workdir, shard)
     except InputError as error:
         _fail(str(error))
     except BrokenPipeError:  # the reader of our output is gone (`| head`); what is stored stays
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from the last finished unit\n")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(75)  # an orderly exit would wait for the computation whose result nobody takes
+        return 1
+    except interruption.Interrupted:
+        interruption.leave()
 
 
 if __name__ == "__main__":

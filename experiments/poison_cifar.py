@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import image_networks, results, units
+from experiments import image_networks, results, runner, units
 from experiments.fields import check_sweep
 from experiments.image_networks import METRICS, ImageNetwork
+from experiments.plan import Plan
+from experiments.shards import Shard
 from nad_jax import plotting, store
 from nad_jax.cifar import ImageData
 from nad_jax.errors import InputError, check_choice, check_integer, check_number
@@ -28,12 +30,12 @@ def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
 
     def check_indices() -> None:
-        check_sweep(config, "nad_indices")
+        check_sweep("nad_indices", config.nad_indices)
         for index in config.nad_indices:
             check_integer("nad_indices", index, 0)
 
     def check_epsilons() -> None:
-        check_sweep(config, "epsilons")
+        check_sweep("epsilons", config.epsilons)
         for epsilon in config.epsilons:
             check_number("epsilons", epsilon, 0.0, exclusive=True)
 
@@ -55,7 +57,7 @@ def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Image
                 carriers, signs = published_carriers(nads[architecture], index, image_networks.IMAGE_SHAPE)
             except InputError as error:
                 raise InputError(str(error).replace("index:", "nad_indices:", 1)) from error
-            key = image_networks.digest(carriers, signs)
+            key = units.digest(carriers, signs)
             poisoned += [(index, float(epsilon), carriers, signs, key) for epsilon in config.epsilons]
         for seed in config.seeds:
             if config.clean:
@@ -116,23 +118,30 @@ def _report(rows: list[results.Row]) -> None:
     image_networks.report_diverged(rows)
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Trains what is missing in `workdir`, writes `results.csv` and prints a summary."""
+def make_plan(config: ConfigDict, workdir: Path) -> Plan:
+    """The networks of a config as units; all files it names are read."""
     validate(config)
     nads = image_networks.read_nads(config)
     networks = make_networks(config, nads)
     data = image_networks.read_images(config)
-    image_networks.open_folder(config, workdir, data)
-    image_networks.train_missing(config, workdir, networks, lambda architecture, name: data, poison)
-    rows = units.write_table(workdir, networks, METRICS, COLUMNS)
-    _write_examples(config, workdir, data, nads)
-    units.write_command(workdir, image_networks.command(config, OWN_FIELDS))
-    _report(rows)
+
+    def report(rows: list[results.Row]) -> None:
+        _write_examples(config, workdir, data, nads)
+        _report(rows)
+
+    return image_networks.make_plan(
+        config, workdir, data, networks, OWN_FIELDS, COLUMNS, lambda architecture, name: data, report, poison
+    )
+
+
+def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
+    """Trains what is missing, writes `results.csv` when all is there, and prints a summary."""
+    return runner.run(make_plan(config, workdir), workdir, shard)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` and `examples.npz` of `workdir`."""
-    units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
+    missing = units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
     rows = results.read_results(workdir / "results.csv", COLUMNS)
     curves = {}
     for label, curve in _curves(rows).items():
@@ -143,7 +152,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     labels = [f"NAD {index}" for index in examples["indices"]]
     shown = {"original": examples["original"], **dict(zip(labels, examples["poisoned"].clip(0, 1), strict=True))}
     carriers = dict(zip(labels, examples["carriers"], strict=True))
-    title = f"CIFAR-10 poisoned along one NAD, {results.count_seeds(rows)}"
+    title = f"CIFAR-10 poisoned along one NAD, {results.count_seeds(rows)}{missing}"
     poisoned = f"Poisoned along one NAD of {config.architectures[0]}, ε = {config.epsilons[0]:g} (clipped to [0, 1])"
     figures = {
         "poison_curve.png": plotting.plot_poison_curve(curves, clean, PUBLISHED, title),

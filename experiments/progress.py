@@ -1,41 +1,82 @@
-"""One progress line: how much is done, how fast, and how long it will take."""
+"""What a running process tells: one line on a terminal, and a JSON line for every event in the run folder."""
 
+import json
 import sys
 import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+_compile_seconds = 0.0
+
+
+def _count_compilation(event: str, seconds: float, **_: Any) -> None:
+    global _compile_seconds
+    if event.startswith("/jax/core/compile/"):  # tracing, lowering, compiling or reading the stored program
+        _compile_seconds += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def compile_seconds() -> float:
+    """The time this process has spent on compilation."""
+    return _compile_seconds
 
 
 class Progress:
-    """`progress(done)` reports on standard error: rewritten in place on a terminal, else a line every ten seconds.
+    """Counts networks. The line is rewritten in place on a terminal by the first process; others say the end only.
 
-    The rate is taken from the first report on, so that it does not count compilation.
+    Args:
+      log: the file that JSON lines are appended to; each has `event` and `time` (seconds since 1970).
+      total, done: the networks of this process, and those that were there before.
+      speaks: whether this process shows the line while it runs.
     """
 
-    def __init__(self, total: int, done: int, unit: str) -> None:
-        self._total, self._unit = total, unit
-        self._terminal = sys.stderr.isatty()
-        self._shown = time.monotonic()
-        self._base = (self._shown, done)  # where the rate is counted from
-        self._reported = False
+    def __init__(self, log: Path, total: int, done: int, speaks: bool) -> None:
+        self._log, self._total, self._done, self._base = log, total, done, done
+        self._terminal = speaks and sys.stderr.isatty()
+        self._started, self._shown = time.monotonic(), 0.0
+        self._compiled = compile_seconds()
+        self._diverged = 0
 
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        since, base = self._base
-        rate = (done - base) / max(now - since, 1e-9)
-        if not self._reported:
-            self._base, self._reported = (now, done), True
-        last = done >= self._total
-        if last or now - self._shown >= (0.2 if self._terminal else 10.0):
-            self._shown = now
-            eta = _clock((self._total - done) / rate) if rate > 0 else "?"
-            line = f"{done}/{self._total} {self._unit}, {rate:.3g} {self._unit}/s, ETA {eta}"
-            if self._terminal:
-                sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if last else ""))
-            else:
-                sys.stderr.write(line + "\n")
-            sys.stderr.flush()
+    def event(self, name: str, **fields: Any) -> None:
+        """Appends a JSON line; a log that cannot be written is said once and does not stop the work."""
+        line = json.dumps({"event": name, "time": round(time.time(), 3), **fields})
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            logging.log_first_n(logging.WARNING, "%s: %s; no events are written", 1, self._log, error.strerror)
+
+    def unit(self, networks: int, diverged: int) -> None:
+        """A unit of so many networks is stored."""
+        self._done += networks
+        self._diverged += diverged
+        self.show(0.0)
+
+    def show(self, in_unit: float) -> None:
+        """Shows the line; `in_unit` networks of the current unit are done."""
+        now, done = time.monotonic(), self._done + in_unit
+        last = self._done >= self._total
+        if not last and (not self._terminal or now - self._shown < 0.2):
+            return
+        self._shown = now
+        compiled = compile_seconds() - self._compiled
+        rate = (done - self._base) / max(now - self._started - compiled, 1e-9)
+        line = f"{int(done)}/{self._total} networks, {rate:.3g} networks/s"
+        if not last:
+            line += f", ETA {clock((self._total - done) / rate) if rate > 0 else '?'}"
+        line += f", compilation {compiled:.0f} s, {self._diverged} diverged"
+        sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if last else "") if self._terminal else line + "\n")
+        sys.stderr.flush()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

@@ -8,111 +8,175 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.progress import Progress
+from experiments.plan import Cost, Plan, Program, Unit
 from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.fitting import resolve_mapping
+from nad_jax.store import DamagedError
 
 
-def read_units(workdir: Path, metrics: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """The metrics of every stored network by its name; damaged units are moved aside."""
+def digest(*arrays: np.ndarray) -> str:
+    """A name for the content of arrays."""
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(f"{array.dtype.str} {array.shape} ".encode())
+        content.update(np.ascontiguousarray(array))
+    return content.hexdigest()[:16]
+
+
+def set_aside(path: Path, error: DamagedError) -> None:
+    """Moves a damaged file aside and says so."""
+    logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
+
+
+def read_units(
+    workdir: Path, metrics: tuple[str, ...], identity: dict[str, Any], repair: bool = True
+) -> dict[str, dict[str, Any]]:
+    """The metrics of every stored network by its name; damaged units are left out, and moved aside if `repair`."""
     stored: dict[str, dict[str, Any]] = {}
     for path in sorted(workdir.glob("units/networks_*.npz")):
         try:
-            arrays = store.read_npz(path, ("names", *metrics))
+            arrays = store.read_npz(path, ("names", "config", *metrics))
             count = arrays["names"].shape
             if len(count) != 1 or any(arrays[name].shape != count for name in metrics):
-                raise InputError(f"{path}: arrays of different lengths")
-        except InputError as error:
-            logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
+                raise DamagedError(f"{path}: arrays of different lengths")
+            store.check_origin(path, arrays["config"], identity)
+        except DamagedError as error:
+            if repair:
+                set_aside(path, error)
             continue
         for position, name in enumerate(arrays["names"].tolist()):
             stored[name] = {metric: arrays[metric][position] for metric in metrics}
     return stored
 
 
-def write_unit(workdir: Path, names: list[str], metrics: Any, made: dict[str, Any]) -> None:
-    """Stores the metrics [N] of the networks of these names, and how they were made."""
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+def _digest_names(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def _write_unit(workdir: Path, names: list[str], metrics: Any, origin: np.ndarray) -> None:
+    """Stores the metrics [N] of the networks of these names, and where they come from."""
     arrays = {name: np.asarray(values) for name, values in metrics._asdict().items()}
-    arrays |= {"names": np.array(names), "config": np.asarray(json.dumps(made))}
-    store.write_npz(workdir / "units" / f"networks_{digest}.npz", arrays)
+    arrays |= {"names": np.array(names), "config": origin}
+    store.write_npz(workdir / "units" / f"networks_{_digest_names(names)}.npz", arrays)
 
 
-def train_missing(
-    config: ConfigDict,
-    workdir: Path,
-    networks: list[Any],
-    metrics: tuple[str, ...],
-    program: Callable[[Any], tuple],
-    make_run: Callable[[tuple], tuple[Callable[..., Any], dict[str, Any]]],
-) -> None:
-    """Trains the networks that are not in the folder, and stores each unit of them when it is done.
+class Sweep(NamedTuple):
+    """Networks to train, and how a folder of them is written.
 
-    Args:
-      networks: with `name` and `coordinates`; those of one program stand together.
-      metrics: the names of what is stored of a network and goes into the table.
-      program: what networks must have in common to be trained by one compiled program.
-      make_run: gives, for such a program, `run(unit, progress)`, the metrics [N] of networks [N], and a description.
+    identity: the values that all networks of the folder share.
+    networks: with `name` and `coordinates`; those of one program stand together.
+    metrics: the names of what is stored of a network and goes into the table.
+    program(network): what networks must have in common to be trained by one compiled program.
+    make_run(program, chunk_size): gives `run(members, progress, snapshots)`, the metrics [N] of networks [N], and a
+      description of the model.
+    measure(program): what it costs.
+    collect(missing): writes the results; `missing` counts the networks that are not there yet.
     """
-    done = read_units(workdir, metrics)
-    mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
+
+    identity: dict[str, Any]
+    networks: list[Any]
+    metrics: tuple[str, ...]
+    program: Callable[[Any], tuple]
+    make_run: Callable[[tuple, int], tuple[Callable[..., Any], dict[str, Any]]]
+    measure: Callable[[tuple], Cost]
+    collect: Callable[[int], None]
+
+
+def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
+    """The plan of a sweep: units of `config.unit_size` networks (0: one chunk) of one program."""
+    _, chunk_size, _ = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
     unit_size = config.unit_size or chunk_size
-    made = {"mapping": mapping, "chunk_size": chunk_size, "jax": jax.__version__, "device": devices[0].device_kind}
-    missing = [network for network in networks if network.name not in done]
-    num_done = len(networks) - len(missing)
-    progress = Progress(len(networks), num_done, "networks")
-    for key, group in itertools.groupby(missing, program):
-        run, description = make_run(key)
-        group = list(group)
-        for first in range(0, len(group), unit_size):
-            unit = group[first : first + unit_size]
-            trained = run(unit, lambda in_unit, num_done=num_done: progress(num_done + in_unit))
-            write_unit(workdir, [network.name for network in unit], trained, {**description, **made})
-            num_done += len(unit)
-        del run  # and the images it holds on the device
+    units: list[Unit] = []
+    for program, group in itertools.groupby(sweep.networks, sweep.program):
+        members = list(group)
+        for first in range(0, len(members), unit_size):
+            units.append(_make_unit(len(units), program, members[first : first + unit_size]))
+
+    def open_folder() -> None:
+        store.open_run_folder(workdir, sweep.identity)
+        store.make_folder(workdir / "units")
+
+    def find_missing(repair: bool) -> list[Unit]:
+        if not repair:
+            store.check_run_folder(workdir, sweep.identity)
+        stored = read_units(workdir, sweep.metrics, sweep.identity, repair)
+        rest = ([network for network in unit.members if network.name not in stored] for unit in units)
+        return [
+            _make_unit(unit.index, unit.program, members) for unit, members in zip(units, rest, strict=True) if members
+        ]
+
+    def make_program(program: tuple, chunk_size: int) -> Program:
+        how = (config.mapping, chunk_size or config.chunk_size, config.num_devices)
+        mapping, chunk_size, devices = resolve_mapping(*how)
+        run, model = sweep.make_run(program, chunk_size)
+        origin = store.describe_origin(sweep.identity, model=model, mapping=mapping, chunk_size=chunk_size)
+
+        def compute(unit: Unit, progress: Callable[[float], None], snapshots: Any) -> int:
+            metrics = run(unit.members, progress, snapshots)
+            _write_unit(workdir, [network.name for network in unit.members], metrics, origin)
+            return int((metrics.diverged_at >= 0).sum())
+
+        return Program(compute, chunk_size, len(devices), json.loads(str(origin)))
+
+    return Plan(
+        units,
+        open_folder,
+        find_missing,
+        make_program,
+        sweep.measure,
+        lambda missing: sweep.collect(sum(unit.num_networks for unit in missing)),
+    )
 
 
-def write_table(
-    workdir: Path, networks: list[Any], metrics: tuple[str, ...], columns: tuple[str, ...]
-) -> list[results.Row]:
-    """Writes `results.csv`, the coordinates and metrics of the networks, and returns its rows; all must be stored."""
-    stored = read_units(workdir, metrics)
-    lost = sum(network.name not in stored for network in networks)
-    if lost:
-        raise InputError(f"{workdir}: {lost} networks were damaged after they had been written; run the command again")
-    rows = [{**network.coordinates, **stored[network.name]} for network in networks]
+def _make_unit(index: int, program: tuple, members: list[Any]) -> Unit:
+    return Unit(index, _digest_names([network.name for network in members]), program, len(members), members)
+
+
+def write_table(workdir: Path, sweep: Sweep, columns: tuple[str, ...]) -> list[results.Row]:
+    """Writes `results.csv`, the coordinates and metrics of the stored networks, and returns its rows."""
+    stored = read_units(workdir, sweep.metrics, sweep.identity)
+    rows = [{**network.coordinates, **stored[network.name]} for network in sweep.networks if network.name in stored]
     store.write_text(workdir / "results.csv", results.format_table(rows, columns))
     return results.read_results(workdir / "results.csv", columns)
 
 
-def write_command(workdir: Path, command: dict[str, Any]) -> None:
-    """Keeps the fields that say which networks are in the table of the folder."""
-    store.write_text(workdir / "command.json", json.dumps(command, indent=2, sort_keys=True) + "\n")
+def _table_digest(workdir: Path) -> str:
+    return hashlib.sha256(store.read_text(workdir / "results.csv").encode()).hexdigest()
 
 
-def check_command(workdir: Path, command: dict[str, Any]) -> None:
-    """Raises `InputError` unless the table of the folder is the one of this command."""
+def write_command(workdir: Path, command: dict[str, Any], missing: int) -> None:
+    """Keeps the fields that say which networks are in the table of the folder, and how many are not yet."""
+    text = json.dumps({"command": command, "missing": missing, "table": _table_digest(workdir)}, indent=2)
+    store.write_text(workdir / "command.json", text + "\n")
+
+
+def check_command(workdir: Path, command: dict[str, Any]) -> str:
+    """What figures of the table say of missing networks; `InputError` unless it is the one of this command, intact."""
     path = workdir / "command.json"
     if not path.exists():
         raise InputError(f"{path}: there is no finished run here; give the command without --figures_only")
     try:
-        stored, asked = json.loads(store.read_text(path)), json.loads(json.dumps(command, sort_keys=True))
-    except ValueError as error:
+        stored = json.loads(store.read_text(path))
+        made_by, missing, table = stored["command"], int(stored["missing"]), stored["table"]
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged, not JSON ({error}); give the command without --figures_only") from error
-    stored = stored if isinstance(stored, dict) else {}
+    asked = json.loads(json.dumps(command))
+    made_by = made_by if isinstance(made_by, dict) else {}
     differing = [
-        f"  {name}: folder {stored.get(name)!r}, command {asked[name]!r}"
+        f"  {name}: folder {made_by.get(name)!r}, command {asked[name]!r}"
         for name in asked
-        if stored.get(name) != asked[name]
+        if made_by.get(name) != asked[name]
     ]
     if differing:
         raise InputError("\n".join([f"{workdir}: its table was made by another command", *differing]))
+    if table != _table_digest(workdir):
+        raise InputError(f"{workdir / 'results.csv'}: was changed; give the command without --figures_only")
+    return f", {missing} networks missing" if missing else ""

@@ -16,6 +16,7 @@ from nad_jax import ensemble
 from nad_jax.errors import InputError, check_choice, check_integer, check_number
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import Recipe
+from nad_jax.snapshots import Snapshots
 
 Sample = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -41,12 +42,30 @@ class FitMetrics(NamedTuple):
     losses: jax.Array
 
 
-class _State(NamedTuple):
+class FitState(NamedTuple):
+    """A network in training: what an epoch changes.
+
+    trained, others: leaves of its variables, see `models.split_trainable`. step: steps done. diverged_at: as in
+    `FitMetrics`. losses: [num_epochs, steps_per_epoch] minibatch losses, 0 where not yet known.
+    """
+
     trained: list[jax.Array]
     others: list[jax.Array]
     optimizer: optax.OptState
     step: jax.Array
     diverged_at: jax.Array
+    losses: jax.Array
+
+
+class Stages(NamedTuple):
+    """Training of one network in stages, so that it can be interrupted between epochs.
+
+    `member` is what differs between networks (a key, a direction, …), `shared` the data they have in common.
+    """
+
+    start: Callable[..., FitState]  # start(*member)
+    epoch: Callable[..., FitState]  # epoch(state, shared, *member)
+    finish: Callable[..., tuple[Any, Any]]  # finish(state, shared, *member) -> (variables, metrics)
 
 
 def _first_step_below(losses: jax.Array, window: int, threshold: float) -> jax.Array:
@@ -125,15 +144,14 @@ def check_recipe(recipe: Recipe) -> None:
         raise InputError("\n".join(problems))
 
 
-def make_fit(
-    model: Model, recipe: Recipe, with_gradient: bool = False
-) -> Callable[[jax.Array, jax.Array, Sample, Sample], tuple[Any, FitMetrics, jax.Array]]:
-    """Builds `fit(key, learning_rate, sample_train, sample_test) -> (variables, FitMetrics, gradient)`.
+def make_fit(model: Model, recipe: Recipe, with_gradient: bool = False) -> Stages:
+    """Builds the three stages of fitting one network: pure functions that are `Stages` but for what a sample is.
 
-    `fit` is pure: it initializes a network, trains it by the recipe, the whole schedule in `lax.scan`, and
-    evaluates it.
+      start(key, learning_rate) -> FitState
+      epoch(state, key, learning_rate, sample_train) -> FitState
+      finish(state, sample_train, sample_test) -> (variables, FitMetrics, gradient)
 
-      key:            of initialization, order of the samples and dropout; consumed.
+      key:            of initialization, order of the samples and dropout; the same for all stages.
       learning_rate:  scalar.
       sample_train, sample_test: functions of indices [B] in 0 … num_train − 1 (num_test − 1) that return samples
         x [B, H, W, C] and their labels [B].
@@ -143,15 +161,20 @@ def make_fit(
     evaluate_train = _make_evaluate(model, recipe.batch_size, with_gradient=False)
     evaluate_test = _make_evaluate(model, recipe.batch_size, with_gradient)
     num_full = recipe.num_train // recipe.batch_size * recipe.batch_size  # samples in full batches
+    *_, join = split_trainable(model, jax.eval_shape(model.init, jax.random.key(0)))
 
-    def fit(
-        key: jax.Array, learning_rate: jax.Array, sample_train: Sample, sample_test: Sample
-    ) -> tuple[Any, FitMetrics, jax.Array]:
-        init_key, order_key, dropout_key = jax.random.split(key, 3)
+    def start(key: jax.Array, learning_rate: jax.Array) -> FitState:
+        init_key, _, _ = jax.random.split(key, 3)
+        trained, others, _ = split_trainable(model, model.init(init_key))
+        losses = jnp.zeros((recipe.num_epochs, recipe.steps_per_epoch))
+        optimizer = recipe.make_optimizer(learning_rate).init(trained)
+        return FitState(trained, others, optimizer, jnp.int32(0), jnp.int32(-1), losses)
+
+    def epoch(state: FitState, key: jax.Array, learning_rate: jax.Array, sample_train: Sample) -> FitState:
+        _, order_key, dropout_key = jax.random.split(key, 3)
         optimizer = recipe.make_optimizer(learning_rate)
-        trained, others, join = split_trainable(model, model.init(init_key))
 
-        def step(state: _State, indices: jax.Array) -> tuple[_State, jax.Array]:
+        def step(state: FitState, indices: jax.Array) -> tuple[FitState, jax.Array]:
             number = state.step + 1
             x, labels = sample_train(indices)
 
@@ -168,20 +191,18 @@ def make_fit(
             new, old = (trained, others, optimizer_state), (state.trained, state.others, state.optimizer)
             kept = jax.tree.map(partial(jnp.where, finite), new, old)
             diverged_at = jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, number)
-            return _State(*kept, number, diverged_at), jnp.where(finite, value, jnp.nan)
+            return FitState(*kept, number, diverged_at, state.losses), jnp.where(finite, value, jnp.nan)
 
-        def epoch(state: _State, key: jax.Array) -> tuple[_State, jax.Array]:
-            order = jax.random.permutation(key, recipe.num_train)
-            state, losses = jax.lax.scan(step, state, order[:num_full].reshape(-1, recipe.batch_size))
-            if num_full < recipe.num_train:
-                state, last = step(state, order[num_full:])
-                losses = jnp.append(losses, last)
-            return state, losses
+        number = state.step // recipe.steps_per_epoch
+        order = jax.random.permutation(jax.random.split(order_key, recipe.num_epochs)[number], recipe.num_train)
+        state, losses = jax.lax.scan(step, state, order[:num_full].reshape(-1, recipe.batch_size))
+        if num_full < recipe.num_train:
+            state, last = step(state, order[num_full:])
+            losses = jnp.append(losses, last)
+        return state._replace(losses=state.losses.at[number].set(losses))
 
-        state = _State(trained, others, optimizer.init(trained), jnp.int32(0), jnp.int32(-1))
-        state, losses = jax.lax.scan(epoch, state, jax.random.split(order_key, recipe.num_epochs))
-        losses = losses.reshape(-1)
-        variables = join(state.trained, state.others)
+    def finish(state: FitState, sample_train: Sample, sample_test: Sample) -> tuple[Any, FitMetrics, jax.Array]:
+        losses, variables = state.losses.reshape(-1), join(state.trained, state.others)
         train_accuracy, train_loss, _ = evaluate_train(variables, sample_train, recipe.num_train)
         test_accuracy, test_loss, gradient = evaluate_test(variables, sample_test, recipe.num_test)
         metrics = FitMetrics(
@@ -195,14 +216,27 @@ def make_fit(
         )
         return variables, metrics, gradient
 
-    if recipe.precision == "default":
-        return fit
+    def in_precision(stage: Callable) -> Callable:
+        def precise(*args: Any) -> Any:
+            with jax.default_matmul_precision(recipe.precision):
+                return stage(*args)
 
-    def fit_in_precision(*args: Any) -> tuple[Any, FitMetrics, jax.Array]:
-        with jax.default_matmul_precision(recipe.precision):
-            return fit(*args)
+        return stage if recipe.precision == "default" else precise
 
-    return fit_in_precision
+    return Stages(*map(in_precision, (start, epoch, finish)))
+
+
+def make_whole(stages: Stages, num_epochs: int) -> Callable[..., tuple[Any, Any]]:
+    """`train(*member, shared) -> (variables, metrics)`: all stages as one pure function."""
+
+    def train(*args: Any) -> tuple[Any, Any]:
+        *member, shared = args
+        state = jax.lax.fori_loop(
+            0, num_epochs, lambda _, state: stages.epoch(state, shared, *member), stages.start(*member)
+        )
+        return stages.finish(state, shared, *member)
+
+    return train
 
 
 def resolve_mapping(mapping: str, chunk_size: int, num_devices: int) -> tuple[str, int, list[jax.Device]]:
@@ -219,39 +253,116 @@ def resolve_mapping(mapping: str, chunk_size: int, num_devices: int) -> tuple[st
     return mapping, chunk_size, devices
 
 
-def make_chunk(train: Callable, mapping: str, devices: list[jax.Device]) -> Callable[..., Any]:
-    """The compiled `chunk(shared, *members)`: the metrics of `train(*member, shared)` for N members, [N] each."""
+def make_chunk(stages: Stages, mapping: str, devices: list[jax.Device]) -> Stages:
+    """The compiled stages of N networks at once, spread over the devices; `finish` gives their metrics, [N] each."""
 
-    def chunk(shared: Any, *members: jax.Array) -> Any:
-        return ensemble.map_members(lambda *member: train(*member, shared)[1], mapping, *members)
+    def mapped(stage: Callable) -> Callable:
+        return lambda shared, *members: ensemble.map_members(lambda *member: stage(shared, *member), mapping, *members)
 
-    return jax.jit(ensemble.shard_members(chunk, devices))
+    start = ensemble.shard_members(mapped(lambda shared, *member: stages.start(*member)), devices)
+    epoch = ensemble.shard_members(mapped(lambda shared, state, *member: stages.epoch(state, shared, *member)), devices)
+    finish = ensemble.shard_members(
+        mapped(lambda shared, state, *member: stages.finish(state, shared, *member)[1]), devices
+    )
+    return Stages(
+        jax.jit(lambda *members: start(None, *members)),
+        jax.jit(lambda state, shared, *members: epoch(shared, state, *members), donate_argnums=0),
+        jax.jit(lambda state, shared, *members: finish(shared, state, *members)),
+    )
+
+
+class Batch(NamedTuple):
+    """Networks that are trained at once, at most a chunk of them: `shared()` gives their data, `members` are [N]."""
+
+    shared: Callable[[], Any]
+    members: tuple[jax.Array, ...]
+
+
+def make_batches(shared: Callable[[], Any], members: tuple[jax.Array, ...], chunk_size: int) -> list[Batch]:
+    """Members [N] with the same data, `chunk_size` at a time."""
+    starts = range(0, len(members[0]), chunk_size)
+    return [Batch(shared, tuple(array[first : first + chunk_size] for array in members)) for first in starts]
 
 
 def map_networks(
-    chunk: Callable[..., Any],
+    chunk: Stages,
+    num_epochs: int,
     chunk_size: int,
-    shared: Any,
-    members: tuple[jax.Array, ...],
-    progress: Callable[[int], None] | None = None,
+    batches: list[Batch],
+    progress: Callable[[float], None] | None = None,
+    snapshots: Snapshots | None = None,
 ) -> Any:
-    """The metrics of all members [N], NumPy, by calls of `chunk` on `chunk_size` of them.
+    """The metrics of the networks of all batches [N], NumPy, by calls of `chunk` on `chunk_size` of them.
 
-    The last chunk is filled up with copies, so that a network's numbers do not depend on how many there are.
+    A batch that is smaller is filled up with copies, so that a network's numbers do not depend on how many there are.
 
     Args:
       chunk: from `make_chunk`.
-      members: arrays with a leading axis [N]: what differs between the networks.
-      progress: called with the number of networks done.
+      progress: called after every epoch with the number of networks done, a fraction for those in training.
+      snapshots: where the state is kept between epochs, and from where it is taken up again.
     """
-    count, results = len(members[0]), []
-    for first in range(0, count, chunk_size):
-        stop = min(first + chunk_size, count)
-        padded = np.resize(np.arange(first, stop), chunk_size)
-        results.append(jax.device_get(chunk(shared, *(array[padded] for array in members))))
+
+    def padded(batch: Batch) -> tuple[jax.Array, ...]:
+        places = np.resize(np.arange(len(batch.members[0])), chunk_size)
+        return tuple(array[places] for array in batch.members)
+
+    batches_done, epochs_done, state, results = 0, 0, None, []
+    if snapshots is not None and (kept := snapshots.load()) is not None:
+        batches_done, epochs_done = int(kept["batches_done"]), int(kept["epochs_done"])
+        state = chunk.start(*padded(batches[0]))
+        metrics = jax.eval_shape(chunk.finish, state, batches[0].shared(), *padded(batches[0]))
+        state = _restore("state", state, kept)
+        results = [_restore("results", metrics, kept)] if batches_done else []
+    num_done = sum(len(batch.members[0]) for batch in batches[:batches_done])
+    for number, batch in list(enumerate(batches))[batches_done:]:
+        shared, members, count = batch.shared(), padded(batch), len(batch.members[0])
+        state = chunk.start(*members) if state is None else state
+        for epoch in range(epochs_done, num_epochs):
+            state = jax.block_until_ready(chunk.epoch(state, shared, *members))
+            if snapshots is not None and snapshots.due():
+                kept = {"batches_done": np.asarray(number), "epochs_done": np.asarray(epoch + 1)}
+                kept |= _flatten("state", state) | _flatten("results", _join(results))
+                snapshots.save(number * num_epochs + epoch, kept)
+            if progress is not None and epoch + 1 < num_epochs:
+                progress(num_done + count * (epoch + 1) / num_epochs)
+        finished = jax.device_get(chunk.finish(state, shared, *members))
+        results.append(jax.tree.map(lambda values, count=count: values[:count], finished))
+        num_done, epochs_done, state = num_done + count, 0, None
         if progress is not None:
-            progress(stop)
-    return jax.tree.map(lambda *values: np.concatenate(values)[:count], *results)
+            progress(num_done)
+    return _join(results)
+
+
+def _join(results: list[Any]) -> Any:
+    """Metrics of several batches as those of one; None for none."""
+    return jax.tree.map(lambda *values: np.concatenate(values), *results) if results else None
+
+
+def _flatten(name: str, tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a tree, numbered, as arrays that a file can hold."""
+
+    def plain(leaf: jax.Array) -> np.ndarray:
+        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        return array if array.dtype.kind in "biuf" else array.view(f"u{array.dtype.itemsize}")  # bfloat16, say
+
+    return {f"{name}_{index}": plain(leaf) for index, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _restore(name: str, like: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The inverse of `_flatten`, for a tree like another one."""
+
+    def restored(index: int, leaf: Any) -> Any:
+        array = arrays[f"{name}_{index}"]
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        return array.view(leaf.dtype)
+
+    leaves, structure = jax.tree.flatten(like)
+    return jax.tree.unflatten(structure, [restored(index, leaf) for index, leaf in enumerate(leaves)])
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def broadcast_members(count: int, **values: Any) -> dict[str, np.ndarray]:

@@ -16,16 +16,22 @@ from nad_jax.cifar import ImageData
 from nad_jax.errors import InputError, check_labels
 from nad_jax.fitting import (
     FitMetrics,
+    FitState,
+    Sample,
+    Stages,
     broadcast_members,
     check_model,
     check_recipe,
+    make_batches,
     make_chunk,
     make_fit,
+    make_whole,
     map_networks,
     resolve_mapping,
 )
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
+from nad_jax.snapshots import Snapshots
 
 
 def cifar_recipe(num_epochs: int = 50) -> Recipe:
@@ -64,6 +70,53 @@ def _per_channel(name: str, value: Any, channels: int) -> np.ndarray:
     return np.broadcast_to(array, (1, 1, 1, channels))
 
 
+def make_image_stages(
+    model: Model,
+    recipe: Recipe,
+    transform: Callable[..., jax.Array] | None = None,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+) -> Stages:
+    """The stages of training one network on images, see `make_train_images`, whose arguments are their `member`."""
+    check_recipe(recipe)
+    check_model(model, recipe.batch_size)
+    if not (np.asarray(std) > 0).all():
+        raise InputError(f"std: must be positive, got {std!r}")
+    mean, std = (_per_channel(name, value, model.image_shape[2]) for name, value in (("mean", mean), ("std", std)))
+    fit = make_fit(model, recipe)
+
+    def scaled(images: jax.Array) -> jax.Array:
+        return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
+
+    def train_sampler(data: ImageData, *arrays: Any) -> Sample:
+        def sample(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+            x, labels = scaled(data.train_images[indices]), data.train_labels[indices]
+            if transform is not None:
+                given, x = x.shape, transform(x, labels, *arrays)
+                if x.shape != given:
+                    raise InputError(f"transform: must keep the shape of images, {given}, got {x.shape}")
+            return (x - mean) / std, labels
+
+        return sample
+
+    def test_sampler(data: ImageData) -> Sample:
+        return lambda indices: ((scaled(data.test_images[indices]) - mean) / std, data.test_labels[indices])
+
+    def start(key: jax.Array, learning_rate: jax.Array, *arrays: Any) -> FitState:
+        return fit.start(key, learning_rate)
+
+    def epoch(state: FitState, data: ImageData, key: jax.Array, learning_rate: jax.Array, *arrays: Any) -> FitState:
+        return fit.epoch(state, key, learning_rate, train_sampler(data, *arrays))
+
+    def finish(
+        state: FitState, data: ImageData, key: jax.Array, learning_rate: jax.Array, *arrays: Any
+    ) -> tuple[Any, FitMetrics]:
+        variables, metrics, _ = fit.finish(state, train_sampler(data, *arrays), test_sampler(data))
+        return variables, metrics
+
+    return Stages(start, epoch, finish)
+
+
 def make_train_images(
     model: Model,
     recipe: Recipe,
@@ -91,35 +144,14 @@ def make_train_images(
       InputError: for bad values in the recipe, `mean` or `std`, a model without a training mode, and, from `train`,
         for data of other sizes than the recipe's and a transformation that changes the shape of images.
     """
-    check_recipe(recipe)
-    check_model(model, recipe.batch_size)
-    if not (np.asarray(std) > 0).all():
-        raise InputError(f"std: must be positive, got {std!r}")
-    mean, std = (_per_channel(name, value, model.image_shape[2]) for name, value in (("mean", mean), ("std", std)))
-    fit = make_fit(model, recipe)
+    whole = make_whole(make_image_stages(model, recipe, transform, mean, std), recipe.num_epochs)
 
     def train(key: jax.Array, learning_rate: jax.Array, *rest: Any) -> tuple[Any, FitMetrics]:
-        *arrays, data = rest
+        *_, data = rest
         sizes = len(data.train_images), len(data.test_images)
         if sizes != (recipe.num_train, recipe.num_test):
             raise InputError(f"data: the recipe has {recipe.num_train} and {recipe.num_test} images, got {sizes}")
-
-        def scaled(images: jax.Array) -> jax.Array:
-            return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
-
-        def sample_train(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-            x, labels = scaled(data.train_images[indices]), data.train_labels[indices]
-            if transform is not None:
-                given, x = x.shape, transform(x, labels, *arrays)
-                if x.shape != given:
-                    raise InputError(f"transform: must keep the shape of images, {given}, got {x.shape}")
-            return (x - mean) / std, labels
-
-        def sample_test(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return (scaled(data.test_images[indices]) - mean) / std, data.test_labels[indices]
-
-        variables, metrics, _ = fit(key, learning_rate, sample_train, sample_test)
-        return variables, metrics
+        return whole(key, learning_rate, *rest)
 
     return train
 
@@ -140,25 +172,28 @@ def make_train_many_images(
     chunk_size: int = 0,
     num_devices: int = 0,
 ) -> Callable[..., FitMetrics]:
-    """Builds `run(arrays=(), learning_rate=0.21, seed=0, progress=None) -> FitMetrics`, see `train_many_images`.
+    """Builds `run(arrays=(), learning_rate=0.21, seed=0, progress=None, snapshots=None) -> FitMetrics`.
 
-    One compiled program trains `chunk_size` networks; the images are put on the devices once.
+    See `train_many_images`. One compiled program trains `chunk_size` networks; the images are put on the devices
+    once. With `snapshots`, from `nad_jax.snapshots`, a run that was interrupted is taken up again by the same call.
     """
     recipe = cifar_recipe() if recipe is None else recipe
-    check_model(model, 1)
+    if not isinstance(model, Model):
+        raise InputError(f"model: must come from create_model, from_linen, from_nnx or from_functions, got {model!r}")
     data = check_image_data(data, model)
     if isinstance(recipe, Recipe):
         recipe = dataclasses.replace(recipe, num_train=len(data.train_images), num_test=len(data.test_images))
-    train = make_train_images(model, recipe, transform, mean, std)
+    stages = make_image_stages(model, recipe, transform, mean, std)
     mapping, chunk_size, devices = resolve_mapping(mapping, chunk_size, num_devices)
-    chunk = make_chunk(train, mapping, devices)
+    chunk = make_chunk(stages, mapping, devices)
     shared = jax.device_put(data, ensemble.replicated(devices))
 
     def run(
         arrays: tuple[jax.Array, ...] = (),
         learning_rate: Any = 0.21,
         seed: Any = 0,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[float], None] | None = None,
+        snapshots: Snapshots | None = None,
     ) -> FitMetrics:
         arrays = tuple(np.asarray(array) for array in arrays)
         if arrays and transform is None:
@@ -171,7 +206,8 @@ def make_train_many_images(
         points = broadcast_members(count, learning_rate=learning_rate, seed=seed)
         keys = jnp.stack([image_network_key(one) for one in points["seed"].tolist()])
         members = (keys, points["learning_rate"].astype(np.float32), *arrays)
-        return map_networks(chunk, chunk_size, shared, members, progress)
+        batches = make_batches(lambda: shared, members, chunk_size)
+        return map_networks(chunk, recipe.num_epochs, chunk_size, batches, progress, snapshots)
 
     return run
 
@@ -189,7 +225,7 @@ def train_many_images(
     mapping: str = "sequential",
     chunk_size: int = 0,
     num_devices: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> FitMetrics:
     """Trains N networks on images, each with its own seed, learning rate and transformation of the training images.
 
@@ -205,7 +241,7 @@ def train_many_images(
       transform, mean, std: see `make_train_images`.
       mapping, chunk_size, num_devices: how the networks are mapped, see `training.make_train_many`. The default is
         one network after the other on each device: they are few and large, and a chunk is always filled up.
-      progress: called with the number of networks done.
+      progress: called after every epoch with the number of networks done, a fraction for those in training.
 
     Returns: `FitMetrics` of NumPy arrays with a leading axis [N], N the largest length given.
 

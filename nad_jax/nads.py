@@ -7,7 +7,7 @@ of one logit in evaluation mode (NAD, Section 3). Each network n of an ensemble 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from nad_jax.covariance import Moments
 from nad_jax.derivatives import Derivative, central_difference, input_gradient
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, unknown
 from nad_jax.models import Model
+
+if TYPE_CHECKING:
+    from nad_jax.snapshots import Snapshots  # which stands above: it stores the state that is computed here
 
 DERIVATIVES = ("central_difference", "input_gradient")
 POINTS = ("shared", "fresh")
@@ -87,10 +90,14 @@ def check_num_networks(num_networks: int, estimator: Estimator) -> None:
 
 
 class Halves(NamedTuple):
-    """The streaming state: second moments of the members of even and of odd number."""
+    """The streaming state: second moments of the members of even and of odd number.
+
+    diverged: [] how many members had a derivative that is not finite; they are in neither.
+    """
 
     even: Moments
     odd: Moments
+    diverged: jax.Array
 
 
 class NADs(NamedTuple):
@@ -187,16 +194,13 @@ def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Call
     return rows
 
 
-def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tuple[Callable[..., Halves], Estimator]:
-    """Builds `accumulate(key, halves, first, stop, progress=None) -> Halves`, and the estimator it resolved.
+def make_add_chunk(
+    model: Model, estimator: Estimator, num_networks: int
+) -> tuple[Callable[..., Halves], Estimator, int]:
+    """The compiled `add_chunk(key, halves, first, stop) -> Halves` of `make_accumulate`.
 
-    `accumulate` adds the networks first … stop − 1 (`first` even) to the state; `progress(done)` is called after
-    each chunk with the number of networks done so far. Memory does not depend on the number of networks.
-    `num_networks` is how many it will be given at a time: no automatic chunk is larger.
-
-    Raises:
-      InputError: where the estimator's values are wrong or do not fit the model; from `accumulate`, where a
-        network's derivative is not finite.
+    It adds the networks first … min(stop, first + chunk_size) − 1. Beside it: the estimator without automatic
+    choices, and R, the rows that one network gives. Raises as `make_accumulate`.
     """
     estimator, num_rows = _resolve(model, estimator, num_networks)
     member_rows = _make_member_rows(model, estimator, num_rows)
@@ -212,17 +216,43 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
             members, valid = ensemble.padded_members(first, stop, chunk_size)
             keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
             rows = ensemble.map_members(lambda key: member_rows(key, shared_point), estimator.mapping, keys)
-            valid = jnp.repeat(valid, num_rows).reshape(chunk_size, num_rows)
+            rows = rows.reshape(chunk_size, num_rows, -1)
+            finite = jnp.isfinite(rows).all((1, 2))
+            diverged = halves.diverged + jnp.sum(valid & ~finite, dtype=jnp.int32)
+            valid = jnp.repeat(valid & finite, num_rows).reshape(chunk_size, num_rows)
 
             def half(moments: Moments, parity: int) -> Moments:
                 return covariance.update(
                     moments, rows[parity::2].reshape(-1, rows.shape[-1]), valid[parity::2].reshape(-1)
                 )
 
-            return Halves(half(halves.even, 0), half(halves.odd, 1))
+            return Halves(half(halves.even, 0), half(halves.odd, 1), diverged)
+
+    return add_chunk, estimator, num_rows
+
+
+def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tuple[Callable[..., Halves], Estimator]:
+    """Builds `accumulate(key, halves, first, stop, progress, snapshots) -> Halves`, and the estimator it resolved.
+
+    `accumulate` adds the networks first … stop − 1 (`first` even) to the state; a network whose derivative is not
+    finite is counted and left out. `progress(done)` is called after each chunk with the number of networks done so
+    far; with `snapshots`, from `nad_jax.snapshots`, a call that was interrupted is taken up again by the same one.
+    Memory does not depend on the number of networks. `num_networks` is how many it will be given at a time: no
+    automatic chunk is larger.
+
+    Raises:
+      InputError: where the estimator's values are wrong or do not fit the model.
+    """
+    add_chunk, estimator, num_rows = make_add_chunk(model, estimator, num_networks)
+    chunk_size = estimator.chunk_size
 
     def accumulate(
-        key: jax.Array, halves: Halves, first: int, stop: int, progress: Callable[[int], None] | None = None
+        key: jax.Array,
+        halves: Halves,
+        first: int,
+        stop: int,
+        progress: Callable[[int], None] | None = None,
+        snapshots: "Snapshots | None" = None,
     ) -> Halves:
         if first % 2:
             raise InputError(f"first: must be even (halves of even and odd members), got {first}")
@@ -230,14 +260,18 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
             raise InputError(
                 f"num_networks: at most {2**32 // num_rows} of {num_rows} rows each are counted, got {stop}"
             )
-        halves = jax.tree.map(jnp.copy, halves)  # the caller's arrays are not donated
-        for start in range(first, stop, chunk_size):
+        halves, done = jax.tree.map(jnp.copy, halves), first  # the caller's arrays are not donated
+        if snapshots is not None and (kept := snapshots.load()) is not None:
+            halves, done = halves_from_arrays(kept), int(kept["done"])
+        for start in range(done, stop, chunk_size):
             halves = add_chunk(key, halves, jnp.int32(start), jnp.int32(stop))
-            if progress is not None:
+            done = min(start + chunk_size, stop)
+            if progress is not None or snapshots is not None:
                 jax.block_until_ready(halves)
-                progress(min(start + chunk_size, stop) - first)
-        if not all(bool(jnp.isfinite(half.scatter).all()) for half in halves):
-            raise InputError(f"model: a derivative of networks {first} … {stop - 1} is not finite")
+            if snapshots is not None and snapshots.due():
+                snapshots.save(done, {**halves_to_arrays(halves), "done": np.asarray(done)})
+            if progress is not None:
+                progress(done - first)
         return halves
 
     return accumulate, estimator
@@ -245,12 +279,30 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
 
 def init_halves(dimension: int) -> Halves:
     """The state that has seen no networks."""
-    return Halves(covariance.init(dimension), covariance.init(dimension))
+    return Halves(covariance.init(dimension), covariance.init(dimension), jnp.int32(0))
 
 
 def merge_halves(left: Halves, right: Halves) -> Halves:
     """The state that has seen the networks of both."""
-    return Halves(covariance.merge(left.even, right.even), covariance.merge(left.odd, right.odd))
+    even, odd = covariance.merge(left.even, right.even), covariance.merge(left.odd, right.odd)
+    return Halves(even, odd, left.diverged + right.diverged)
+
+
+def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
+    """The state as named NumPy arrays: even_count, even_mean, even_scatter, odd_…, diverged."""
+    arrays = {"diverged": np.asarray(halves.diverged)}
+    for half in ("even", "odd"):
+        moments = getattr(halves, half)
+        arrays |= {f"{half}_{name}": np.asarray(value) for name, value in moments._asdict().items()}
+    return arrays
+
+
+def halves_from_arrays(arrays: dict[str, np.ndarray]) -> Halves:
+    """The inverse of `halves_to_arrays`; other arrays are left alone."""
+    even, odd = (
+        Moments(*(jnp.asarray(arrays[f"{half}_{name}"]) for name in Moments._fields)) for half in ("even", "odd")
+    )
+    return Halves(even, odd, jnp.asarray(arrays["diverged"]))
 
 
 def finalize(halves: Halves, num_networks: int, config: dict[str, Any], centred: bool = False) -> NADs:
@@ -263,13 +315,18 @@ def finalize(halves: Halves, num_networks: int, config: dict[str, Any], centred:
       centred: read off the centred covariance.
 
     Raises:
-      InputError: where every derivative is exactly zero (a bias-free ReLU network at the origin, say).
+      InputError: where every derivative is exactly zero (a bias-free ReLU network at the origin, say), or a half of
+        the ensemble has no network whose derivative is finite.
     """
+    if min(int(halves.even.count), int(halves.odd.count)) < (2 if centred else 1):
+        raise InputError(
+            f"model: a half of the ensemble has too few finite derivatives; {int(halves.diverged)} networks have none"
+        )
     moment = covariance.covariance if centred else covariance.second_moment
     matrix = moment(covariance.merge(halves.even, halves.odd))
     if not float(jnp.trace(matrix)) > 0:
         raise InputError("model: every derivative is exactly zero at this point; there are no directions to rank")
-    even, odd = (np.asarray(moment(half), np.float64) for half in halves)
+    even, odd = (np.asarray(moment(half), np.float64) for half in (halves.even, halves.odd))
     eigenvalues, directions = spectral.eigh_dense(matrix)
     sizes = subspaces.default_sizes(matrix.shape[0])
     split_half = subspaces.subspace_overlap(spectral.eigh_dense(even)[1], spectral.eigh_dense(odd)[1], sizes)
@@ -328,6 +385,8 @@ def estimate_nads(
     check_num_networks(num_networks, estimator)
     halves = init_halves(int(np.prod(model.image_shape)))
     halves = accumulate(key, halves, 0, num_networks, progress)
+    if int(halves.diverged):
+        raise InputError(f"model: the derivative of {int(halves.diverged)} of {num_networks} networks is not finite")
     return finalize(halves, num_networks, record_choices(model, estimator, key), estimator.centred)
 
 

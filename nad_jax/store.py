@@ -11,15 +11,23 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jax
 import numpy as np
+from absl import logging
 
 from nad_jax.errors import InputError, first_line
 from nad_jax.nads import NADs
+
+
+class DamagedError(InputError):
+    """A file that could be read but does not hold what it must: truncated, altered, of another format."""
 
 
 def _os_error(path: Path, error: OSError) -> InputError:
@@ -112,7 +120,8 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
     """The named arrays (None: all) of an untrusted `.npz` file written uncompressed; checksums are verified.
 
     Raises:
-      InputError: naming the file and the reason: missing, not a zip file, damaged, compressed, array missing.
+      InputError: naming the file and the reason it cannot be opened or read.
+      DamagedError: an `InputError` where it can: not a zip file, truncated, altered, compressed, array missing.
     """
     path = Path(path)
     arrays = {}
@@ -123,18 +132,23 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
                 try:
                     info = archive.getinfo(f"{name}.npy")
                 except KeyError:
-                    raise InputError(f"{path}: array {name!r} is missing") from None
+                    raise DamagedError(f"{path}: array {name!r} is missing") from None
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
-                    raise InputError(f"{path}: array {name!r} is compressed or larger than its file")
+                    raise DamagedError(f"{path}: array {name!r} is compressed or larger than its file")
                 # Reading the whole member verifies its CRC-32.
                 content = archive.read(info)
                 arrays[name] = _read_array(io.BytesIO(content), len(content), f"{path}: {name}")
     except OSError as error:
-        raise _os_error(path, error) from error
+        if error.errno not in (None, errno.EINVAL):  # a place outside the file, which a damaged directory may name
+            raise _os_error(path, error) from error
+        raise DamagedError(f"{path}: damaged or not an .npz file ({first_line(error)})") from error
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, DamagedError):
             raise
-        raise InputError(f"{path}: damaged or not an .npz file ({first_line(error)})") from error
+        # NotImplementedError is what zipfile raises for a compression it does not know.
+        reason = str(error) if isinstance(error, InputError) else f"{path}: damaged or not an .npz file"
+        detail = "" if isinstance(error, InputError) else f" ({first_line(error)})"
+        raise DamagedError(reason + detail) from error
     return arrays
 
 
@@ -226,40 +240,89 @@ def read_singular_values(path: str | Path) -> np.ndarray:
     return values
 
 
-def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
-    """Creates a run folder, or checks that an existing one holds the same configuration.
+def describe_origin(identity: dict[str, Any], **how: Any) -> np.ndarray:
+    """What a unit carries as its array `config`, JSON: its configuration, how it was computed, versions and device."""
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    device = jax.local_devices()[0].device_kind
+    return np.asarray(json.dumps({"identity": identity, **how, "device": device, "versions": versions}))
+
+
+def check_origin(path: Path, origin: np.ndarray, identity: dict[str, Any]) -> None:
+    """Raises `InputError` where a unit, whose array `config` is given, is of another configuration than `identity`."""
+    try:
+        stored = json.loads(str(origin))["identity"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path}: does not say what configuration it is of") from error
+    if stored != json.loads(json.dumps(identity)):
+        raise InputError(f"{path}: is of another configuration than the command; nothing was changed")
+
+
+def check_run_folder(workdir: Path, identity: dict[str, Any]) -> bool:
+    """Whether a run folder holds the same configuration; False where it holds none yet.
 
     Args:
-      workdir: the folder; created with its parents.
+      workdir: the folder.
       identity: the config fields that determine the numbers of a unit.
 
     Raises:
-      InputError: where the folder cannot be written, or holds another configuration: every differing field.
+      InputError: where it holds another configuration: every differing field; or files that are not of a run.
+      DamagedError: where its configuration is not readable.
     """
-    make_folder(workdir)
     file = workdir / "config.json"
-    stored = None
     try:
-        if file.exists():
-            stored = json.loads(file.read_text(encoding="utf-8"))
+        if not file.exists():
+            strangers = sorted(path.name for path in workdir.iterdir()) if workdir.exists() else []
+            strangers = [name for name in strangers if not name.startswith((".", "config.json"))]
+            if strangers and not file.exists():  # else another process has just made the folder
+                raise InputError(
+                    f"{workdir}: holds {strangers[0]!r} but no config.json, so it is no run folder; name another"
+                )
+            return False
+        stored = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise _os_error(file, error) from error
     except ValueError as error:
-        raise InputError(f"{file}: damaged, not JSON ({error}); remove it to start the folder again") from error
+        if isinstance(error, InputError):
+            raise
+        raise DamagedError(f"{file}: damaged, not JSON ({error})") from error
+    if not isinstance(stored, dict):
+        raise DamagedError(f"{file}: damaged, not a JSON object")
     identity = json.loads(json.dumps(identity))
-    if stored is None:
-        strangers = sorted(path.name for path in workdir.iterdir() if not path.name.startswith("."))
-        if strangers:
-            raise InputError(
-                f"{workdir}: holds {strangers[0]!r} but no config.json, so it is no run folder; name another"
-            )
-        write_text(file, json.dumps(identity, indent=2) + "\n")
-    elif stored != identity:
-        names = sorted({*stored, *identity} if isinstance(stored, dict) else identity)
-        stored = stored if isinstance(stored, dict) else {}
+    if stored != identity:
+        names = sorted({*stored, *identity})
         differing = [name for name in names if stored.get(name) != identity.get(name)]
         lines = [f"  {name}: folder {stored.get(name)!r}, command {identity.get(name)!r}" for name in differing]
         raise InputError(f"{workdir}: holds results of another configuration\n" + "\n".join(lines))
+    return True
+
+
+def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
+    """Creates a run folder, or checks that an existing one holds the same configuration, see `check_run_folder`.
+
+    A damaged config.json is moved aside and written again, if the units in the folder are of this configuration.
+    """
+    make_folder(workdir)
+    file = workdir / "config.json"
+    try:
+        written = check_run_folder(workdir, identity)
+    except DamagedError as error:
+        for path in (workdir / "units").glob("*.npz"):
+            with contextlib.suppress(DamagedError):
+                check_origin(path, read_npz(path, ("config",))["config"], identity)
+        logging.warning("%s; kept as %s, written again", error, quarantine(file).name)
+        written = False
+    if not written:
+        write_text(file, json.dumps(identity, indent=2) + "\n")
+    for folder in (workdir, workdir / "units", workdir / "snapshots"):
+        _remove_remains(folder)
+
+
+def _remove_remains(folder: Path) -> None:
+    """Removes temporary files that killed processes have left; one in use is younger than an hour."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()
 
 
 def read_text(path: str | Path) -> str:
@@ -294,18 +357,20 @@ def save_figure(path: Path, figure: Any) -> None:
 
 
 def quarantine(path: Path) -> Path:
-    """Moves a damaged file aside as `*.corrupt` and returns its new name."""
+    """Moves a damaged file aside as `*.corrupt` and returns its new name; another process may have done so already."""
     aside = path.with_name(path.name + ".corrupt")
     try:
         os.replace(path, aside)
+    except FileNotFoundError:
+        pass
     except OSError as error:
         raise _os_error(path, error) from error
     return aside
 
 
 def remove(path: Path) -> None:
-    """Removes a file; raises `InputError` naming it where that fails."""
+    """Removes a file, if it is there; raises `InputError` naming it where that fails."""
     try:
-        path.unlink()
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise _os_error(path, error) from error

@@ -4,7 +4,7 @@ Source of the default recipe: NAD, reference code; see `Recipe`.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,17 +15,23 @@ from nad_jax import ensemble, separable
 from nad_jax.directions import direction_identity
 from nad_jax.errors import InputError
 from nad_jax.fitting import (
+    FitState,
+    Sample,
+    Stages,
     broadcast_members,
     check_model,
     check_recipe,
+    make_batches,
     make_chunk,
     make_fit,
+    make_whole,
     map_networks,
     resolve_mapping,
 )
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.separable import Noise
+from nad_jax.snapshots import Snapshots
 
 
 class TrainMetrics(NamedTuple):
@@ -52,11 +58,58 @@ def _cosine(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.where(norm == 0, 0.0, jnp.abs(jnp.vdot(left, right)) / norm)
 
 
+def make_stages(model: Model, recipe: Recipe) -> Stages:
+    """The stages of training one network on D(v), see `make_train`, whose arguments but `noise` are its `member`."""
+    check_recipe(recipe)
+    separable.check_num_samples("num_train", recipe.num_train)
+    separable.check_num_samples("num_test", recipe.num_test)
+    check_model(model, recipe.batch_size, num_classes=2)
+    fit = make_fit(model, recipe, with_gradient=True)
+
+    def sampler(noise: jax.Array, direction: jax.Array, epsilon: jax.Array, sigma: jax.Array) -> Sample:
+        def sample(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+            labels = separable.label_samples(indices)
+            x = separable.separate(noise[indices], labels, direction, epsilon, sigma)
+            return x.reshape(-1, *model.image_shape), labels
+
+        return sample
+
+    def start(key: jax.Array, direction: jax.Array, epsilon: Any, sigma: Any, learning_rate: Any) -> FitState:
+        return fit.start(key, learning_rate)
+
+    def epoch(
+        state: FitState,
+        noise: Noise,
+        key: jax.Array,
+        direction: jax.Array,
+        epsilon: Any,
+        sigma: Any,
+        learning_rate: Any,
+    ) -> FitState:
+        return fit.epoch(state, key, learning_rate, sampler(noise.train, direction, epsilon, sigma))
+
+    def finish(
+        state: FitState,
+        noise: Noise,
+        key: jax.Array,
+        direction: jax.Array,
+        epsilon: Any,
+        sigma: Any,
+        learning_rate: Any,
+    ) -> tuple[Any, TrainMetrics]:
+        samplers = (sampler(split, direction, epsilon, sigma) for split in noise)
+        variables, metrics, gradient = fit.finish(state, *samplers)
+        cosine = _cosine(gradient.reshape(-1), direction)
+        return variables, TrainMetrics(**metrics._asdict(), gradient_cosine=cosine)
+
+    return Stages(start, epoch, finish)
+
+
 def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tuple[Any, TrainMetrics]]:
     """Builds `train(key, direction, epsilon, sigma, learning_rate, noise) -> (variables, TrainMetrics)`.
 
-    `train` is pure: it initializes a network, trains it on D(v) by the recipe, the whole schedule in `lax.scan`,
-    and evaluates it. Everything it takes is an array, so it can be mapped over any of them; `train_many` does.
+    `train` is pure: it initializes a network, trains it on D(v) by the recipe and evaluates it. Everything it takes
+    is an array, so it can be mapped over any of them; `train_many` does.
 
       key:           of initialization, order of the samples and dropout; consumed.
       direction:     v, [D], of unit norm.
@@ -68,11 +121,7 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
         training mode, and, from `train`, for noise of other sizes.
     """
     recipe = Recipe() if recipe is None else recipe
-    check_recipe(recipe)
-    separable.check_num_samples("num_train", recipe.num_train)
-    separable.check_num_samples("num_test", recipe.num_test)
-    check_model(model, recipe.batch_size, num_classes=2)
-    fit = make_fit(model, recipe, with_gradient=True)
+    whole = make_whole(make_stages(model, recipe), recipe.num_epochs)
 
     def train(
         key: jax.Array,
@@ -87,18 +136,7 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
                 f"noise: the recipe has {recipe.num_train} and {recipe.num_test} samples, "
                 f"got {len(noise.train)} and {len(noise.test)}"
             )
-
-        def sampler(noise: jax.Array) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-            def sample(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-                labels = separable.label_samples(indices)
-                x = separable.separate(noise[indices], labels, direction, epsilon, sigma)
-                return x.reshape(-1, *model.image_shape), labels
-
-            return sample
-
-        variables, metrics, gradient = fit(key, learning_rate, sampler(noise.train), sampler(noise.test))
-        cosine = _cosine(gradient.reshape(-1), direction)
-        return variables, TrainMetrics(**metrics._asdict(), gradient_cosine=cosine)
+        return whole(key, direction, epsilon, sigma, learning_rate, noise)
 
     return train
 
@@ -110,9 +148,10 @@ def make_train_many(
     chunk_size: int = 0,
     num_devices: int = 0,
 ) -> Callable[..., TrainMetrics]:
-    """Builds `run(directions, epsilon, sigma, learning_rate, seed, progress=None) -> TrainMetrics`, see `train_many`.
+    """Builds `run(directions, epsilon, sigma, learning_rate, seed, progress, snapshots) -> TrainMetrics`.
 
-    One compiled program trains `chunk_size` networks.
+    See `train_many`. One compiled program trains `chunk_size` networks; with `snapshots`, from `nad_jax.snapshots`,
+    a run that was interrupted is taken up again by the same call.
 
     Args:
       mapping: "sequential", one network after the other on each device; "vectorized", all networks of a chunk in
@@ -121,12 +160,12 @@ def make_train_many(
       num_devices: local devices to shard over; 0: all. (On a CPU there is one, using every core, unless
         JAX_NUM_CPU_DEVICES says otherwise.)
     """
-    train = make_train(model, recipe)
     recipe = Recipe() if recipe is None else recipe
+    stages = make_stages(model, recipe)
     mapping, chunk_size, devices = resolve_mapping(mapping, chunk_size, num_devices)
     dimension = int(np.prod(model.image_shape))
     draw_noise = jax.jit(lambda key: separable.sample_noise(key, recipe.num_train, recipe.num_test, dimension))
-    chunk = make_chunk(train, mapping, devices)
+    chunk = make_chunk(stages, mapping, devices)
 
     @lru_cache(maxsize=1)
     def replicate_noise(seed: int) -> Noise:
@@ -138,13 +177,14 @@ def make_train_many(
         sigma: Any = 1.0,
         learning_rate: Any = 0.5,
         seed: Any = 0,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[float], None] | None = None,
+        snapshots: Snapshots | None = None,
     ) -> TrainMetrics:
         directions = _check_directions(directions, dimension)
         points = broadcast_members(
             len(directions), epsilon=epsilon, sigma=sigma, learning_rate=learning_rate, seed=seed
         )
-        order, results, num_done = [], [], 0
+        order, batches = [], []
         for replicate in dict.fromkeys(points["seed"].tolist()):
             members = np.flatnonzero(points["seed"] == replicate)
             arrays = (
@@ -152,12 +192,11 @@ def make_train_many(
                 directions[members],
                 *(points[name][members].astype(np.float32) for name in ("epsilon", "sigma", "learning_rate")),
             )
-            report = progress and (lambda done, before=num_done: progress(before + done))
-            results.append(map_networks(chunk, chunk_size, replicate_noise(replicate), arrays, report))
+            batches += make_batches(partial(replicate_noise, replicate), arrays, chunk_size)
             order.extend(members)
-            num_done += len(members)
         back = np.argsort(order)
-        return jax.tree.map(lambda *values: np.concatenate(values)[back], *results)
+        results = map_networks(chunk, recipe.num_epochs, chunk_size, batches, progress, snapshots)
+        return jax.tree.map(lambda values: values[back], results)
 
     return run
 
@@ -195,7 +234,7 @@ def train_many(
     mapping: str = "auto",
     chunk_size: int = 0,
     num_devices: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> TrainMetrics:
     """Trains one network on D(v) for each row v of `directions`: the directional inductive bias of a model.
 
@@ -209,7 +248,7 @@ def train_many(
       recipe: default `Recipe()`, the published one.
       mapping, chunk_size, num_devices: how the networks are mapped, see `make_train_many`. Results agree to rounding,
         which training with max-pooling amplifies: in the end hard directions may differ as much as between seeds.
-      progress: called with the number of networks done.
+      progress: called after every epoch with the number of networks done, a fraction for those in training.
 
     Returns: `TrainMetrics` of NumPy arrays with a leading axis [N].
 

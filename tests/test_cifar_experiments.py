@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -57,11 +58,7 @@ def _rows(workdir):
 
 
 def _copy(finished, name, tmp_path):
-    workdir = tmp_path / "run"
-    (workdir / "units").mkdir(parents=True)
-    for path in (finished / name).rglob("*.*"):
-        (workdir / path.relative_to(finished / name)).write_bytes(path.read_bytes())
-    return workdir
+    return shutil.copytree(finished / name, tmp_path / "run")
 
 
 def test_poisoned_and_clean_networks_have_a_row_each(finished):

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,11 +52,7 @@ def _rows(workdir):
 
 
 def _copy(finished, tmp_path):
-    workdir = tmp_path / "run"
-    (workdir / "units").mkdir(parents=True)
-    for path in finished.rglob("*.*"):
-        (workdir / path.relative_to(finished)).write_bytes(path.read_bytes())
-    return workdir
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_a_run_writes_one_row_per_network_with_its_coordinates(finished):

@@ -1,6 +1,7 @@
 """Experiments at smoke size, in process; and the command line, as a user meets it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,12 +35,7 @@ def _units(workdir):
 
 
 def _copy(finished, tmp_path):
-    workdir = tmp_path / "run"
-    for path in finished.rglob("*.*"):
-        target = workdir / path.relative_to(finished)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-    return workdir
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def test_a_run_stores_the_record_and_draws_it(finished):
@@ -67,7 +63,7 @@ def test_a_rerun_computes_nothing_and_an_interrupted_run_ends_the_same(finished,
     assert _units(workdir) == _units(finished)
     assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
 
-    monkeypatch.setattr(compute_nads, "_write_unit", lambda *args: pytest.fail("a unit was computed again"))
+    monkeypatch.setattr(compute_nads, "_make_program", lambda *args: pytest.fail("a unit was computed again"))
     compute_nads.run(_config(), workdir)
 
 
@@ -233,7 +229,7 @@ def test_the_command_line_runs_a_recipe(tmp_path):
         "--config=configs/compute_nads.py:logreg", f"--workdir={tmp_path / 'run'}", "--config.image_shape=8,8,1"
     )
     assert result.returncode == 0, result.stderr
-    assert "10/10 networks" in result.stderr and "ETA" in result.stderr
+    assert "10/10 networks" in result.stderr and "0 diverged" in result.stderr
     assert "logreg: NADs of 10 networks" in result.stdout
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "nads.npz", "nads.png", "overlap.png", "spectrum.png", "units"}
+    assert names == {"config.json", "nads.npz", "nads.png", "overlap.png", "progress", "spectrum.png", "units"}

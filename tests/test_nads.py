@@ -262,7 +262,7 @@ def test_non_finite_derivatives_are_refused_with_their_networks():
     model = from_functions(
         lambda key: jax.random.normal(key, (4, 1)), lambda w, x: jnp.sqrt(x.reshape(-1, 4) @ w - 100.0), (2, 2, 1)
     )
-    with pytest.raises(InputError, match="networks 0 … 9 is not finite"):
+    with pytest.raises(InputError, match="derivative of 10 of 10 networks is not finite"):
         estimate_nads(model, 10, readout="sampled", derivative="input_gradient")
 
 

@@ -169,9 +169,15 @@ def test_a_run_folder_refuses_another_configuration(tmp_path):
     (tmp_path / "other" / "nads.npz").write_text("")
     with pytest.raises(InputError, match=r"holds 'nads\.npz' but no config\.json"):
         store.open_run_folder(tmp_path / "other", {"seed": 0})
+    (folder / "units").mkdir()
+    path = folder / "units" / "networks_0.npz"
+    store.write_npz(path, {"config": store.describe_origin({"seed": 0})})
     (folder / "config.json").write_text("{")
-    with pytest.raises(InputError, match="damaged"):
-        store.open_run_folder(folder, {"seed": 0})
+    with pytest.raises(InputError, match=r"networks_0\.npz: is of another configuration"):
+        store.open_run_folder(folder, {"seed": 1})
+    assert (folder / "config.json").read_text() == "{"
+    store.open_run_folder(folder, {"seed": 0})  # as its units say
+    assert (folder / "config.json.corrupt").read_text() == "{" and store.check_run_folder(folder, {"seed": 0})
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
         store.open_run_folder(tmp_path / "file" / "run", {})

@@ -159,21 +159,30 @@ LENET_SHAPE = (16, 16, 1)
 LENET_RECIPE = Recipe(num_train=600, num_test=400, batch_size=64, num_epochs=2, loss_window=3)
 
 
+def run_stages(chunk, num_epochs, shared, *members):
+    """The metrics of networks that are trained by compiled stages."""
+    state = chunk.start(*members)
+    for _ in range(num_epochs):
+        state = chunk.epoch(state, shared, *members)
+    return chunk.finish(state, shared, *members)
+
+
 def lenet_chunk(mapping, devices):
-    """A compiled chunk of four LeNets, and its arguments."""
-    train = make_train(create_model("lenet", LENET_SHAPE, num_logits=2), LENET_RECIPE)
+    """The metrics of four LeNets, and the text of the program that trained them for an epoch."""
+    stages = training.make_stages(create_model("lenet", LENET_SHAPE, num_logits=2), LENET_RECIPE)
     directions = _directions(4, LENET_SHAPE)
     noise = separable.sample_noise(training.noise_key(0), LENET_RECIPE.num_train, LENET_RECIPE.num_test, 256)
     keys = jnp.stack([training.network_key(0, v) for v in directions])
-    scalars = (jnp.ones(4), jnp.full(4, 0.5), jnp.full(4, 0.5))
-    arguments = (jax.device_put(noise, ensemble.replicated(devices)), keys, jnp.asarray(directions), *scalars)
-    return fitting.make_chunk(train, mapping, devices).lower(*arguments).compile(), arguments
+    members = (keys, jnp.asarray(directions), jnp.ones(4), jnp.full(4, 0.5), jnp.full(4, 0.5))
+    shared = jax.device_put(noise, ensemble.replicated(devices))
+    chunk = fitting.make_chunk(stages, mapping, devices)
+    program = chunk.epoch.lower(chunk.start(*members), shared, *members).compile().as_text()
+    return run_stages(chunk, LENET_RECIPE.num_epochs, shared, *members), program
 
 
 @pytest.fixture(scope="module")
 def sequential():
-    compiled, arguments = lenet_chunk("sequential", jax.local_devices()[:1])
-    return compiled(*arguments)
+    return lenet_chunk("sequential", jax.local_devices()[:1])[0]
 
 
 def _assert_equivalent(left, right):
@@ -183,8 +192,7 @@ def _assert_equivalent(left, right):
 
 
 def test_sequential_and_vectorized_training_agree(sequential):
-    compiled, arguments = lenet_chunk("vectorized", jax.local_devices()[:1])
-    _assert_equivalent(sequential, compiled(*arguments))
+    _assert_equivalent(sequential, lenet_chunk("vectorized", jax.local_devices()[:1])[0])
     assert len({float(loss) for loss in sequential.losses[:, 0]}) == 4
 
 
@@ -204,9 +212,9 @@ from nad_jax import ImageData, cifar_recipe, create_model, train_many, train_man
 from tests.test_training import LENET_RECIPE, LENET_SHAPE, _directions, lenet_chunk
 assert jax.local_device_count() == 4
 for mapping in ("sequential", "vectorized"):
-    compiled, arguments = lenet_chunk(mapping, jax.local_devices())
-    np.savez(f"{OUT}/{mapping}.npz", **compiled(*arguments)._asdict())
-    open(f"{OUT}/{mapping}.txt", "w").write(compiled.as_text())
+    metrics, program = lenet_chunk(mapping, jax.local_devices())
+    np.savez(f"{OUT}/{mapping}.npz", **metrics._asdict())
+    open(f"{OUT}/{mapping}.txt", "w").write(program)
 model = create_model("lenet", LENET_SHAPE, num_logits=2)
 for num_devices in (1, 4):  # the last chunk of four is not full
     metrics = train_many(model, _directions(5, LENET_SHAPE), recipe=LENET_RECIPE, num_devices=num_devices)
@@ -249,13 +257,13 @@ def test_sharded_training_agrees_and_does_not_communicate(sequential, tmp_path):
 @pytest.mark.parametrize("mapping", ["sequential", "vectorized"])
 def test_nan_data_of_one_network_leaves_the_others_bitwise_unchanged(mapping):
     model = create_model("mlp", SHAPE, num_logits=2)
-    chunk = fitting.make_chunk(make_train(model, SMALL), mapping, jax.local_devices()[:1])
+    chunk = fitting.make_chunk(training.make_stages(model, SMALL), mapping, jax.local_devices()[:1])
     directions = jnp.asarray(_directions(3))
     noise = separable.sample_noise(training.noise_key(0), SMALL.num_train, SMALL.num_test, 64)
     keys = jnp.stack([training.network_key(0, v) for v in directions])
     ones = jnp.ones(3)
-    clean = chunk(noise, keys, directions, ones, ones, 0.5 * ones)
-    spoilt = chunk(noise, keys, directions, ones, ones.at[1].set(jnp.nan), 0.5 * ones)
+    clean = run_stages(chunk, 2, noise, keys, directions, ones, ones, 0.5 * ones)
+    spoilt = run_stages(chunk, 2, noise, keys, directions, ones, ones.at[1].set(jnp.nan), 0.5 * ones)
     for index in (0, 2):
         jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[i], b[i]), clean, spoilt)
     assert spoilt.diverged_at.tolist() == [-1, 1, -1]

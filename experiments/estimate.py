@@ -1,0 +1,60 @@
+"""What it will cost to train networks, from a recipe of two batches."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from experiments.plan import Cost
+from nad_jax.fitting import Stages, make_chunk
+from nad_jax.recipe import Recipe
+
+
+def shorten(recipe: Recipe) -> Recipe:
+    """The same steps, two of them an epoch."""
+    samples = 2 * recipe.batch_size
+    return dataclasses.replace(
+        recipe, num_train=min(samples, recipe.num_train), num_test=min(samples, recipe.num_test), num_epochs=2
+    )
+
+
+def measure_training(
+    stages: Stages, recipe: Recipe, mapping: str, devices: list[jax.Device], shared: Any, members: tuple, nbytes: int
+) -> Cost:
+    """What a chunk of members [N] costs under a recipe.
+
+    Args:
+      stages: of the shortened recipe, with its data `shared`.
+      nbytes: what the data of the whole recipe takes.
+    """
+    short = shorten(recipe)
+    chunk = make_chunk(stages, mapping, devices)
+    begun = time.monotonic()
+    start = chunk.start.lower(*members).compile()
+    state = jax.eval_shape(chunk.start, *members)
+    epoch = chunk.epoch.lower(state, shared, *members).compile()
+    finish = chunk.finish.lower(state, shared, *members).compile()
+    compile_seconds = time.monotonic() - begun
+    state = jax.block_until_ready(epoch(start(*members), shared, *members))
+    epoch_seconds, state = timed(epoch, state, shared, *members)
+    finish_seconds, _ = timed(finish, state, shared, *members)
+    share = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
+    seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps + finish_seconds * share
+    peak = max(program_bytes(program) for program in (start, epoch, finish))
+    return Cost(compile_seconds, seconds / len(members[0]), peak + nbytes)
+
+
+def timed(function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """The seconds that a call takes, and its result."""
+    begun = time.monotonic()
+    result = jax.block_until_ready(function(*args))
+    return time.monotonic() - begun, result
+
+
+def program_bytes(program: Any) -> int:
+    """What a compiled program says that it needs: arguments, results and intermediate arrays."""
+    memory = program.memory_analysis()
+    together = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return together + memory.temp_size_in_bytes

@@ -1,0 +1,72 @@
+"""SIGTERM and Ctrl-C: the process ends within seconds, whatever it is doing, and says that it can be run again.
+
+Python runs a signal handler between two of its own instructions, which is not before a compilation is over. So a
+thread waits for the byte that the interpreter writes on arrival, and ends the process from there.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import NoReturn
+
+EXIT_CODE = 75  # EX_TEMPFAIL: run me again
+GRACE_SECONDS = 3.0  # for the computation to reach its next epoch and keep a snapshot
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_requested = threading.Event()
+_resumable = threading.Event()
+
+
+class Interrupted(Exception):
+    """The end of the process has been asked for."""
+
+
+def watch() -> None:
+    """From now on SIGTERM and SIGINT end the process; after `jax.distributed`, which takes SIGTERM for itself."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: None)  # a signal without a handler would write no byte
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_wait, args=(reader,), daemon=True).start()
+
+
+def _wait(reader: int) -> None:
+    while os.read(reader, 1)[0] not in _SIGNALS:
+        pass
+    _requested.set()
+    if _resumable.is_set():
+        select.select([reader], [], [], GRACE_SECONDS)  # a second signal ends the wait
+    leave()
+
+
+def leave() -> NoReturn:
+    """Ends the process at once: an orderly exit would wait for a computation whose result nobody takes."""
+    os.write(sys.__stderr__.fileno(), b"interrupted; the same command goes on from what is stored\n")
+    os._exit(EXIT_CODE)
+
+
+def requested() -> bool:
+    """Whether the end of the process has been asked for."""
+    return _requested.is_set()
+
+
+def check() -> None:
+    """Raises `Interrupted` where the end of the process has been asked for."""
+    if _requested.is_set():
+        raise Interrupted
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Work that calls `check` when its state is stored: a first signal leaves it some time to get there."""
+    _resumable.set()
+    try:
+        yield
+    finally:
+        _resumable.clear()
+    check()

@@ -1,0 +1,65 @@
+"""What an experiment is asked to compute: units that do not depend on each other, each stored as one file."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from nad_jax.snapshots import Snapshots
+
+
+class Unit(NamedTuple):
+    """Networks that are computed together.
+
+    index: its place in the plan, which decides on its shard.
+    name: of its snapshots; says what determines it.
+    program: units of equal programs are computed by one compiled program; printable.
+    num_networks: how many they are.
+    members: what the experiment needs to know of them.
+    """
+
+    index: int
+    name: str
+    program: Hashable
+    num_networks: int
+    members: Any
+
+
+class Program(NamedTuple):
+    """What computes the units of one program, `chunk_size` networks at a time.
+
+    compute(unit, progress, snapshots): computes and stores a unit, and gives the number of its diverged networks.
+    identity: what its snapshots depend on besides their unit, as JSON values.
+    smallest_chunk: what chunk sizes must be a multiple of.
+    """
+
+    compute: Callable[[Unit, Callable[[float], None], Snapshots], int]
+    chunk_size: int
+    smallest_chunk: int
+    identity: dict[str, Any]
+
+
+class Cost(NamedTuple):
+    """What a program costs, measured with one batch: seconds to compile, seconds a network, bytes of memory."""
+
+    compile_seconds: float
+    network_seconds: float
+    bytes: int
+
+
+class Plan(NamedTuple):
+    """A command, as units and as functions of the run folder.
+
+    units: all of them.
+    open_folder(): creates the run folder, or checks that an existing one holds this configuration.
+    find_missing(repair): the units, or the rest of them, that are not stored intact; damaged files are moved aside
+      where `repair`.
+    make_program(program, chunk_size): compiles nothing yet; a chunk size of 0 is that of the config.
+    measure(program): what it costs.
+    collect(missing): writes and prints the results of what is stored.
+    """
+
+    units: list[Unit]
+    open_folder: Callable[[], None]
+    find_missing: Callable[[bool], list[Unit]]
+    make_program: Callable[[Any, int], Program]
+    measure: Callable[[Any], Cost]
+    collect: Callable[[list[Unit]], None]

@@ -1,0 +1,66 @@
+"""Rolling snapshots of a computation that takes minutes: two files written in turn, so that one is always whole."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from nad_jax import store
+from nad_jax.store import DamagedError
+
+
+class Snapshots:
+    """Keeps the state of one computation, and gives back the newest that is intact.
+
+    Args:
+      path: the two files are this path followed by .0.npz and .1.npz; its folder is created when needed.
+      identity: JSON values that determine the computation; what another one has left is not taken up.
+      seconds: between snapshots; a computation that is done sooner writes none.
+      urgent: says that a snapshot is wanted now, because the process is about to end.
+    """
+
+    def __init__(
+        self, path: Path, identity: dict[str, Any], seconds: float, urgent: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._paths = [path.with_name(f"{path.name}.{slot}.npz") for slot in (0, 1)]
+        self._identity = json.dumps(identity, sort_keys=True)
+        self._seconds, self._urgent = seconds, urgent
+        self._next = 0
+        self._kept = time.monotonic()
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """The arrays that were saved at the highest position; a damaged file is moved aside, and the other taken."""
+        newest, highest = None, -1
+        for slot, path in enumerate(self._paths):
+            if not path.exists():
+                continue
+            try:
+                arrays = store.read_npz(path)
+                identity, position = str(arrays.pop("identity")), int(arrays.pop("position"))
+            except (DamagedError, KeyError, TypeError, ValueError) as error:
+                logging.warning("snapshot %s; kept as %s", error, store.quarantine(path).name)
+                continue
+            if identity == self._identity and position > highest:
+                newest, highest, self._next = arrays, position, 1 - slot
+        return newest
+
+    def due(self) -> bool:
+        """Whether it is time for the next one."""
+        return time.monotonic() - self._kept >= self._seconds or self._urgent()
+
+    def save(self, position: int, arrays: dict[str, np.ndarray]) -> None:
+        """Keeps arrays at a position, which grows as the computation goes on, in place of the older of the two."""
+        store.make_folder(self._paths[0].parent)
+        added = {"identity": np.asarray(self._identity), "position": np.asarray(position)}
+        store.write_npz(self._paths[self._next], {**arrays, **added})
+        self._next = 1 - self._next
+        self._kept = time.monotonic()
+
+    def clear(self) -> None:
+        """Removes both: the computation has come to its end."""
+        for path in self._paths:
+            store.remove(path)

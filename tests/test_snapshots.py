@@ -1,0 +1,111 @@
+"""Rolling snapshots: what is taken up again, and what is not; and that a resumed computation is the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nad_jax import create_model, fitting, nads, training
+from nad_jax.ensemble import make_key
+from nad_jax.recipe import Recipe
+from nad_jax.snapshots import Snapshots
+
+
+def _snapshots(tmp_path, **changes):
+    return Snapshots(tmp_path / "folder" / "unit", **{"identity": {"seed": 0}, "seconds": 0.0, **changes})
+
+
+def test_the_newest_intact_snapshot_of_the_same_computation_is_taken_up(tmp_path):
+    snapshots = _snapshots(tmp_path)
+    assert snapshots.load() is None
+    for position in (3, 5, 8):
+        snapshots.save(position, {"state": np.arange(position)})
+    paths = sorted((tmp_path / "folder").iterdir())
+    assert [path.name for path in paths] == ["unit.0.npz", "unit.1.npz"]
+    assert len(_snapshots(tmp_path).load()["state"]) == 8
+    assert _snapshots(tmp_path, identity={"seed": 1}).load() is None
+
+    newest, older = paths  # the third went into the first file again
+    content = newest.read_bytes()
+    for damaged in (b"", content[:100], content[:-1], bytes([*content[:200], content[200] ^ 1, *content[201:]])):
+        newest.write_bytes(damaged)
+        assert len(_snapshots(tmp_path).load()["state"]) == 5
+        assert newest.with_name("unit.0.npz.corrupt").read_bytes() == damaged
+    older.write_bytes(b"")
+    newest.write_bytes(b"")
+    assert _snapshots(tmp_path).load() is None
+
+
+def test_a_resumed_computation_writes_over_the_older_of_the_two(tmp_path):
+    snapshots = _snapshots(tmp_path)
+    for position in (3, 5):
+        snapshots.save(position, {})
+    resumed = _snapshots(tmp_path)
+    resumed.load()
+    resumed.save(8, {})
+    positions = {int(np.load(path, allow_pickle=False)["position"]) for path in (tmp_path / "folder").iterdir()}
+    assert positions == {5, 8}
+    resumed.clear()
+    assert not list((tmp_path / "folder").iterdir())
+
+
+def test_snapshots_are_due_by_time_or_on_demand(tmp_path):
+    assert _snapshots(tmp_path).due()
+    assert not _snapshots(tmp_path, seconds=1e6).due()
+    assert _snapshots(tmp_path, seconds=1e6, urgent=lambda: True).due()
+
+
+class Stopped(Exception):
+    pass
+
+
+def _stop_at(number):
+    """A progress function that ends the computation at its `number`-th call."""
+    calls = []
+
+    def progress(done):
+        calls.append(done)
+        if len(calls) == number:
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 8])
+def test_a_resumed_training_is_bit_for_bit_an_uninterrupted_one(tmp_path, stop_at):
+    recipe = Recipe(num_train=100, num_test=50, batch_size=32, num_epochs=3, loss_window=3)
+    model = create_model("mlp", (8, 8, 1), num_logits=2)
+    run = training.make_train_many(model, recipe, chunk_size=2)
+    sweep = {"directions": np.eye(64, dtype=np.float32)[:5], "seed": [0, 1, 0, 0, 1], "sigma": [1, 1, 2, 3, 3]}
+    straight = run(**sweep)  # chunks of seed 0: two networks and one, of seed 1: two
+    with pytest.raises(Stopped):
+        run(**sweep, progress=_stop_at(stop_at), snapshots=_snapshots(tmp_path))
+    epochs = []
+    resumed = training.make_train_many(model, recipe, chunk_size=2)(
+        **sweep, progress=epochs.append, snapshots=_snapshots(tmp_path)
+    )
+    assert len(epochs) == 9 - stop_at
+    for name in fitting.FitMetrics._fields:
+        np.testing.assert_array_equal(getattr(straight, name), getattr(resumed, name))
+
+
+def test_keys_and_short_floats_of_a_state_survive():
+    state = {"key": make_key(3), "weights": jnp.arange(3, dtype=jnp.bfloat16), "step": jnp.int32(7)}
+    restored = fitting._restore("state", state, fitting._flatten("state", state))
+    assert jax.random.key_impl(restored["key"]) == jax.random.key_impl(state["key"])
+    np.testing.assert_array_equal(jax.random.key_data(restored["key"]), jax.random.key_data(state["key"]))
+    np.testing.assert_array_equal(restored["weights"], state["weights"])
+    assert restored["step"] == 7 and restored["weights"].dtype == jnp.bfloat16
+
+
+def test_a_resumed_ensemble_is_bit_for_bit_an_uninterrupted_one(tmp_path):
+    estimator = nads.Estimator(derivative="input_gradient", chunk_size=2)
+    accumulate, _ = nads.make_accumulate(create_model("mlp", (8, 8, 1)), estimator, 8)
+    straight = accumulate(make_key(0), nads.init_halves(64), 4, 11)
+    with pytest.raises(Stopped):
+        accumulate(make_key(0), nads.init_halves(64), 4, 11, _stop_at(2), _snapshots(tmp_path))
+    done = []
+    resumed = accumulate(make_key(0), nads.init_halves(64), 4, 11, done.append, _snapshots(tmp_path))
+    assert done == [6, 7]
+    for name, array in nads.halves_to_arrays(straight).items():
+        np.testing.assert_array_equal(array, nads.halves_to_arrays(resumed)[name])
