@@ -19,7 +19,8 @@ class Snapshots:
     Args:
       path: the two files are this path followed by .0.npz and .1.npz; its folder is created when needed.
       identity: JSON values that determine the computation; what another one has left is not taken up.
-      seconds: between snapshots; a computation that is done sooner writes none.
+      seconds: between snapshots; a computation that is done sooner writes none. Where writing one is slow, it is
+        fifty times what that took.
       urgent: says that a snapshot is wanted now, because the process is about to end.
     """
 
@@ -30,7 +31,7 @@ class Snapshots:
         self._identity = json.dumps(identity, sort_keys=True)
         self._seconds, self._urgent = seconds, urgent
         self._next = 0
-        self._kept = time.monotonic()
+        self._kept, self._cost = time.monotonic(), 0.0
 
     def load(self) -> dict[str, np.ndarray] | None:
         """The arrays that were saved at the highest position; a damaged file is moved aside, and the other taken."""
@@ -50,15 +51,17 @@ class Snapshots:
 
     def due(self) -> bool:
         """Whether it is time for the next one."""
-        return time.monotonic() - self._kept >= self._seconds or self._urgent()
+        return time.monotonic() - self._kept >= max(self._seconds, 50 * self._cost) or self._urgent()
 
     def save(self, position: int, arrays: dict[str, np.ndarray]) -> None:
         """Keeps arrays at a position, which grows as the computation goes on, in place of the older of the two."""
+        begun = time.monotonic()
         store.make_folder(self._paths[0].parent)
         added = {"identity": np.asarray(self._identity), "position": np.asarray(position)}
         store.write_npz(self._paths[self._next], {**arrays, **added})
         self._next = 1 - self._next
         self._kept = time.monotonic()
+        self._cost = self._kept - begun
 
     def clear(self) -> None:
         """Removes both: the computation has come to its end."""

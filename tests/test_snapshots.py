@@ -1,11 +1,13 @@
 """Rolling snapshots: what is taken up again, and what is not; and that a resumed computation is the same."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nad_jax import create_model, fitting, nads, training
+from nad_jax import create_model, fitting, nads, store, training
 from nad_jax.ensemble import make_key
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
@@ -53,6 +55,15 @@ def test_snapshots_are_due_by_time_or_on_demand(tmp_path):
     assert _snapshots(tmp_path).due()
     assert not _snapshots(tmp_path, seconds=1e6).due()
     assert _snapshots(tmp_path, seconds=1e6, urgent=lambda: True).due()
+
+
+def test_snapshots_that_are_slow_to_write_are_rare(tmp_path, monkeypatch):
+    snapshots = _snapshots(tmp_path)
+    monkeypatch.setattr(store, "write_npz", lambda *args: time.sleep(0.05))
+    snapshots.save(1, {})
+    assert not snapshots.due()
+    time.sleep(0.1)
+    assert not snapshots.due()
 
 
 class Stopped(Exception):

@@ -1,0 +1,60 @@
+"""Prints a job description, see `experiments.launch`."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from string import Template
+
+from absl import app, flags
+
+from nad_jax.errors import InputError, check_choice, check_integer
+
+FOLDER = Path(__file__).parent
+TEMPLATES = ("slurm_array.sh", "jobset.yaml", "tpu_pod.sh")
+
+_TEMPLATE = flags.DEFINE_string("template", None, f"One of {', '.join(TEMPLATES)}.")
+_SHARDS = flags.DEFINE_integer("shards", 8, "How many processes share the work (a TPU pod has its own number).")
+_GPUS = flags.DEFINE_integer("gpus", 1, "GPUs of each process.")
+_PYTHON = flags.DEFINE_string("python", ".venv/bin/python", "The interpreter, from the root of the repository.")
+_IMAGE = flags.DEFINE_string("image", "nad_jax:latest", "The container image of a JobSet.")
+_CLAIM = flags.DEFINE_string("claim", "runs", "The volume claim of a JobSet.")
+
+
+def render(template: str, arguments: list[str], shards: int, gpus: int, python: str, image: str, claim: str) -> str:
+    """The job description of a command line of `experiments.main`.
+
+    Raises:
+      InputError: for an unknown template, a number below one, or arguments without a config and a workdir.
+    """
+    check_choice("template", template, TEMPLATES)
+    check_integer("shards", shards, 1)
+    check_integer("gpus", gpus, 0)
+    for name in ("config", "workdir"):
+        if not any(argument.startswith(f"--{name}=") for argument in arguments):
+            raise InputError(f"--{name}=… is missing among the arguments after --, got {shlex.join(arguments)!r}")
+    command = [python, "-m", "experiments.main", *arguments]
+    remote = f"cd nad_jax && {shlex.join(command)} --distributed"
+    return Template((FOLDER / template).read_text(encoding="utf-8")).substitute(
+        arguments=shlex.join(arguments),
+        command=json.dumps(command),
+        remote=shlex.quote(remote),
+        python=shlex.quote(python),
+        shards=shards,
+        last=shards - 1,
+        gpus=gpus,
+        image=json.dumps(image),
+        claim=json.dumps(claim),
+    )
+
+
+def main(argv: list[str]) -> None:
+    options = (_SHARDS.value, _GPUS.value, _PYTHON.value, _IMAGE.value, _CLAIM.value)
+    try:
+        sys.stdout.write(render(_TEMPLATE.value, argv[1:], *options))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,123 @@
+"""Job descriptions: each is rendered, checked, and carried out with local processes standing in for hosts."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from experiments.launch.__main__ import TEMPLATES, render
+from nad_jax import load_nads
+from nad_jax.errors import InputError
+from tests.test_configs import ROOT
+
+SWEEP = ["--config=configs/compute_nads.py:logreg", "--config.image_shape=4,4,1", "--config.unit_size=2"]
+
+
+def _render(template, arguments, **changes):
+    options = {"shards": 2, "gpus": 1, "python": sys.executable, "image": "me/nad:1", "claim": "disk"}
+    return render(template, arguments, **{**options, **changes})
+
+
+def _environment(tmp_path, **variables):
+    """Without what a scheduler would say to these tests themselves; commands in `bin` stand in for its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JOB_COMPLETION"))}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    return {**kept, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": path, **variables}
+
+
+def _stand_in(tmp_path, name, script):
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    path = tmp_path / "bin" / name
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    path.chmod(0o755)
+
+
+def _complete(workdir):
+    return load_nads(workdir / "nads.npz").num_networks == 10
+
+
+def test_a_slurm_array_computes_a_sweep_and_requeues_what_was_interrupted(tmp_path):
+    workdir = tmp_path / "run of mine"
+    script = tmp_path / "job.sh"
+    script.write_text(_render("slurm_array.sh", [*SWEEP, f"--workdir={workdir}"]))
+    assert "#SBATCH --array=0-1\n" in script.read_text() and "#SBATCH --gpus-per-task=1\n" in script.read_text()
+    _stand_in(tmp_path, "srun", 'if [ -e "$INTERRUPTED" ]; then exit 75; fi; exec "$@"')
+    _stand_in(tmp_path, "scontrol", f'echo "$@" >> "{tmp_path}/requeued"')
+    array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_STEP": "1"}
+    array["SLURM_ARRAY_TASK_COUNT"] = "2"
+
+    def task(index, **more):
+        environment = _environment(tmp_path, **array, SLURM_ARRAY_TASK_ID=str(index), **more)
+        return subprocess.run(["bash", script], cwd=ROOT, env=environment, check=False).returncode
+
+    assert task(1, INTERRUPTED=str(script)) == 75
+    assert (tmp_path / "requeued").read_text() == "requeue 77_1\n"
+    assert task(0) == 0 and not (workdir / "nads.npz").exists()
+    assert task(1) == 0 and _complete(workdir)
+    assert len((tmp_path / "requeued").read_text().splitlines()) == 1
+
+
+def test_a_jobset_computes_a_sweep(tmp_path):
+    jobset = yaml.safe_load(_render("jobset.yaml", [*SWEEP, f"--workdir={tmp_path / 'run'}"]))
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (job,) = jobset["spec"]["replicatedJobs"]
+    job = job["template"]["spec"]
+    assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 2, 2)
+    rules = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in job["podFailurePolicy"]["rules"][::2]}
+    assert rules == {75: "Ignore", 2: "FailIndex"}
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == "me/nad:1" and pod["restartPolicy"] == "Never"
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "disk"
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    for index in range(2):
+        environment = _environment(tmp_path, **variables, JOB_COMPLETION_INDEX=str(index))
+        subprocess.run(container["command"], cwd=ROOT, env=environment, check=True)
+    assert _complete(tmp_path / "run")
+
+
+# Runs the command on two "hosts" that find each other as the members of a cluster do.
+GCLOUD = """
+for argument in "$@"; do case "$argument" in --command=*) command=${argument#--command=};; esac; done
+cd "$HOSTS"
+for i in 0 1; do (eval "$command --shard=$i/2") & pids="$pids $!"; done
+for pid in $pids; do wait "$pid" || code=$?; done
+echo run >> log
+if [ "$(wc -l < log)" -eq 1 ]; then exit 75; fi  # as if the first time had been interrupted
+exit "${code:-0}"
+"""
+
+
+def test_a_tpu_pod_computes_a_sweep_and_runs_again_what_was_interrupted(tmp_path):
+    workdir = tmp_path / "run"
+    script = tmp_path / "pod.sh"
+    script.write_text(_render("tpu_pod.sh", [*SWEEP, f"--workdir={workdir}"]))
+    _stand_in(tmp_path, "gcloud", GCLOUD)
+    (tmp_path / "nad_jax").symlink_to(ROOT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    pod = {"TPU": "pod", "ZONE": "here", "HOSTS": str(tmp_path), "JAX_COORDINATOR_ADDRESS": address}
+    subprocess.run(["bash", script], env=_environment(tmp_path, **pod), check=True)
+    assert _complete(workdir) and (tmp_path / "log").read_text() == "run\nrun\n"
+
+
+def test_the_command_prints_a_description_and_names_bad_input(tmp_path):
+    def launch(*arguments):
+        command = [sys.executable, "-m", "experiments.launch", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    result = launch("--template=slurm_array.sh", "--shards=16", "--", "--config=c.py", "--workdir=a b")
+    assert (
+        result.returncode == 0 and "--array=0-15" in result.stdout and "--config=c.py '--workdir=a b'" in result.stdout
+    )
+    result = launch("--template=slurm", "--", "--config=c.py", "--workdir=w")
+    assert result.returncode == 1 and "error: template: unknown value 'slurm'" in result.stderr
+    for template in TEMPLATES:
+        with pytest.raises(InputError, match="--workdir=… is missing"):
+            _render(template, ["--config=c.py"])
+    with pytest.raises(InputError, match="shards: must be an integer of at least 1, got 0"):
+        _render("jobset.yaml", [*SWEEP, "--workdir=w"], shards=0)

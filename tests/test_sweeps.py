@@ -1,0 +1,540 @@
+"""Sweeps that are killed, interrupted, damaged, starved and shared: every line of the table of faults.
+
+NAD_KILLS is how often the killed sweep is killed at random (default 2; the points of every write come on top).
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import compute_nads, directional_bias, runner, units
+from experiments.main import EXPERIMENTS
+from experiments.shards import Shard
+from nad_jax import ensemble, from_functions, nads, store
+from nad_jax.errors import InputError
+from tests.test_configs import ROOT, load_config
+
+SWEEP = [
+    "--config=configs/directional_bias.py:accuracy_map,logreg",
+    "--config.source=pixel",  # 64 directions, a unit each
+    "--config.image_shape=8,8,1",
+    "--config.frequency_range=-4,4",
+    "--config.nums_train=200,",
+    "--config.num_test=100",
+    "--config.num_epochs=2",
+]
+NADS = [
+    "--config=configs/compute_nads.py:lenet",
+    "--config.image_shape=16,16,1",
+    "--config.num_networks=12",
+    "--config.unit_size=4",
+    "--config.chunk_size=2",
+]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """Processes on the CPU that share compiled programs with each other alone."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+
+# Runs the command line with a part of it replaced, as the first argument says.
+DRIVER = """
+import os, signal, sys, threading, time
+from experiments import runner
+from experiments.main import _parse_flags, app, main
+from nad_jax import ensemble, fitting, nads, store
+
+runner.SNAPSHOT_SECONDS = 0.0  # after every epoch and chunk
+place, _, which = sys.argv.pop(1).partition(":")
+
+class Replaced:  # a module but for some of its functions
+    def __init__(self, module, **functions):
+        self.__dict__.update(functions)
+        self._module = module
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at_call(function, before, after=lambda: None):
+    calls = []
+    def replaced(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == int(which):
+            before()
+        result = function(*args, **kwargs)
+        if len(calls) == int(which):
+            after()
+        return result
+    return replaced
+
+def half_written(file, **arrays):
+    file.write(b"PK half of it")
+    file.flush()
+    kill()
+
+def long_lasting(*args, **kwargs):
+    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    time.sleep(20)
+
+if place == "no temporary file":
+    store.tempfile = Replaced(store.tempfile, mkstemp=at_call(store.tempfile.mkstemp, kill))
+elif place == "empty temporary file":
+    store.tempfile = Replaced(store.tempfile, mkstemp=at_call(store.tempfile.mkstemp, lambda: None, kill))
+elif place == "half a temporary file":
+    store.np = Replaced(store.np, savez=half_written)
+elif place == "before the rename":
+    store.os = Replaced(os, replace=at_call(os.replace, kill))
+elif place == "after the rename":
+    store.os = Replaced(os, replace=at_call(os.replace, lambda: None, kill))
+elif place == "evaluation":
+    make_chunk = fitting.make_chunk
+    from nad_jax import training
+    training.make_chunk = lambda *args: make_chunk(*args)._replace(finish=long_lasting)
+elif place == "collecting":
+    nads.finalize = long_lasting
+app.run(main, flags_parser=_parse_flags)
+"""
+
+
+def _start(arguments, environment, place="nothing", **kwargs):
+    command = [sys.executable, "-c", DRIVER, place, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def _run(arguments, environment, place="nothing", **kwargs):
+    process = _start(arguments, environment, place, **kwargs)
+    printed = process.communicate(timeout=300)[1]
+    return process.returncode, printed
+
+
+def _arrays(workdir):
+    """Every stored unit and table, by its path."""
+    paths = [*workdir.rglob("units/*.npz"), *workdir.rglob("results.csv"), *workdir.rglob("nads.npz")]
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in paths}
+
+
+def _remains(workdir):
+    return [
+        path for path in workdir.rglob("*") if path.suffix in (".tmp", ".corrupt") or "snapshots" in path.parts[:-1]
+    ]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, environment):
+    """The sweep and the ensemble without any fault."""
+    folder = tmp_path_factory.mktemp("clean")
+    for name, arguments in (("sweep", SWEEP), ("nads", NADS)):
+        code, printed = _run([*arguments, f"--workdir={folder / name}"], environment)
+        assert code == 0, printed
+        assert not _remains(folder / name)
+    assert len(list((folder / "sweep" / "units").iterdir())) == 64
+    return folder
+
+
+def _wait(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+WRITES = [
+    "no temporary file:1", "empty temporary file:3", "half a temporary file:1", "before the rename:1",
+    "after the rename:1", "before the rename:8", "after the rename:9",
+]  # fmt: skip
+
+
+def test_a_sweep_killed_at_every_write_and_at_random_ends_as_if_it_had_not_been(clean, tmp_path, environment):
+    workdir = tmp_path / "run"
+    command = [*SWEEP, f"--workdir={workdir}"]
+    for place in WRITES:
+        code, _ = _run(command, environment, place)
+        assert code == -signal.SIGKILL, place
+    assert list(workdir.rglob("*.tmp"))  # left behind, and never taken for results
+    order, kills = random.Random(0), int(os.environ.get("NAD_KILLS", "2"))
+    for kill in range(kills):
+        process = _start(command, environment)
+        wanted = (kill + 1) * 60 // kills
+        _wait(lambda wanted=wanted: len(list(workdir.glob("units/*.npz"))) >= wanted, process)
+        time.sleep(order.random() * 0.02)
+        process.kill()
+        process.communicate()
+        assert not (workdir / "results.csv").exists() or process.returncode == 0
+    code, printed = _run(command, environment)
+    assert code == 0, printed
+    assert _arrays(workdir) == _arrays(clean / "sweep")
+
+
+def test_an_ensemble_killed_at_every_write_ends_as_if_it_had_not_been(clean, tmp_path, environment):
+    command = [*NADS, f"--workdir={tmp_path / 'run'}"]
+    for place in ["half a temporary file:1", "before the rename:3", "after the rename:3", "after the rename:2"]:
+        code, _ = _run(command, environment, place)
+        assert code == -signal.SIGKILL, place
+    code, printed = _run(command, environment)
+    assert code == 0, printed
+    assert _arrays(tmp_path / "run") == _arrays(clean / "nads")
+
+
+LONG = [*SWEEP[:-1], "--config.num_epochs=100000", "--config.indices=0,"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "arguments"),
+    [("compilation", NADS), ("training", LONG), ("evaluation", SWEEP), ("accumulation", NADS), ("collecting", NADS)],
+)
+def test_sigterm_ends_every_phase_within_five_seconds(phase, arguments, clean, tmp_path, environment):
+    workdir = tmp_path / "run"
+    command = [*arguments, f"--workdir={workdir}"]
+    if phase == "compilation":  # of a program that is not stored
+        environment = {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    begun = {
+        "compilation": lambda: workdir.glob("progress/*"),
+        "training": lambda: workdir.glob("snapshots/*"),
+        "accumulation": lambda: workdir.glob("units/*"),
+    }
+    process = _start(command, environment, phase)
+    if phase in begun:
+        _wait(lambda: list(begun[phase]()), process)
+        process.send_signal(signal.SIGTERM)
+        sent = time.monotonic()
+    else:  # sends it to itself
+        _wait(lambda: list(workdir.glob("progress/*")), process)
+        sent = time.monotonic() + 5  # the compilation comes first
+    printed = process.communicate(timeout=60)[1]
+    assert time.monotonic() - sent < 5
+    assert process.returncode == 75 and "the same command goes on" in printed and "Traceback" not in printed
+    assert not (workdir / "results.csv").exists() and not (workdir / "nads.npz").exists()
+    if phase == "training":
+        assert list(workdir.glob("snapshots/*.npz"))
+    else:
+        code, printed = _run(command, environment)
+        assert code == 0, printed
+        assert _arrays(workdir) == _arrays(clean / ("sweep" if arguments is SWEEP else "nads"))
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path, environment):
+    arguments = ["--config=configs/directional_bias.py:accuracy_map,densenet121", f"--workdir={tmp_path / 'run'}"]
+    process = _start(arguments, {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")})  # compiles for a minute
+    _wait(lambda: list(tmp_path.glob("run/progress/*")), process)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == 75 and time.monotonic() - sent < 1
+
+
+def _config(**changes):
+    """The sweep of four networks, in process."""
+    config = load_config("directional_bias").get_config("accuracy_map,logreg")
+    config.update(source="pixel", image_shape=(8, 8, 1), frequency_range=(-4, 4), nums_train=(200,), num_test=100)
+    config.update(num_epochs=2, indices=(0, 1, 2, 3))
+    config.update(changes)
+    return config
+
+
+def _nads_config(**changes):
+    config = load_config("compute_nads").get_config("mlp")
+    config.update(image_shape=(4, 4, 1), num_networks=8, unit_size=4, chunk_size=2, derivative="input_gradient")
+    config.update(changes)
+    return config
+
+
+CASES = {"directional_bias": _config, "compute_nads": _nads_config}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    for name, config in CASES.items():
+        EXPERIMENTS[name].run(config(), folder / name)
+        EXPERIMENTS[name].draw(config(), folder / name)
+    return folder
+
+
+def _damaged(content, kind, order):
+    if kind == "empty":
+        return b""
+    if kind == "truncated":
+        return content[: order.randrange(1, len(content))]
+    position = order.randrange(8 * len(content))
+    flipped = bytearray(content)
+    flipped[position // 8] ^= 1 << position % 8
+    return bytes(flipped)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "empty"])
+def test_every_damaged_file_is_computed_again_or_refused(name, kind, finished, tmp_path):
+    experiment, config, order = EXPERIMENTS[name], CASES[name](), random.Random(kind)
+    files = sorted(path.relative_to(finished / name) for path in (finished / name).rglob("*.*"))
+    assert len(files) >= 8
+    for file in files:
+        for draw_only in (True, False) if file.parent == Path() else (False,):  # figures are drawn from the others
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+            workdir = Path(shutil.copytree(finished / name, tmp_path / "run"))
+            (workdir / file).write_bytes(_damaged((workdir / file).read_bytes(), kind, order))
+            try:
+                if draw_only:
+                    experiment.draw(config, workdir)
+                else:
+                    experiment.run(config, workdir)
+            except InputError as error:
+                assert file.name in str(error) or str(workdir) in str(error)
+                assert file.suffix != ".npz" or draw_only  # units are computed again
+                continue
+            if not draw_only:
+                assert _arrays(workdir) == _arrays(finished / name), file
+
+
+@pytest.mark.parametrize("name", ["directional_bias", "compute_nads"])
+def test_no_single_bit_of_a_unit_or_record_is_read_wrongly(name, finished, tmp_path):
+    path = sorted((finished / name).rglob("units/*.npz"))[0]
+    content, arrays = path.read_bytes(), store.read_npz(path)
+    order = random.Random(0)
+    refused = 0
+    for _ in range(400):
+        (tmp_path / "unit.npz").write_bytes(_damaged(content, "flipped", order))
+        try:
+            read = store.read_npz(tmp_path / "unit.npz", tuple(arrays))
+        except store.DamagedError:
+            refused += 1
+            continue
+        for key, array in arrays.items():  # the bit was in a date, say
+            np.testing.assert_array_equal(read[key], array)
+    assert refused > 300
+
+
+def test_a_disk_that_is_full_is_said_in_one_line_and_loses_nothing(clean, tmp_path, environment):
+    workdir = tmp_path / "run"
+    main = [sys.executable, "-m", "experiments.main", *NADS, f"--workdir={workdir}"]
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *main]  # a file may have 100 KiB, a unit has 500
+    result = subprocess.run(limited, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "units/networks_0000000_0000004.npz: File too large (" in line and "MiB free)" in line
+    assert not list(workdir.glob("units/*"))
+    subprocess.run(main, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert _arrays(workdir) == _arrays(clean / "nads")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to become another user")
+def test_a_folder_that_cannot_be_written_is_named(finished):
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        workdir = Path(shutil.copytree(finished / "directional_bias", Path(folder) / "run"))
+        next(workdir.glob("units/*.npz")).unlink()
+        os.seteuid(65534)
+        try:
+            with pytest.raises(InputError, match=r"units/networks_\w+\.npz: Permission denied$"):
+                directional_bias.run(_config(), workdir)
+            with pytest.raises(InputError, match=r"new: Permission denied$"):
+                directional_bias.run(_config(), Path(folder) / "new")
+        finally:
+            os.seteuid(0)
+        directional_bias.run(_config(), workdir)
+        assert _arrays(workdir) == _arrays(finished / "directional_bias")
+
+
+def test_units_of_another_configuration_are_never_mixed_in(finished, tmp_path):
+    workdir = Path(shutil.copytree(finished / "directional_bias", tmp_path / "run"))
+    directional_bias.run(_config(learning_rate=0.1), tmp_path / "other")
+    stranger = next((tmp_path / "other" / "units").iterdir())
+    shutil.copy(stranger, workdir / "units" / "networks_stranger.npz")
+    for act in (directional_bias.run, lambda *args: runner.collect(directional_bias.make_plan(*args))):
+        with pytest.raises(InputError, match=r"networks_stranger\.npz: is of another configuration"):
+            act(_config(), workdir)
+    other = sorted((finished / "compute_nads" / "units").iterdir())
+    workdir = Path(shutil.copytree(finished / "compute_nads", tmp_path / "nads"))
+    compute_nads.run(_nads_config(seed=1), tmp_path / "seed")
+    shutil.copy(tmp_path / "seed" / "units" / other[0].name, workdir / "units" / other[0].name)
+    with pytest.raises(InputError, match=rf"{other[0].name}: is of another configuration"):
+        compute_nads.run(_nads_config(), workdir)
+
+
+def test_two_processes_on_the_same_units_write_the_same(clean, tmp_path, environment):
+    command = [*NADS, f"--workdir={tmp_path / 'run'}"]
+    processes = [_start(command, environment) for _ in range(2)]
+    for process in processes:
+        printed = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, printed
+    assert _arrays(tmp_path / "run") == _arrays(clean / "nads")
+    assert not _remains(tmp_path / "run")
+
+
+def _out_of_memory(*args, **kwargs):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+
+def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, monkeypatch):
+    make_train_many, make_accumulate = directional_bias.make_train_many, nads.make_accumulate
+
+    def make_train_one(model, recipe, mapping, chunk_size, num_devices):
+        run = make_train_many(model, recipe, mapping, chunk_size, num_devices)
+        return run if chunk_size == 1 else _out_of_memory
+
+    monkeypatch.setattr(directional_bias, "make_train_many", make_train_one)
+    directional_bias.run(_config(chunk_size=4), tmp_path / "run")
+    (unit,) = (tmp_path / "run" / "units").iterdir()
+    assert json.loads(str(store.read_npz(unit)["config"]))["chunk_size"] == 1
+    expected = (finished / "directional_bias" / "results.csv").read_bytes()
+    assert (tmp_path / "run" / "results.csv").read_bytes() == expected
+    events = [json.loads(line) for line in (tmp_path / "run" / "progress" / "0-of-1.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["start", "out of memory", "out of memory", "unit", "end"]
+
+    def make_accumulate_two(model, estimator, num_networks):
+        accumulate, resolved = make_accumulate(model, estimator, num_networks)
+        return (accumulate if resolved.chunk_size == 2 else _out_of_memory), resolved
+
+    monkeypatch.setattr(nads, "make_accumulate", make_accumulate_two)
+    compute_nads.run(_nads_config(chunk_size=4), tmp_path / "nads")
+    for unit in (tmp_path / "nads" / "units").iterdir():
+        arrays, expected = store.read_npz(unit), store.read_npz(finished / "compute_nads" / "units" / unit.name)
+        assert json.loads(str(arrays["config"]))["chunk_size"] == 2
+        np.testing.assert_allclose(arrays["even_scatter"], expected["even_scatter"], rtol=1e-5)
+
+    monkeypatch.setattr(directional_bias, "make_train_many", lambda *args: _out_of_memory)
+    with pytest.raises(InputError, match=r"logreg default sgd 200: the device has not enough memory for 1 networks"):
+        directional_bias.run(_config(chunk_size=2), tmp_path / "none")
+
+
+def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(directional_bias, "make_train_many", lambda *args: broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        directional_bias.run(_config(chunk_size=4), tmp_path / "run")
+
+
+def test_diverged_networks_are_contained_and_counted(tmp_path, capsys, monkeypatch):
+    config = _config(optimizers=("sgd", "sgd:learning_rate=1e38"), clip_norm=0.0, sigmas=(1e3,))
+    directional_bias.run(config, tmp_path / "run")
+    assert "4 networks, 4 diverged" in capsys.readouterr().out
+    events = [json.loads(line) for line in (tmp_path / "run" / "progress" / "0-of-1.jsonl").read_text().splitlines()]
+    assert [event["diverged"] for event in events if event["event"] == "unit"] == [0, 0, 0, 0, 1, 1, 1, 1]
+
+    def init(key):
+        weights = jax.random.normal(key, (16, 1))
+        return jax.numpy.where(weights[0] > 0.5, jax.numpy.nan, weights)
+
+    model = from_functions(init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1))
+    monkeypatch.setattr(compute_nads, "_create_model", lambda config: model)
+    compute_nads.run(_nads_config(num_networks=40, readout="sampled"), tmp_path / "nads")
+    record = store.load_nads(tmp_path / "nads" / "nads.npz")
+    key = ensemble.named_key(ensemble.make_key(0), "networks")
+    keys = ensemble.member_keys(key, jax.numpy.arange(40))
+    weights = np.stack([init(jax.random.split(key, 3)[0])[:, 0] for key in keys])
+    finite = np.isfinite(weights).all(1)
+    assert record.config["diverged"] == 40 - finite.sum() > 0 and record.num_networks == finite.sum()
+    moment = weights[finite].T @ weights[finite] / finite.sum()
+    np.testing.assert_allclose(record.eigenvalues, np.linalg.eigvalsh(moment)[::-1], rtol=1e-4, atol=1e-6)
+    assert f"{record.config['diverged']} more networks have derivatives that are not finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_shards_compute_what_one_process_computes(name, finished, tmp_path):
+    config = CASES[name]()
+    for count in (2, 4):
+        complete = [EXPERIMENTS[name].run(config, tmp_path / str(count), Shard(i, count)) for i in range(count)]
+        assert not complete[0] and complete[-1]  # the last one collects
+        assert _arrays(tmp_path / str(count)) == _arrays(finished / name)
+    logs = sorted((tmp_path / "4" / "progress").iterdir())
+    assert [path.name for path in logs] == [f"{index}-of-4.jsonl" for index in range(4)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_collecting_takes_what_is_there_and_says_what_is_missing(name, finished, tmp_path, capsys):
+    config, experiment = CASES[name](), EXPERIMENTS[name]
+    plan = experiment.make_plan(config, tmp_path)
+    with pytest.raises(InputError, match="nothing of this command is stored yet"):
+        runner.collect(plan)
+    experiment.run(config, tmp_path, Shard(0, 2))
+    assert runner.collect(plan) is False
+    printed = capsys.readouterr().err
+    assert "missing: " in printed and ("mlp: 4 networks in 1 unit" in printed or ": 2 networks in 2 units" in printed)
+    assert experiment.draw(config, tmp_path)
+    if name == "compute_nads":
+        assert store.load_nads(tmp_path / "nads.npz").num_networks == 4
+    else:
+        assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
+        assert units.check_command(tmp_path, directional_bias._command(config)) == ", 2 networks missing"
+    experiment.run(config, tmp_path, Shard(1, 2))
+    assert _arrays(tmp_path) == _arrays(finished / name)
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_touches_nothing(finished, tmp_path, capsys):
+    for name, config in CASES.items():
+        plan = EXPERIMENTS[name].make_plan(config(), tmp_path / name)
+        runner.describe(plan, Shard(0, 2))
+        printed = capsys.readouterr().out
+        assert "stored 0 units" in printed and "shards: 2, each with" in printed
+        assert "s a network" in printed and "compilation" in printed and "estimate on this machine: 0:0" in printed
+        assert not (tmp_path / name).exists()
+        workdir = Path(shutil.copytree(finished / name, tmp_path / name))
+        (first, *_) = workdir.glob("units/*.npz")
+        first.write_bytes(b"damaged")
+        before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+        runner.describe(EXPERIMENTS[name].make_plan(config(), workdir))
+        assert "missing" in capsys.readouterr().out
+        assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+def test_an_ensemble_is_swept_over_its_fields(tmp_path, capsys):
+    config = _nads_config()
+    config.sweep.update(seed=(0, 1), readout=("marginalized", "sampled"))
+    compute_nads.run(config, tmp_path / "run")
+    table = (tmp_path / "run" / "results.csv").read_text().splitlines()
+    assert len(table) == 5 and table[0].startswith("readout,seed,num_networks,diverged,trace,eigenvalue_0,split_half")
+    compute_nads.run(_nads_config(seed=1, readout="sampled"), tmp_path / "one")
+    point = tmp_path / "run" / "readout=sampled,seed=1"
+    assert _arrays(point) == _arrays(tmp_path / "one")
+    assert len(compute_nads.draw(config, tmp_path / "run")) == 12
+    with pytest.raises(InputError, match="another configuration"):
+        config.sweep.seed = ()
+        compute_nads.run(config, tmp_path / "run")
+    for changes, message in [
+        ({"seed": (0, 0)}, r"sweep\.seed: must be a non-empty tuple of different values"),
+        ({"step": ("ten",)}, r"sweep\.step: must hold values of the type of step, got 'ten'"),
+        ({"pooling": ("mean",)}, "pooling: unknown value 'mean'"),
+    ]:
+        config = _nads_config()
+        config.sweep.update(changes)
+        with pytest.raises(InputError, match=message):
+            compute_nads.run(config, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean, tmp_path, environment):
+    def start(count):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        places = {**environment, "JAX_COORDINATOR_ADDRESS": address}
+        command = [*NADS, f"--workdir={tmp_path / 'run'}", "--distributed"]
+        return [_start([*command, f"--shard={index}/{count}"], places) for index in range(count)]
+
+    killed, *others = start(3)
+    _wait(lambda: (tmp_path / "run" / "progress" / "0-of-3.jsonl").exists(), killed)
+    killed.kill()
+    killed.communicate()
+    assert [(process.communicate(timeout=120), process.returncode)[1] for process in others] == [0, 0]
+    assert not (tmp_path / "run" / "nads.npz").exists()
+    printed = [process.communicate(timeout=120)[1] for process in start(2)]
+    assert _arrays(tmp_path / "run") == _arrays(clean / "nads"), printed
