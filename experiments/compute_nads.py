@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results, runner
@@ -230,11 +231,9 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
             print(f"  {index:6}  {own[index]:.4g}  {theirs[index]:.4g}  {own[index] / max(theirs[index], 1e-30):.3f}")
 
 
-def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | None) -> NADs | None:
-    """Writes and prints the results of what is stored of one point; None where that is too little."""
+def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | None) -> NADs:
+    """Writes and prints the results of what is stored of one point."""
     config, halves = point.config, _merge(point)
-    if not min(int(halves.even.count), int(halves.odd.count)):
-        return None
     model, estimator = _create_model(config), _create_estimator(config)
     _, estimator, num_rows = nads.make_add_chunk(model, estimator, config.unit_size)
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
@@ -342,10 +341,15 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         for point in points:
             if not missing:
                 _remove_cut_units(point)
-            result = _collect(point, directions, values)
-            if result is not None:
-                collected.append((point, result))
-        if len(points) > 1:
+            if not any(path.exists() for path in _paths(point).values()):
+                continue
+            try:
+                collected.append((point, _collect(point, directions, values)))
+            except InputError as error:  # its networks have no directions to rank; those of other points may
+                if len(points) == 1:
+                    raise
+                logging.error("%s: %s", point.workdir, error)
+        if len(points) > 1 and collected:
             _write_table(collected, workdir)
 
     return Plan(

@@ -26,13 +26,18 @@ class Interrupted(Exception):
 
 
 def watch() -> None:
-    """From now on SIGTERM and SIGINT end the process; after `jax.distributed`, which takes SIGTERM for itself."""
+    """From now on SIGTERM and SIGINT end the process."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    take_signals()
+    threading.Thread(target=_wait, args=(reader,), daemon=True).start()
+
+
+def take_signals() -> None:
+    """Takes the signals of `watch` again from what has installed handlers of its own, as `jax.distributed` does."""
     for number in _SIGNALS:
         signal.signal(number, lambda *_: None)  # a signal without a handler would write no byte
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_wait, args=(reader,), daemon=True).start()
 
 
 def _wait(reader: int) -> None:

@@ -57,7 +57,12 @@ _CONFIG_JSON = flags.DEFINE_string(
 
 
 def _enable_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in a folder only this user can write: they are code."""
+    """Keeps compiled programs between runs, in a folder only this user can write: they are code.
+
+    JAX_COMPILATION_CACHE_DIR names another folder.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nad_jax"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -148,15 +153,18 @@ def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard)
 
 def main(argv: list[str]) -> int:
     del argv
+    interruption.watch()
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     try:
         shard = join_cluster(_SHARD.value) if _DISTRIBUTED.value else find_shard(_SHARD.value, os.environ)
-        interruption.watch()
+        interruption.take_signals()
         if config.experiment not in EXPERIMENTS:
             raise unknown("experiment", config.experiment, EXPERIMENTS)
         if _CONFIG_JSON.value:
             _read_json(config, _CONFIG_JSON.value)
-        if not _DRY_RUN.value:  # which measures what compilation takes
+        if _DRY_RUN.value:
+            jax.config.update("jax_enable_compilation_cache", False)  # what compilation takes is measured
+        else:
             _enable_compilation_cache()
         return _carry_out(EXPERIMENTS[config.experiment], config, workdir, shard)
     except InputError as error:

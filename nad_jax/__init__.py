@@ -36,6 +36,7 @@ from nad_jax.models import Model, from_functions, from_linen, from_nnx
 from nad_jax.nads import Estimator, NADs, directional_energy, estimate_nads, null_band, singular_values
 from nad_jax.recipe import Recipe
 from nad_jax.separable import bayes_classifier, competing_accuracy, sample_noise, sample_separable
+from nad_jax.snapshots import Snapshots
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.store import load_nads, read_directions, save_nads
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
@@ -50,6 +51,7 @@ __all__ = [
     "Model",
     "NADs",
     "Recipe",
+    "Snapshots",
     "TrainMetrics",
     "basis_dct",
     "basis_dft",

@@ -240,7 +240,10 @@ def make_whole(stages: Stages, num_epochs: int) -> Callable[..., tuple[Any, Any]
 
 
 def resolve_mapping(mapping: str, chunk_size: int, num_devices: int) -> tuple[str, int, list[jax.Device]]:
-    """The mapping, the networks per call and the devices that automatic choices come to, see `make_train_many`."""
+    """The mapping, the networks per call and the devices that automatic choices come to.
+
+    See `training.make_train_many` for what the choices are.
+    """
     check_choice("mapping", mapping, ("auto", *ensemble.MAPPINGS))
     check_integer("num_devices", num_devices, 0, jax.local_device_count())
     check_integer("chunk_size", chunk_size, 0)

@@ -175,7 +175,7 @@ def make_train_many_images(
     """Builds `run(arrays=(), learning_rate=0.21, seed=0, progress=None, snapshots=None) -> FitMetrics`.
 
     See `train_many_images`. One compiled program trains `chunk_size` networks; the images are put on the devices
-    once. With `snapshots`, from `nad_jax.snapshots`, a run that was interrupted is taken up again by the same call.
+    once. With `snapshots`, see `Snapshots`, a run that was interrupted is taken up again by the same call.
     """
     recipe = cifar_recipe() if recipe is None else recipe
     if not isinstance(model, Model):

@@ -181,8 +181,7 @@ def flip(images: jax.Array, directions: jax.Array) -> jax.Array:
 def project_out(images: jax.Array, directions: jax.Array) -> jax.Array:
     """x − Vᵀ V x: images without their component in the span of the rows V.
 
-    `directions` are V, [K, H·W] (each channel alike) or [K, H·W·C], not traced. There is no
-    inverse.
+    `directions` are V, [K, H·W] (each channel alike) or [K, H·W·C], not traced. There is no inverse.
 
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal (to 1e-3).

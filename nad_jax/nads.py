@@ -236,7 +236,7 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
 
     `accumulate` adds the networks first … stop − 1 (`first` even) to the state; a network whose derivative is not
     finite is counted and left out. `progress(done)` is called after each chunk with the number of networks done so
-    far; with `snapshots`, from `nad_jax.snapshots`, a call that was interrupted is taken up again by the same one.
+    far; with `snapshots`, see `Snapshots`, a call that was interrupted is taken up again by the same one.
     Memory does not depend on the number of networks. `num_networks` is how many it will be given at a time: no
     automatic chunk is larger.
 

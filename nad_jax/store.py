@@ -8,6 +8,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -75,8 +76,9 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez(file, **arrays)
 
 
-def _read_array(file: BinaryIO, size: int, name: str) -> np.ndarray:
-    """One array in `.npy` format from a stream of `size` bytes; raises `InputError` naming what is wrong."""
+def _read_array(content: bytes, name: str) -> np.ndarray:
+    """The array of a whole `.npy` file, without a copy; raises `DamagedError` naming what is wrong."""
+    file = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(file)
         read_header = {
@@ -84,36 +86,31 @@ def _read_array(file: BinaryIO, size: int, name: str) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
         if read_header is None:
-            raise InputError(f"{name}: unsupported .npy version {version}")
+            raise DamagedError(f"{name}: unsupported .npy version {version}")
         shape, fortran, dtype = read_header(file)
-    except InputError:
+    except DamagedError:
         raise
     except Exception as error:  # NumPy parses the header as Python: a hostile one fails in many ways
-        raise InputError(f"{name}: not a .npy array ({first_line(error)})") from error
+        raise DamagedError(f"{name}: not a .npy array ({first_line(error)})") from error
     if dtype.hasobject or dtype.kind not in "biufU":
-        raise InputError(f"{name}: holds {dtype} entries, allowed are numbers and text (objects are never unpickled)")
-    count = 1
-    for length in shape:
-        count *= length
-    if any(length < 0 for length in shape) or count * dtype.itemsize != size - file.tell():
-        raise InputError(
+        raise DamagedError(f"{name}: holds {dtype} entries, allowed are numbers and text (objects are never unpickled)")
+    count, start = math.prod(shape), file.tell()
+    if any(length < 0 for length in shape) or count * dtype.itemsize != len(content) - start:
+        raise DamagedError(
             f"{name}: header says shape {shape} of {dtype}, {count * dtype.itemsize} bytes, "
-            f"but {size - file.tell()} bytes follow"
+            f"but {len(content) - start} bytes follow"
         )
-    data = file.read(count * dtype.itemsize)
-    if len(data) != count * dtype.itemsize:
-        raise InputError(f"{name}: truncated")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if fortran else "C")
 
 
 def read_npy(path: str | Path) -> np.ndarray:
     """An untrusted `.npy` file as an array of numbers; raises `InputError` naming the file and the reason."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            return _read_array(file, os.fstat(file.fileno()).st_size, str(path))
+        content = path.read_bytes()
     except OSError as error:
         raise _os_error(path, error) from error
+    return _read_array(content, str(path))
 
 
 def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
@@ -124,32 +121,30 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
       DamagedError: an `InputError` where it can: not a zip file, truncated, altered, compressed, array missing.
     """
     path = Path(path)
-    arrays = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            members = archive.namelist() if names is None else [f"{name}.npy" for name in names]
-            for name in (member.removesuffix(".npy") for member in members):
-                try:
-                    info = archive.getinfo(f"{name}.npy")
-                except KeyError:
-                    raise DamagedError(f"{path}: array {name!r} is missing") from None
-                if info.compress_type != zipfile.ZIP_STORED or info.file_size > path.stat().st_size:
-                    raise DamagedError(f"{path}: array {name!r} is compressed or larger than its file")
-                # Reading the whole member verifies its CRC-32.
-                content = archive.read(info)
-                arrays[name] = _read_array(io.BytesIO(content), len(content), f"{path}: {name}")
+            entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            for name in entries if names is None else names:
+                if name not in entries:
+                    raise DamagedError(f"{path}: array {name!r} is missing")
+                if entries[name].compress_type != zipfile.ZIP_STORED:
+                    raise DamagedError(f"{path}: array {name!r} is compressed")
+            if sum(info.file_size for info in entries.values()) > path.stat().st_size:
+                raise DamagedError(f"{path}: says that its arrays are larger than itself")
+            # Reading a whole member verifies its CRC-32.
+            return {
+                name: _read_array(archive.read(entries[name]), f"{path}: {name}")
+                for name in (entries if names is None else names)
+            }
+    except DamagedError:
+        raise
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # a place outside the file, which a damaged directory may name
             raise _os_error(path, error) from error
         raise DamagedError(f"{path}: damaged or not an .npz file ({first_line(error)})") from error
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        if isinstance(error, DamagedError):
-            raise
-        # NotImplementedError is what zipfile raises for a compression it does not know.
-        reason = str(error) if isinstance(error, InputError) else f"{path}: damaged or not an .npz file"
-        detail = "" if isinstance(error, InputError) else f" ({first_line(error)})"
-        raise DamagedError(reason + detail) from error
-    return arrays
+        # zipfile raises NotImplementedError for a compression that it does not know.
+        raise DamagedError(f"{path}: damaged or not an .npz file ({first_line(error)})") from error
 
 
 def save_nads(path: str | Path, nads: NADs) -> None:
@@ -273,7 +268,9 @@ def check_run_folder(workdir: Path, identity: dict[str, Any]) -> bool:
         if not file.exists():
             strangers = sorted(path.name for path in workdir.iterdir()) if workdir.exists() else []
             strangers = [name for name in strangers if not name.startswith((".", "config.json"))]
-            if strangers and not file.exists():  # else another process has just made the folder
+            if file.exists():  # another process has just made the folder
+                return check_run_folder(workdir, identity)
+            if strangers:
                 raise InputError(
                     f"{workdir}: holds {strangers[0]!r} but no config.json, so it is no run folder; name another"
                 )

@@ -150,7 +150,7 @@ def make_train_many(
 ) -> Callable[..., TrainMetrics]:
     """Builds `run(directions, epsilon, sigma, learning_rate, seed, progress, snapshots) -> TrainMetrics`.
 
-    See `train_many`. One compiled program trains `chunk_size` networks; with `snapshots`, from `nad_jax.snapshots`,
+    See `train_many`. One compiled program trains `chunk_size` networks; with `snapshots`, see `Snapshots`,
     a run that was interrupted is taken up again by the same call.
 
     Args:

@@ -2,21 +2,16 @@
 
 import csv
 import io
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
 from experiments import directional_bias, published, results
-from nad_jax import Recipe, basis_random, dft_direction, estimate_nads, make_key, save_nads, store, train_many
+from nad_jax import Recipe, basis_random, dft_direction, estimate_nads, make_key, save_nads, train_many
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError
-from tests.test_configs import ROOT, load_config
+from tests.test_configs import load_config
 
 RECIPES = load_config("directional_bias").RECIPES
 
@@ -302,54 +297,3 @@ def test_bad_input_is_reported_at_once(tmp_path):
     (tmp_path / "t.csv").write_text("index,accuracy_logreg\n1,many\n")
     with pytest.raises(InputError, match=r"t\.csv: line 2: could not convert"):
         published.read_table(str(tmp_path / "t.csv"), "logreg")
-
-
-KILLED = [
-    "--config=configs/directional_bias.py:accuracy_map,mlp",
-    "--config.image_shape=8,8,1",
-    "--config.frequency_range=-4,4",
-    "--config.nums_train=2000,",
-    "--config.num_test=500",
-    "--config.num_epochs=8",
-    "--config.unit_size=1",
-]
-
-
-def test_a_killed_sweep_ends_with_the_table_of_an_uninterrupted_one(tmp_path):
-    command = [sys.executable, "-m", "experiments.main", *KILLED]
-    settings = {"cwd": ROOT, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([*command, f"--workdir={tmp_path / 'killed'}"], **settings)
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("killed/units/*.npz"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "results.csv").exists()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("killed/units/networks_*.npz")}
-    for name in ("killed", "straight"):
-        subprocess.run([*command, f"--workdir={tmp_path / name}"], check=True, timeout=300, **settings)
-    assert (tmp_path / "killed" / "results.csv").read_bytes() == (tmp_path / "straight" / "results.csv").read_bytes()
-    assert len(before) >= 3 and all(path.stat().st_mtime_ns == at for path, at in before.items())
-    assert len(_rows(tmp_path / "killed")) == 10
-    assert store.read_npz(next(iter(before)))["names"].shape == (1,)
-
-
-def test_an_interruption_does_not_wait_for_the_network_in_training(tmp_path):
-    changes = {"nums_train": "100,20000", "num_epochs": "2000"}  # seconds, then minutes
-    kept = [argument for argument in KILLED if not any(f"config.{name}=" in argument for name in changes)]
-    changed = ["--config.indices=0,", *(f"--config.{name}={value}" for name, value in changes.items())]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.main", *kept, *changed, f"--workdir={tmp_path}"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("units/networks_*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(5)  # the second network is compiled and in training
-    process.send_signal(signal.SIGTERM)
-    start = time.monotonic()
-    _, printed = process.communicate(timeout=60)
-    assert process.returncode == 75 and b"the same command goes on" in printed
-    assert time.monotonic() - start < 5 and len(list(tmp_path.glob("units/*"))) == 1

@@ -2,10 +2,8 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -205,23 +203,6 @@ def test_the_command_line_answers_bad_input_in_one_line(arguments, message, tmp_
     assert message in result.stderr
     assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interrupted_command_says_that_it_can_be_run_again(name, tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.main", RECIPE, f"--workdir={tmp_path / 'run'}", "--config.unit_size=2"],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("run/units/*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(getattr(signal, name))
-    _, printed = process.communicate(timeout=60)
-    assert process.returncode == 75 and "the same command goes on" in printed and "Traceback" not in printed
 
 
 def test_the_command_line_runs_a_recipe(tmp_path):

@@ -25,7 +25,7 @@ def _environment(tmp_path, **variables):
     """Without what a scheduler would say to these tests themselves; commands in `bin` stand in for its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JOB_COMPLETION"))}
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    return {**kept, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": path, **variables}
+    return {**kept, "JAX_PLATFORMS": "cpu", "PATH": path, **variables}
 
 
 def _stand_in(tmp_path, name, script):

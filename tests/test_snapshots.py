@@ -82,7 +82,7 @@ def _stop_at(number):
     return progress
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 8])
+@pytest.mark.parametrize("stop_at", [1, 8])
 def test_a_resumed_training_is_bit_for_bit_an_uninterrupted_one(tmp_path, stop_at):
     recipe = Recipe(num_train=100, num_test=50, batch_size=32, num_epochs=3, loss_window=3)
     model = create_model("mlp", (8, 8, 1), num_logits=2)
@@ -90,7 +90,7 @@ def test_a_resumed_training_is_bit_for_bit_an_uninterrupted_one(tmp_path, stop_a
     sweep = {"directions": np.eye(64, dtype=np.float32)[:5], "seed": [0, 1, 0, 0, 1], "sigma": [1, 1, 2, 3, 3]}
     straight = run(**sweep)  # chunks of seed 0: two networks and one, of seed 1: two
     with pytest.raises(Stopped):
-        run(**sweep, progress=_stop_at(stop_at), snapshots=_snapshots(tmp_path))
+        run(**sweep, progress=_stop_at(stop_at), snapshots=_snapshots(tmp_path, urgent=lambda: True))
     epochs = []
     resumed = training.make_train_many(model, recipe, chunk_size=2)(
         **sweep, progress=epochs.append, snapshots=_snapshots(tmp_path)
@@ -114,7 +114,7 @@ def test_a_resumed_ensemble_is_bit_for_bit_an_uninterrupted_one(tmp_path):
     accumulate, _ = nads.make_accumulate(create_model("mlp", (8, 8, 1)), estimator, 8)
     straight = accumulate(make_key(0), nads.init_halves(64), 4, 11)
     with pytest.raises(Stopped):
-        accumulate(make_key(0), nads.init_halves(64), 4, 11, _stop_at(2), _snapshots(tmp_path))
+        accumulate(make_key(0), nads.init_halves(64), 4, 11, _stop_at(2), _snapshots(tmp_path, urgent=lambda: True))
     done = []
     resumed = accumulate(make_key(0), nads.init_halves(64), 4, 11, done.append, _snapshots(tmp_path))
     assert done == [6, 7]

@@ -44,10 +44,7 @@ NADS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """Processes on the CPU that share compiled programs with each other alone."""
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
 # Runs the command line with a part of it replaced, as the first argument says.
@@ -111,13 +108,13 @@ app.run(main, flags_parser=_parse_flags)
 """
 
 
-def _start(arguments, environment, place="nothing", **kwargs):
+def _start(arguments, place="nothing", environment=None):
     command = [sys.executable, "-c", DRIVER, place, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, **kwargs)
+    return subprocess.Popen(command, cwd=ROOT, env=environment or ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
 
-def _run(arguments, environment, place="nothing", **kwargs):
-    process = _start(arguments, environment, place, **kwargs)
+def _run(arguments, place="nothing"):
+    process = _start(arguments, place)
     printed = process.communicate(timeout=300)[1]
     return process.returncode, printed
 
@@ -135,11 +132,11 @@ def _remains(workdir):
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory, environment):
+def clean(tmp_path_factory):
     """The sweep and the ensemble without any fault."""
     folder = tmp_path_factory.mktemp("clean")
     for name, arguments in (("sweep", SWEEP), ("nads", NADS)):
-        code, printed = _run([*arguments, f"--workdir={folder / name}"], environment)
+        code, printed = _run([*arguments, f"--workdir={folder / name}"])
         assert code == 0, printed
         assert not _remains(folder / name)
     assert len(list((folder / "sweep" / "units").iterdir())) == 64
@@ -158,33 +155,35 @@ WRITES = [
 ]  # fmt: skip
 
 
-def test_a_sweep_killed_at_every_write_and_at_random_ends_as_if_it_had_not_been(clean, tmp_path, environment):
+def test_a_sweep_killed_at_every_write_and_at_random_ends_as_if_it_had_not_been(clean, tmp_path):
     workdir = tmp_path / "run"
     command = [*SWEEP, f"--workdir={workdir}"]
     for place in WRITES:
-        code, _ = _run(command, environment, place)
+        code, _ = _run(command, place)
         assert code == -signal.SIGKILL, place
     assert list(workdir.rglob("*.tmp"))  # left behind, and never taken for results
+    stored = {path: path.stat().st_mtime_ns for path in workdir.glob("units/*.npz")}
     order, kills = random.Random(0), int(os.environ.get("NAD_KILLS", "2"))
     for kill in range(kills):
-        process = _start(command, environment)
+        process = _start(command)
         wanted = (kill + 1) * 60 // kills
         _wait(lambda wanted=wanted: len(list(workdir.glob("units/*.npz"))) >= wanted, process)
         time.sleep(order.random() * 0.02)
         process.kill()
         process.communicate()
         assert not (workdir / "results.csv").exists() or process.returncode == 0
-    code, printed = _run(command, environment)
+    code, printed = _run(command)
     assert code == 0, printed
     assert _arrays(workdir) == _arrays(clean / "sweep")
+    assert stored and all(path.stat().st_mtime_ns == at for path, at in stored.items())  # not computed again
 
 
-def test_an_ensemble_killed_at_every_write_ends_as_if_it_had_not_been(clean, tmp_path, environment):
+def test_an_ensemble_killed_at_every_write_ends_as_if_it_had_not_been(clean, tmp_path):
     command = [*NADS, f"--workdir={tmp_path / 'run'}"]
     for place in ["half a temporary file:1", "before the rename:3", "after the rename:3", "after the rename:2"]:
-        code, _ = _run(command, environment, place)
+        code, _ = _run(command, place)
         assert code == -signal.SIGKILL, place
-    code, printed = _run(command, environment)
+    code, printed = _run(command)
     assert code == 0, printed
     assert _arrays(tmp_path / "run") == _arrays(clean / "nads")
 
@@ -196,17 +195,16 @@ LONG = [*SWEEP[:-1], "--config.num_epochs=100000", "--config.indices=0,"]
     ("phase", "arguments"),
     [("compilation", NADS), ("training", LONG), ("evaluation", SWEEP), ("accumulation", NADS), ("collecting", NADS)],
 )
-def test_sigterm_ends_every_phase_within_five_seconds(phase, arguments, clean, tmp_path, environment):
+def test_sigterm_ends_every_phase_within_five_seconds(phase, arguments, clean, tmp_path):
     workdir = tmp_path / "run"
     command = [*arguments, f"--workdir={workdir}"]
-    if phase == "compilation":  # of a program that is not stored
-        environment = {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    not_stored = {**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     begun = {
         "compilation": lambda: workdir.glob("progress/*"),
         "training": lambda: workdir.glob("snapshots/*"),
         "accumulation": lambda: workdir.glob("units/*"),
     }
-    process = _start(command, environment, phase)
+    process = _start(command, phase, not_stored if phase == "compilation" else None)
     if phase in begun:
         _wait(lambda: list(begun[phase]()), process)
         process.send_signal(signal.SIGTERM)
@@ -221,14 +219,14 @@ def test_sigterm_ends_every_phase_within_five_seconds(phase, arguments, clean, t
     if phase == "training":
         assert list(workdir.glob("snapshots/*.npz"))
     else:
-        code, printed = _run(command, environment)
+        code, printed = _run(command)
         assert code == 0, printed
         assert _arrays(workdir) == _arrays(clean / ("sweep" if arguments is SWEEP else "nads"))
 
 
-def test_a_second_signal_ends_the_process_at_once(tmp_path, environment):
+def test_a_second_signal_ends_the_process_at_once(tmp_path):
     arguments = ["--config=configs/directional_bias.py:accuracy_map,densenet121", f"--workdir={tmp_path / 'run'}"]
-    process = _start(arguments, {**environment, "XDG_CACHE_HOME": str(tmp_path / "cache")})  # compiles for a minute
+    process = _start(arguments, environment={**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")})
     _wait(lambda: list(tmp_path.glob("run/progress/*")), process)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
@@ -321,16 +319,16 @@ def test_no_single_bit_of_a_unit_or_record_is_read_wrongly(name, finished, tmp_p
     assert refused > 300
 
 
-def test_a_disk_that_is_full_is_said_in_one_line_and_loses_nothing(clean, tmp_path, environment):
+def test_a_disk_that_is_full_is_said_in_one_line_and_loses_nothing(clean, tmp_path):
     workdir = tmp_path / "run"
     main = [sys.executable, "-m", "experiments.main", *NADS, f"--workdir={workdir}"]
     limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *main]  # a file may have 100 KiB, a unit has 500
-    result = subprocess.run(limited, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "units/networks_0000000_0000004.npz: File too large (" in line and "MiB free)" in line
     assert not list(workdir.glob("units/*"))
-    subprocess.run(main, cwd=ROOT, env=environment, check=True, capture_output=True)
+    subprocess.run(main, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
     assert _arrays(workdir) == _arrays(clean / "nads")
 
 
@@ -368,9 +366,9 @@ def test_units_of_another_configuration_are_never_mixed_in(finished, tmp_path):
         compute_nads.run(_nads_config(), workdir)
 
 
-def test_two_processes_on_the_same_units_write_the_same(clean, tmp_path, environment):
+def test_two_processes_on_the_same_units_write_the_same(clean, tmp_path):
     command = [*NADS, f"--workdir={tmp_path / 'run'}"]
-    processes = [_start(command, environment) for _ in range(2)]
+    processes = [_start(command) for _ in range(2)]
     for process in processes:
         printed = process.communicate(timeout=120)[1]
         assert process.returncode == 0, printed
@@ -521,14 +519,14 @@ def test_an_ensemble_is_swept_over_its_fields(tmp_path, capsys):
     assert not (tmp_path / "bad").exists()
 
 
-def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean, tmp_path, environment):
+def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean, tmp_path):
     def start(count):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        places = {**environment, "JAX_COORDINATOR_ADDRESS": address}
+        places = {**ENVIRONMENT, "JAX_COORDINATOR_ADDRESS": address}
         command = [*NADS, f"--workdir={tmp_path / 'run'}", "--distributed"]
-        return [_start([*command, f"--shard={index}/{count}"], places) for index in range(count)]
+        return [_start([*command, f"--shard={index}/{count}"], environment=places) for index in range(count)]
 
     killed, *others = start(3)
     _wait(lambda: (tmp_path / "run" / "progress" / "0-of-3.jsonl").exists(), killed)

@@ -16,7 +16,7 @@ TEMPLATES = ("slurm_array.sh", "jobset.yaml", "tpu_pod.sh")
 _TEMPLATE = flags.DEFINE_string("template", None, f"One of {', '.join(TEMPLATES)}.")
 _SHARDS = flags.DEFINE_integer("shards", 8, "How many processes share the work (a TPU pod has its own number).")
 _GPUS = flags.DEFINE_integer("gpus", 1, "GPUs of each process.")
-_PYTHON = flags.DEFINE_string("python", ".venv/bin/python", "The interpreter, from the root of the repository.")
+_PYTHON = flags.DEFINE_string("python", "", "The interpreter; default .venv/bin/python, in a JobSet python.")
 _IMAGE = flags.DEFINE_string("image", "nad_jax:latest", "The container image of a JobSet.")
 _CLAIM = flags.DEFINE_string("claim", "runs", "The volume claim of a JobSet.")
 
@@ -33,6 +33,7 @@ def render(template: str, arguments: list[str], shards: int, gpus: int, python: 
     for name in ("config", "workdir"):
         if not any(argument.startswith(f"--{name}=") for argument in arguments):
             raise InputError(f"--{name}=… is missing among the arguments after --, got {shlex.join(arguments)!r}")
+    python = python or ("python" if template == "jobset.yaml" else ".venv/bin/python")
     command = [python, "-m", "experiments.main", *arguments]
     remote = f"cd nad_jax && {shlex.join(command)} --distributed"
     return Template((FOLDER / template).read_text(encoding="utf-8")).substitute(
