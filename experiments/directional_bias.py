@@ -94,12 +94,22 @@ def _check_source(config: ConfigDict) -> None:
         check_integer("num_directions", config.num_directions, 1, int(np.prod(config.image_shape)))
 
 
+def _check_indices(indices: Any) -> None:
+    if not isinstance(indices, tuple | list):
+        raise InputError(f"indices: must be a tuple of integers, got {indices!r}")
+    for index in indices:
+        check_integer("indices", index, 0)
+
+
 def _check_frequency_range(config: ConfigDict) -> None:
+    values = config.frequency_range
+    if not isinstance(values, tuple | list) or len(values) != 2:
+        raise InputError(f"frequency_range: must be first, stop, got {values!r}")
     highest = min(config.image_shape[:2]) // 2
-    for frequency in config.frequency_range:
+    for frequency in values:
         check_integer("frequency_range", frequency, -highest, highest + 1)
-    if len(config.frequency_range) != 2 or config.frequency_range[0] >= config.frequency_range[1]:
-        raise InputError(f"frequency_range: must be first, stop with first < stop, got {config.frequency_range!r}")
+    if values[0] >= values[1]:
+        raise InputError(f"frequency_range: must be first, stop with first < stop, got {values!r}")
 
 
 def validate(config: ConfigDict) -> None:
@@ -115,7 +125,7 @@ def validate(config: ConfigDict) -> None:
         *(partial(check_integer, "seeds", seed, 0, 2**32 - 1) for seed in config.seeds),
         *(partial(check_number, "sigmas", sigma, 0.0) for sigma in config.sigmas),
         *(partial(check_number, "epsilons", epsilon, 0.0) for epsilon in config.epsilons),
-        *(partial(check_integer, "indices", index, 0) for index in config.indices),
+        lambda: _check_indices(config.indices),
         lambda: _check_source(config),
         lambda: _check_frequency_range(config),
         lambda: check_integer("frequency_step", config.frequency_step, 1),

@@ -30,7 +30,7 @@ def check_sweep(field: str, values: Any) -> None:
     if not isinstance(values, tuple | list) or not len(values) or repeated:
         raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
     for value in values:
-        if "," in str(value):
+        if isinstance(value, str) and "," in value:
             several = ", ".join(repr(part.strip()) for part in value.split(","))
             raise InputError(f'{field}: several names are written --config.{field}="({several})", got {value!r}')
 

@@ -148,10 +148,12 @@ _LAYOUTS = (
 
 
 def _read_limited(file: BinaryIO, name: str) -> bytes:
-    content = file.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise InputError(f"{name}: more than {_LARGEST} bytes, which CIFAR-10 has not")
-    return content
+    content = io.BytesIO()
+    while piece := file.read(2**20):  # `read` takes the memory for all that it is asked for
+        content.write(piece)
+        if content.tell() > _LARGEST:
+            raise InputError(f"{name}: more than {_LARGEST} bytes, which CIFAR-10 has not")
+    return content.getvalue()
 
 
 def _read_folder(folder: Path, layout: _Layout) -> dict[str, bytes]:

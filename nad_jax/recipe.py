@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from nad_jax import errors
-from nad_jax.errors import InputError, check_choice, check_integer, check_number, unknown
+from nad_jax.errors import InputError, check_choice, check_integer, check_number, first_line, unknown
 
 SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda progress: 1.0 - progress,
@@ -84,7 +84,7 @@ class Recipe:
             optimizer = getattr(optax, self.optimizer)(learning_rate=jnp.ones_like, **self.optimizer_options)
             jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), jnp.zeros(3))
         except Exception as error:  # any function of optax may have been named
-            raise InputError(f"optimizer: {call} gives no optimizer of gradients ({error})") from error
+            raise InputError(f"optimizer: {call} gives no optimizer of gradients ({first_line(error)})") from error
 
     @property
     def steps_per_epoch(self) -> int:

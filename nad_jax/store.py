@@ -100,7 +100,10 @@ def _read_array(content: bytes, name: str) -> np.ndarray:
             f"{name}: header says shape {shape} of {dtype}, {count * dtype.itemsize} bytes, "
             f"but {len(content) - start} bytes follow"
         )
-    return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if fortran else "C")
+    try:
+        return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if fortran else "C")
+    except ValueError as error:  # lengths that NumPy does not know, beside a length of zero
+        raise DamagedError(f"{name}: no array has shape {shape} of {dtype} ({first_line(error)})") from error
 
 
 def read_npy(path: str | Path) -> np.ndarray:

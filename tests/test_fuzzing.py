@@ -1,6 +1,10 @@
-"""Whatever is in a config, a file of arrays or a file of images: one error, soon, without taking the memory."""
+"""Whatever is in a config, a file of arrays or a file of images: one error, soon, without taking the memory.
+
+NAD_EXAMPLES is how many are tried (default 30; of the quick ones ten times as many).
+"""
 
 import io
+import os
 import struct
 import tracemalloc
 import zipfile
@@ -17,15 +21,14 @@ from nad_jax.errors import InputError
 from tests.cifar_files import BINARY, PICKLED, make_batches, write_folder
 from tests.test_configs import load_config
 
-SLOW = hypothesis.settings(max_examples=100, deadline=2000, derandomize=True, database=None)
-QUICK = hypothesis.settings(SLOW, max_examples=400)
+EXAMPLES = int(os.environ.get("NAD_EXAMPLES", "30"))
+SLOW = hypothesis.settings(max_examples=EXAMPLES, deadline=5000, derandomize=True, database=None)
+QUICK = hypothesis.settings(SLOW, max_examples=10 * EXAMPLES)
 
 NUMBERS = st.integers(-3, 3) | st.integers() | st.floats() | st.booleans() | st.none()
 NAMES = st.text(max_size=8) | st.sampled_from(["lenet", "max", "none", "sgd", "adam:b1=2", "sgd:momentum=[", "dft"])
 VALUES = st.recursive(
-    NUMBERS | NAMES,
-    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(NAMES, inner),
-    max_leaves=6,
+    NUMBERS | NAMES, lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple), max_leaves=6
 )
 FIELDS = {name: sorted(load_config(name).get_config()) for name in EXPERIMENTS}
 
@@ -148,16 +151,19 @@ def images(tmp_path_factory):
         write_folder(folder / layout, layout, make_batches(4))
         path = next(path for path in sorted((folder / layout).rglob("*")) if "data_batch_1" in path.name)
         found[layout] = (folder / layout, path, path.read_bytes())
-    return found
+    return found.get  # a function: a dictionary would be printed
 
 
 @SLOW
-@hypothesis.given(st.sampled_from([BINARY, PICKLED]), st.data())
-def test_no_change_of_a_file_of_images_raises_anything_else(images, layout, data):
-    folder, path, content = images[layout]
-    place, length = data.draw(st.integers(0, len(content))), data.draw(st.sampled_from([0, 1, 8, 5000]))
-    changed = content[:place] + data.draw(st.binary(max_size=64)) + content[place + length :]
-    path.write_bytes(changed)
+@hypothesis.given(
+    st.sampled_from([BINARY, PICKLED]),
+    st.integers(0, 100_000),
+    st.sampled_from([0, 1, 8, 5000]),
+    st.binary(max_size=64),
+)
+def test_no_change_of_a_file_of_images_takes_more_than_its_files(images, layout, place, length, inserted):
+    folder, path, content = images(layout)
+    place %= len(content) + 1
+    path.write_bytes(content[:place] + inserted + content[place + length :])
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    assert _allocation(cifar.read_cifar10, str(folder)) < 6 * size + 2**20
-    path.write_bytes(content)
+    assert _allocation(cifar.read_cifar10, str(folder)) < size + 2**22

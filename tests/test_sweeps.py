@@ -338,6 +338,7 @@ def test_a_folder_that_cannot_be_written_is_named(finished):
         Path(folder).chmod(0o755)
         workdir = Path(shutil.copytree(finished / "directional_bias", Path(folder) / "run"))
         next(workdir.glob("units/*.npz")).unlink()
+        Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).chmod(0o777)
         os.seteuid(65534)
         try:
             with pytest.raises(InputError, match=r"units/networks_\w+\.npz: Permission denied$"):
