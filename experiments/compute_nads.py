@@ -20,7 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results, runner
-from experiments.estimate import program_bytes, timed
+from experiments.estimate import fastest, program_bytes
 from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
@@ -286,14 +286,12 @@ def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program
 def _measure(point: Point) -> Cost:
     config = point.config
     add_chunk, estimator, _ = nads.make_add_chunk(_create_model(config), _create_estimator(config), config.unit_size)
-    halves = nads.init_halves(int(np.prod(config.image_shape)))
-    arguments = (make_key(config.seed), halves, jnp.int32(0), jnp.int32(estimator.chunk_size))
+    dimension = int(np.prod(config.image_shape))
+    arguments = (make_key(config.seed), nads.init_halves(dimension), jnp.int32(0), jnp.int32(estimator.chunk_size))
     begun = time.monotonic()
     program = add_chunk.lower(*arguments).compile()
     compile_seconds = time.monotonic() - begun
-    seconds, halves = timed(program, *arguments)
-    if seconds < 2.0:  # the first call is slower
-        seconds, _ = timed(program, arguments[0], halves, *arguments[2:])
+    seconds = fastest(lambda: program(arguments[0], nads.init_halves(dimension), *arguments[2:]))
     return Cost(compile_seconds, seconds / estimator.chunk_size, program_bytes(program))
 
 
