@@ -1,4 +1,4 @@
-"""What it will cost to train networks, from a recipe of two batches."""
+"""What it will cost to train networks, from a recipe of two batches an epoch."""
 
 import dataclasses
 import time
@@ -13,8 +13,9 @@ from nad_jax.recipe import Recipe
 
 
 def shorten(recipe: Recipe) -> Recipe:
-    """The same steps, two of them an epoch."""
-    samples = 2 * recipe.batch_size
+    """The same steps, two full batches an epoch and what is left over, so that the same programs are compiled."""
+    left = recipe.num_train % recipe.batch_size
+    samples = 2 * recipe.batch_size + left + left % 2  # an even number, as D(v) needs it
     return dataclasses.replace(
         recipe, num_train=min(samples, recipe.num_train), num_test=min(samples, recipe.num_test), num_epochs=2
     )
@@ -40,8 +41,9 @@ def measure_training(
     epoch_seconds = fastest(lambda: epoch(start(*members), shared, *members)) - fastest(lambda: start(*members))
     state = epoch(start(*members), shared, *members)
     finish_seconds = fastest(lambda: finish(state, shared, *members))
-    share = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
-    seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps + finish_seconds * share
+    evaluations = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
+    epochs = recipe.num_epochs * recipe.num_train / short.num_train
+    seconds = epochs * epoch_seconds + evaluations * finish_seconds
     peak = max(program_bytes(program) for program in (start, epoch, finish))
     return Cost(compile_seconds, seconds / len(members[0]), peak + nbytes)
 
