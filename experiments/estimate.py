@@ -42,8 +42,7 @@ def measure_training(
     state = epoch(start(*members), shared, *members)
     finish_seconds = fastest(lambda: finish(state, shared, *members))
     evaluations = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
-    epochs = recipe.num_epochs * recipe.num_train / short.num_train
-    seconds = epochs * epoch_seconds + evaluations * finish_seconds
+    seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps + evaluations * finish_seconds
     peak = max(program_bytes(program) for program in (start, epoch, finish))
     return Cost(compile_seconds, seconds / len(members[0]), peak + nbytes)
 
