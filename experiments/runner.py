@@ -17,6 +17,7 @@ from nad_jax.errors import InputError
 from nad_jax.snapshots import Snapshots
 
 SNAPSHOT_SECONDS = 60.0  # a unit that takes longer keeps snapshots of its state
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory allocating")  # of accelerators; of a CPU
 ALONE = Shard()
 
 
@@ -88,7 +89,7 @@ def _compute_unit(plan: Plan, program: Program, unit: Unit, workdir: Path, progr
         try:
             diverged = program.compute(unit, report, snapshots)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not any(sign in str(error) for sign in OUT_OF_MEMORY):
                 raise
         else:
             snapshots.clear()

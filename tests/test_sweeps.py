@@ -378,7 +378,19 @@ def test_two_processes_on_the_same_units_write_the_same(clean, tmp_path):
 
 
 def _out_of_memory(*args, **kwargs):
-    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
+
+
+def test_a_process_with_too_little_memory_halves_the_chunk(tmp_path):
+    arguments = ["--config=configs/directional_bias.py:accuracy_map,mlp", "--config.image_shape=64,64,1"]
+    arguments += ["--config.frequency_range=-4,4", "--config.num_test=64", "--config.nums_train=64,"]
+    arguments += ["--config.num_epochs=2", "--config.batch_size=64", "--config.mapping=vectorized"]
+    arguments += ["--config.schedule=constant", "--config.chunk_size=64", "--config.indices=0,"]
+    main = [sys.executable, "-m", "experiments.main", *arguments, f"--workdir={tmp_path / 'run'}"]
+    limited = ["bash", "-c", 'ulimit -v 3500000; exec "$@"', "bash", *main]  # 64 networks would take 2 GB at once
+    result = subprocess.run(limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "out of memory with 64 networks at once: 32 from now on" in result.stderr
 
 
 def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, monkeypatch):
