@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results, runner
@@ -140,7 +139,10 @@ def _read_unit(path: Path, point: Point) -> nads.Halves:
     arrays = store.read_npz(
         path, (*(f"{h}_{n}" for h in halves for n in covariance.Moments._fields), "diverged", "config")
     )
-    store.check_origin(path, arrays.pop("config"), point.identity)
+    origin = arrays.pop("config")
+    store.check_origin(path, origin, point.identity)
+    if path.name != _unit_path(point.workdir, *json.loads(str(origin))["networks"]).name:
+        raise DamagedError(f"{path}: is a unit of other networks")
     shapes = {"count": (), "mean": (dimension,), "scatter": (dimension, dimension), "diverged": ()}
     for name, array in arrays.items():
         if array.shape != shapes[name.split("_")[-1]]:
@@ -235,7 +237,7 @@ def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | N
     """Writes and prints the results of what is stored of one point."""
     config, halves = point.config, _merge(point)
     model, estimator = _create_model(config), _create_estimator(config)
-    _, estimator, num_rows = nads.make_add_chunk(model, estimator, config.unit_size)
+    estimator, num_rows = nads.resolve_estimator(model, estimator, config.unit_size)
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
     choices = {**nads.record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
     choices["diverged"] = int(halves.diverged)
@@ -268,14 +270,15 @@ def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program
     accumulate, estimator = nads.make_accumulate(_create_model(point.config), chosen, point.config.unit_size)
     empty = nads.init_halves(int(np.prod(point.config.image_shape)))
 
-    def describe(identity: dict[str, Any]) -> np.ndarray:
-        return store.describe_origin(identity, mapping=estimator.mapping, chunk_size=estimator.chunk_size)
+    def describe(identity: dict[str, Any], **unit: Any) -> np.ndarray:
+        return store.describe_origin(identity, **unit, mapping=estimator.mapping, chunk_size=estimator.chunk_size)
 
     def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
         number, (first, stop) = unit.members
         config, workdir = points[number].config, points[number].workdir
         halves = accumulate(make_key(config.seed), empty, first, stop, progress, snapshots)
-        arrays = {**nads.halves_to_arrays(halves), "config": describe(points[number].identity)}
+        origin = describe(points[number].identity, networks=[first, stop])
+        arrays = {**nads.halves_to_arrays(halves), "config": origin}
         store.write_npz(_unit_path(workdir, first, stop), arrays)
         return int(halves.diverged)
 
@@ -306,53 +309,64 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             name = ",".join([*(f"{n}={v}" for n, v in point.coordinates.items()), f"networks_{first:07}_{stop:07}"])
             unlike = {n: v for n, v in point.coordinates.items() if n not in ("architecture", "seed")}
             program = (point.config.architecture, *(f"{n}={v}" for n, v in unlike.items()))
-            units.append(Unit(len(units), name, program, stop - first, (number, (first, stop))))
+            units.append(Unit(name, program, stop - first, (number, (first, stop))))
     of_program = {unit.program: points[unit.members[0]] for unit in units}
+    folders = [(point.workdir, point.identity) for point in points]
+    if points[0].coordinates:
+        swept = {name: value for name, value in points[0].identity.items() if name not in points[0].coordinates}
+        folders.insert(0, (workdir, {**swept, "sweep": sorted(points[0].coordinates)}))
 
     def open_folder() -> None:
-        if points[0].workdir != workdir:
-            swept = {name: value for name, value in points[0].identity.items() if name not in points[0].coordinates}
-            store.open_run_folder(workdir, {**swept, "sweep": sorted(points[0].coordinates)})
+        for folder, identity in folders:
+            store.open_run_folder(folder, identity)
         for point in points:
-            store.open_run_folder(point.workdir, point.identity)
             _check_not_lowered(point.config.num_networks, point.workdir)
             store.make_folder(point.workdir / "units")
 
-    def find_missing(repair: bool) -> list[Unit]:
+    def check_folder() -> bool:
+        there = [store.check_run_folder(folder, identity) for folder, identity in folders]
+        return there[0]
+
+    def list_units(shard: Shard) -> list[Unit]:
+        return units[shard.index :: shard.count]
+
+    def find_missing(shard: Shard, repair: bool) -> list[Unit]:
         missing = []
-        for unit in units:
+        for unit in list_units(shard):
             number, (first, stop) = unit.members
             path = _unit_path(points[number].workdir, first, stop)
             try:
-                if path.exists():
-                    _read_unit(path, points[number])
-                else:
-                    missing.append(unit)
+                _read_unit(path, points[number])
             except DamagedError as error:
                 missing.append(unit)
                 if repair:
                     set_aside(path, error)
+            except InputError:
+                if path.exists():
+                    raise
+                missing.append(unit)
         return missing
 
-    def collect(missing: list[Unit]) -> None:
-        collected = []
+    def collect(num_missing: int) -> None:
+        collected, failed = [], []
         for point in points:
-            if not missing:
+            if not num_missing:
                 _remove_cut_units(point)
             if not any(path.exists() for path in _paths(point).values()):
                 continue
             try:
                 collected.append((point, _collect(point, directions, values)))
             except InputError as error:  # its networks have no directions to rank; those of other points may
-                if len(points) == 1:
-                    raise
-                logging.error("%s: %s", point.workdir, error)
-        if len(points) > 1 and collected:
+                failed.append(f"{point.workdir}: {error}")
+        if points[0].coordinates and collected:
             _write_table(collected, workdir)
+        if failed:
+            raise InputError("\n".join(failed))
 
     return Plan(
-        units,
         open_folder,
+        check_folder,
+        list_units,
         find_missing,
         lambda program, chunk_size: _make_program(of_program[program], points, chunk_size),
         lambda program: _measure(of_program[program]),

@@ -177,15 +177,14 @@ def make_plan(
         model, recipe, learning_rate = make_model_and_recipe(program)
         mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
         short = shorten(recipe)
-        train, test = short.num_train, short.num_test
-        few = ImageData(data.train_images[:train], data.train_labels[:train], data.test_images[:test],
-                        data.test_labels[:test])  # fmt: skip
+        images, train, test = make_data(*program), short.num_train, short.num_test
+        few = ImageData(*(array[:train] for array in images[:2]), *(array[:test] for array in images[2:]))
         example = next(network for network in networks if _program(network) == program)
         keys = jnp.stack([image_network_key(0)] * chunk_size)
         arrays = (np.stack([array] * chunk_size) for array in example.arrays)
         members = (keys, np.full(chunk_size, learning_rate, np.float32), *arrays)
         stages = make_image_stages(model, short, transform, config.mean, config.std)
-        nbytes = sum(array.nbytes for array in data)
+        nbytes = sum(array.nbytes for array in images)
         return measure_training(stages, recipe, mapping, devices, check_image_data(few, model), members, nbytes)
 
     def collect(missing: int) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the process ends within seconds, whatever it is doing, and says that it can be run again.
+"""SIGTERM, SIGHUP and Ctrl-C: the process ends within seconds, whatever it is doing, and says that it can be run again.
 
 Python runs a signal handler between two of its own instructions, which is not before a compilation is over. So a
 thread waits for the byte that the interpreter writes on arrival, and ends the process from there.
@@ -8,17 +8,17 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import NoReturn
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 GRACE_SECONDS = 3.0  # for the computation to reach its next epoch and keep a snapshot
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is gone
 
 _requested = threading.Event()
 _resumable = threading.Event()
+_watched = False
 
 
 class Interrupted(Exception):
@@ -26,7 +26,11 @@ class Interrupted(Exception):
 
 
 def watch() -> None:
-    """From now on SIGTERM and SIGINT end the process."""
+    """From now on SIGTERM, SIGHUP and SIGINT end the process."""
+    global _watched
+    if _watched:
+        return
+    _watched = True
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -37,7 +41,8 @@ def watch() -> None:
 def take_signals() -> None:
     """Takes the signals of `watch` again from what has installed handlers of its own, as `jax.distributed` does."""
     for number in _SIGNALS:
-        signal.signal(number, lambda *_: None)  # a signal without a handler would write no byte
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` wants it
+            signal.signal(number, lambda *_: None)  # a signal without a handler would write no byte
 
 
 def _wait(reader: int) -> None:
@@ -51,8 +56,11 @@ def _wait(reader: int) -> None:
 
 def leave() -> NoReturn:
     """Ends the process at once: an orderly exit would wait for a computation whose result nobody takes."""
-    os.write(sys.__stderr__.fileno(), b"interrupted; the same command goes on from what is stored\n")
-    os._exit(EXIT_CODE)
+    try:
+        os.set_blocking(2, False)  # standard error may be a pipe that nobody reads any more
+        os.write(2, b"interrupted; the same command goes on from what is stored\n")
+    finally:
+        os._exit(EXIT_CODE)
 
 
 def requested() -> bool:

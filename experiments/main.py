@@ -8,7 +8,7 @@
     python -m experiments.main --config=... --workdir=... --figures_only                 (redraws stored results)
 
 Run from the root of the repository. The same command resumes an interrupted run. It ends with 0 when its work is done,
-75 when it was interrupted and can be run again, 2 where the input is bad.
+75 when it was interrupted and can be run again, 2 where the input is bad, 74 where the disk is full or fails.
 """
 
 import json
@@ -18,14 +18,19 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from experiments import interruption
+
+if __name__ == "__main__":
+    interruption.watch()  # the imports below take seconds
+
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import compute_nads, directional_bias, flip_cifar, interruption, poison_cifar, runner
+from experiments import compute_nads, directional_bias, flip_cifar, poison_cifar, runner
 from experiments.shards import Shard, find_shard, join_cluster
 from nad_jax import store
-from nad_jax.errors import InputError, first_line, unknown
+from nad_jax.errors import InputError, unknown
 
 EXPERIMENTS = {
     "compute_nads": compute_nads,
@@ -73,11 +78,11 @@ def _enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 2) -> NoReturn:
     """Ends the program with one `error:` line per line of the message (indented lines are details)."""
     for line in message.splitlines():
         sys.stderr.write(f"{line}\n" if line.startswith(" ") else f"error: {line}\n")
-    sys.exit(2)
+    sys.exit(code)
 
 
 def _reason(error: BaseException) -> str:
@@ -109,6 +114,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
             raise InputError("config: get_config must return a ConfigDict with a field 'experiment'")
     except Exception as error:  # a config file is a program, it may fail in any way
         _fail(_reason(error))
+    chosen = [flag.name for flag in (_FIGURES_ONLY, _COLLECT, _DRY_RUN) if flag.value]
+    if len(chosen) > 1:
+        _fail(f"--{chosen[0]}, --{chosen[1]}: give one of them")
     for name in ("config", "workdir"):
         if not flags.FLAGS[name].value:
             _fail(f"--{name} is required; see --help")
@@ -133,7 +141,7 @@ def _read_json(config: ConfigDict, path: str) -> None:
         try:
             config.update({name: tuple(value) if isinstance(value, list) else value})
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: {name}: {first_line(error)}") from error
+            raise InputError(f"{path}: {name}: {_reason(error)}") from error
 
 
 def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard) -> int:
@@ -144,7 +152,7 @@ def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard)
         if _DRY_RUN.value:
             runner.describe(plan, shard)
             return 0
-        complete = runner.collect(plan) if _COLLECT.value else runner.run(plan, workdir, shard)
+        complete = runner.collect(plan, workdir) if _COLLECT.value else runner.run(plan, workdir, shard)
     if complete or _COLLECT.value:
         for figure in experiment.draw(config, workdir):
             print(figure)
@@ -167,8 +175,12 @@ def main(argv: list[str]) -> int:
         else:
             _enable_compilation_cache()
         return _carry_out(EXPERIMENTS[config.experiment], config, workdir, shard)
+    except store.StorageError as error:
+        _fail(str(error), os.EX_IOERR)
     except InputError as error:
         _fail(str(error))
+    except runner.RunAgain as error:
+        _fail(str(error), interruption.EXIT_CODE)
     except BrokenPipeError:  # the reader of our output is gone (`| head`); what is stored stays
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -3,20 +3,19 @@
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+from experiments.shards import Shard
 from nad_jax.snapshots import Snapshots
 
 
 class Unit(NamedTuple):
     """Networks that are computed together.
 
-    index: its place in the plan, which decides on its shard.
     name: of its snapshots; says what determines it.
     program: units of equal programs are computed by one compiled program; printable.
     num_networks: how many they are.
     members: what the experiment needs to know of them.
     """
 
-    index: int
     name: str
     program: Hashable
     num_networks: int
@@ -48,18 +47,20 @@ class Cost(NamedTuple):
 class Plan(NamedTuple):
     """A command, as units and as functions of the run folder.
 
-    units: all of them.
     open_folder(): creates the run folder, or checks that an existing one holds this configuration.
-    find_missing(repair): the units, or the rest of them, that are not stored intact; damaged files are moved aside
+    check_folder(): whether there is one, of this configuration; changes nothing.
+    list_units(shard): the units of a shard. Which networks a shard has does not depend on the machine.
+    find_missing(shard, repair): those, or the rest of them, that are not stored intact; damaged files are moved aside
       where `repair`.
     make_program(program, chunk_size): compiles nothing yet; a chunk size of 0 is that of the config.
     measure(program): what it costs.
-    collect(missing): writes and prints the results of what is stored.
+    collect(num_missing): writes and prints the results of what is stored; how many networks are not.
     """
 
-    units: list[Unit]
     open_folder: Callable[[], None]
-    find_missing: Callable[[bool], list[Unit]]
+    check_folder: Callable[[], bool]
+    list_units: Callable[[Shard], list[Unit]]
+    find_missing: Callable[[Shard, bool], list[Unit]]
     make_program: Callable[[Any, int], Program]
     measure: Callable[[Any], Cost]
-    collect: Callable[[list[Unit]], None]
+    collect: Callable[[int], None]

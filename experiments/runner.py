@@ -1,6 +1,7 @@
 """Carries out a plan: computes the missing units of one shard, collects the results, or says what there is to do."""
 
 import itertools
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,9 +11,10 @@ import jax
 from absl import logging
 
 from experiments import interruption
-from experiments.plan import Plan, Program, Unit
+from experiments.plan import Plan, Unit
 from experiments.progress import Progress, clock, compile_seconds
 from experiments.shards import Shard
+from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.snapshots import Snapshots
 
@@ -21,96 +23,121 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory allocating")  # of acceler
 ALONE = Shard()
 
 
+class RunAgain(Exception):
+    """The same command will do what this one could not."""
+
+
 def run(plan: Plan, workdir: Path, shard: Shard = ALONE) -> bool:
-    """Computes what is missing of a shard, and collects if then nothing of the plan is missing: whether that is so."""
+    """Computes what is missing of a shard, and collects if then nothing of the plan is missing: whether that is so.
+
+    Raises:
+      RunAgain: where units were damaged after they had been written.
+    """
     plan.open_folder()
     _compute(plan, workdir, shard)
-    missing = plan.find_missing(True)
-    if missing and shard.count == 1:
-        raise InputError(f"{workdir}: {len(missing)} units were damaged after they had been written; run it again")
+    if plan.find_missing(shard, True):
+        raise RunAgain(f"{workdir}: units were damaged after they had been written; run the same command again")
+    missing = plan.find_missing(ALONE, True)
     if missing:
         print(f"shard {shard.name} is done; other shards have {_count(missing)} to go")
         return False
-    plan.collect([])
+    for path in (workdir / "snapshots").glob("*.npz"):  # of a process that was killed after it had stored its unit
+        store.remove(path)
+    plan.collect(0)
     return True
 
 
-def collect(plan: Plan) -> bool:
-    """Collects what is stored, and says what is missing: whether that is nothing."""
-    plan.open_folder()
-    missing = plan.find_missing(True)
-    if len(missing) == len(plan.units):
-        raise InputError("nothing of this command is stored yet")
-    plan.collect(missing)
+def collect(plan: Plan, workdir: Path) -> bool:
+    """Collects what is stored, and says what is missing: whether that is nothing.
+
+    Raises:
+      RunAgain: where nothing is stored.
+    """
+    missing = plan.find_missing(ALONE, True) if plan.check_folder() else plan.list_units(ALONE)
+    num_missing = _num_networks(missing)
+    if num_missing == _num_networks(plan.list_units(ALONE)):
+        raise RunAgain(f"{workdir}: nothing of this command is stored yet")
+    plan.collect(num_missing)
     for line in _describe_missing(missing):
         sys.stderr.write(line + "\n")
     return not missing
 
 
 def _compute(plan: Plan, workdir: Path, shard: Shard) -> None:
-    missing = [unit for unit in plan.find_missing(True) if unit.index % shard.count == shard.index]
-    total = sum(unit.num_networks for unit in plan.units if unit.index % shard.count == shard.index)
-    done = total - sum(unit.num_networks for unit in missing)
+    missing = plan.find_missing(shard, True)
+    total = _num_networks(plan.list_units(shard))
     log = workdir / "progress" / f"{shard.name}.jsonl"
-    progress = Progress(log, total, done, speaks=shard.index == 0)
+    progress = Progress(log, total, total - _num_networks(missing), speaks=shard.index == 0)
     device = jax.local_devices()[0].device_kind
-    progress.event("start", shard=shard.name, networks=total, done=done, device=device, jax=jax.__version__)
-    if missing and shard.source:
-        logging.info("shard %s, from %s", shard.name, shard.source)
-    with interruption.resumable():
-        for key, group in itertools.groupby(missing, lambda unit: unit.program):
-            program = plan.make_program(key, 0)
-            for unit in group:
-                compiled = compile_seconds()
-                program, diverged = _compute_unit(plan, program, unit, workdir, progress)
-                compiled = round(compile_seconds() - compiled, 3)
-                fields = {"unit": unit.name, "networks": unit.num_networks, "diverged": diverged}
-                progress.event("unit", **fields, chunk_size=program.chunk_size, compile_seconds=compiled)
-                progress.unit(unit.num_networks, diverged)
-                interruption.check()
-            del program  # with the images it holds on the device
+    counts = {"networks": total, "missing": _num_networks(missing)}
+    progress.event(
+        "start", pid=os.getpid(), shard=shard.name, source=shard.source, **counts, device=device, jax=jax.__version__
+    )
+    try:
+        with interruption.resumable():
+            for key, group in itertools.groupby(missing, lambda unit: unit.program):
+                _compute_group(plan, key, list(group), workdir, progress)
+    except interruption.Interrupted:
+        progress.event("interrupted")
+        raise
     progress.event("end")
 
 
-def _compute_unit(plan: Plan, program: Program, unit: Unit, workdir: Path, progress: Progress) -> tuple[Program, int]:
-    """Computes and stores a unit, in smaller chunks where the device is out of memory.
-
-    Beside the number of diverged networks: the program that fitted, for the next unit.
-    """
+def _compute_group(plan: Plan, key: Any, units: list[Unit], workdir: Path, progress: Progress) -> None:
+    """Computes and stores the units of one program, in smaller chunks from where the device is out of memory."""
 
     def report(networks_done: float) -> None:
         progress.show(networks_done)
         interruption.check()
 
-    while True:
-        identity = {**program.identity, "unit": unit.name, "chunk_size": program.chunk_size}
-        path = workdir / "snapshots" / unit.name
-        snapshots = Snapshots(path, identity, SNAPSHOT_SECONDS, interruption.requested)
-        try:
-            diverged = program.compute(unit, report, snapshots)
-        except jax.errors.JaxRuntimeError as error:
-            if not any(sign in str(error) for sign in OUT_OF_MEMORY):
-                raise
-        else:
-            snapshots.clear()
-            return program, diverged
-        smaller = program.chunk_size // 2 // program.smallest_chunk * program.smallest_chunk
-        if smaller == 0:
-            raise InputError(
-                f"{_name(unit.program)}: the device has not enough memory for {program.chunk_size} networks at once, "
-                "and there is no smaller chunk"
-            )
-        logging.warning("out of memory with %d networks at once: %d from now on", program.chunk_size, smaller)
-        progress.event("out of memory", unit=unit.name, chunk_size=program.chunk_size)
-        program = plan.make_program(unit.program, smaller)
+    program, chunk_size = None, 0
+    for unit in units:
+        compiled, diverged = compile_seconds(), None
+        while diverged is None:
+            program = program or plan.make_program(key, chunk_size)
+            chunk_size = program.chunk_size
+            identity = {**program.identity, "unit": unit.name, "chunk_size": chunk_size}
+            path = workdir / "snapshots" / unit.name
+            snapshots = Snapshots(path, identity, SNAPSHOT_SECONDS, interruption.requested)
+            try:
+                diverged = program.compute(unit, report, snapshots)
+            except jax.errors.JaxRuntimeError as error:
+                if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+                    raise
+                smallest = program.smallest_chunk
+                program = None  # frees what it holds on the device before the smaller one takes its place
+            if diverged is None:
+                progress.event("out of memory", unit=unit.name, chunk_size=chunk_size)
+                chunk_size = _halved(key, chunk_size, smallest)
+        snapshots.clear()
+        fields = {"unit": unit.name, "networks": unit.num_networks, "diverged": diverged, "chunk_size": chunk_size}
+        progress.event("unit", **fields, compile_seconds=round(compile_seconds() - compiled, 3))
+        progress.unit(unit.num_networks, diverged)
+        interruption.check()
+
+
+def _halved(key: Any, chunk_size: int, smallest: int) -> int:
+    """Half the chunk size, as a multiple of the smallest one; raises `InputError` where there is none."""
+    smaller = chunk_size // 2 // smallest * smallest
+    if smaller == 0:
+        raise InputError(
+            f"{_name(key)}: the device has not enough memory for {chunk_size} networks at once, and there is no "
+            "smaller chunk"
+        )
+    logging.warning("out of memory with %d networks at once: %d from now on", chunk_size, smaller)
+    return smaller
 
 
 def _name(program: Any) -> str:
     return " ".join(str(part) for part in program) if isinstance(program, tuple) else str(program)
 
 
+def _num_networks(units: list[Unit]) -> int:
+    return sum(unit.num_networks for unit in units)
+
+
 def _count(units: list[Unit]) -> str:
-    networks = sum(unit.num_networks for unit in units)
+    networks = _num_networks(units)
     return f"{networks} network{'s' * (networks != 1)} in {len(units)} unit{'s' * (len(units) != 1)}"
 
 
@@ -124,21 +151,23 @@ def _describe_missing(missing: list[Unit]) -> list[str]:
 
 def describe(plan: Plan, shard: Shard = ALONE) -> None:
     """Prints what there is to do and an estimate of what it takes; computes one batch of each program to measure it."""
-    missing = plan.find_missing(False)
-    print(f"plan: {_count(plan.units)}; stored {len(plan.units) - len(missing)} units, missing {_count(missing)}")
-    per_shard = Counter(unit.index % shard.count for unit in missing)
-    counts = [per_shard[index] for index in range(shard.count)]
+    plan.check_folder()
+    everything, missing = plan.list_units(ALONE), plan.find_missing(ALONE, False)
+    stored = _num_networks(everything) - _num_networks(missing)
+    print(f"plan: {_count(everything)}; stored {stored} networks, missing {_count(missing)}")
+    shards = [plan.find_missing(Shard(index, shard.count), False) for index in range(shard.count)]
+    counts = [len(units) for units in shards]
     print(f"shards: {shard.count}, each with {min(counts)} to {max(counts)} missing units")
     seconds = Counter()
     for key in dict.fromkeys(unit.program for unit in missing):
-        units = [unit for unit in missing if unit.program == key]
         cost = plan.measure(key)
-        for index in range(shard.count):
-            mine = sum(unit.num_networks for unit in units if unit.index % shard.count == index)
+        for index, units in enumerate(shards):
+            mine = _num_networks([unit for unit in units if unit.program == key])
             seconds[index] += mine * cost.network_seconds + (cost.compile_seconds if mine else 0.0)
         print(
-            f"{_name(key)}: {_count(units)}; compilation {cost.compile_seconds:.1f} s, "
-            f"{cost.network_seconds:.3g} s a network, {cost.bytes / 2**20:.0f} MiB of arrays"
+            f"{_name(key)}: {_count([unit for unit in missing if unit.program == key])}; "
+            f"compilation {cost.compile_seconds:.1f} s, {cost.network_seconds:.3g} s a network, "
+            f"{cost.bytes / 2**20:.0f} MiB of arrays"
         )
     if missing:
         print(f"estimate on this machine: {clock(max(seconds.values()))} for the longest shard")

@@ -1,6 +1,7 @@
 """Which share of a plan's units is this process's: shard i of n takes units i, i + n, i + 2n, …"""
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -56,21 +57,22 @@ def join_cluster(flag: str) -> Shard:
     """The shard of this process among those of the cluster that `jax.distributed` finds (TPU pod, Slurm, GKE, MPI).
 
     Where it finds none, JAX_COORDINATOR_ADDRESS=host:port and the flag "i/n" name the first process and this one.
-    The processes know each other just long enough to be counted: afterwards none depends on another, so that one
-    that is killed, or is done earlier, does not end the rest.
+    All have to come, within the five minutes that JAX waits. They know each other just long enough to be counted:
+    afterwards none depends on another, so that one that is killed, or is done earlier, does not end the rest.
     """
     arguments = {}
     if flag:
         shard = find_shard(flag, {})
         arguments = {"num_processes": shard.count, "process_id": shard.index}
+    sys.stderr.write("waiting for all processes of the cluster\n")
     try:
         jax.distributed.initialize(**arguments)
         shard = Shard(jax.process_index(), jax.process_count(), "jax.distributed")
         jax.distributed.shutdown()
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # an address without a port, say, is an IndexError
         raise InputError(
-            f"distributed: JAX finds no cluster here ({first_line(error)}); without --distributed, processes are "
-            "told apart by --shard=i/n alone"
+            f"distributed: JAX finds no cluster, or not all of it ({first_line(error)}); where it detects none, set "
+            "JAX_COORDINATOR_ADDRESS=host:port of the first process and --shard=i/n, or leave out --distributed"
         ) from error
     return shard
 

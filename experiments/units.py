@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments import results
 from experiments.plan import Cost, Plan, Program, Unit
+from experiments.shards import Shard
 from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.fitting import resolve_mapping
@@ -52,6 +53,10 @@ def read_units(
             if repair:
                 set_aside(path, error)
             continue
+        except InputError:
+            if path.exists():
+                raise
+            continue  # another process has just moved it aside
         for position, name in enumerate(arrays["names"].tolist()):
             stored[name] = {metric: arrays[metric][position] for metric in metrics}
     return stored
@@ -94,24 +99,25 @@ def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
     """The plan of a sweep: units of `config.unit_size` networks (0: one chunk) of one program."""
     _, chunk_size, _ = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
     unit_size = config.unit_size or chunk_size
-    units: list[Unit] = []
-    for program, group in itertools.groupby(sweep.networks, sweep.program):
-        members = list(group)
-        for first in range(0, len(members), unit_size):
-            units.append(_make_unit(len(units), program, members[first : first + unit_size]))
+
+    def group(networks: list[Any]) -> list[Unit]:
+        units = []
+        for program, members in itertools.groupby(networks, sweep.program):
+            members = list(members)
+            units += [_make_unit(program, members[i : i + unit_size]) for i in range(0, len(members), unit_size)]
+        return units
+
+    def list_units(shard: Shard) -> list[Unit]:
+        return group(sweep.networks[shard.index :: shard.count])
 
     def open_folder() -> None:
         store.open_run_folder(workdir, sweep.identity)
         store.make_folder(workdir / "units")
 
-    def find_missing(repair: bool) -> list[Unit]:
-        if not repair:
-            store.check_run_folder(workdir, sweep.identity)
+    def find_missing(shard: Shard, repair: bool) -> list[Unit]:
         stored = read_units(workdir, sweep.metrics, sweep.identity, repair)
-        rest = ([network for network in unit.members if network.name not in stored] for unit in units)
-        return [
-            _make_unit(unit.index, unit.program, members) for unit, members in zip(units, rest, strict=True) if members
-        ]
+        mine = sweep.networks[shard.index :: shard.count]
+        return group([network for network in mine if network.name not in stored])
 
     def make_program(program: tuple, chunk_size: int) -> Program:
         how = (config.mapping, chunk_size or config.chunk_size, config.num_devices)
@@ -127,17 +133,18 @@ def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
         return Program(compute, chunk_size, len(devices), json.loads(str(origin)))
 
     return Plan(
-        units,
         open_folder,
+        lambda: store.check_run_folder(workdir, sweep.identity),
+        list_units,
         find_missing,
         make_program,
         sweep.measure,
-        lambda missing: sweep.collect(sum(unit.num_networks for unit in missing)),
+        sweep.collect,
     )
 
 
-def _make_unit(index: int, program: tuple, members: list[Any]) -> Unit:
-    return Unit(index, _digest_names([network.name for network in members]), program, len(members), members)
+def _make_unit(program: tuple, members: list[Any]) -> Unit:
+    return Unit(_digest_names([network.name for network in members]), program, len(members), members)
 
 
 def write_table(workdir: Path, sweep: Sweep, columns: tuple[str, ...]) -> list[results.Row]:
@@ -148,13 +155,16 @@ def write_table(workdir: Path, sweep: Sweep, columns: tuple[str, ...]) -> list[r
     return results.read_results(workdir / "results.csv", columns)
 
 
-def _table_digest(workdir: Path) -> str:
-    return hashlib.sha256(store.read_text(workdir / "results.csv").encode()).hexdigest()
+def _digest_table(workdir: Path, command: Any, missing: int) -> str:
+    content = json.dumps([command, missing], sort_keys=True) + store.read_text(workdir / "results.csv")
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def write_command(workdir: Path, command: dict[str, Any], missing: int) -> None:
     """Keeps the fields that say which networks are in the table of the folder, and how many are not yet."""
-    text = json.dumps({"command": command, "missing": missing, "table": _table_digest(workdir)}, indent=2)
+    command = json.loads(json.dumps(command))
+    digest = _digest_table(workdir, command, missing)
+    text = json.dumps({"command": command, "missing": missing, "digest": digest}, indent=2)
     store.write_text(workdir / "command.json", text + "\n")
 
 
@@ -165,7 +175,7 @@ def check_command(workdir: Path, command: dict[str, Any]) -> str:
         raise InputError(f"{path}: there is no finished run here; give the command without --figures_only")
     try:
         stored = json.loads(store.read_text(path))
-        made_by, missing, table = stored["command"], int(stored["missing"]), stored["table"]
+        made_by, missing, digest = stored["command"], int(stored["missing"]), stored["digest"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged, not JSON ({error}); give the command without --figures_only") from error
     asked = json.loads(json.dumps(command))
@@ -177,6 +187,6 @@ def check_command(workdir: Path, command: dict[str, Any]) -> str:
     ]
     if differing:
         raise InputError("\n".join([f"{workdir}: its table was made by another command", *differing]))
-    if table != _table_digest(workdir):
-        raise InputError(f"{workdir / 'results.csv'}: was changed; give the command without --figures_only")
+    if digest != _digest_table(workdir, made_by, missing):
+        raise InputError(f"{workdir}: results.csv or command.json was changed; give the command without --figures_only")
     return f", {missing} networks missing" if missing else ""

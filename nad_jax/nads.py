@@ -5,6 +5,7 @@ of one logit in evaluation mode (NAD, Section 3). Each network n of an ensemble 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DERIVATIVES = ("central_difference", "input_gradient")
 POINTS = ("shared", "fresh")
 READOUTS = ("sampled", "marginalized")
+_LONGEST = 1e14  # of a derivative: the squares of four billion of them are still a float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +128,8 @@ class NADs(NamedTuple):
     config: dict[str, Any]
 
 
-def _resolve(model: Model, estimator: Estimator, num_networks: int) -> tuple[Estimator, int]:
-    """The estimator without automatic choices, and the rows that one network gives; raises what does not fit."""
+def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> tuple[Estimator, int]:
+    """The estimator without automatic choices, and R, the rows that one network gives; raises what does not fit."""
     problems = estimator.problems()
     if problems:
         raise InputError("\n".join(problems))
@@ -202,7 +204,7 @@ def make_add_chunk(
     It adds the networks first … min(stop, first + chunk_size) − 1. Beside it: the estimator without automatic
     choices, and R, the rows that one network gives. Raises as `make_accumulate`.
     """
-    estimator, num_rows = _resolve(model, estimator, num_networks)
+    estimator, num_rows = resolve_estimator(model, estimator, num_networks)
     member_rows = _make_member_rows(model, estimator, num_rows)
     chunk_size = estimator.chunk_size
 
@@ -217,7 +219,7 @@ def make_add_chunk(
             keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
             rows = ensemble.map_members(lambda key: member_rows(key, shared_point), estimator.mapping, keys)
             rows = rows.reshape(chunk_size, num_rows, -1)
-            finite = jnp.isfinite(rows).all((1, 2))
+            finite = jnp.sum(rows**2, (1, 2)) < _LONGEST**2
             diverged = halves.diverged + jnp.sum(valid & ~finite, dtype=jnp.int32)
             valid = jnp.repeat(valid & finite, num_rows).reshape(chunk_size, num_rows)
 
@@ -234,17 +236,17 @@ def make_add_chunk(
 def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tuple[Callable[..., Halves], Estimator]:
     """Builds `accumulate(key, halves, first, stop, progress, snapshots) -> Halves`, and the estimator it resolved.
 
-    `accumulate` adds the networks first … stop − 1 (`first` even) to the state; a network whose derivative is not
-    finite is counted and left out. `progress(done)` is called after each chunk with the number of networks done so
-    far; with `snapshots`, see `Snapshots`, a call that was interrupted is taken up again by the same one.
-    Memory does not depend on the number of networks. `num_networks` is how many it will be given at a time: no
-    automatic chunk is larger.
+    `accumulate` adds the networks first … stop − 1 (`first` even) to the state, its chunks spread over the local
+    devices; a network whose derivative is not finite, or longer than 1e14, is counted and left out. `progress(done)`
+    is called after each chunk with the number of networks done so far; with `snapshots`, see `Snapshots`, a call that
+    was interrupted is taken up again by the same one. Memory does not depend on the number of networks.
+    `num_networks` is how many it will be given at a time: no automatic chunk is larger.
 
     Raises:
       InputError: where the estimator's values are wrong or do not fit the model.
     """
     add_chunk, estimator, num_rows = make_add_chunk(model, estimator, num_networks)
-    chunk_size = estimator.chunk_size
+    chunk_size, devices = estimator.chunk_size, jax.local_devices()
 
     def accumulate(
         key: jax.Array,
@@ -260,19 +262,27 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
             raise InputError(
                 f"num_networks: at most {2**32 // num_rows} of {num_rows} rows each are counted, got {stop}"
             )
-        halves, done = jax.tree.map(jnp.copy, halves), first  # the caller's arrays are not donated
+        # One state on each device, so that none waits for another; they are merged in the end.
+        empty = init_halves(halves.even.mean.size)
+        states, done = [jax.device_put(halves if place == 0 else empty, d) for place, d in enumerate(devices)], first
         if snapshots is not None and (kept := snapshots.load()) is not None:
-            halves, done = halves_from_arrays(kept), int(kept["done"])
-        for start in range(done, stop, chunk_size):
-            halves = add_chunk(key, halves, jnp.int32(start), jnp.int32(stop))
-            done = min(start + chunk_size, stop)
+            states = [jax.device_put(_unpack(kept, place), d) for place, d in enumerate(devices)]
+            done = int(kept["done"])
+        states = jax.tree.map(jnp.copy, states)  # the caller's arrays are not donated
+        for begin in range(done, stop, chunk_size * len(devices)):
+            for place, start in enumerate(range(begin, stop, chunk_size)[: len(devices)]):
+                numbers = jax.device_put((key, np.int32(start), np.int32(stop)), devices[place])
+                states[place] = add_chunk(numbers[0], states[place], *numbers[1:])
+            done = min(begin + chunk_size * len(devices), stop)
             if progress is not None or snapshots is not None:
-                jax.block_until_ready(halves)
+                jax.block_until_ready(states)
             if snapshots is not None and snapshots.due():
-                snapshots.save(done, {**halves_to_arrays(halves), "done": np.asarray(done)})
+                kept = {name: array for place, state in enumerate(states) for name, array in _pack(state, place)}
+                snapshots.save(done, {**kept, "done": np.asarray(done)})
             if progress is not None:
                 progress(done - first)
-        return halves
+        total, *others = (jax.device_put(state, devices[0]) for state in states)
+        return functools.reduce(merge_halves, others, total)
 
     return accumulate, estimator
 
@@ -295,6 +305,15 @@ def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
         moments = getattr(halves, half)
         arrays |= {f"{half}_{name}": np.asarray(value) for name, value in moments._asdict().items()}
     return arrays
+
+
+def _pack(halves: Halves, place: int) -> list[tuple[str, np.ndarray]]:
+    return [(f"{place}_{name}", array) for name, array in halves_to_arrays(halves).items()]
+
+
+def _unpack(arrays: dict[str, np.ndarray], place: int) -> Halves:
+    start = f"{place}_"
+    return halves_from_arrays({name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)})
 
 
 def halves_from_arrays(arrays: dict[str, np.ndarray]) -> Halves:

@@ -31,11 +31,21 @@ class DamagedError(InputError):
     """A file that could be read but does not hold what it must: truncated, altered, of another format."""
 
 
+class StorageError(InputError):
+    """The storage failed, not the user: the disk is full, or does not answer."""
+
+
+_USERS_ERRORS = (
+    errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EINVAL,
+)  # fmt: skip
+
+
 def _os_error(path: Path, error: OSError) -> InputError:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason += f" ({shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free)"
-    return InputError(f"{path}: {reason}")
+    return (InputError if error.errno in _USERS_ERRORS else StorageError)(f"{path}: {reason}")
 
 
 @contextlib.contextmanager
@@ -248,11 +258,20 @@ def describe_origin(identity: dict[str, Any], **how: Any) -> np.ndarray:
 def check_origin(path: Path, origin: np.ndarray, identity: dict[str, Any]) -> None:
     """Raises `InputError` where a unit, whose array `config` is given, is of another configuration than `identity`."""
     try:
-        stored = json.loads(str(origin))["identity"]
+        stored = dict(json.loads(str(origin))["identity"])
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path}: does not say what configuration it is of") from error
-    if stored != json.loads(json.dumps(identity)):
-        raise InputError(f"{path}: is of another configuration than the command; nothing was changed")
+    _check_same(f"{path}: is of another configuration", "file", stored, identity)
+
+
+def _check_same(message: str, place: str, stored: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raises `InputError` with every field that differs from what was stored in a place."""
+    identity = json.loads(json.dumps(identity))
+    if stored != identity:
+        names = sorted({*stored, *identity})
+        differing = [name for name in names if stored.get(name) != identity.get(name)]
+        lines = [f"  {name}: {place} {stored.get(name)!r}, command {identity.get(name)!r}" for name in differing]
+        raise InputError("\n".join([message, *lines]))
 
 
 def check_run_folder(workdir: Path, identity: dict[str, Any]) -> bool:
@@ -287,12 +306,7 @@ def check_run_folder(workdir: Path, identity: dict[str, Any]) -> bool:
         raise DamagedError(f"{file}: damaged, not JSON ({error})") from error
     if not isinstance(stored, dict):
         raise DamagedError(f"{file}: damaged, not a JSON object")
-    identity = json.loads(json.dumps(identity))
-    if stored != identity:
-        names = sorted({*stored, *identity})
-        differing = [name for name in names if stored.get(name) != identity.get(name)]
-        lines = [f"  {name}: folder {stored.get(name)!r}, command {identity.get(name)!r}" for name in differing]
-        raise InputError(f"{workdir}: holds results of another configuration\n" + "\n".join(lines))
+    _check_same(f"{workdir}: holds results of another configuration", "folder", stored, identity)
     return True
 
 
@@ -309,7 +323,9 @@ def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
         for path in (workdir / "units").glob("*.npz"):
             with contextlib.suppress(DamagedError):
                 check_origin(path, read_npz(path, ("config",))["config"], identity)
-        logging.warning("%s; kept as %s, written again", error, quarantine(file).name)
+        aside = file.with_name(file.name + ".corrupt")
+        write_text(aside, file.read_text(encoding="utf-8", errors="replace"))  # the name itself is never empty
+        logging.warning("%s; kept as %s, written again", error, aside.name)
         written = False
     if not written:
         write_text(file, json.dumps(identity, indent=2) + "\n")

@@ -44,10 +44,10 @@ def test_a_slurm_array_computes_a_sweep_and_requeues_what_was_interrupted(tmp_pa
     script = tmp_path / "job.sh"
     script.write_text(_render("slurm_array.sh", [*SWEEP, f"--workdir={workdir}"]))
     assert "#SBATCH --array=0-1\n" in script.read_text() and "#SBATCH --gpus-per-task=1\n" in script.read_text()
-    _stand_in(tmp_path, "srun", 'if [ -e "$INTERRUPTED" ]; then exit 75; fi; exec "$@"')
+    _stand_in(tmp_path, "srun", 'if [ -e "$INTERRUPTED" ]; then exit 75; fi; shift; exec "$@"')
     _stand_in(tmp_path, "scontrol", f'echo "$@" >> "{tmp_path}/requeued"')
     array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_STEP": "1"}
-    array["SLURM_ARRAY_TASK_COUNT"] = "2"
+    array |= {"SLURM_ARRAY_TASK_COUNT": "2", "SLURM_CPUS_PER_TASK": "8"}
 
     def task(index, **more):
         environment = _environment(tmp_path, **array, SLURM_ARRAY_TASK_ID=str(index), **more)
@@ -61,7 +61,7 @@ def test_a_slurm_array_computes_a_sweep_and_requeues_what_was_interrupted(tmp_pa
 
 
 def test_a_jobset_computes_a_sweep(tmp_path):
-    jobset = yaml.safe_load(_render("jobset.yaml", [*SWEEP, f"--workdir={tmp_path / 'run'}"]))
+    jobset = yaml.safe_load(_render("jobset.yaml", [*SWEEP, "--workdir=/runs/sweep"]))
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (job,) = jobset["spec"]["replicatedJobs"]
     job = job["template"]["spec"]
@@ -73,10 +73,12 @@ def test_a_jobset_computes_a_sweep(tmp_path):
     assert container["image"] == "me/nad:1" and pod["restartPolicy"] == "Never"
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "disk"
     variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert container["volumeMounts"][0]["mountPath"] == "/runs"
+    command = [argument.replace("/runs", str(tmp_path)) for argument in container["command"]]
     for index in range(2):
         environment = _environment(tmp_path, **variables, JOB_COMPLETION_INDEX=str(index))
-        subprocess.run(container["command"], cwd=ROOT, env=environment, check=True)
-    assert _complete(tmp_path / "run")
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    assert _complete(tmp_path / "sweep")
 
 
 # Runs the command on two "hosts" that find each other as the members of a cluster do.
@@ -115,9 +117,17 @@ def test_the_command_prints_a_description_and_names_bad_input(tmp_path):
         result.returncode == 0 and "--array=0-15" in result.stdout and "--config=c.py '--workdir=a b'" in result.stdout
     )
     result = launch("--template=slurm", "--", "--config=c.py", "--workdir=w")
-    assert result.returncode == 1 and "error: template: unknown value 'slurm'" in result.stderr
+    assert result.returncode == 2 and "error: template: unknown value 'slurm'" in result.stderr
     for template in TEMPLATES:
         with pytest.raises(InputError, match="--workdir=… is missing"):
             _render(template, ["--config=c.py"])
-    with pytest.raises(InputError, match="shards: must be an integer of at least 1, got 0"):
-        _render("jobset.yaml", [*SWEEP, "--workdir=w"], shards=0)
+    for template, arguments, changes, message in [
+        ("slurm_array.sh", ["--workdir=w"], {"shards": 0}, "shards: must be an integer of at least 1, got 0"),
+        ("jobset.yaml", ["--workdir=w"], {}, "--workdir: must start with /runs/, which all hosts see, got 'w'"),
+        ("tpu_pod.sh", ["--workdir=w"], {}, "--workdir: must start with /, which all hosts see"),
+        ("slurm_array.sh", ["--workdir=w", "--collect"], {}, "--collect: does not belong into a job"),
+        ("slurm_array.sh", ["--workdir=w", "--shard=0/4"], {}, "--shard: does not belong into a job"),
+        (None, ["--workdir=w"], {}, "--template: is required, one of slurm_array.sh"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            _render(template, [*SWEEP, *arguments], **changes)

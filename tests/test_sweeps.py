@@ -22,7 +22,7 @@ import pytest
 from experiments import compute_nads, directional_bias, runner, units
 from experiments.main import EXPERIMENTS
 from experiments.shards import Shard
-from nad_jax import ensemble, from_functions, nads, store
+from nad_jax import create_model, ensemble, from_functions, nads, store
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT, load_config
 
@@ -84,8 +84,12 @@ def half_written(file, **arrays):
     file.flush()
     kill()
 
+def send():
+    open(os.environ["SENT"], "w").close()
+    os.kill(os.getpid(), signal.SIGTERM)
+
 def long_lasting(*args, **kwargs):
-    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    threading.Timer(0.2, send).start()
     time.sleep(20)
 
 if place == "no temporary file":
@@ -149,10 +153,11 @@ def _wait(condition, process):
         time.sleep(0.005)
 
 
-WRITES = [
+WRITES = [  # config.json, units and snapshots
     "no temporary file:1", "empty temporary file:3", "half a temporary file:1", "before the rename:1",
     "after the rename:1", "before the rename:8", "after the rename:9",
 ]  # fmt: skip
+LAST_WRITES = ["before the rename:1", "after the rename:1", "before the rename:2", "after the rename:2"]  # the table
 
 
 def test_a_sweep_killed_at_every_write_and_at_random_ends_as_if_it_had_not_been(clean, tmp_path):
@@ -174,7 +179,13 @@ def test_a_sweep_killed_at_every_write_and_at_random_ends_as_if_it_had_not_been(
         assert not (workdir / "results.csv").exists() or process.returncode == 0
     code, printed = _run(command)
     assert code == 0, printed
-    assert _arrays(workdir) == _arrays(clean / "sweep")
+    for place in LAST_WRITES:  # of results.csv and command.json, which every command writes
+        (workdir / "results.csv").unlink(missing_ok=True)
+        code, _ = _run(command, place)
+        assert code == -signal.SIGKILL, place
+    code, printed = _run(command)
+    assert code == 0, printed
+    assert _arrays(workdir) == _arrays(clean / "sweep") and not list(workdir.glob("snapshots/*.npz"))
     assert stored and all(path.stat().st_mtime_ns == at for path, at in stored.items())  # not computed again
 
 
@@ -188,44 +199,54 @@ def test_an_ensemble_killed_at_every_write_ends_as_if_it_had_not_been(clean, tmp
     assert _arrays(tmp_path / "run") == _arrays(clean / "nads")
 
 
+DENSENET = ["--config=configs/directional_bias.py:accuracy_map,densenet121"]  # compiles for a minute
 LONG = [*SWEEP[:-1], "--config.num_epochs=100000", "--config.indices=0,"]
 
 
 @pytest.mark.parametrize(
     ("phase", "arguments"),
-    [("compilation", NADS), ("training", LONG), ("evaluation", SWEEP), ("accumulation", NADS), ("collecting", NADS)],
+    [
+        ("compilation", DENSENET),
+        ("training", LONG),
+        ("evaluation", SWEEP),
+        ("accumulation", NADS),
+        ("collecting", NADS),
+    ],
 )
 def test_sigterm_ends_every_phase_within_five_seconds(phase, arguments, clean, tmp_path):
     workdir = tmp_path / "run"
     command = [*arguments, f"--workdir={workdir}"]
-    not_stored = {**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    environment = {**ENVIRONMENT, "SENT": str(tmp_path / "sent")}
+    if phase == "compilation":
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
     begun = {
         "compilation": lambda: workdir.glob("progress/*"),
         "training": lambda: workdir.glob("snapshots/*"),
         "accumulation": lambda: workdir.glob("units/*"),
     }
-    process = _start(command, phase, not_stored if phase == "compilation" else None)
+    process = _start(command, phase, environment)
     if phase in begun:
         _wait(lambda: list(begun[phase]()), process)
+        time.sleep(2.0 if phase == "compilation" else 0.0)
         process.send_signal(signal.SIGTERM)
         sent = time.monotonic()
-    else:  # sends it to itself
-        _wait(lambda: list(workdir.glob("progress/*")), process)
-        sent = time.monotonic() + 5  # the compilation comes first
+    else:  # sends it to itself, and says when
+        _wait(lambda: (tmp_path / "sent").exists(), process)
+        sent = time.monotonic()
     printed = process.communicate(timeout=60)[1]
     assert time.monotonic() - sent < 5
     assert process.returncode == 75 and "the same command goes on" in printed and "Traceback" not in printed
     assert not (workdir / "results.csv").exists() and not (workdir / "nads.npz").exists()
     if phase == "training":
         assert list(workdir.glob("snapshots/*.npz"))
-    else:
+    elif phase != "compilation":
         code, printed = _run(command)
         assert code == 0, printed
         assert _arrays(workdir) == _arrays(clean / ("sweep" if arguments is SWEEP else "nads"))
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
-    arguments = ["--config=configs/directional_bias.py:accuracy_map,densenet121", f"--workdir={tmp_path / 'run'}"]
+    arguments = [*DENSENET, f"--workdir={tmp_path / 'run'}"]
     process = _start(arguments, environment={**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")})
     _wait(lambda: list(tmp_path.glob("run/progress/*")), process)
     time.sleep(1.0)
@@ -325,7 +346,7 @@ def test_a_disk_that_is_full_is_said_in_one_line_and_loses_nothing(clean, tmp_pa
     limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *main]  # a file may have 100 KiB, a unit has 500
     result = subprocess.run(limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.returncode == 74 and "Traceback" not in result.stderr
     assert "units/networks_0000000_0000004.npz: File too large (" in line and "MiB free)" in line
     assert not list(workdir.glob("units/*"))
     subprocess.run(main, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
@@ -356,7 +377,7 @@ def test_units_of_another_configuration_are_never_mixed_in(finished, tmp_path):
     directional_bias.run(_config(learning_rate=0.1), tmp_path / "other")
     stranger = next((tmp_path / "other" / "units").iterdir())
     shutil.copy(stranger, workdir / "units" / "networks_stranger.npz")
-    for act in (directional_bias.run, lambda *args: runner.collect(directional_bias.make_plan(*args))):
+    for act in (directional_bias.run, lambda *args: runner.collect(directional_bias.make_plan(*args), args[1])):
         with pytest.raises(InputError, match=r"networks_stranger\.npz: is of another configuration"):
             act(_config(), workdir)
     other = sorted((finished / "compute_nads" / "units").iterdir())
@@ -365,6 +386,15 @@ def test_units_of_another_configuration_are_never_mixed_in(finished, tmp_path):
     shutil.copy(tmp_path / "seed" / "units" / other[0].name, workdir / "units" / other[0].name)
     with pytest.raises(InputError, match=rf"{other[0].name}: is of another configuration"):
         compute_nads.run(_nads_config(), workdir)
+
+
+def test_a_unit_under_the_name_of_another_is_not_counted_twice(finished, tmp_path):
+    workdir = Path(shutil.copytree(finished / "compute_nads", tmp_path / "run"))
+    first, second = sorted((workdir / "units").iterdir())
+    shutil.copy(first, second)
+    compute_nads.run(_nads_config(), workdir)
+    assert _arrays(workdir) == _arrays(finished / "compute_nads")
+    assert second.with_name(second.name + ".corrupt").exists()
 
 
 def test_two_processes_on_the_same_units_write_the_same(clean, tmp_path):
@@ -474,10 +504,11 @@ def test_shards_compute_what_one_process_computes(name, finished, tmp_path):
 def test_collecting_takes_what_is_there_and_says_what_is_missing(name, finished, tmp_path, capsys):
     config, experiment = CASES[name](), EXPERIMENTS[name]
     plan = experiment.make_plan(config, tmp_path)
-    with pytest.raises(InputError, match="nothing of this command is stored yet"):
-        runner.collect(plan)
+    with pytest.raises(runner.RunAgain, match="new: nothing of this command is stored yet"):
+        runner.collect(experiment.make_plan(config, tmp_path / "new"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     experiment.run(config, tmp_path, Shard(0, 2))
-    assert runner.collect(plan) is False
+    assert runner.collect(plan, tmp_path) is False
     printed = capsys.readouterr().err
     assert "missing: " in printed and ("mlp: 4 networks in 1 unit" in printed or ": 2 networks in 2 units" in printed)
     assert experiment.draw(config, tmp_path)
@@ -495,7 +526,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_touches_nothing(finished, tmp_pa
         plan = EXPERIMENTS[name].make_plan(config(), tmp_path / name)
         runner.describe(plan, Shard(0, 2))
         printed = capsys.readouterr().out
-        assert "stored 0 units" in printed and "shards: 2, each with" in printed
+        assert "stored 0 networks" in printed and "shards: 2, each with" in printed
         assert "s a network" in printed and "compilation" in printed and "estimate on this machine: 0:0" in printed
         assert not (tmp_path / name).exists()
         workdir = Path(shutil.copytree(finished / name, tmp_path / name))
@@ -547,5 +578,79 @@ def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean
     killed.communicate()
     assert [(process.communicate(timeout=120), process.returncode)[1] for process in others] == [0, 0]
     assert not (tmp_path / "run" / "nads.npz").exists()
-    printed = [process.communicate(timeout=120)[1] for process in start(2)]
+    processes = start(2)
+    printed = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
     assert _arrays(tmp_path / "run") == _arrays(clean / "nads"), printed
+
+
+SPREAD = """
+import jax, numpy as np
+from nad_jax import create_model, estimate_nads, save_nads
+from nad_jax.nads import Estimator, init_halves, make_accumulate, halves_to_arrays
+assert jax.local_device_count() == 4
+accumulate, _ = make_accumulate(create_model("mlp", (4, 4, 1)), Estimator(chunk_size=2), 14)
+used = []
+put = jax.device_put
+jax.device_put = lambda tree, device: used.append(device) or put(tree, device)
+np.savez(OUT, **halves_to_arrays(accumulate(jax.random.key(0), init_halves(16), 0, 14)))
+assert set(used) == set(jax.local_devices())
+"""
+
+
+def test_an_ensemble_is_spread_over_the_local_devices(tmp_path):
+    environment = {**ENVIRONMENT, "JAX_NUM_CPU_DEVICES": "4"}
+    script = f"OUT = {str(tmp_path / 'four.npz')!r}\n{SPREAD}"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True)
+    accumulate, _ = nads.make_accumulate(create_model("mlp", (4, 4, 1)), nads.Estimator(chunk_size=2), 14)
+    one = nads.halves_to_arrays(accumulate(jax.random.key(0), nads.init_halves(16), 0, 14))
+    four = store.read_npz(tmp_path / "four.npz")
+    assert one["even_count"] == four["even_count"] > 0
+    for name in ("even_scatter", "odd_scatter", "even_mean"):
+        np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-5 * np.abs(one[name]).max())
+
+
+def test_a_derivative_too_long_to_be_summed_is_left_out():
+    model = from_functions(
+        lambda key: jax.random.normal(key, (4, 1)) * jax.numpy.where(jax.random.bernoulli(key, 0.3), 1e25, 1.0),
+        lambda weights, x: x.reshape(len(x), -1) @ weights,
+        (2, 2, 1),
+    )
+    estimator = nads.Estimator(derivative="input_gradient", readout="sampled", chunk_size=4)
+    halves = nads.make_accumulate(model, estimator, 40)[0](jax.random.key(0), nads.init_halves(4), 0, 40)
+    assert 0 < halves.diverged < 40 and halves.even.count + halves.odd.count == 40 - halves.diverged
+    assert np.isfinite(halves.even.scatter).all() and np.isfinite(halves.odd.scatter).all()
+
+
+def test_a_file_that_another_process_moves_aside_is_no_error(finished, tmp_path, monkeypatch):
+    for name, config in CASES.items():
+        workdir = Path(shutil.copytree(finished / name, tmp_path / name))
+        plan = EXPERIMENTS[name].make_plan(config(), workdir)
+        read, moved = store.read_npz, []
+
+        def vanishing(path, *args, read=read, moved=moved):
+            if not moved:
+                moved.append(store.quarantine(path))
+            return read(path, *args)
+
+        monkeypatch.setattr(store, "read_npz", vanishing)
+        missing = plan.find_missing(Shard(), True)
+        monkeypatch.undo()
+        assert len(moved) == 1 and len(missing) == 1
+
+
+def test_a_shard_does_not_depend_on_how_networks_are_grouped(tmp_path):
+    for shard in (Shard(0, 3), Shard(1, 3)):
+        names = []
+        for unit_size in (1, 4):
+            plan = directional_bias.make_plan(_config(unit_size=unit_size, indices=tuple(range(20))), tmp_path)
+            names.append([network.name for unit in plan.list_units(shard) for network in unit.members])
+        assert names[0] == names[1] and len(names[0]) == 7
+
+
+def test_a_reader_of_messages_that_is_gone_does_not_keep_the_process_alive(tmp_path):
+    process = _start([*LONG, f"--workdir={tmp_path}"])
+    _wait(lambda: list(tmp_path.glob("snapshots/*")), process)
+    process.stderr.close()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 75

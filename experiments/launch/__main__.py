@@ -1,4 +1,7 @@
-"""Prints a job description, see `experiments.launch`."""
+"""Prints a job description for a command of `experiments.main`, whose arguments stand after `--`.
+
+python -m experiments.launch --template=slurm_array.sh --shards=8 -- --config=... --workdir=... > job.sh
+"""
 
 import json
 import shlex
@@ -25,14 +28,26 @@ def render(template: str, arguments: list[str], shards: int, gpus: int, python: 
     """The job description of a command line of `experiments.main`.
 
     Raises:
-      InputError: for an unknown template, a number below one, or arguments without a config and a workdir.
+      InputError: for an unknown template, a number below one, or arguments without a config or with a workdir that
+        hosts would not share.
     """
+    if template is None:
+        raise InputError(f"--template: is required, one of {', '.join(TEMPLATES)}")
     check_choice("template", template, TEMPLATES)
     check_integer("shards", shards, 1)
     check_integer("gpus", gpus, 0)
+    values = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments)
     for name in ("config", "workdir"):
-        if not any(argument.startswith(f"--{name}=") for argument in arguments):
+        if not values.get(name):
             raise InputError(f"--{name}=… is missing among the arguments after --, got {shlex.join(arguments)!r}")
+    for name in ("shard", "distributed", "collect", "dry_run", "figures_only"):
+        if name in values:
+            raise InputError(
+                f"--{name}: does not belong into a job; shards are known by the engine, and collect in the end"
+            )
+    needed = {"jobset.yaml": "/runs/", "tpu_pod.sh": "/"}.get(template, "")
+    if not values["workdir"].startswith(needed):
+        raise InputError(f"--workdir: must start with {needed}, which all hosts see, got {values['workdir']!r}")
     python = python or ("python" if template == "jobset.yaml" else ".venv/bin/python")
     command = [python, "-m", "experiments.main", *arguments]
     remote = f"cd nad_jax && {shlex.join(command)} --distributed"
@@ -54,7 +69,8 @@ def main(argv: list[str]) -> None:
     try:
         sys.stdout.write(render(_TEMPLATE.value, argv[1:], *options))
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
 #SBATCH --output=slurm-%A_%a.log
-srun ${python} -m experiments.main ${arguments}
+#SBATCH --open-mode=append
+srun --cpus-per-task="$$SLURM_CPUS_PER_TASK" ${python} -m experiments.main ${arguments}
 code=$$?
 if [ "$$code" -eq 75 ]; then
   scontrol requeue "$${SLURM_ARRAY_JOB_ID}_$${SLURM_ARRAY_TASK_ID}"
