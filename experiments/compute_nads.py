@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -295,7 +296,8 @@ def _measure(point: Point) -> Cost:
     program = add_chunk.lower(*arguments).compile()
     compile_seconds = time.monotonic() - begun
     seconds = fastest(lambda: program(arguments[0], nads.init_halves(dimension), *arguments[2:]))
-    return Cost(compile_seconds, seconds / estimator.chunk_size, program_bytes(program))
+    networks = estimator.chunk_size * jax.local_device_count()  # at once
+    return Cost(compile_seconds, seconds / networks, program_bytes(program))
 
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:
@@ -325,6 +327,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
 
     def check_folder() -> bool:
         there = [store.check_run_folder(folder, identity) for folder, identity in folders]
+        for point in points:
+            _check_not_lowered(point.config.num_networks, point.workdir)
         return there[0]
 
     def list_units(shard: Shard) -> list[Unit]:

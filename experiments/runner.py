@@ -3,7 +3,6 @@
 import itertools
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -155,19 +154,17 @@ def describe(plan: Plan, shard: Shard = ALONE) -> None:
     everything, missing = plan.list_units(ALONE), plan.find_missing(ALONE, False)
     stored = _num_networks(everything) - _num_networks(missing)
     print(f"plan: {_count(everything)}; stored {stored} networks, missing {_count(missing)}")
-    shards = [plan.find_missing(Shard(index, shard.count), False) for index in range(shard.count)]
-    counts = [len(units) for units in shards]
-    print(f"shards: {shard.count}, each with {min(counts)} to {max(counts)} missing units")
-    seconds = Counter()
+    mine = plan.find_missing(shard, False) if shard.count > 1 else missing
+    print(f"shards: {shard.count}; shard {shard.name} misses {_count(mine)}")
+    seconds = 0.0
     for key in dict.fromkeys(unit.program for unit in missing):
         cost = plan.measure(key)
-        for index, units in enumerate(shards):
-            mine = _num_networks([unit for unit in units if unit.program == key])
-            seconds[index] += mine * cost.network_seconds + (cost.compile_seconds if mine else 0.0)
+        networks = _num_networks([unit for unit in mine if unit.program == key])
+        seconds += networks * cost.network_seconds + (cost.compile_seconds if networks else 0.0)
         print(
             f"{_name(key)}: {_count([unit for unit in missing if unit.program == key])}; "
             f"compilation {cost.compile_seconds:.1f} s, {cost.network_seconds:.3g} s a network, "
             f"{cost.bytes / 2**20:.0f} MiB of arrays"
         )
     if missing:
-        print(f"estimate on this machine: {clock(max(seconds.values()))} for the longest shard")
+        print(f"estimate on this machine: {clock(seconds)} for shard {shard.name}")

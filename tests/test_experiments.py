@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import compute_nads
+from experiments import compute_nads, runner
 from nad_jax import load_nads, store
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT, load_config
@@ -76,6 +76,8 @@ def test_more_networks_extend_a_folder(finished, tmp_path):
     assert _units(workdir) == _units(straight)
     with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered.*holds 14, got 10"):
         compute_nads.run(_config(), workdir)
+    with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered"):
+        runner.collect(compute_nads.make_plan(_config(), workdir), workdir)
     assert _units(workdir) == _units(straight)
 
 

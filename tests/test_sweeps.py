@@ -526,7 +526,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_touches_nothing(finished, tmp_pa
         plan = EXPERIMENTS[name].make_plan(config(), tmp_path / name)
         runner.describe(plan, Shard(0, 2))
         printed = capsys.readouterr().out
-        assert "stored 0 networks" in printed and "shards: 2, each with" in printed
+        assert "stored 0 networks" in printed and "shards: 2; shard 0-of-2 misses" in printed
         assert "s a network" in printed and "compilation" in printed and "estimate on this machine: 0:0" in printed
         assert not (tmp_path / name).exists()
         workdir = Path(shutil.copytree(finished / name, tmp_path / name))
