@@ -179,7 +179,7 @@ def test_every_recipe_runs_and_draws(recipe, tmp_path):
     if recipe == "random_directions":
         config.architectures = ("logreg", "mlp")
     if recipe == "no_pooling":
-        config.update(architectures=("lenet",), poolings=RECIPES[recipe]["poolings"], image_shape=(16, 16, 1), nads="")
+        config.update(architectures=("lenet",), poolings=("none",), image_shape=(16, 16, 1), nads="")
         config.update(frequency_step=8, seeds=(0,))
     directional_bias.run(config, tmp_path / "run")
     figures = {path.name: path for path in directional_bias.draw(config, tmp_path / "run")}

@@ -211,10 +211,9 @@ import jax, numpy as np
 from nad_jax import ImageData, cifar_recipe, create_model, train_many, train_many_images
 from tests.test_training import LENET_RECIPE, LENET_SHAPE, _directions, lenet_chunk
 assert jax.local_device_count() == 4
-for mapping in ("sequential", "vectorized"):
-    metrics, program = lenet_chunk(mapping, jax.local_devices())
-    np.savez(f"{OUT}/{mapping}.npz", **metrics._asdict())
-    open(f"{OUT}/{mapping}.txt", "w").write(program)
+metrics, program = lenet_chunk("sequential", jax.local_devices())
+np.savez(f"{OUT}/sharded.npz", **metrics._asdict())
+open(f"{OUT}/sharded.txt", "w").write(program)
 model = create_model("lenet", LENET_SHAPE, num_logits=2)
 for num_devices in (1, 4):  # the last chunk of four is not full
     metrics = train_many(model, _directions(5, LENET_SHAPE), recipe=LENET_RECIPE, num_devices=num_devices)
@@ -242,12 +241,11 @@ def test_sharded_training_agrees_and_does_not_communicate(sequential, tmp_path):
         with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as stored:
             return kind(**stored)
 
-    for mapping in ("sequential", "vectorized"):
-        _assert_equivalent(sequential, read(mapping))
-        program = (tmp_path / f"{mapping}.txt").read_text()
-        assert "num_partitions=4" in program
-        for collective in ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute"):
-            assert collective not in program
+    _assert_equivalent(sequential, read("sharded"))
+    program = (tmp_path / "sharded.txt").read_text()
+    assert "num_partitions=4" in program
+    for collective in ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute"):
+        assert collective not in program
     # With as many threads, a network of one device is bit for bit that of four.
     jax.tree.map(np.testing.assert_array_equal, read("1"), read("4"))
     images = (read(f"images{num_devices}", fitting.FitMetrics) for num_devices in (1, 4))
@@ -332,11 +330,10 @@ def _functions():
     ("model", "mapping"),
     [
         (lambda: from_linen(Normalized(), SHAPE), "sequential"),
-        (lambda: from_linen(Normalized(), SHAPE), "vectorized"),
         (lambda: from_nnx(lambda rngs: NNXNet(rngs=rngs), SHAPE), "vectorized"),
         (_functions, "vectorized"),
     ],
-    ids=["linen-sequential", "linen", "nnx", "functions"],
+    ids=["linen", "nnx", "functions"],
 )
 def test_a_users_model_with_statistics_and_dropout_trains(model, mapping):
     recipe = dataclasses.replace(SMALL, num_train=1000, num_epochs=4)
