@@ -189,4 +189,4 @@ def check_command(workdir: Path, command: dict[str, Any]) -> str:
         raise InputError("\n".join([f"{workdir}: its table was made by another command", *differing]))
     if digest != _digest_table(workdir, made_by, missing):
         raise InputError(f"{workdir}: results.csv or command.json was changed; give the command without --figures_only")
-    return f", {missing} networks missing" if missing else ""
+    return f"\n{missing} networks missing" if missing else ""

@@ -1,5 +1,7 @@
 """Figures from arrays: every function returns a matplotlib `Figure`; nothing is computed from networks here."""
 
+import textwrap
+
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -108,7 +110,8 @@ def _panels(count: int) -> tuple[Figure, list]:
 def _plot_maps(maps: dict[str, np.ndarray], frequencies: np.ndarray, title: str, label: str, **scale: object) -> Figure:
     """One panel per map over (vertical, horizontal) frequency, all on one scale; cells without a value are grey."""
     figure, panels = _panels(len(maps))
-    figure.suptitle(title)
+    width = int(10 * figure.get_figwidth())  # letters
+    figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()))
     half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 0.5
     low, high = frequencies[0] - half, frequencies[-1] + half
     for panel, (name, values) in zip(panels, maps.items(), strict=True):

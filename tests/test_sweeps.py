@@ -520,7 +520,7 @@ def test_collecting_takes_what_is_there_and_says_what_is_missing(name, finished,
         assert store.load_nads(tmp_path / "nads.npz").num_networks == 4
     else:
         assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
-        assert units.check_command(tmp_path, directional_bias._command(config)) == ", 2 networks missing"
+        assert units.check_command(tmp_path, directional_bias._command(config)) == "\n2 networks missing"
     experiment.run(config, tmp_path, Shard(1, 2))
     assert _arrays(tmp_path) == _arrays(finished / name)
 
