@@ -57,8 +57,8 @@ def _wait(reader: int) -> None:
 def leave() -> NoReturn:
     """Ends the process at once: an orderly exit would wait for a computation whose result nobody takes."""
     try:
-        os.set_blocking(2, False)  # standard error may be a pipe that nobody reads any more
-        os.write(2, b"interrupted; the same command goes on from what is stored\n")
+        if select.select([], [2], [], 0)[1]:  # standard error may be a pipe that nobody reads any more
+            os.write(2, b"interrupted; the same command goes on from what is stored\n")
     finally:
         os._exit(EXIT_CODE)
 

@@ -34,10 +34,10 @@ def run(plan: Plan, workdir: Path, shard: Shard = ALONE) -> bool:
     """
     plan.open_folder()
     _compute(plan, workdir, shard)
-    if plan.find_missing(shard, True):
-        raise RunAgain(f"{workdir}: units were damaged after they had been written; run the same command again")
     missing = plan.find_missing(ALONE, True)
     if missing:
+        if plan.find_missing(shard, True):
+            raise RunAgain(f"{workdir}: units were damaged after they had been written; run the same command again")
         print(f"shard {shard.name} is done; other shards have {_count(missing)} to go")
         return False
     for path in (workdir / "snapshots").glob("*.npz"):  # of a process that was killed after it had stored its unit
