@@ -7,7 +7,8 @@ are slower still inside `scan` and `map`, and under `vmap` over kernels they bec
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,12 @@ from nad_jax.errors import InputError, check_choice
 _THIN = 32
 # Below this many input channels a window is small enough for blocks of 4×4 outputs.
 _FEW = 4
+# Floats of images that are convolved at a time, 2 MB: what is made of them then stays in the cache.
+_CHUNK = 2**19
+# From these on (pixels of all images together) arrays outgrow the cache, and Winograd's transformation of the kernel
+# pays for itself.
+_MANY_CHANNELS = 16
+_MANY_PIXELS = 2048
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -99,7 +106,7 @@ def _convolve_lax(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pad
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _convolve_wide(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
-    """Many channels: the value by `lax`, the faster one there, derivatives by products."""
+    """Many channels, few pixels: the value by `lax`, the faster one there, derivatives by products."""
     return _convolve_lax(x, kernel, strides, pads)
 
 
@@ -113,6 +120,144 @@ def _convolve_wide_jvp(strides, pads, primals, tangents):
         terms.append(_convolve_products(x, dkernel, strides, pads))
     y = _convolve_wide(x, kernel, strides, pads)
     return y, functools.reduce(jnp.add, terms, jnp.zeros_like(y)) if terms else jnp.zeros_like(y)
+
+
+def _combine(weights: Iterable[float], arrays: Iterable[jax.Array]) -> jax.Array:
+    """Σ weight · array, written without products where a weight is 0 or ±1."""
+    total = None
+    for weight, array in zip(weights, arrays, strict=True):
+        if weight:
+            term = array if abs(weight) == 1 else abs(weight) * array
+            term = term if weight > 0 else -term
+            total = term if total is None else total + term
+    return total
+
+
+# Winograd's F(2×2, 3×3) (Lavin and Gray 2016, section 4.1): a tile of 2×2 outputs from 4×4 inputs in 16 products
+# instead of 36, Y = Aᵀ[(G k Gᵀ) ⊙ (Bᵀ x B)]A.
+_INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # Bᵀ
+_KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
+_OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))  # Aᵀ
+
+
+def _transform(matrix: Sequence[Sequence[float]], tile: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
+    """The entries of M X Mᵀ, row by row, for a tile X whose entries are arrays."""
+    arrays = [array for row in tile for array in row]
+    return [_combine([p * q for p in left for q in right], arrays) for left in matrix for right in matrix]
+
+
+def _transpose(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+    return list(zip(*matrix, strict=True))
+
+
+def _input_tiles(x: jax.Array, pads: Pads) -> list[jax.Array]:
+    """Bᵀ x B of all tiles: 16 arrays [B·R·Q, C]; R×Q tiles cover the outputs, and past the border zeros."""
+    rows, columns = (-(-(n + sum(pad) - 2) // 2) for n, pad in zip(x.shape[1:3], pads, strict=True))
+    ends = (2 * n + 2 - size - low for n, size, (low, _) in zip((rows, columns), x.shape[1:3], pads, strict=True))
+    x = jnp.pad(x, ((0, 0), *((low, end) for (low, _), end in zip(pads, ends, strict=True)), (0, 0)))
+    tile = [[x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)] for i in range(4)]
+    return [entry.reshape(-1, x.shape[-1]) for entry in _transform(_INPUT, tile)]
+
+
+def _kernel_tiles(kernel: jax.Array) -> list[jax.Array]:
+    """G k Gᵀ: 16 arrays [C, O]."""
+    # Behind a barrier, or the loops over images would compute them again in every turn.
+    return jax.lax.optimization_barrier(_transform(_KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)]))
+
+
+def _winograd(x: jax.Array, kernel_tiles: list[jax.Array], pads: Pads) -> jax.Array:
+    """Valid 3×3 convolution with stride 1 of a padded image, [B, H, W, O]."""
+    height, width = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True))
+    rows, columns = -(-height // 2), -(-width // 2)
+    products = [tile @ kernel for tile, kernel in zip(_input_tiles(x, pads), kernel_tiles, strict=True)]
+    products = [product.reshape(len(x), rows, columns, -1) for product in products]
+    a, b, c, d = _transform(_OUTPUT, [products[i : i + 4] for i in range(0, 16, 4)])
+    y = jnp.stack([jnp.stack([a, b], 3), jnp.stack([c, d], 3)], 2)
+    return y.reshape(len(x), 2 * rows, 2 * columns, -1)[:, :height, :width]
+
+
+def _winograd_kernel_gradient(x: jax.Array, cotangent: jax.Array, pads: Pads) -> list[jax.Array]:
+    """The gradient in the transformed kernel: 16 arrays [C, O]."""
+    odd = ((0, n % 2) for n in cotangent.shape[1:3])
+    cotangent = jnp.pad(cotangent, ((0, 0), *odd, (0, 0)))
+    tile = [[cotangent[:, i::2, j::2] for j in range(2)] for i in range(2)]
+    outputs = [entry.reshape(-1, cotangent.shape[-1]) for entry in _transform(_transpose(_OUTPUT), tile)]
+    return [_contract(tile, output) for tile, output in zip(_input_tiles(x, pads), outputs, strict=True)]
+
+
+def _contract(left: jax.Array, right: jax.Array) -> jax.Array:
+    """leftᵀ right."""
+    return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())))
+
+
+def _chunks(images: jax.Array, size: int) -> jax.Array:
+    return images.reshape(-1, size, *images.shape[1:])
+
+
+def _chunk_size(x: jax.Array) -> int:
+    """Images at a time whose arrays stay in the cache: a divisor of their number, 2 MB of them at most."""
+    most = max(1, _CHUNK // (x.size // len(x)))
+    return max(size for size in range(1, min(most, len(x)) + 1) if len(x) % size == 0)
+
+
+def _map_images(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`function` of images [B, H, W, C], applied to as many of them at a time as stay in the cache."""
+    size = _chunk_size(x)
+    if size == len(x):
+        return function(x)
+    y = jax.lax.map(function, _chunks(x, size))
+    return y.reshape(-1, *y.shape[2:])
+
+
+def _sum_images(function: Callable[..., tuple[Any, Any]], x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
+    """`function(x, y) -> (images, sums)`, likewise: what belongs to images side by side, sums added up."""
+    size = _chunk_size(x)
+    if size == len(x):
+        return function(x, y)
+
+    def add(total: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+        images, sums = function(*chunk)
+        return jax.tree.map(jnp.add, total, sums), images
+
+    chunks = _chunks(x, size), _chunks(y, size)
+    shapes = jax.eval_shape(function, chunks[0][0], chunks[1][0])[1]
+    total, images = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), chunks)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), images), total
+
+
+def _is_winograd(kernel: jax.Array, strides: tuple[int, int]) -> bool:
+    return kernel.shape[:2] == (3, 3) and strides == (1, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_many(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
+    """Many channels and many pixels: a few images at a time, with fewer products where Winograd's serve."""
+    if _is_winograd(kernel, strides):
+        tiles = _kernel_tiles(kernel)
+        return _map_images(lambda images: _winograd(images, tiles, pads), x)
+    return _map_images(lambda images: _convolve_products(images, kernel, strides, pads), x)
+
+
+def _convolve_many_forward(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> Any:
+    return _convolve_many(x, kernel, strides, pads), (x, kernel)
+
+
+def _convolve_many_backward(strides: tuple[int, int], pads: Pads, kept: Any, cotangent: jax.Array) -> Any:
+    x, kernel = kept
+    if _is_winograd(kernel, strides):
+        around = tuple((2 - low, 2 - high) for low, high in pads)
+        dx = _convolve_many(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), strides, around)
+        tiles = _sum_images(lambda x, y: (None, _winograd_kernel_gradient(x, y, pads)), x, cotangent)[1]
+        entries = _transform(_transpose(_KERNEL), [tiles[i : i + 4] for i in range(0, 16, 4)])
+        return dx, jnp.stack(entries).reshape(kernel.shape)
+
+    def gradients(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.vjp(lambda x, kernel: _convolve_products(x, kernel, strides, pads), x, kernel)[1](cotangent)
+
+    return _sum_images(gradients, x, cotangent)
+
+
+_convolve_many.defvjp(_convolve_many_forward, _convolve_many_backward)
 
 
 def _plain_window(
@@ -153,7 +298,8 @@ def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax
 
     Equal to `jax.lax.conv_general_dilated` in value and derivatives up to rounding (1e-5 of the largest entry
     in float32). `dimension_numbers` is Flax's channels-last layout; `precision` is left to
-    `jax.default_matmul_precision`.
+    `jax.default_matmul_precision`. Of many channels and pixels there are no forward-mode derivatives (`jax.jvp`):
+    use `jax.lax` for those.
 
     Raises:
       InputError: for anything but a plain 2-D convolution (dilation, groups): use `jax.lax` for those.
@@ -163,6 +309,8 @@ def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax
     # map is no larger than the kernel.
     kernel_size = kernel.shape[:2]
     large_map = all(n > k for n, k in zip(x.shape[1:3], kernel_size, strict=True))
+    if min(kernel.shape[2:]) >= _MANY_CHANNELS and kernel_size != (1, 1) and x.size // x.shape[-1] >= _MANY_PIXELS:
+        return _convolve_many(x, kernel, strides, pads)
     wide = kernel.shape[-1] >= _THIN and kernel_size != (1, 1) and large_map
     return (_convolve_wide if wide else _convolve_products)(x, kernel, strides, pads)
 

@@ -187,7 +187,9 @@ def make_fit(model: Model, recipe: Recipe, with_gradient: bool = False) -> Stage
             (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(state.trained)
             updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
             trained = optax.apply_updates(state.trained, updates)
-            finite = _all_finite([value, *gradients, *trained, *others]) & (state.diverged_at < 0)
+            # Behind a barrier, or XLA would look at all leaves again in the update of each of them.
+            finite = jax.lax.optimization_barrier(_all_finite([value, *gradients, *trained, *others]))
+            finite = finite & (state.diverged_at < 0)
             new, old = (trained, others, optimizer_state), (state.trained, state.others, state.optimizer)
             kept = jax.tree.map(partial(jnp.where, finite), new, old)
             diverged_at = jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, number)
