@@ -200,8 +200,8 @@ def _chunk_size(x: jax.Array) -> int:
     return max(size for size in range(1, min(most, len(x)) + 1) if len(x) % size == 0)
 
 
-def _map_images(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """`function` of images [B, H, W, C], applied to as many of them at a time as stay in the cache."""
+def map_images(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`function` of images [B, H, W, C], applied to as many of them at a time as stay in the cache of a CPU."""
     size = _chunk_size(x)
     if size == len(x):
         return function(x)
@@ -234,8 +234,8 @@ def _convolve_many(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pa
     """Many channels and many pixels: a few images at a time, with fewer products where Winograd's serve."""
     if _is_winograd(kernel, strides):
         tiles = _kernel_tiles(kernel)
-        return _map_images(lambda images: _winograd(images, tiles, pads), x)
-    return _map_images(lambda images: _convolve_products(images, kernel, strides, pads), x)
+        return map_images(lambda images: _winograd(images, tiles, pads), x)
+    return map_images(lambda images: _convolve_products(images, kernel, strides, pads), x)
 
 
 def _convolve_many_forward(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> Any:
