@@ -31,7 +31,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 def _block_size(kernel: jax.Array) -> int:
     """Outputs per side of a block, even: more where a window holds so few numbers that its product would be thin."""
-    return 4 if kernel.shape[2] < _FEW else 2
+    return 4 if kernel.shape[2] < _FEW and kernel.shape[3] < _THIN else 2
 
 
 def _convolve_blocks(x: jax.Array, kernel: jax.Array, size: int, offsets: Sequence[tuple[int, int]]) -> jax.Array:
@@ -88,7 +88,8 @@ def _convolve_rows(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) ->
 
 
 def _fits_blocks(kernel: jax.Array, strides: tuple[int, int]) -> bool:
-    return strides == (1, 1) and kernel.shape[-1] < _THIN and kernel.shape[0] * kernel.shape[1] > 1
+    thin = kernel.shape[2] < _FEW or kernel.shape[3] < _THIN
+    return strides == (1, 1) and thin and kernel.shape[0] * kernel.shape[1] > 1
 
 
 def _convolve_products(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
@@ -311,7 +312,7 @@ def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax
     large_map = all(n > k for n, k in zip(x.shape[1:3], kernel_size, strict=True))
     if min(kernel.shape[2:]) >= _MANY_CHANNELS and kernel_size != (1, 1) and x.size // x.shape[-1] >= _MANY_PIXELS:
         return _convolve_many(x, kernel, strides, pads)
-    wide = kernel.shape[-1] >= _THIN and kernel_size != (1, 1) and large_map
+    wide = not _fits_blocks(kernel, strides) and kernel.shape[-1] >= _THIN and kernel_size != (1, 1) and large_map
     return (_convolve_wide if wide else _convolve_products)(x, kernel, strides, pads)
 
 

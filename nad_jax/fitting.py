@@ -188,11 +188,10 @@ def make_fit(model: Model, recipe: Recipe, with_gradient: bool = False) -> Stage
             (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(state.trained)
             updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
             trained = optax.apply_updates(state.trained, updates)
-            finite = jnp.isfinite(optax.global_norm(gradients)) & _all_finite([value, *trained, *others])
+            finite = jnp.isfinite(optax.tree.norm(gradients)) & _all_finite([value, *trained, *others])
             finite = finite & (state.diverged_at < 0)
             new, old = (trained, others, optimizer_state), (state.trained, state.others, state.optimizer)
-            # A selection would be fused with the test of all leaves, once for each leaf: minutes of compilation.
-            kept = jax.lax.cond(finite, lambda: new, lambda: old)
+            kept = jax.tree.map(partial(jnp.where, finite), new, old)
             diverged_at = jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, number)
             return FitState(*kept, number, diverged_at, state.losses), jnp.where(finite, value, jnp.nan)
 
