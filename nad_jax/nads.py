@@ -324,7 +324,9 @@ def halves_from_arrays(arrays: dict[str, np.ndarray]) -> Halves:
     return Halves(even, odd, jnp.asarray(arrays["diverged"]))
 
 
-def finalize(halves: Halves, num_networks: int, config: dict[str, Any], centred: bool = False) -> NADs:
+def finalize(
+    halves: Halves, num_networks: int, config: dict[str, Any], centred: bool = False, sizes: tuple[int, ...] = ()
+) -> NADs:
     """The NADs of an accumulated state of at least two networks: three dense eigendecompositions.
 
     Args:
@@ -332,6 +334,7 @@ def finalize(halves: Halves, num_networks: int, config: dict[str, Any], centred:
       num_networks: N, recorded.
       config: every choice that was made, recorded.
       centred: read off the centred covariance.
+      sizes: of subspaces whose overlap is reported, besides the default ones.
 
     Raises:
       InputError: where every derivative is exactly zero (a bias-free ReLU network at the origin, say), or a half of
@@ -345,10 +348,10 @@ def finalize(halves: Halves, num_networks: int, config: dict[str, Any], centred:
     matrix = moment(covariance.merge(halves.even, halves.odd))
     if not float(jnp.trace(matrix)) > 0:
         raise InputError("model: every derivative is exactly zero at this point; there are no directions to rank")
-    even, odd = (np.asarray(moment(half), np.float64) for half in (halves.even, halves.odd))
     eigenvalues, directions = spectral.eigh_dense(matrix)
-    sizes = subspaces.default_sizes(matrix.shape[0])
-    split_half = subspaces.subspace_overlap(spectral.eigh_dense(even)[1], spectral.eigh_dense(odd)[1], sizes)
+    sizes = tuple(sorted({*subspaces.default_sizes(matrix.shape[0]), *sizes}))
+    split_half = _split_half_overlap(halves, sizes, centred)
+    even, odd = (np.asarray(moment(half), np.float64) for half in (halves.even, halves.odd))
     difference = np.einsum("kd,kd->k", directions @ (even - odd), directions)
     return NADs(
         directions=directions,
@@ -359,6 +362,11 @@ def finalize(halves: Halves, num_networks: int, config: dict[str, Any], centred:
         num_networks=num_networks,
         config=config,
     )
+
+
+def _split_half_overlap(halves: Halves, sizes: tuple[int, ...], centred: bool) -> np.ndarray:
+    moment = covariance.covariance if centred else covariance.second_moment
+    return subspaces.subspace_overlap(*(spectral.eigh_dense(moment(half))[1] for half in halves[:2]), sizes)
 
 
 def record_choices(model: Model, estimator: Estimator, key: jax.Array) -> dict[str, Any]:
@@ -376,18 +384,25 @@ def estimate_nads(
     num_networks: int,
     key: jax.Array | int = 0,
     progress: Callable[[int], None] | None = None,
+    stop_overlap: float | None = None,
+    stop_size: int = 64,
     **choices: Any,
 ) -> NADs:
-    """The NADs of a model from `num_networks` independent initializations.
+    """The NADs of a model from `num_networks` independent initializations, or from as many as an agreement needs.
 
     Source: NAD, Section 3, Definition 1 and equation 5; marginalized read-out: derived. The relative error of an
     eigenvalue and of a subspace is reported in the record (`eigenvalue_sem`, `split_half_overlap`).
 
     Args:
       model: from `create_model`, `from_linen`, `from_nnx` or `from_functions`.
-      num_networks: N >= 2.
+      num_networks: N >= 2; with `stop_overlap` the most that are taken.
       key: a typed random key, or a seed for `make_key`; network n depends on (key, n) alone.
       progress: called with the number of networks done.
+      stop_overlap: in (0, 1]: stop at the first look at which the subspaces of `stop_size` directions of the two halves
+        of the ensemble overlap so far (see `NADs.split_half_overlap`; that of all networks against the truth is
+        better). Looks are a quarter more networks apart; the result is that of a call with so many of them. Without
+        having come so far it ends at `num_networks`: the record says how far it came.
+      stop_size: k in 1 … D − 1.
       **choices: fields of `Estimator`.
 
     Raises:
@@ -402,11 +417,34 @@ def estimate_nads(
         key = ensemble.make_key(key)
     accumulate, estimator = make_accumulate(model, Estimator(**choices), num_networks)
     check_num_networks(num_networks, estimator)
-    halves = init_halves(int(np.prod(model.image_shape)))
-    halves = accumulate(key, halves, 0, num_networks, progress)
-    if int(halves.diverged):
-        raise InputError(f"model: the derivative of {int(halves.diverged)} of {num_networks} networks is not finite")
-    return finalize(halves, num_networks, record_choices(model, estimator, key), estimator.centred)
+    dimension = int(np.prod(model.image_shape))
+    halves = init_halves(dimension)
+    if stop_overlap is None:
+        looks = [num_networks]
+    else:
+        check_number("stop_overlap", stop_overlap, 0.0, exclusive=True)
+        if stop_overlap > 1:
+            raise InputError(f"stop_overlap: must be at most 1, got {stop_overlap}")
+        check_integer("stop_size", stop_size, 1, dimension - 1)
+        looks = _plan_looks(num_networks, estimator.chunk_size * jax.local_device_count())
+    for done, look in zip([0, *looks], looks, strict=False):
+        report = None if progress is None else lambda networks, done=done: progress(done + networks)
+        halves = accumulate(key, halves, done, look, report)
+        if int(halves.diverged):
+            raise InputError(f"model: the derivative of {int(halves.diverged)} of {look} networks is not finite")
+        if look < num_networks and _split_half_overlap(halves, (stop_size,), estimator.centred)[0] >= stop_overlap:
+            break
+    sizes = () if stop_overlap is None else (stop_size,)
+    return finalize(halves, look, record_choices(model, estimator, key), estimator.centred, sizes)
+
+
+def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:
+    """After how many networks to look: whole chunks, each time a quarter more, and in the end all."""
+    looks, chunks = [], 2
+    while chunks * chunk_size < num_networks:
+        looks.append(chunks * chunk_size)
+        chunks += -(-chunks // 4)
+    return [*looks, num_networks]
 
 
 def null_band(nads: NADs) -> tuple[float, float]:

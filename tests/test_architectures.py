@@ -1,11 +1,13 @@
 """The contract every entry of the table keeps."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nad_jax.architectures import ARCHITECTURES, create_model
+from nad_jax.architectures import ARCHITECTURES, create_model, densenet
+from nad_jax.convolution import lax_convolution, product_convolution
 from nad_jax.derivatives import input_gradient
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
@@ -140,3 +142,46 @@ def test_convolutions_give_the_same_network():
 def test_bad_choices_are_refused_by_name(arguments, message):
     with pytest.raises(InputError, match=message):
         create_model(**arguments)
+
+
+class _PlainDenseBlock(nn.Module):
+    """What `DenseBlock` computes, layer by layer with the layers of Flax, under the same names."""
+
+    num_layers: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        for n in range(self.num_layers):
+            y = x
+            for half, (features, size) in enumerate(((4 * densenet.GROWTH, 1), (densenet.GROWTH, 3)), 1):
+                y = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, name=f"norm{n}_{half}")(y)
+                y = nn.Conv(features, (size, size), padding="SAME", use_bias=False, name=f"conv{n}_{half}")(nn.relu(y))
+            x = jnp.concatenate([x, y], axis=-1)
+        return x
+
+
+@pytest.mark.parametrize("convolution", [product_convolution, lax_convolution])
+def test_a_dense_block_in_loops_is_the_one_of_plain_layers(convolution, monkeypatch):
+    monkeypatch.setattr(densenet, "_LOOPED", 2)
+    x = jax.random.normal(jax.random.key(1), (8, 16, 16, 24))
+    looped, plain = densenet.DenseBlock(3, convolution), _PlainDenseBlock(3)
+    variables = jax.tree.map(  # scales, biases and statistics that are not those of the identity
+        lambda leaf: leaf + 0.02 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+        plain.init(jax.random.key(0), x, False),
+    )
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, looped.init(jax.random.key(0), x, False))
+
+    def train(block, variables, x):
+        y, updated = block.apply(variables, x, True, mutable=["batch_stats"])
+        return jnp.vdot(y, jnp.cos(jnp.arange(y.size)).reshape(y.shape)), updated["batch_stats"]
+
+    def evaluate(block):
+        (_, statistics), gradients = jax.value_and_grad(
+            lambda v, x: train(block, v, x), (0, 1), has_aux=True, allow_int=True
+        )(variables, x)
+        return block.apply(variables, x, False), statistics, gradients
+
+    for actual, expected in zip(
+        *(jax.tree.leaves(jax.jit(evaluate, static_argnums=0)(b)) for b in (looped, plain)), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, atol=2e-5 * float(jnp.abs(expected).max()) + 1e-5)

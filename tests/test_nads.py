@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ from nad_jax import (
     subspace_overlap,
 )
 from nad_jax.errors import InputError
-from nad_jax.nads import Estimator, degenerate_groups, finalize, init_halves, make_accumulate, merge_halves
+from nad_jax.nads import Estimator, _plan_looks, degenerate_groups, finalize, init_halves, make_accumulate, merge_halves
 from nad_jax.store import read_singular_values
 
 SMALL = {"image_shape": (16, 16, 1)}
@@ -178,6 +179,21 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+def test_an_ensemble_stops_once_its_halves_agree_and_is_that_of_so_many_networks():
+    model, seen = _linear_cnn(LENGTH, STRIDE, FILTER, LENGTH), []
+    choices = {"derivative": "input_gradient", "readout": "sampled", "chunk_size": 4}
+    stopped = estimate_nads(model, 4000, 0, seen.append, stop_overlap=0.95, stop_size=3, **choices)
+    networks = stopped.num_networks
+    assert 8 < networks < 4000 and seen[-1] == networks and seen == sorted(seen)
+    assert stopped.overlap_sizes.tolist() == [1, 3, 4] and stopped.split_half_overlap[1] >= 0.95
+    plain = estimate_nads(model, networks, 0, **choices)
+    np.testing.assert_allclose(stopped.eigenvalues, plain.eigenvalues, rtol=1e-4)
+    looks = _plan_looks(4000, 4)
+    assert looks[-1] == 4000 and all(b <= 1.25 * a + 4 for a, b in itertools.pairwise(looks))
+    most = estimate_nads(model, looks[looks.index(networks) - 1], 0, stop_overlap=0.95, stop_size=3, **choices)
+    assert most.num_networks == looks[looks.index(networks) - 1] and most.split_half_overlap[1] < 0.95
+
+
 def test_memory_does_not_grow_with_the_number_of_networks():
     # Ten times the networks: their derivatives alone would be 20 MB more.
     peaks = [
@@ -287,6 +303,19 @@ def test_non_finite_derivatives_are_refused_with_their_networks():
 def test_bad_choices_are_refused_by_name(choices, message):
     with pytest.raises(InputError, match=message):
         estimate_nads(create_model("logreg", (4, 4, 1)), 4, **choices)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "size", "message"),
+    [
+        (0.0, 4, "stop_overlap: .*greater than 0.0, got 0.0"),
+        (1.5, 4, "stop_overlap: must be at most 1"),
+        (0.5, 36, "stop_size: .* 1 … 35, got 36"),
+    ],
+)
+def test_bad_agreements_to_stop_at_are_refused(overlap, size, message):
+    with pytest.raises(InputError, match=message):
+        estimate_nads(create_model("mlp", (6, 6, 1)), 4, stop_overlap=overlap, stop_size=size)
 
 
 @pytest.mark.parametrize(
