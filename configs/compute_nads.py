@@ -7,9 +7,10 @@ unit. Every other number is overridden by name, e.g. --config.num_networks=1200 
 
 On a 2-core CPU (AMD EPYC, AVX-512), compilation and figures included:
     lenet         600 networks   13 s          overlap with the published top 64: .918
-    resnet18       24 networks   7 min 44 s    overlap with the published top 64: .983
-    vgg11          16 networks   1 min 15 s    split-half overlap of the top 64: .452
-    densenet121     4 networks   3 min 1 s     split-half overlap of the top 64: .832
+    resnet18       24 networks   5 min 9 s     overlap with the published top 64: .983
+    vgg11          16 networks   1 min 25 s    split-half overlap of the top 64: .452
+    densenet121     4 networks   4 min 22 s    split-half overlap of the top 64: .830
+(the last three beside other programs)
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nad_jax.architectures import ARCHITECTURES, create_model, densenet
-from nad_jax.convolution import lax_convolution, product_convolution
+from nad_jax.convolution import product_convolution
 from nad_jax.derivatives import input_gradient
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
@@ -160,11 +160,10 @@ class _PlainDenseBlock(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("convolution", [product_convolution, lax_convolution])
-def test_a_dense_block_in_loops_is_the_one_of_plain_layers(convolution, monkeypatch):
+def test_a_dense_block_in_loops_is_the_one_of_plain_layers(monkeypatch):
     monkeypatch.setattr(densenet, "_LOOPED", 2)
     x = jax.random.normal(jax.random.key(1), (8, 16, 16, 24))
-    looped, plain = densenet.DenseBlock(3, convolution), _PlainDenseBlock(3)
+    looped, plain = densenet.DenseBlock(3, product_convolution), _PlainDenseBlock(3)
     variables = jax.tree.map(  # scales, biases and statistics that are not those of the identity
         lambda leaf: leaf + 0.02 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
         plain.init(jax.random.key(0), x, False),

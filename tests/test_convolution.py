@@ -62,15 +62,14 @@ def test_products_equal_lax_in_value_and_gradients(shape, kernel_shape, strides,
     _close(jax.jvp(fast, (x, kernel), tangents)[1], jax.jvp(plain, (x, kernel), tangents)[1])
 
 
-@pytest.mark.parametrize("at_a_time", [2, 100])
 @pytest.mark.parametrize(
-    ("shape", "kernel_shape", "strides", "padding"),
+    ("shape", "kernel_shape", "strides", "padding", "at_a_time"),
     [
-        ((8, 16, 16, 16), (3, 3, 16, 24), (1, 1), 1),
-        ((6, 19, 21, 17), (3, 3, 17, 16), (1, 1), "VALID"),
-        ((10, 17, 14, 16), (3, 3, 16, 16), (1, 1), [(2, 0), (0, 1)]),
-        ((8, 16, 16, 16), (3, 3, 16, 32), (2, 2), 1),
-        ((8, 16, 16, 16), (5, 5, 16, 16), (1, 1), 2),
+        ((8, 16, 16, 16), (3, 3, 16, 24), (1, 1), [(1, 1), (1, 1)], 8),
+        ((6, 19, 21, 17), (3, 3, 17, 16), (1, 1), "VALID", 2),
+        ((10, 17, 14, 16), (3, 3, 16, 16), (1, 1), [(2, 0), (0, 1)], 4),  # 4 does not divide 10
+        ((8, 16, 16, 16), (3, 3, 16, 32), (2, 2), [(1, 1), (1, 1)], 2),
+        ((8, 16, 16, 16), (5, 5, 16, 16), (1, 1), [(2, 2), (2, 2)], 8),
     ],
 )
 def test_many_channels_and_pixels_equal_lax_however_many_images_at_a_time(
@@ -78,7 +77,6 @@ def test_many_channels_and_pixels_equal_lax_however_many_images_at_a_time(
 ):
     monkeypatch.setattr(convolution, "_CHUNK", at_a_time * math.prod(shape[1:]))
     x, kernel = _draw(shape, kernel_shape)
-    padding = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     plain, fast = _pair(strides, padding)
     _close(fast(x, kernel), plain(x, kernel))
     cotangent = jnp.sin(jnp.arange(plain(x, kernel).size, dtype=jnp.float32)).reshape(plain(x, kernel).shape)
