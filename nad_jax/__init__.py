@@ -32,6 +32,7 @@ from nad_jax.image_training import (
     train_many_images,
 )
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
+from nad_jax.leading import LeadingNADs, estimate_leading_nads
 from nad_jax.models import Model, from_functions, from_linen, from_nnx
 from nad_jax.nads import Estimator, NADs, directional_energy, estimate_nads, null_band, singular_values
 from nad_jax.recipe import Recipe
@@ -48,6 +49,7 @@ __all__ = [
     "FitMetrics",
     "ImageData",
     "InputError",
+    "LeadingNADs",
     "Model",
     "NADs",
     "Recipe",
@@ -67,6 +69,7 @@ __all__ = [
     "dft_direction",
     "directional_energy",
     "eigh_dense",
+    "estimate_leading_nads",
     "estimate_nads",
     "flip",
     "from_functions",

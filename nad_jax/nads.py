@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import covariance, ensemble, errors, spectral, subspaces
+from nad_jax import covariance, ensemble, errors, sketch, spectral, subspaces
 from nad_jax.covariance import Moments
 from nad_jax.derivatives import Derivative, central_difference, input_gradient
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, unknown
 from nad_jax.models import Model
+from nad_jax.sketch import Sketch
 
 if TYPE_CHECKING:
     from nad_jax.snapshots import Snapshots  # which stands above: it stores the state that is computed here
@@ -92,13 +93,13 @@ def check_num_networks(num_networks: int, estimator: Estimator) -> None:
 
 
 class Halves(NamedTuple):
-    """The streaming state: second moments of the members of even and of odd number.
+    """The streaming state: second moments of the members of even and of odd number, or sketches of them.
 
     diverged: [] how many members had a derivative that is not finite; they are in neither.
     """
 
-    even: Moments
-    odd: Moments
+    even: Moments | Sketch
+    odd: Moments | Sketch
     diverged: jax.Array
 
 
@@ -223,8 +224,8 @@ def make_add_chunk(
             diverged = halves.diverged + jnp.sum(valid & ~finite, dtype=jnp.int32)
             valid = jnp.repeat(valid & finite, num_rows).reshape(chunk_size, num_rows)
 
-            def half(moments: Moments, parity: int) -> Moments:
-                return covariance.update(
+            def half(moments: Moments | Sketch, parity: int) -> Moments | Sketch:
+                return _module(moments).update(
                     moments, rows[parity::2].reshape(-1, rows.shape[-1]), valid[parity::2].reshape(-1)
                 )
 
@@ -263,7 +264,7 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
                 f"num_networks: at most {2**32 // num_rows} of {num_rows} rows each are counted, got {stop}"
             )
         # One state on each device, so that none waits for another; they are merged in the end.
-        empty = init_halves(halves.even.mean.size)
+        empty = _init_like(halves)
         states, done = [jax.device_put(halves if place == 0 else empty, d) for place, d in enumerate(devices)], first
         if snapshots is not None and (kept := snapshots.load()) is not None:
             states = [jax.device_put(_unpack(kept, place), d) for place, d in enumerate(devices)]
@@ -292,14 +293,27 @@ def init_halves(dimension: int) -> Halves:
     return Halves(covariance.init(dimension), covariance.init(dimension), jnp.int32(0))
 
 
+def _module(moments: Moments | Sketch) -> Any:
+    """What updates and merges such a state: `covariance` or `sketch`."""
+    return sketch if isinstance(moments, Sketch) else covariance
+
+
+def _init_like(halves: Halves) -> Halves:
+    """The state of the same kind that has seen no networks."""
+    if isinstance(halves.even, Moments):
+        return init_halves(halves.even.mean.size)
+    return Halves(sketch.init(halves.even.basis), sketch.init(halves.odd.basis), jnp.int32(0))
+
+
 def merge_halves(left: Halves, right: Halves) -> Halves:
     """The state that has seen the networks of both."""
-    even, odd = covariance.merge(left.even, right.even), covariance.merge(left.odd, right.odd)
+    merge = _module(left.even).merge
+    even, odd = merge(left.even, right.even), merge(left.odd, right.odd)
     return Halves(even, odd, left.diverged + right.diverged)
 
 
 def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
-    """The state as named NumPy arrays: even_count, even_mean, even_scatter, odd_…, diverged."""
+    """The state as named NumPy arrays: even_count, even_mean, even_scatter (or those of a sketch), odd_…, diverged."""
     arrays = {"diverged": np.asarray(halves.diverged)}
     for half in ("even", "odd"):
         moments = getattr(halves, half)
@@ -318,9 +332,8 @@ def _unpack(arrays: dict[str, np.ndarray], place: int) -> Halves:
 
 def halves_from_arrays(arrays: dict[str, np.ndarray]) -> Halves:
     """The inverse of `halves_to_arrays`; other arrays are left alone."""
-    even, odd = (
-        Moments(*(jnp.asarray(arrays[f"{half}_{name}"]) for name in Moments._fields)) for half in ("even", "odd")
-    )
+    kind = Sketch if "even_basis" in arrays else Moments
+    even, odd = (kind(*(jnp.asarray(arrays[f"{half}_{name}"]) for name in kind._fields)) for half in ("even", "odd"))
     return Halves(even, odd, jnp.asarray(arrays["diverged"]))
 
 
@@ -409,13 +422,8 @@ def estimate_nads(
       InputError: for a bad value, a model without reachable features under a read-out that needs them, several
         logits and none chosen, or a network whose derivative is not finite.
     """
-    known = [field.name for field in dataclasses.fields(Estimator)]
-    for name in choices:
-        if name not in known:
-            raise unknown("estimate_nads", name, known)
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        key = ensemble.make_key(key)
-    accumulate, estimator = make_accumulate(model, Estimator(**choices), num_networks)
+    key = resolve_key(key)
+    accumulate, estimator = make_accumulate(model, create_estimator("estimate_nads", choices), num_networks)
     check_num_networks(num_networks, estimator)
     dimension = int(np.prod(model.image_shape))
     halves = init_halves(dimension)
@@ -430,12 +438,33 @@ def estimate_nads(
     for done, look in zip([0, *looks], looks, strict=False):
         report = None if progress is None else lambda networks, done=done: progress(done + networks)
         halves = accumulate(key, halves, done, look, report)
-        if int(halves.diverged):
-            raise InputError(f"model: the derivative of {int(halves.diverged)} of {look} networks is not finite")
+        check_finite(halves, look)
         if look < num_networks and _split_half_overlap(halves, (stop_size,), estimator.centred)[0] >= stop_overlap:
             break
     sizes = () if stop_overlap is None else (stop_size,)
     return finalize(halves, look, record_choices(model, estimator, key), estimator.centred, sizes)
+
+
+def create_estimator(function: str, choices: dict[str, Any]) -> Estimator:
+    """The estimator of the choices given to a function; `InputError` for one that it does not have."""
+    known = [field.name for field in dataclasses.fields(Estimator)]
+    for name in choices:
+        if name not in known:
+            raise unknown(function, name, known)
+    return Estimator(**choices)
+
+
+def resolve_key(key: jax.Array | int) -> jax.Array:
+    """A typed random key as it is, a seed as the key of `make_key`."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return ensemble.make_key(key)
+
+
+def check_finite(halves: Halves, num_networks: int) -> None:
+    """Raises `InputError` where a network was left out."""
+    if int(halves.diverged):
+        raise InputError(f"model: the derivative of {int(halves.diverged)} of {num_networks} networks is not finite")
 
 
 def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:

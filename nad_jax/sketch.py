@@ -1,0 +1,123 @@
+"""Leading eigenvectors of a second moment too large to hold, from its product with a few test directions.
+
+The product is linear in the rows: it streams, and sketches of the same test directions add up, like the moments of
+`covariance`. One pass over the rows gives leading eigenvectors of a steep spectrum; the next pass, with them as test
+directions, gives better ones (randomized subspace iteration: Halko, Martinsson and Tropp 2011, algorithm 4.4). Read off
+is the Nyström approximation G ≈ Yᵀ(Q Yᵀ)⁻¹Y, Y = Q G, which is worth about one pass more than Q itself (section 5.5).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax.errors import InputError
+
+
+class Sketch(NamedTuple):
+    """What is known of rows g: memory L·D.
+
+    count: [] number of rows, int32. total: [D] Σ g. square: [] Σ ‖g‖².
+    basis: [L, D] the test directions, orthonormal rows q. product: [L, D] Σ ⟨q, g⟩ g.
+    """
+
+    count: jax.Array
+    total: jax.Array
+    square: jax.Array
+    basis: jax.Array
+    product: jax.Array
+
+
+def init(basis: jax.Array) -> Sketch:
+    """The state that has seen no rows; `basis` [L, D] are orthonormal rows."""
+    return Sketch(
+        jnp.zeros((), jnp.int32), jnp.zeros(basis.shape[1]), jnp.zeros(()), jnp.asarray(basis), jnp.zeros(basis.shape)
+    )
+
+
+def random_basis(key: jax.Array, size: int, dimension: int) -> jax.Array:
+    """The test directions of a first pass: `size` random orthonormal rows [L, D]."""
+    if not 1 <= size <= dimension:
+        raise InputError(f"size: must be in 1 … D = {dimension}, got {size}")
+    return jnp.linalg.qr(jax.random.normal(key, (dimension, size)))[0].T
+
+
+def update(sketch: Sketch, rows: jax.Array, valid: jax.Array) -> Sketch:
+    """Adds rows [B, D]; those where `valid` [B] is False are left out, whatever they hold."""
+    rows = jnp.where(valid[:, None], rows, 0.0)
+    return sketch._replace(
+        count=sketch.count + jnp.sum(valid, dtype=jnp.int32),
+        total=sketch.total + rows.sum(0),
+        square=sketch.square + jnp.sum(rows**2),
+        product=sketch.product + (rows @ sketch.basis.T).T @ rows,
+    )
+
+
+def merge(left: Sketch, right: Sketch) -> Sketch:
+    """The state that has seen the rows of both; their test directions must be the same."""
+    return left._replace(
+        count=left.count + right.count,
+        total=left.total + right.total,
+        square=left.square + right.square,
+        product=left.product + right.product,
+    )
+
+
+class Leading(NamedTuple):
+    """Leading eigenvectors and what is known of the rest.
+
+    eigenvalues: [K], descending. directions: [K, D] unit rows; the largest entry of each is positive.
+    trace: of the whole second moment, exact.
+    """
+
+    eigenvalues: np.ndarray
+    directions: np.ndarray
+    trace: float
+
+
+def leading(sketch: Sketch, num_directions: int, centred: bool = False) -> Leading:
+    """Leading eigenvectors of the second moment, or of the covariance, of the rows seen; float64 on the host.
+
+    The eigenvalues are too small rather than too large: the Nyström approximation is below G. There are fewer than K
+    where the rows seen, or what of them the test directions meet, span fewer.
+
+    Args:
+      num_directions: K in 1 … L.
+      centred: of the covariance Σ (g − mean)(g − mean)ᵀ/(count − 1) instead of Σ g gᵀ/count.
+
+    Raises:
+      InputError: for a bad K.
+    """
+    size = len(sketch.basis)
+    if not 1 <= num_directions <= size:
+        raise InputError(f"num_directions: must be in 1 … {size} test directions, got {num_directions}")
+    basis, product, trace = _moment(sketch, centred)
+    core = basis @ product.T
+    values, vectors = np.linalg.eigh((core + core.T) / 2)
+    kept = values > size * np.finfo(np.float32).eps * values[-1]  # the rest is rounding
+    root = (vectors[:, kept] / np.sqrt(values[kept])).T @ product  # its square is the approximation of G
+    values, vectors = np.linalg.eigh(root @ root.T)
+    order = np.argsort(values)[::-1][:num_directions]
+    directions = np.linalg.qr((vectors[:, order].T @ root).T)[0].T
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], axis=1)
+    directions = (directions * np.sign(largest)).astype(np.float32)
+    return Leading(values[order].astype(np.float32), directions, trace)
+
+
+def energies(sketch: Sketch, directions: np.ndarray, centred: bool = False) -> np.ndarray:
+    """uᵀ G u for rows u of `directions` [K, D], of what of them lies in the span of the test directions: [K]."""
+    basis, product, _ = _moment(sketch, centred)
+    inside = np.asarray(directions, np.float64) @ basis.T
+    return np.einsum("kl,lm,km->k", inside, product @ basis.T, inside, optimize=True)
+
+
+def _moment(sketch: Sketch, centred: bool) -> tuple[np.ndarray, np.ndarray, float]:
+    """The test directions Q [L, D], Q G [L, D] and tr G, for the covariance if `centred`; float64."""
+    count, square = int(sketch.count), float(sketch.square)
+    basis, product = np.asarray(sketch.basis, np.float64), np.asarray(sketch.product, np.float64)
+    if not centred:
+        return basis, product / count, square / count
+    total = np.asarray(sketch.total, np.float64)
+    product = product - np.outer(basis @ total, total) / count
+    return basis, product / (count - 1), (square - total @ total / count) / (count - 1)
