@@ -162,8 +162,7 @@ def _input_tiles(x: jax.Array, pads: Pads) -> list[jax.Array]:
 
 def _kernel_tiles(kernel: jax.Array) -> list[jax.Array]:
     """G k Gᵀ: 16 arrays [C, O]."""
-    # Behind a barrier, or the loops over images would compute them again in every turn.
-    return jax.lax.optimization_barrier(_transform(_KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)]))
+    return _transform(_KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)])
 
 
 def _winograd(x: jax.Array, kernel_tiles: list[jax.Array], pads: Pads) -> jax.Array:
@@ -226,14 +225,15 @@ def _sum_images(function: Callable[..., tuple[Any, Any]], x: jax.Array, y: jax.A
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), images), total
 
 
-def _is_winograd(kernel: jax.Array, strides: tuple[int, int]) -> bool:
-    return kernel.shape[:2] == (3, 3) and strides == (1, 1)
+def _is_winograd(kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> bool:
+    """3×3 with stride 1; with more padding than 2 the gradient in the images would need less than none."""
+    return kernel.shape[:2] == (3, 3) and strides == (1, 1) and max(map(max, pads)) <= 2
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_many(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
     """Many channels and many pixels: a few images at a time, with fewer products where Winograd's serve."""
-    if _is_winograd(kernel, strides):
+    if _is_winograd(kernel, strides, pads):
         tiles = _kernel_tiles(kernel)
         return map_images(lambda images: _winograd(images, tiles, pads), x)
     return map_images(lambda images: _convolve_products(images, kernel, strides, pads), x)
@@ -245,7 +245,7 @@ def _convolve_many_forward(x: jax.Array, kernel: jax.Array, strides: tuple[int, 
 
 def _convolve_many_backward(strides: tuple[int, int], pads: Pads, kept: Any, cotangent: jax.Array) -> Any:
     x, kernel = kept
-    if _is_winograd(kernel, strides):
+    if _is_winograd(kernel, strides, pads):
         around = tuple((2 - low, 2 - high) for low, high in pads)
         dx = _convolve_many(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), strides, around)
         tiles = _sum_images(lambda x, y: (None, _winograd_kernel_gradient(x, y, pads)), x, cotangent)[1]

@@ -21,8 +21,7 @@ class LeadingNADs(NamedTuple):
 
     nads: the record of K directions; the statistical errors in it are those of the ensemble.
     pass_overlap: [P − 1, S] ‖U_k V_kᵀ‖²/k between each pass and the one before, for the sizes k of
-      `nads.overlap_sizes`. The last row is the estimate of the numerical error: what a further pass would change is
-      less than what the last one did.
+      `nads.overlap_sizes`. The last row is the estimate of the numerical error: changes shrink from pass to pass.
     trace: tr E[g gᵀ], of all D directions.
     """
 
@@ -41,7 +40,7 @@ def estimate_leading_nads(
     progress: Callable[[int], None] | None = None,
     **choices: Any,
 ) -> LeadingNADs:
-    """The leading NADs of a model, in memory proportional to the D of an input: 7·L·D floats, L = 3·(K + extra).
+    """The leading NADs of a model, in memory proportional to L·D instead of D², L = 3·(K + extra).
 
     The same networks, derivatives and moments as `estimate_nads`, which it agrees with up to `pass_overlap`. The test
     directions of a pass are the leading eigenvectors found for all networks and for either half, so that the halves

@@ -160,6 +160,11 @@ class _PlainDenseBlock(nn.Module):
         return x
 
 
+def test_statistics_of_channels_far_from_zero_are_no_nan():
+    mean, var = densenet._statistics(1e3 + jax.random.normal(jax.random.key(0), (8, 16, 16, 64)) * 1e-3)
+    assert (var >= 0).all() and jnp.isfinite(mean).all()
+
+
 def test_a_dense_block_in_loops_is_the_one_of_plain_layers(monkeypatch):
     monkeypatch.setattr(densenet, "_LOOPED", 2)
     x = jax.random.normal(jax.random.key(1), (8, 16, 16, 24))

@@ -70,6 +70,7 @@ def test_products_equal_lax_in_value_and_gradients(shape, kernel_shape, strides,
         ((10, 17, 14, 16), (3, 3, 16, 16), (1, 1), [(2, 0), (0, 1)], 4),  # 4 does not divide 10
         ((8, 16, 16, 16), (3, 3, 16, 32), (2, 2), [(1, 1), (1, 1)], 2),
         ((8, 16, 16, 16), (5, 5, 16, 16), (1, 1), [(2, 2), (2, 2)], 8),
+        ((8, 16, 16, 16), (3, 3, 16, 16), (1, 1), [(3, 0), (0, 3)], 8),
     ],
 )
 def test_many_channels_and_pixels_equal_lax_however_many_images_at_a_time(

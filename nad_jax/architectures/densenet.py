@@ -45,7 +45,7 @@ class _Layer(NamedTuple):
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of each channel of images [B, H, W, C]."""
     mean = x.mean((0, 1, 2))
-    return mean, (x**2).mean((0, 1, 2)) - mean**2
+    return mean, jnp.maximum((x**2).mean((0, 1, 2)) - mean**2, 0.0)  # rounding may leave less than nothing
 
 
 class DenseBlock(nn.Module):
@@ -81,7 +81,7 @@ class DenseBlock(nn.Module):
             return layer, [*running1, *running2]
 
         layers, running = zip(*(declare(n, channels + GROWTH * i) for i, n in enumerate(numbers)), strict=True)
-        mean, var = _statistics(x) if train else (jnp.zeros(channels), jnp.zeros(channels))
+        mean, var = _statistics(x)  # in evaluation mode nothing uses them, and they are not computed
 
         def run(state: tuple[jax.Array, ...], layer: _Layer) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
             x, mean, var = state
@@ -91,10 +91,9 @@ class DenseBlock(nn.Module):
             if train:
                 norm2 = norm2._replace(**dict(zip(("mean", "var"), _statistics(h), strict=True)))
             y = self._activated_convolution(h, *norm2.coefficients(), layer.kernel2)
-            new = (y, *(_statistics(y) if train else (mean[:GROWTH], var[:GROWTH])))
             state = tuple(
-                jax.lax.dynamic_update_slice_in_dim(all_, part, layer.index, -1)
-                for all_, part in zip(state, new, strict=True)
+                jax.lax.dynamic_update_slice_in_dim(before, new, layer.index, -1)
+                for before, new in zip(state, (y, *_statistics(y)), strict=True)
             )
             return state, (norm1.mean, norm1.var, norm2.mean, norm2.var)
 
