@@ -21,7 +21,7 @@ from nad_jax.errors import unknown
 ENSEMBLES = {
     "logreg": (10, 10),
     "mlp": (600, 120),
-    "lenet": (600, 120),
+    "lenet": (200, 40),
     "vgg11": (16, 4),
     "vgg11_plain": (16, 4),
     "resnet18": (24, 4),
@@ -57,6 +57,7 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.readout = "marginalized"  # marginalized (closed form), sampled (published)
     config.num_readouts = 1
     config.centred = False
+    config.symmetrized = True  # average over flips and transposition where the network has them; needs fewer networks
 
     # How it is computed.
     config.unit_size = ENSEMBLES[architecture][1]  # networks per stored unit

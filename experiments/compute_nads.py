@@ -25,20 +25,31 @@ from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
 from experiments.units import set_aside
-from nad_jax import covariance, errors, nads, plotting, store, subspaces
+from nad_jax import accumulation, covariance, errors, nads, plotting, store, subspaces
+from nad_jax.accumulation import Halves
 from nad_jax.architectures import create_model
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_integer
+from nad_jax.estimation import finalize
+from nad_jax.estimator import (
+    Estimator,
+    check_num_networks,
+    check_symmetrized,
+    find_group,
+    record_choices,
+    resolve_estimator,
+)
 from nad_jax.models import Model
 from nad_jax.nads import NADs
 from nad_jax.snapshots import Snapshots
 from nad_jax.store import DamagedError
 
 MODEL_FIELDS = ("architecture", "image_shape", "num_logits", "pooling", "initialization", "convolution")
-ESTIMATOR_FIELDS = tuple(nads.Estimator.__dataclass_fields__)
+ESTIMATOR_FIELDS = tuple(Estimator.__dataclass_fields__)
 # Fields that extend or describe a folder; all others determine the numbers of its units.
 FREE_FIELDS = (
-    "sweep", "num_networks", "compare", "compare_singular_values", "compare_num_networks", "figure_directions",
+    "sweep", "num_networks", "symmetrized", "compare", "compare_singular_values", "compare_num_networks",
+    "figure_directions",
 )  # fmt: skip
 SWEEP_FIELDS = (
     "architecture", "pooling", "initialization", "derivative", "step", "point", "point_scale", "readout", "seed",
@@ -94,8 +105,8 @@ def validate(config: ConfigDict) -> None:
 def _problems(config: ConfigDict) -> list[str]:
     estimator = _create_estimator(config)
     return estimator.problems() + errors.problems(
-        lambda: _create_model(config),
-        lambda: nads.check_num_networks(config.num_networks, estimator),
+        lambda: check_symmetrized(estimator, _create_model(config)),
+        lambda: check_num_networks(config.num_networks, estimator),
         lambda: _check_unit_size(config.unit_size),
         lambda: check_integer("seed", config.seed, 0, 2**32 - 1),
         lambda: check_integer("compare_num_networks", config.compare_num_networks, 2),
@@ -109,8 +120,8 @@ def _check_unit_size(unit_size: int) -> None:
         raise InputError(f"unit_size: must be even (halves of even and odd members), got {unit_size}")
 
 
-def _create_estimator(config: ConfigDict) -> nads.Estimator:
-    return nads.Estimator(**{name: config[name] for name in ESTIMATOR_FIELDS})
+def _create_estimator(config: ConfigDict) -> Estimator:
+    return Estimator(**{name: config[name] for name in ESTIMATOR_FIELDS})
 
 
 def _create_model(config: ConfigDict) -> Model:
@@ -133,7 +144,7 @@ def _unit_path(workdir: Path, first: int, stop: int) -> Path:
     return workdir / "units" / f"networks_{first:07}_{stop:07}.npz"
 
 
-def _read_unit(path: Path, point: Point) -> nads.Halves:
+def _read_unit(path: Path, point: Point) -> Halves:
     """A stored unit; raises `DamagedError` where it is not intact."""
     dimension = int(np.prod(point.config.image_shape))
     halves = ("even", "odd")
@@ -148,7 +159,7 @@ def _read_unit(path: Path, point: Point) -> nads.Halves:
     for name, array in arrays.items():
         if array.shape != shapes[name.split("_")[-1]]:
             raise DamagedError(f"{path}: {name} has shape {array.shape}")
-    return nads.halves_from_arrays(arrays)
+    return accumulation.halves_from_arrays(arrays)
 
 
 def _plan(num_networks: int, unit_size: int) -> list[tuple[int, int]]:
@@ -175,12 +186,12 @@ def _paths(point: Point) -> dict[tuple[int, int], Path]:
     return {unit: _unit_path(point.workdir, *unit) for unit in units}
 
 
-def _merge(point: Point) -> nads.Halves:
+def _merge(point: Point) -> Halves:
     """The state of all stored units, in their order, so that an interruption cannot change a bit."""
-    total = nads.init_halves(int(np.prod(point.config.image_shape)))
+    total = accumulation.init_halves(int(np.prod(point.config.image_shape)))
     for path in _paths(point).values():
         if path.exists():
-            total = nads.merge_halves(total, _read_unit(path, point))
+            total = accumulation.merge_halves(total, _read_unit(path, point))
     return total
 
 
@@ -238,11 +249,11 @@ def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | N
     """Writes and prints the results of what is stored of one point."""
     config, halves = point.config, _merge(point)
     model, estimator = _create_model(config), _create_estimator(config)
-    estimator, num_rows = nads.resolve_estimator(model, estimator, config.unit_size)
+    estimator, num_rows = resolve_estimator(model, estimator, config.unit_size)
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
-    choices = {**nads.record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
+    choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
     choices["diverged"] = int(halves.diverged)
-    result = nads.finalize(halves, num_networks, choices, estimator.centred)
+    result = finalize(halves, num_networks, choices, find_group(model, estimator), estimator.centred)
     store.save_nads(point.workdir / "nads.npz", result)
     comparison = _compare(result, config, directions, values)
     if config.compare or config.compare_singular_values:
@@ -268,8 +279,8 @@ def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program
     chosen = _create_estimator(point.config)
     if chunk_size:
         chosen = dataclasses.replace(chosen, chunk_size=chunk_size)
-    accumulate, estimator = nads.make_accumulate(_create_model(point.config), chosen, point.config.unit_size)
-    empty = nads.init_halves(int(np.prod(point.config.image_shape)))
+    accumulate, estimator = accumulation.make_accumulate(_create_model(point.config), chosen, point.config.unit_size)
+    empty = accumulation.init_halves(int(np.prod(point.config.image_shape)))
 
     def describe(identity: dict[str, Any], **unit: Any) -> np.ndarray:
         return store.describe_origin(identity, **unit, mapping=estimator.mapping, chunk_size=estimator.chunk_size)
@@ -279,7 +290,7 @@ def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program
         config, workdir = points[number].config, points[number].workdir
         halves = accumulate(make_key(config.seed), empty, first, stop, progress, snapshots)
         origin = describe(points[number].identity, networks=[first, stop])
-        arrays = {**nads.halves_to_arrays(halves), "config": origin}
+        arrays = {**accumulation.halves_to_arrays(halves), "config": origin}
         store.write_npz(_unit_path(workdir, first, stop), arrays)
         return int(halves.diverged)
 
@@ -289,13 +300,20 @@ def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program
 
 def _measure(point: Point) -> Cost:
     config = point.config
-    add_chunk, estimator, _ = nads.make_add_chunk(_create_model(config), _create_estimator(config), config.unit_size)
+    add_chunk, estimator, _ = accumulation.make_add_chunk(
+        _create_model(config), _create_estimator(config), config.unit_size
+    )
     dimension = int(np.prod(config.image_shape))
-    arguments = (make_key(config.seed), nads.init_halves(dimension), jnp.int32(0), jnp.int32(estimator.chunk_size))
+    arguments = (
+        make_key(config.seed),
+        accumulation.init_halves(dimension),
+        jnp.int32(0),
+        jnp.int32(estimator.chunk_size),
+    )
     begun = time.monotonic()
     program = add_chunk.lower(*arguments).compile()
     compile_seconds = time.monotonic() - begun
-    seconds = fastest(lambda: program(arguments[0], nads.init_halves(dimension), *arguments[2:]))
+    seconds = fastest(lambda: program(arguments[0], accumulation.init_halves(dimension), *arguments[2:]))
     networks = estimator.chunk_size * jax.local_device_count()  # at once
     return Cost(compile_seconds, seconds / networks, program_bytes(program))
 

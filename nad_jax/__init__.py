@@ -24,6 +24,8 @@ from nad_jax.directions import (
 )
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
+from nad_jax.estimation import estimate_nads
+from nad_jax.estimator import Estimator
 from nad_jax.fitting import FitMetrics
 from nad_jax.image_training import (
     cifar_recipe,
@@ -34,7 +36,7 @@ from nad_jax.image_training import (
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.leading import LeadingNADs, estimate_leading_nads
 from nad_jax.models import Model, from_functions, from_linen, from_nnx
-from nad_jax.nads import Estimator, NADs, directional_energy, estimate_nads, null_band, singular_values
+from nad_jax.nads import NADs, directional_energy, null_band, singular_values
 from nad_jax.recipe import Recipe
 from nad_jax.separable import bayes_classifier, competing_accuracy, sample_noise, sample_separable
 from nad_jax.snapshots import Snapshots

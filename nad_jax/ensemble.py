@@ -23,6 +23,13 @@ def make_key(seed: int) -> jax.Array:
     return jax.random.key(seed, impl="philox4x32")
 
 
+def resolve_key(key: jax.Array | int) -> jax.Array:
+    """A typed random key as it is, a seed as the key of `make_key`."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    return make_key(key)
+
+
 def named_key(key: jax.Array, name: str) -> jax.Array:
     """The sub-key of a named purpose."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import ensemble, nads, sketch, subspaces
+from nad_jax import ensemble, sketch, subspaces
+from nad_jax.accumulation import Halves, check_finite, make_accumulate
 from nad_jax.errors import InputError, check_integer
+from nad_jax.estimator import check_num_networks, create_estimator, record_choices
 from nad_jax.models import Model
-from nad_jax.nads import Halves, NADs
+from nad_jax.nads import NADs
 
 
 class LeadingNADs(NamedTuple):
@@ -60,10 +62,10 @@ def estimate_leading_nads(
     Raises:
       InputError: as `estimate_nads`, and for fewer derivatives than directions in a half of the ensemble.
     """
-    key = nads.resolve_key(key)
-    estimator = nads.create_estimator("estimate_leading_nads", choices)
-    accumulate, estimator = nads.make_accumulate(model, estimator, num_networks)
-    nads.check_num_networks(num_networks, estimator)
+    key = ensemble.resolve_key(key)
+    estimator = create_estimator("estimate_leading_nads", choices)
+    accumulate, estimator = make_accumulate(model, estimator, num_networks)
+    check_num_networks(num_networks, estimator)
     dimension = int(np.prod(model.image_shape))
     check_integer("num_directions", num_directions, 1, dimension - 1)
     check_integer("num_passes", num_passes, 1)
@@ -78,7 +80,7 @@ def estimate_leading_nads(
         report = None if progress is None else lambda done, number=number: progress(number * num_networks + done)
         halves = Halves(sketch.init(basis), sketch.init(basis), jnp.int32(0))
         halves = accumulate(key, halves, 0, num_networks, report)
-        nads.check_finite(halves, num_networks)
+        check_finite(halves, num_networks)
         parts = (sketch.merge(halves.even, halves.odd), halves.even, halves.odd)
         found = [sketch.leading(part, kept, estimator.centred) for part in parts]
         fewest = min(len(part.directions) for part in found)
@@ -104,6 +106,6 @@ def estimate_leading_nads(
         overlap_sizes=np.array(sizes),
         split_half_overlap=subspaces.subspace_overlap(even.directions, odd.directions, sizes).astype(np.float32),
         num_networks=num_networks,
-        config={**nads.record_choices(model, estimator, key), "num_passes": num_passes, "num_extra": num_extra},
+        config={**record_choices(model, estimator, key), "num_passes": num_passes, "num_extra": num_extra},
     )
     return LeadingNADs(record, np.array(pass_overlap).reshape(-1, len(sizes)), whole.trace)

@@ -18,6 +18,7 @@ from flax import nnx
 
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_number
 from nad_jax.initializers import flax_readout_variance, reference_initialization, reference_readout_variance
+from nad_jax.symmetries import check_symmetries
 
 INITIALIZATIONS = ("reference", "flax")
 
@@ -37,6 +38,7 @@ class Model(NamedTuple):
     num_logits: K; the adapters find it.
     description: every choice that made the model, for the record of a result.
     trainable: maps variables to booleans, one for each leaf: which of them training changes.
+    symmetries: of the law of the network, names of `symmetries.SYMMETRIES`.
     """
 
     init: Callable[[jax.Array], Any]
@@ -47,6 +49,7 @@ class Model(NamedTuple):
     readout_variance: float | None = None
     description: Mapping[str, Any] = MappingProxyType({})
     trainable: Callable[[Any], Any] = _trainable_leaves
+    symmetries: tuple[str, ...] = ()
 
 
 def split_trainable(model: Model, variables: Any) -> tuple[list[jax.Array], list[jax.Array], Callable[..., Any]]:
@@ -77,7 +80,8 @@ def _checked(model: Model) -> Model:
             raise InputError(f"model: features must return [B, F]; two images {image.shape} gave {features}")
     if model.readout_variance is not None:
         check_number("readout_variance", model.readout_variance, 0.0, exclusive=True)
-    return model._replace(num_logits=logits.shape[1])
+    symmetries = check_symmetries(model.symmetries, model.image_shape)
+    return model._replace(num_logits=logits.shape[1], symmetries=symmetries)
 
 
 def from_functions(
@@ -87,6 +91,7 @@ def from_functions(
     features: Callable[[Any, jax.Array], jax.Array] | None = None,
     readout_variance: float | None = None,
     trainable: Callable[[Any], Any] | None = None,
+    symmetries: tuple[str, ...] = (),
 ) -> Model:
     """A model from pure functions of the contract.
 
@@ -98,6 +103,9 @@ def from_functions(
       trainable: maps variables to a tree of booleans: which leaves training changes. By default the collection
         "params" where variables are a mapping that has one, otherwise every leaf of real numbers; all other leaves
         are what `apply` in training mode returns.
+      symmetries: of the law of the network, names of `symmetries.SYMMETRIES`: "flip" where reversed rows or columns
+        leave the law of f_θ(x) over θ as it is, "transpose" where exchanging them does. This is not checked. It holds
+        for convolutions and poolings with independent kernel entries that cover the image alike from either side.
 
     Raises:
       InputError: where the shapes do not fit the contract.
@@ -111,6 +119,7 @@ def from_functions(
             readout_variance=readout_variance,
             description={"model": "functions"},
             trainable=trainable or _trainable_leaves,
+            symmetries=symmetries,
         )
     )
 
@@ -159,6 +168,7 @@ def from_linen(
     initialization: str = "flax",
     readout_variance: float | None = None,
     reference_convolution: str = "uniform",
+    symmetries: tuple[str, ...] = (),
 ) -> Model:
     """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps images [B, H, W, C] to logits [B, K].
 
@@ -174,6 +184,7 @@ def from_linen(
       readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under "flax" for a
         layer with Flax's default kernel initializer; otherwise state it to marginalize.
       reference_convolution: passed to `initializers.reference_initialization`.
+      symmetries: as in `from_functions`.
 
     Raises:
       InputError: where shapes do not fit the contract, or the reference initialization does not cover a variable.
@@ -225,6 +236,7 @@ def from_linen(
             features=features if readout else None,
             readout_variance=readout_variance,
             description={"model": type(module).__name__, "initialization": initialization},
+            symmetries=symmetries,
         )
     )
 
@@ -234,6 +246,7 @@ def from_nnx(
     image_shape: tuple[int, int, int],
     features: Callable[[nnx.Module, jax.Array], jax.Array] | None = None,
     readout_variance: float | None = None,
+    symmetries: tuple[str, ...] = (),
 ) -> Model:
     """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
 
@@ -242,6 +255,7 @@ def from_nnx(
       image_shape: (H, W, C) of one input.
       features: maps (module, images) to the input of the module's last linear layer [B, F].
       readout_variance: τ² of that layer's weights (1/F for NNX's default initializer).
+      symmetries: as in `from_functions`.
 
     Raises:
       InputError: where shapes do not fit the contract.
@@ -278,5 +292,7 @@ def from_nnx(
         is_variable = lambda node: isinstance(node, nnx.Variable)  # noqa: E731
         return jax.tree.map(lambda node: isinstance(node, nnx.Param), variables, is_leaf=is_variable)
 
-    model = from_functions(init, apply, image_shape, evaluate_features if features else None, readout_variance)
+    model = from_functions(
+        init, apply, image_shape, evaluate_features if features else None, readout_variance, symmetries=symmetries
+    )
     return model._replace(description={"model": "nnx"}, trainable=trainable)

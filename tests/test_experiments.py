@@ -133,7 +133,7 @@ def test_comparison_with_itself_is_perfect(finished, tmp_path, capsys):
         {"readout": "sampled", "centred": True},
         {"readout": "sampled", "num_readouts": 3, "derivative": "input_gradient"},
         {"derivative": "input_gradient", "point": "fresh", "pooling": "avg"},
-        {"num_logits": 3, "logit": 1, "image_shape": (16, 17, 2), "initialization": "flax"},
+        {"num_logits": 3, "logit": 1, "image_shape": (16, 17, 2), "initialization": "flax", "symmetrized": False},
     ],
 )
 def test_every_kind_of_estimate_runs_and_draws(changes, tmp_path):

@@ -22,8 +22,11 @@ from nad_jax import (
     singular_values,
     subspace_overlap,
 )
+from nad_jax.accumulation import init_halves, make_accumulate, merge_halves
 from nad_jax.errors import InputError
-from nad_jax.nads import Estimator, _plan_looks, degenerate_groups, finalize, init_halves, make_accumulate, merge_halves
+from nad_jax.estimation import _plan_looks, finalize
+from nad_jax.estimator import Estimator
+from nad_jax.nads import degenerate_groups
 from nad_jax.store import read_singular_values
 
 SMALL = {"image_shape": (16, 16, 1)}
@@ -62,7 +65,12 @@ def _ensembles(model, num_networks, seeds, **choices):
     dimension = int(np.prod(model.image_shape))
     matrices = []
     for seed in seeds:
-        nads = finalize(accumulate(make_key(seed), init_halves(dimension), 0, num_networks), num_networks, {})
+        nads = finalize(
+            accumulate(make_key(seed), init_halves(dimension), 0, num_networks),
+            num_networks,
+            {},
+            np.arange(dimension)[None],
+        )
         matrices.append(_matrix(nads))
     return np.array(matrices)
 
@@ -162,8 +170,8 @@ def test_growing_an_ensemble_keeps_its_members():
     key = jax.random.key(0, impl="philox4x32")
     first = accumulate(key, init_halves(256), 0, 6)
     second = accumulate(key, init_halves(256), 6, 10)
-    grown = finalize(merge_halves(first, second), 10, {})
-    whole = finalize(accumulate(key, init_halves(256), 0, 10), 10, {})
+    grown = finalize(merge_halves(first, second), 10, {}, np.arange(256)[None])
+    whole = finalize(accumulate(key, init_halves(256), 0, 10), 10, {}, np.arange(256)[None])
     assert np.abs(grown.eigenvalues - whole.eigenvalues).max() <= 1e-5 * whole.eigenvalues[0]
     assert estimator.chunk_size <= 10
     with pytest.raises(InputError, match="first: must be even"):
@@ -239,7 +247,7 @@ def test_halves_are_even_and_odd_members():
     accumulate, _ = make_accumulate(model, Estimator(readout="sampled", derivative="input_gradient"), 7)
     halves = accumulate(jax.random.key(0), init_halves(256), 0, 7)
     assert (int(halves.even.count), int(halves.odd.count)) == (4, 3)
-    nads = finalize(halves, 7, {})
+    nads = finalize(halves, 7, {}, np.arange(halves.even.mean.size)[None])
     # Uncentred, the eigenvalue is the weighted mean of the halves' energies, whose half difference is its error.
     assert nads.eigenvalue_sem[0] > 0
     assert (nads.split_half_overlap > 0).all() and (nads.split_half_overlap <= 1).all()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nad_jax import create_model, fitting, nads, store, training
+from nad_jax import Estimator, accumulation, create_model, fitting, store, training
 from nad_jax.ensemble import make_key
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
@@ -110,13 +110,15 @@ def test_keys_and_short_floats_of_a_state_survive():
 
 
 def test_a_resumed_ensemble_is_bit_for_bit_an_uninterrupted_one(tmp_path):
-    estimator = nads.Estimator(derivative="input_gradient", chunk_size=2)
-    accumulate, _ = nads.make_accumulate(create_model("mlp", (8, 8, 1)), estimator, 8)
-    straight = accumulate(make_key(0), nads.init_halves(64), 4, 11)
+    estimator = Estimator(derivative="input_gradient", chunk_size=2)
+    accumulate, _ = accumulation.make_accumulate(create_model("mlp", (8, 8, 1)), estimator, 8)
+    straight = accumulate(make_key(0), accumulation.init_halves(64), 4, 11)
     with pytest.raises(Stopped):
-        accumulate(make_key(0), nads.init_halves(64), 4, 11, _stop_at(2), _snapshots(tmp_path, urgent=lambda: True))
+        accumulate(
+            make_key(0), accumulation.init_halves(64), 4, 11, _stop_at(2), _snapshots(tmp_path, urgent=lambda: True)
+        )
     done = []
-    resumed = accumulate(make_key(0), nads.init_halves(64), 4, 11, done.append, _snapshots(tmp_path))
+    resumed = accumulate(make_key(0), accumulation.init_halves(64), 4, 11, done.append, _snapshots(tmp_path))
     assert done == [6, 7]
-    for name, array in nads.halves_to_arrays(straight).items():
-        np.testing.assert_array_equal(array, nads.halves_to_arrays(resumed)[name])
+    for name, array in accumulation.halves_to_arrays(straight).items():
+        np.testing.assert_array_equal(array, accumulation.halves_to_arrays(resumed)[name])

@@ -23,7 +23,7 @@ import pytest
 from experiments import compute_nads, directional_bias, runner, units
 from experiments.main import EXPERIMENTS
 from experiments.shards import Shard
-from nad_jax import create_model, ensemble, from_functions, nads, store
+from nad_jax import Estimator, accumulation, create_model, ensemble, from_functions, store
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT, load_config
 
@@ -53,7 +53,7 @@ DRIVER = """
 import os, signal, sys, threading, time
 from experiments import runner
 from experiments.main import _parse_flags, app, main
-from nad_jax import ensemble, fitting, nads, store
+from nad_jax import accumulation, ensemble, fitting, store
 
 runner.SNAPSHOT_SECONDS = 0.0  # after every epoch and chunk
 place, _, which = sys.argv.pop(1).partition(":")
@@ -108,7 +108,7 @@ elif place == "evaluation":
     from nad_jax import training
     training.make_chunk = lambda *args: make_chunk(*args)._replace(finish=long_lasting)
 elif place == "collecting":
-    nads.finalize = long_lasting
+    compute_nads.finalize = long_lasting
 app.run(main, flags_parser=_parse_flags)
 """
 
@@ -428,7 +428,7 @@ def test_a_process_with_too_little_memory_halves_the_chunk(tmp_path):
 
 
 def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, monkeypatch):
-    make_train_many, make_accumulate = directional_bias.make_train_many, nads.make_accumulate
+    make_train_many, make_accumulate = directional_bias.make_train_many, accumulation.make_accumulate
 
     def make_train_one(model, recipe, mapping, chunk_size, num_devices):
         run = make_train_many(model, recipe, mapping, chunk_size, num_devices)
@@ -447,7 +447,7 @@ def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, mon
         accumulate, resolved = make_accumulate(model, estimator, num_networks)
         return (accumulate if resolved.chunk_size == 2 else _out_of_memory), resolved
 
-    monkeypatch.setattr(nads, "make_accumulate", make_accumulate_two)
+    monkeypatch.setattr(accumulation, "make_accumulate", make_accumulate_two)
     compute_nads.run(_nads_config(chunk_size=4), tmp_path / "nads")
     for unit in (tmp_path / "nads" / "units").iterdir():
         arrays, expected = store.read_npz(unit), store.read_npz(finished / "compute_nads" / "units" / unit.name)
@@ -591,7 +591,8 @@ def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean
 SPREAD = """
 import jax, numpy as np
 from nad_jax import create_model, estimate_nads, save_nads
-from nad_jax.nads import Estimator, init_halves, make_accumulate, halves_to_arrays
+from nad_jax.accumulation import halves_to_arrays, init_halves, make_accumulate
+from nad_jax.estimator import Estimator
 assert jax.local_device_count() == 4
 accumulate, _ = make_accumulate(create_model("mlp", (4, 4, 1)), Estimator(chunk_size=2), 14)
 used = []
@@ -606,8 +607,8 @@ def test_an_ensemble_is_spread_over_the_local_devices(tmp_path):
     environment = {**ENVIRONMENT, "JAX_NUM_CPU_DEVICES": "4"}
     script = f"OUT = {str(tmp_path / 'four.npz')!r}\n{SPREAD}"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True)
-    accumulate, _ = nads.make_accumulate(create_model("mlp", (4, 4, 1)), nads.Estimator(chunk_size=2), 14)
-    one = nads.halves_to_arrays(accumulate(jax.random.key(0), nads.init_halves(16), 0, 14))
+    accumulate, _ = accumulation.make_accumulate(create_model("mlp", (4, 4, 1)), Estimator(chunk_size=2), 14)
+    one = accumulation.halves_to_arrays(accumulate(jax.random.key(0), accumulation.init_halves(16), 0, 14))
     four = store.read_npz(tmp_path / "four.npz")
     assert one["even_count"] == four["even_count"] > 0
     for name in ("even_scatter", "odd_scatter", "even_mean"):
@@ -620,8 +621,10 @@ def test_a_derivative_too_long_to_be_summed_is_left_out():
         lambda weights, x: x.reshape(len(x), -1) @ weights,
         (2, 2, 1),
     )
-    estimator = nads.Estimator(derivative="input_gradient", readout="sampled", chunk_size=4)
-    halves = nads.make_accumulate(model, estimator, 40)[0](jax.random.key(0), nads.init_halves(4), 0, 40)
+    estimator = Estimator(derivative="input_gradient", readout="sampled", chunk_size=4)
+    halves = accumulation.make_accumulate(model, estimator, 40)[0](
+        jax.random.key(0), accumulation.init_halves(4), 0, 40
+    )
     assert 0 < halves.diverged < 40 and halves.even.count + halves.odd.count == 40 - halves.diverged
     assert np.isfinite(halves.even.scatter).all() and np.isfinite(halves.odd.scatter).all()
 

@@ -32,26 +32,33 @@ class Architecture(NamedTuple):
     pooling: the published kind of pooling; None where there is no pooling layer.
     unpooled: whether pooling and strides can be removed (pooling="none").
     reference_convolution: the reference initialization of convolution kernels, see `initializers`.
+    flips: flips(length, pooling): whether an axis of that length may be reversed, see `symmetries`. Windows that step
+      by 2 must begin as far from one border as they end from the other.
     """
 
     build: Callable[[int, str | None, Callable], nn.Module]
     pooling: str | None
     unpooled: bool = False
     reference_convolution: str = "uniform"
+    flips: Callable[[int, str | None], bool] = lambda length, pooling: length % 32 == 0
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "logreg": Architecture(lambda logits, pooling, conv: LogReg(logits), None),
-    "mlp": Architecture(lambda logits, pooling, conv: MLP(logits), None),
-    "lenet": Architecture(LeNet, "max", unpooled=True),
+    "logreg": Architecture(lambda logits, pooling, conv: LogReg(logits), None, flips=lambda *_: True),
+    "mlp": Architecture(lambda logits, pooling, conv: MLP(logits), None, flips=lambda *_: True),
+    "lenet": Architecture(
+        LeNet, "max", unpooled=True, flips=lambda length, pooling: length % 4 == 0 or pooling == "none"
+    ),
     "vgg11": Architecture(VGG11, "max", reference_convolution="normal_fan_out"),
     "vgg11_plain": Architecture(
         lambda logits, pooling, conv: VGG11(logits, pooling, conv, batch_norm=False),
         "max",
         reference_convolution="normal_fan_out",
     ),
-    "resnet18": Architecture(ResNet18, "avg", unpooled=True),
-    "resnet18_w16": Architecture(functools.partial(ResNet18, width=16), "avg", unpooled=True),
+    "resnet18": Architecture(ResNet18, "avg", unpooled=True, flips=lambda _, pooling: pooling == "none"),
+    "resnet18_w16": Architecture(
+        functools.partial(ResNet18, width=16), "avg", unpooled=True, flips=lambda _, pooling: pooling == "none"
+    ),
     "densenet121": Architecture(DenseNet, "avg"),
 }
 
@@ -91,11 +98,15 @@ def create_model(
     if entry.pooling is None or pooling == "default":
         pooling = entry.pooling
     convolution = resolve_convolution(convolution)
+    height, width, _ = image_shape
+    symmetries = ("flip",) * (entry.flips(height, pooling) and entry.flips(width, pooling))
+    symmetries += ("transpose",) * (height == width)
     model = from_linen(
         entry.build(num_logits, pooling, CONVOLUTIONS[convolution]),
         image_shape,
         initialization,
         reference_convolution=entry.reference_convolution,
+        symmetries=symmetries,
     )
     description = {
         "architecture": architecture,

@@ -1,0 +1,212 @@
+"""Second moments of the input derivatives of an ensemble, accumulated network by network.
+
+Each network n depends on (key, n) alone. The state is the moments of either half of the ensemble, or sketches of them.
+"""
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax import covariance, ensemble, sketch
+from nad_jax.covariance import Moments
+from nad_jax.derivatives import Derivative, central_difference, input_gradient
+from nad_jax.errors import InputError
+from nad_jax.estimator import Estimator, find_group, num_features, resolve_estimator
+from nad_jax.models import Model
+from nad_jax.sketch import Sketch
+from nad_jax.snapshots import Snapshots
+
+_LONGEST = 1e14  # of a derivative: the squares of four billion of them are still a float32
+
+
+class Halves(NamedTuple):
+    """The streaming state: second moments of the members of even and of odd number, or sketches of them.
+
+    diverged: [] how many members had a derivative that is not finite; they are in neither.
+    """
+
+    even: Moments | Sketch
+    odd: Moments | Sketch
+    diverged: jax.Array
+
+
+def init_halves(dimension: int) -> Halves:
+    """The state that has seen no networks."""
+    return Halves(covariance.init(dimension), covariance.init(dimension), jnp.int32(0))
+
+
+def _module(moments: Moments | Sketch) -> Any:
+    """What updates and merges such a state: `covariance` or `sketch`."""
+    return sketch if isinstance(moments, Sketch) else covariance
+
+
+def _init_like(halves: Halves) -> Halves:
+    """The state of the same kind that has seen no networks."""
+    if isinstance(halves.even, Moments):
+        return init_halves(halves.even.mean.size)
+    return Halves(sketch.init(halves.even.basis), sketch.init(halves.odd.basis), jnp.int32(0))
+
+
+def merge_halves(left: Halves, right: Halves) -> Halves:
+    """The state that has seen the networks of both."""
+    merge = _module(left.even).merge
+    even, odd = merge(left.even, right.even), merge(left.odd, right.odd)
+    return Halves(even, odd, left.diverged + right.diverged)
+
+
+def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
+    """The state as named NumPy arrays: even_count, even_mean, even_scatter (or those of a sketch), odd_…, diverged."""
+    arrays = {"diverged": np.asarray(halves.diverged)}
+    for half in ("even", "odd"):
+        moments = getattr(halves, half)
+        arrays |= {f"{half}_{name}": np.asarray(value) for name, value in moments._asdict().items()}
+    return arrays
+
+
+def halves_from_arrays(arrays: dict[str, np.ndarray]) -> Halves:
+    """The inverse of `halves_to_arrays`; other arrays are left alone."""
+    kind = Sketch if "even_basis" in arrays else Moments
+    even, odd = (kind(*(jnp.asarray(arrays[f"{half}_{name}"]) for name in kind._fields)) for half in ("even", "odd"))
+    return Halves(even, odd, jnp.asarray(arrays["diverged"]))
+
+
+def _pack(halves: Halves, place: int) -> list[tuple[str, np.ndarray]]:
+    return [(f"{place}_{name}", array) for name, array in halves_to_arrays(halves).items()]
+
+
+def _unpack(arrays: dict[str, np.ndarray], place: int) -> Halves:
+    start = f"{place}_"
+    return halves_from_arrays({name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)})
+
+
+def check_finite(halves: Halves, num_networks: int) -> None:
+    """Raises `InputError` where a network was left out."""
+    if int(halves.diverged):
+        raise InputError(f"model: the derivative of {int(halves.diverged)} of {num_networks} networks is not finite")
+
+
+def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Callable[..., jax.Array]:
+    """`rows(key, shared_point) -> [R, D]` of one network; the mean over all rows of g gᵀ is the second moment."""
+    derivative: Derivative = input_gradient
+    if estimator.derivative == "central_difference":
+        derivative = central_difference(estimator.step, estimator.block_size)
+    from_features = estimator.readout == "marginalized" or num_rows > 1
+    # √F τ: the mean over the F rows of the Jacobian is then τ² JᵀJ.
+    scale = float(np.sqrt(num_rows * model.readout_variance)) if estimator.readout == "marginalized" else 1.0
+
+    def readouts(key: jax.Array) -> jax.Array | None:
+        if estimator.readout == "marginalized":
+            return None
+        bound = float(np.sqrt(3.0 * model.readout_variance))
+        return jax.random.uniform(key, (num_rows, num_features(model)), jnp.float32, minval=-bound, maxval=bound)
+
+    def rows(key: jax.Array, shared_point: jax.Array) -> jax.Array:
+        init_key, readout_key, point_key = jax.random.split(key, 3)
+        variables = model.init(init_key)
+        x = shared_point
+        if estimator.point == "fresh":
+            x = estimator.point_scale * jax.random.normal(point_key, model.image_shape, jnp.float32)
+        if from_features:
+            return scale * derivative(lambda images: model.features(variables, images), x, readouts(readout_key))
+        logit = estimator.logit or 0
+        return derivative(lambda images: model.apply(variables, images)[:, logit, None], x, jnp.ones((1, 1)))
+
+    return rows
+
+
+def make_add_chunk(
+    model: Model, estimator: Estimator, num_networks: int
+) -> tuple[Callable[..., Halves], Estimator, int]:
+    """The compiled `add_chunk(key, halves, first, stop) -> Halves` of `make_accumulate`.
+
+    It adds the networks first … min(stop, first + chunk_size) − 1. Beside it: the estimator without automatic
+    choices, and R, the rows that one network gives. Raises as `make_accumulate`.
+    """
+    estimator, num_rows = resolve_estimator(model, estimator, num_networks)
+    member_rows = _make_member_rows(model, estimator, num_rows)
+    chunk_size, moved = estimator.chunk_size, find_group(model, estimator)
+
+    @partial(jax.jit, donate_argnums=1)
+    def add_chunk(key: jax.Array, halves: Halves, first: jax.Array, stop: jax.Array) -> Halves:
+        # TensorFloat-32 and bfloat16, the accelerators' defaults, would spoil the small eigenvalues.
+        with jax.default_matmul_precision("highest"):
+            shared_point = estimator.point_scale * jax.random.normal(
+                ensemble.named_key(key, "point"), model.image_shape, jnp.float32
+            )
+            members, valid = ensemble.padded_members(first, stop, chunk_size)
+            keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
+            rows = ensemble.map_members(lambda key: member_rows(key, shared_point), estimator.mapping, keys)
+            rows = rows.reshape(chunk_size, num_rows, -1)
+            finite = jnp.sum(rows**2, (1, 2)) < _LONGEST**2
+            diverged = halves.diverged + jnp.sum(valid & ~finite, dtype=jnp.int32)
+            if isinstance(halves.even, Sketch) and len(moved) > 1:  # moments are symmetrized in the end
+                rows = rows[:, :, moved].reshape(chunk_size, -1, rows.shape[-1])
+            valid = jnp.repeat(valid & finite, rows.shape[1]).reshape(chunk_size, -1)
+
+            def half(moments: Moments | Sketch, parity: int) -> Moments | Sketch:
+                return _module(moments).update(
+                    moments, rows[parity::2].reshape(-1, rows.shape[-1]), valid[parity::2].reshape(-1)
+                )
+
+            return Halves(half(halves.even, 0), half(halves.odd, 1), diverged)
+
+    return add_chunk, estimator, num_rows
+
+
+def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tuple[Callable[..., Halves], Estimator]:
+    """Builds `accumulate(key, halves, first, stop, progress, snapshots) -> Halves`, and the estimator it resolved.
+
+    `accumulate` adds the networks first … stop − 1 (`first` even) to the state, its chunks spread over the local
+    devices; a network whose derivative is not finite, or longer than 1e14, is counted and left out. `progress(done)`
+    is called after each chunk with the number of networks done so far; with `snapshots`, see `Snapshots`, a call that
+    was interrupted is taken up again by the same one. Memory does not depend on the number of networks.
+    `num_networks` is how many it will be given at a time: no automatic chunk is larger.
+
+    Raises:
+      InputError: where the estimator's values are wrong or do not fit the model.
+    """
+    add_chunk, estimator, num_rows = make_add_chunk(model, estimator, num_networks)
+    chunk_size, devices = estimator.chunk_size, jax.local_devices()
+
+    def accumulate(
+        key: jax.Array,
+        halves: Halves,
+        first: int,
+        stop: int,
+        progress: Callable[[int], None] | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> Halves:
+        if first % 2:
+            raise InputError(f"first: must be even (halves of even and odd members), got {first}")
+        if stop * num_rows >= 2**32:
+            raise InputError(
+                f"num_networks: at most {2**32 // num_rows} of {num_rows} rows each are counted, got {stop}"
+            )
+        # One state on each device, so that none waits for another; they are merged in the end.
+        empty = _init_like(halves)
+        states, done = [jax.device_put(halves if place == 0 else empty, d) for place, d in enumerate(devices)], first
+        if snapshots is not None and (kept := snapshots.load()) is not None:
+            states = [jax.device_put(_unpack(kept, place), d) for place, d in enumerate(devices)]
+            done = int(kept["done"])
+        states = jax.tree.map(jnp.copy, states)  # the caller's arrays are not donated
+        for begin in range(done, stop, chunk_size * len(devices)):
+            for place, start in enumerate(range(begin, stop, chunk_size)[: len(devices)]):
+                numbers = jax.device_put((key, np.int32(start), np.int32(stop)), devices[place])
+                states[place] = add_chunk(numbers[0], states[place], *numbers[1:])
+            done = min(begin + chunk_size * len(devices), stop)
+            if progress is not None or snapshots is not None:
+                jax.block_until_ready(states)
+            if snapshots is not None and snapshots.due():
+                kept = {name: array for place, state in enumerate(states) for name, array in _pack(state, place)}
+                snapshots.save(done, {**kept, "done": np.asarray(done)})
+            if progress is not None:
+                progress(done - first)
+        total, *others = (jax.device_put(state, devices[0]) for state in states)
+        return functools.reduce(merge_halves, others, total)
+
+    return accumulate, estimator

@@ -1,0 +1,134 @@
+"""From a model to its NADs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from nad_jax import covariance, ensemble, spectral, subspaces
+from nad_jax.accumulation import Halves, check_finite, init_halves, make_accumulate
+from nad_jax.errors import InputError, check_integer, check_number
+from nad_jax.estimator import check_num_networks, create_estimator, find_group, record_choices
+from nad_jax.models import Model
+from nad_jax.nads import NADs
+from nad_jax.symmetries import symmetrize
+
+
+def estimate_nads(
+    model: Model,
+    num_networks: int,
+    key: jax.Array | int = 0,
+    progress: Callable[[int], None] | None = None,
+    stop_overlap: float | None = None,
+    stop_size: int = 64,
+    **choices: Any,
+) -> NADs:
+    """The NADs of a model from `num_networks` independent initializations, or from as many as an agreement needs.
+
+    Source: NAD, Section 3, Definition 1 and equation 5; marginalized read-out: derived. The relative error of an
+    eigenvalue and of a subspace is reported in the record (`eigenvalue_sem`, `split_half_overlap`).
+
+    Args:
+      model: from `create_model`, `from_linen`, `from_nnx` or `from_functions`.
+      num_networks: N >= 2; with `stop_overlap` the most that are taken.
+      key: a typed random key, or a seed for `make_key`; network n depends on (key, n) alone.
+      progress: called with the number of networks done.
+      stop_overlap: in (0, 1]: stop at the first look at which the subspaces of `stop_size` directions of the two halves
+        of the ensemble overlap so far (see `NADs.split_half_overlap`; that of all networks against the truth is
+        better). Looks are a quarter more networks apart; the result is that of a call with so many of them. Without
+        having come so far it ends at `num_networks`: the record says how far it came.
+      stop_size: k in 1 … D − 1.
+      **choices: fields of `Estimator`.
+
+    Raises:
+      InputError: for a bad value, a model without reachable features under a read-out that needs them, several
+        logits and none chosen, or a network whose derivative is not finite.
+    """
+    key = ensemble.resolve_key(key)
+    accumulate, estimator = make_accumulate(model, create_estimator("estimate_nads", choices), num_networks)
+    check_num_networks(num_networks, estimator)
+    dimension = int(np.prod(model.image_shape))
+    halves = init_halves(dimension)
+    if stop_overlap is None:
+        looks = [num_networks]
+    else:
+        check_number("stop_overlap", stop_overlap, 0.0, exclusive=True)
+        if stop_overlap > 1:
+            raise InputError(f"stop_overlap: must be at most 1, got {stop_overlap}")
+        check_integer("stop_size", stop_size, 1, dimension - 1)
+        looks = _plan_looks(num_networks, estimator.chunk_size * jax.local_device_count())
+    group = find_group(model, estimator)
+    for done, look in zip([0, *looks], looks, strict=False):
+        report = None if progress is None else lambda networks, done=done: progress(done + networks)
+        halves = accumulate(key, halves, done, look, report)
+        check_finite(halves, look)
+        if look < num_networks:
+            _, even, odd = _moments(halves, group, estimator.centred)
+            if _overlap(even, odd, (stop_size,))[0] >= stop_overlap:
+                break
+    sizes = () if stop_overlap is None else (stop_size,)
+    return finalize(halves, look, record_choices(model, estimator, key), group, estimator.centred, sizes)
+
+
+def finalize(
+    halves: Halves,
+    num_networks: int,
+    config: dict[str, Any],
+    group: np.ndarray,
+    centred: bool = False,
+    sizes: tuple[int, ...] = (),
+) -> NADs:
+    """The NADs of an accumulated state of at least two networks: three dense eigendecompositions.
+
+    Args:
+      halves: the state, with both halves non-empty.
+      num_networks: N, recorded.
+      config: every choice that was made, recorded.
+      group: permutations [S, D] of pixels to average over, from `find_group`.
+      centred: read off the centred covariance.
+      sizes: of subspaces whose overlap is reported, besides the default ones.
+
+    Raises:
+      InputError: where every derivative is exactly zero (a bias-free ReLU network at the origin, say), or a half of
+        the ensemble has no network whose derivative is finite.
+    """
+    if min(int(halves.even.count), int(halves.odd.count)) < (2 if centred else 1):
+        raise InputError(
+            f"model: a half of the ensemble has too few finite derivatives; {int(halves.diverged)} networks have none"
+        )
+    matrix, even, odd = _moments(halves, group, centred)
+    if not np.trace(matrix) > 0:
+        raise InputError("model: every derivative is exactly zero at this point; there are no directions to rank")
+    eigenvalues, directions = spectral.eigh_dense(matrix)
+    sizes = tuple(sorted({*subspaces.default_sizes(matrix.shape[0]), *sizes}))
+    difference = np.einsum("kd,kd->k", directions @ (even - odd), directions)
+    return NADs(
+        directions=directions,
+        eigenvalues=eigenvalues,
+        eigenvalue_sem=(np.abs(difference) / 2).astype(np.float32),
+        overlap_sizes=np.array(sizes),
+        split_half_overlap=_overlap(even, odd, sizes).astype(np.float32),
+        num_networks=num_networks,
+        config=config,
+    )
+
+
+def _moments(halves: Halves, group: np.ndarray, centred: bool) -> list[np.ndarray]:
+    """E[g gᵀ], or the covariance, of all members, of the even and of the odd ones, averaged over a group; float64."""
+    moment = covariance.covariance if centred else covariance.second_moment
+    parts = (covariance.merge(halves.even, halves.odd), halves.even, halves.odd)
+    return [symmetrize(np.asarray(moment(part), np.float64), group) for part in parts]
+
+
+def _overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    return subspaces.subspace_overlap(spectral.eigh_dense(left)[1], spectral.eigh_dense(right)[1], sizes)
+
+
+def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:
+    """After how many networks to look: whole chunks, each time a quarter more, and in the end all."""
+    looks, chunks = [], 2
+    while chunks * chunk_size < num_networks:
+        looks.append(chunks * chunk_size)
+        chunks += -(-chunks // 4)
+    return [*looks, num_networks]

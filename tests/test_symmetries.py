@@ -1,0 +1,139 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nad_jax import (
+    create_model,
+    directional_energy,
+    estimate_leading_nads,
+    estimate_nads,
+    from_functions,
+    subspace_overlap,
+)
+from nad_jax.architectures import ARCHITECTURES
+from nad_jax.errors import InputError
+from nad_jax.symmetries import permutations, symmetrize
+
+MOVES = {
+    "flip": (lambda array: array[::-1], lambda array: array[:, ::-1], lambda array: array[::-1, ::-1]),
+    "transpose": (lambda array: array.swapaxes(0, 1),),
+}
+
+
+@pytest.mark.parametrize(("names", "size"), [((), 1), (("flip",), 4), (("transpose",), 2), (("flip", "transpose"), 8)])
+def test_permutations_are_the_group_of_moves(names, size):
+    shape = (4, 4, 3)
+    group = permutations(names, shape)
+    assert len({tuple(moved) for moved in group}) == len(group) == size
+    assert {tuple(left[right]) for left in group for right in group} == {tuple(moved) for moved in group}
+    image = np.random.default_rng(0).standard_normal(shape)
+    found = {tuple(image.reshape(-1)[moved]) for moved in group}
+    assert {tuple(move(image).reshape(-1)) for name in names for move in MOVES[name]} <= found
+
+
+def test_symmetrized_matrices_do_not_change_under_the_group():
+    group = permutations(("flip", "transpose"), (3, 3, 2))
+    matrix = np.random.default_rng(0).standard_normal((18, 18))
+    mean = symmetrize(matrix, group)
+    assert all(np.allclose(mean[np.ix_(moved, moved)], mean) for moved in group)
+    np.testing.assert_allclose(np.trace(mean), np.trace(matrix))
+    np.testing.assert_array_equal(symmetrize(matrix, permutations((), (3, 3, 2))), matrix)
+
+
+def _move_network(variables, move, flat_shape):
+    """The network whose kernels see the moved image as the given one sees the image."""
+
+    def move_leaf(leaf):
+        if leaf.ndim == 4:
+            return move(leaf)
+        if leaf.ndim == 2 and leaf.shape[0] == np.prod(flat_shape):  # the dense layer after flattening
+            return move(leaf.reshape(*flat_shape, -1)).reshape(leaf.shape)
+        return leaf
+
+    return jax.tree.map(move_leaf, variables)
+
+
+# Architecture, pooling, image side, side and channels where it is flattened, symmetries.
+CASES = [
+    ("logreg", "default", 8, (8, 8, 1), ("flip", "transpose")),
+    ("mlp", "default", 8, (8, 8, 1), ("flip", "transpose")),
+    ("lenet", "default", 32, (5, 5, 16), ("flip", "transpose")),
+    ("lenet", "avg", 16, (1, 1, 16), ("flip", "transpose")),
+    ("lenet", "default", 30, (4, 4, 16), ("transpose",)),
+    ("lenet", "none", 18, (10, 10, 16), ("flip", "transpose")),
+    ("vgg11", "default", 32, (1, 1, 512), ("flip", "transpose")),
+    ("vgg11_plain", "default", 32, (1, 1, 512), ("flip", "transpose")),
+    ("resnet18_w16", "default", 32, (1, 1, 128), ("transpose",)),
+    ("resnet18_w16", "none", 8, (8, 8, 128), ("flip", "transpose")),
+    ("densenet121", "default", 32, (1, 1, 1024), ("flip", "transpose")),
+]
+
+
+@pytest.mark.parametrize(("architecture", "pooling", "side", "flat_shape", "symmetries"), CASES)
+def test_architectures_have_the_symmetries_that_they_state_and_no_others(
+    architecture, pooling, side, flat_shape, symmetries
+):
+    model = create_model(architecture, (side, side, 1), pooling=pooling, convolution="lax")
+    assert model.symmetries == symmetries
+    variables = jax.jit(model.init)(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (side, side, 1))
+    apply = jax.jit(lambda variables, image: model.apply(variables, image[None])[0, 0])
+    logit = apply(variables, x)
+    for name, moves in MOVES.items():
+        for move in moves:
+            moved = apply(_move_network(variables, move, flat_shape), move(x))
+            equal = abs(float(moved - logit)) < 1e-5 * abs(float(logit))
+            assert equal == (name in symmetries), (name, moved, logit)
+
+
+def test_every_architecture_is_among_the_cases():
+    assert {case[0] for case in CASES} | {"resnet18"} == set(ARCHITECTURES)
+    assert create_model("resnet18").symmetries == ("transpose",)
+    assert create_model("lenet", (32, 28, 1)).symmetries == ("flip",)
+
+
+@functools.cache
+def _model():
+    return create_model("lenet", (16, 16, 1), pooling="avg")
+
+
+def test_symmetrized_nads_are_worth_several_times_the_networks():
+    choices = {"derivative": "input_gradient", "point_scale": 0.0, "chunk_size": 50}
+    reference = estimate_nads(_model(), 1600, key=1, **choices)
+    plain, better = (estimate_nads(_model(), 100, symmetrized=flag, **choices) for flag in (False, True))
+    errors = [1 - subspace_overlap(nads.directions, reference.directions, (64,)) for nads in (plain, better)]
+    assert errors[1] < 0.5 * errors[0], errors
+    # In the mean nothing changes: the trace is the same, and energies agree within their errors.
+    np.testing.assert_allclose(better.eigenvalues.sum(), plain.eigenvalues.sum(), rtol=1e-4)
+    leading = reference.directions[:8]
+    np.testing.assert_allclose(directional_energy(better, leading), directional_energy(reference, leading), rtol=0.25)
+    assert (better.split_half_overlap[2:] > plain.split_half_overlap[2:]).all()
+    assert better.config["symmetrized"] is True
+
+
+def test_leading_nads_are_symmetrized_like_dense_ones():
+    choices = {"derivative": "input_gradient", "readout": "sampled", "num_readouts": 8, "symmetrized": True}
+    dense = estimate_nads(_model(), 40, **choices)
+    leading = estimate_leading_nads(_model(), 40, num_directions=16, num_passes=4, **choices)
+    assert subspace_overlap(leading.nads.directions, dense.directions, (16,))[0] > 0.99
+    np.testing.assert_allclose(leading.trace, dense.eigenvalues.sum(), rtol=1e-4)
+    np.testing.assert_allclose(leading.nads.eigenvalues, dense.eigenvalues[:16], rtol=1e-2)
+
+
+def _functions(symmetries, image_shape=(4, 4, 1)):
+    return from_functions(
+        lambda key: jax.random.normal(key, (4, 1)), lambda w, x: x[:, 0, :4, 0] @ w, image_shape, symmetries=symmetries
+    )
+
+
+def test_what_is_not_a_symmetry_is_refused():
+    with pytest.raises(InputError, match=r"symmetries: must be among flip, transpose, got 'rotate'"):
+        _functions(("rotate",))
+    with pytest.raises(InputError, match=r"symmetries: 'transpose' needs square images, got 4×5"):
+        _functions(("transpose",), (4, 5, 1))
+    with pytest.raises(InputError, match=r"symmetrized: must be False, this model states no symmetries for .* 4×4"):
+        estimate_nads(_functions(()), 4, readout="sampled", symmetrized=True)
+    assert jnp.isfinite(estimate_nads(_functions(("flip",)), 4, readout="sampled", symmetrized=True).eigenvalues).all()
