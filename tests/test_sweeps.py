@@ -108,6 +108,7 @@ elif place == "evaluation":
     from nad_jax import training
     training.make_chunk = lambda *args: make_chunk(*args)._replace(finish=long_lasting)
 elif place == "collecting":
+    from experiments import compute_nads
     compute_nads.finalize = long_lasting
 app.run(main, flags_parser=_parse_flags)
 """
@@ -481,7 +482,7 @@ def test_diverged_networks_are_contained_and_counted(tmp_path, capsys, monkeypat
 
     model = from_functions(init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1))
     monkeypatch.setattr(compute_nads, "_create_model", lambda config: model)
-    compute_nads.run(_nads_config(num_networks=40, readout="sampled"), tmp_path / "nads")
+    compute_nads.run(_nads_config(num_networks=40, readout="sampled", symmetrized=False), tmp_path / "nads")
     record = store.load_nads(tmp_path / "nads" / "nads.npz")
     key = ensemble.named_key(ensemble.make_key(0), "networks")
     keys = ensemble.member_keys(key, jax.numpy.arange(40))
