@@ -55,6 +55,7 @@ class Plan(NamedTuple):
     make_program(program, chunk_size): compiles nothing yet; a chunk size of 0 is that of the config.
     measure(program): what it costs.
     collect(num_missing): writes and prints the results of what is stored; how many networks are not.
+    counts: what its numbers of networks are called.
     """
 
     open_folder: Callable[[], None]
@@ -64,3 +65,4 @@ class Plan(NamedTuple):
     make_program: Callable[[Any, int], Program]
     measure: Callable[[Any], Cost]
     collect: Callable[[int], None]
+    counts: str = "networks"

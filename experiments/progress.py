@@ -27,20 +27,22 @@ def compile_seconds() -> float:
 
 
 class Progress:
-    """Counts networks. The line is rewritten in place on a terminal by the first process; others say the end only.
+    """Counts networks, or what a plan calls them. The line is rewritten in place on a terminal by the first process;
+    others say the end only.
 
     Args:
       log: the file that JSON lines are appended to; each has `event` and `time` (seconds since 1970).
       total, done: the networks of this process, and those that were there before.
       speaks: whether this process shows the line while it runs.
+      counts: what is counted.
     """
 
-    def __init__(self, log: Path, total: int, done: int, speaks: bool) -> None:
+    def __init__(self, log: Path, total: int, done: int, speaks: bool, counts: str) -> None:
         self._log, self._total, self._done, self._base = log, total, done, done
         self._terminal = speaks and sys.stderr.isatty()
         self._started, self._shown = time.monotonic(), 0.0
         self._compiled = compile_seconds()
-        self._diverged = 0
+        self._diverged, self._counts = 0, counts
 
     def event(self, name: str, **fields: Any) -> None:
         """Appends a JSON line; a log that cannot be written is said once and does not stop the work."""
@@ -67,10 +69,11 @@ class Progress:
         self._shown = now
         compiled = compile_seconds() - self._compiled
         rate = (done - self._base) / max(now - self._started - compiled, 1e-9)
-        line = f"{int(done)}/{self._total} networks, {rate:.3g} networks/s"
+        line = f"{int(done)}/{self._total} {self._counts}, {rate:.3g} {self._counts}/s"
         if not last:
             line += f", ETA {clock((self._total - done) / rate) if rate > 0 else '?'}"
-        line += f", compilation {compiled:.0f} s, {self._diverged} diverged"
+        if self._counts == "networks":
+            line += f", compilation {compiled:.0f} s, {self._diverged} diverged"
         sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if last else "") if self._terminal else line + "\n")
         sys.stderr.flush()
 

@@ -38,7 +38,7 @@ def run(plan: Plan, workdir: Path, shard: Shard = ALONE) -> bool:
     if missing:
         if plan.find_missing(shard, True):
             raise RunAgain(f"{workdir}: units were damaged after they had been written; run the same command again")
-        print(f"shard {shard.name} is done; other shards have {_count(missing)} to go")
+        print(f"shard {shard.name} is done; other shards have {_count(plan, missing)} to go")
         return False
     for path in (workdir / "snapshots").glob("*.npz"):  # of a process that was killed after it had stored its unit
         store.remove(path)
@@ -57,7 +57,7 @@ def collect(plan: Plan, workdir: Path) -> bool:
     if num_missing == _num_networks(plan.list_units(ALONE)):
         raise RunAgain(f"{workdir}: nothing of this command is stored yet")
     plan.collect(num_missing)
-    for line in _describe_missing(missing):
+    for line in _describe_missing(plan, missing):
         sys.stderr.write(line + "\n")
     return not missing
 
@@ -66,7 +66,7 @@ def _compute(plan: Plan, workdir: Path, shard: Shard) -> None:
     missing = plan.find_missing(shard, True)
     total = _num_networks(plan.list_units(shard))
     log = workdir / "progress" / f"{shard.name}.jsonl"
-    progress = Progress(log, total, total - _num_networks(missing), speaks=shard.index == 0)
+    progress = Progress(log, total, total - _num_networks(missing), speaks=shard.index == 0, counts=plan.counts)
     device = jax.local_devices()[0].device_kind
     counts = {"networks": total, "missing": _num_networks(missing)}
     progress.event(
@@ -135,16 +135,17 @@ def _num_networks(units: list[Unit]) -> int:
     return sum(unit.num_networks for unit in units)
 
 
-def _count(units: list[Unit]) -> str:
+def _count(plan: Plan, units: list[Unit]) -> str:
     networks = _num_networks(units)
-    return f"{networks} network{'s' * (networks != 1)} in {len(units)} unit{'s' * (len(units) != 1)}"
+    counts = plan.counts if networks != 1 else plan.counts.removesuffix("s")
+    return f"{networks} {counts} in {len(units)} unit{'s' * (len(units) != 1)}"
 
 
-def _describe_missing(missing: list[Unit]) -> list[str]:
+def _describe_missing(plan: Plan, missing: list[Unit]) -> list[str]:
     groups: dict[str, list[Unit]] = {}
     for unit in missing:
         groups.setdefault(_name(unit.program), []).append(unit)
-    lines = [f"missing: {name}: {_count(units)}" for name, units in groups.items()]
+    lines = [f"missing: {name}: {_count(plan, units)}" for name, units in groups.items()]
     return [*lines, "the command without --collect computes them"] if lines else []
 
 
@@ -153,18 +154,18 @@ def describe(plan: Plan, shard: Shard = ALONE) -> None:
     plan.check_folder()
     everything, missing = plan.list_units(ALONE), plan.find_missing(ALONE, False)
     stored = _num_networks(everything) - _num_networks(missing)
-    print(f"plan: {_count(everything)}; stored {stored} networks, missing {_count(missing)}")
+    print(f"plan: {_count(plan, everything)}; stored {stored} {plan.counts}, missing {_count(plan, missing)}")
     mine = plan.find_missing(shard, False) if shard.count > 1 else missing
-    print(f"shards: {shard.count}; shard {shard.name} misses {_count(mine)}")
+    print(f"shards: {shard.count}; shard {shard.name} misses {_count(plan, mine)}")
     seconds = 0.0
     for key in dict.fromkeys(unit.program for unit in missing):
         cost = plan.measure(key)
         networks = _num_networks([unit for unit in mine if unit.program == key])
         seconds += networks * cost.network_seconds + (cost.compile_seconds if networks else 0.0)
         print(
-            f"{_name(key)}: {_count([unit for unit in missing if unit.program == key])}; "
-            f"compilation {cost.compile_seconds:.1f} s, {cost.network_seconds:.3g} s a network, "
-            f"{cost.bytes / 2**20:.0f} MiB of arrays"
+            f"{_name(key)}: {_count(plan, [unit for unit in missing if unit.program == key])}; "
+            f"compilation {cost.compile_seconds:.1f} s, {cost.network_seconds:.3g} s a "
+            f"{plan.counts.removesuffix('s')}, {cost.bytes / 2**20:.0f} MiB of arrays"
         )
     if missing:
         print(f"estimate on this machine: {clock(seconds)} for shard {shard.name}")

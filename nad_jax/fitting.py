@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from nad_jax import ensemble
 from nad_jax.errors import InputError, check_choice, check_integer, check_number
 from nad_jax.models import Model, split_trainable
-from nad_jax.recipe import Recipe
+from nad_jax.recipe import PRECISIONS, Recipe
 from nad_jax.snapshots import Snapshots
 
 Sample = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -220,7 +220,7 @@ def make_fit(model: Model, recipe: Recipe, with_gradient: bool = False) -> Stage
 
     def in_precision(stage: Callable) -> Callable:
         def precise(*args: Any) -> Any:
-            with jax.default_matmul_precision(recipe.precision):
+            with jax.default_matmul_precision(PRECISIONS[recipe.precision]):
                 return stage(*args)
 
         return stage if recipe.precision == "default" else precise

@@ -261,6 +261,28 @@ def plot_bars(
     return figure
 
 
+def plot_durations(rows: dict[str, dict[str, tuple[float, ...]]], names: tuple[str, ...]) -> Figure:
+    """Durations in seconds, nan where there is none, as bars on a logarithmic scale.
+
+    A panel for each key of `rows`, in it a group of bars for each label, one bar for each of `names`.
+    """
+    heights = [len(labels) for labels in rows.values()]
+    figure = Figure(figsize=(7.5, 1.0 + 0.45 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    height = 0.8 / len(names)
+    for axes, (title, labels) in zip(panels, rows.items(), strict=True):
+        for number, name in enumerate(names):
+            places = np.arange(len(labels)) + (number - (len(names) - 1) / 2) * height
+            axes.barh(places, [durations[number] for durations in labels.values()], height, label=name)
+        axes.set_yticks(range(len(labels)), list(labels))
+        axes.set(xscale="log", title=title)
+        axes.invert_yaxis()
+        axes.grid(axis="x", alpha=0.3)
+    panels[-1].set_xlabel("seconds per network or step")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names))
+    return figure
+
+
 def _displayed(image: np.ndarray) -> np.ndarray:
     """An image [H, W, C] in [0, 1]; one that leaves that range is scaled so that it holds 96 % of its entries."""
     if image.min() >= 0 and image.max() <= 1:

@@ -20,7 +20,8 @@ SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
     "constant": lambda progress: jnp.ones_like(progress),
 }
-PRECISIONS = ("default", "high", "highest")
+# Names as JAX knows them.
+PRECISIONS = {"default": "default", "high": "high", "highest": "highest", "bfloat16": "BF16_BF16_F32"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Recipe:
     num_train, num_test: samples; of D(v) even numbers, since the classes are balanced exactly.
     loss_threshold, loss_window: `steps_to_loss` is the first step at which the mean minibatch loss over the last
       `loss_window` steps is at most `loss_threshold` (never where a run has fewer steps than that).
-    precision: of matrix products on accelerators: "default", "high", "highest".
+    precision: of matrix products on accelerators: "default" (on a GPU TensorFloat-32), "high", "highest" (float32),
+      "bfloat16" (sums in float32; XLA's own convolutions stay at the default).
     """
 
     optimizer: str = "sgd"

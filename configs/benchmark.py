@@ -1,0 +1,46 @@
+"""Times nad_jax against PyTorch and against the arithmetic, for each architecture and task.
+
+    python -m experiments.main --config=configs/benchmark.py --workdir=runs/benchmark
+    python -m experiments.main --config=configs/benchmark.py:gpu --workdir=runs/benchmark_gpu
+
+PyTorch comes with the extra `[benchmark]`, or --config.python names an interpreter that has it; without, there is no
+baseline. Let nothing else run. `gpu` trains more directions at a time, and times XLA's convolutions (grouped, where
+networks are mapped) against matrix products and full against lower precision; it has not been run on a GPU yet.
+"""
+
+from ml_collections import ConfigDict
+
+from nad_jax.errors import unknown
+
+# (rounds, training steps in a timing, directions trained at once)
+SIZES = {
+    "cpu": {"lenet": (5, 32, 64), "vgg11": (3, 4, 4), "resnet18": (3, 2, 2), "densenet121": (3, 2, 2)},
+    "gpu": {"lenet": (5, 32, 256), "vgg11": (5, 16, 64), "resnet18": (5, 16, 64), "densenet121": (5, 8, 16)},
+}
+
+
+def get_config(backend: str = "cpu") -> ConfigDict:
+    if backend not in SIZES:
+        raise unknown("config argument", backend, SIZES)
+    config = ConfigDict()
+    config.experiment = "benchmark"
+
+    # What is timed.
+    config.architectures = tuple(SIZES[backend])
+    config.tasks = ("initialization", "gradient", "central_difference", "step", "directions")
+    config.convolutions = ("auto",) if backend == "cpu" else ("product", "lax")
+    config.precisions = ("default",) if backend == "cpu" else ("highest", "default", "bfloat16")  # of training
+    config.image_shape = (32, 32, 1)  # height, width, channels
+    config.batch_size = 128
+
+    # How it is timed.
+    config.seconds = 1.0  # that a timing takes at least; shorter programs are repeated
+    config.num_rounds = ConfigDict()
+    config.num_steps = ConfigDict()  # of training in a timing
+    config.num_directions = ConfigDict()
+    for architecture, (num_rounds, num_steps, num_directions) in SIZES[backend].items():
+        config.num_rounds[architecture] = num_rounds
+        config.num_steps[architecture] = num_steps
+        config.num_directions[architecture] = num_directions
+    config.python = ""  # the interpreter that has PyTorch; "": the one that runs this
+    return config

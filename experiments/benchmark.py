@@ -1,0 +1,396 @@
+"""Times what nad_jax computes against the same in PyTorch, and against what the arithmetic needs.
+
+A unit is one task of one architecture. Its programs run in processes of their own, in rounds that alternate between
+ours, the baseline and the machine's rates of matrix products and random numbers, so that a machine that slows down
+slows all of them. Without PyTorch there is no baseline, and a line that says so.
+
+Writes into the run folder: `units/*.json`, `benchmark.json` (all of them), `benchmark.md` (the table) and
+`benchmark.png`.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from experiments import runner
+from experiments.fields import check_known, check_sweep
+from experiments.jax_programs import FORWARD_PASSES
+from experiments.plan import Cost, Plan, Program, Unit
+from experiments.shards import Shard
+from experiments.stopwatch import FailedError, Stopwatch
+from experiments.units import set_aside
+from nad_jax import errors, plotting, store
+from nad_jax.architectures import create_model
+from nad_jax.convolution import CONVOLUTIONS
+from nad_jax.errors import InputError, check_choice, check_integer, check_number
+from nad_jax.recipe import PRECISIONS
+from nad_jax.store import DamagedError
+
+ARCHITECTURES = ("lenet", "vgg11", "resnet18", "densenet121")  # those that the baseline has
+TASKS = tuple(FORWARD_PASSES)
+TRAINING = ("step", "directions")  # tasks that a precision applies to: NADs are always computed in the highest
+IDENTITY_FIELDS = ("image_shape", "batch_size", "num_rounds", "num_steps", "num_directions", "seconds")
+FREE_FIELDS = ("architectures", "tasks", "convolutions", "precisions", "python")
+PER_ARCHITECTURE = ("num_rounds", "num_steps", "num_directions")
+
+
+class Variant(NamedTuple):
+    """What one unit times."""
+
+    architecture: str
+    task: str
+    convolution: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        return "-".join(self)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises one `InputError` with a line per problem."""
+    check_known(config, (*IDENTITY_FIELDS, *FREE_FIELDS))
+    sweeps = ("architectures", "tasks", "convolutions", "precisions")
+    problems = errors.problems(*(partial(check_sweep, field, config[field]) for field in sweeps))
+    for field in PER_ARCHITECTURE:
+        if not isinstance(config[field], ConfigDict):
+            problems.append(f"{field}: must have a number for each architecture, got {config[field]!r}")
+    if problems:
+        raise InputError("\n".join(problems))
+    chosen = [name for name in config.architectures if name in ARCHITECTURES]
+    problems = errors.problems(
+        *(partial(check_choice, "architectures", name, ARCHITECTURES) for name in config.architectures),
+        *(partial(check_choice, "tasks", task, TASKS) for task in config.tasks),
+        *(partial(check_choice, "convolutions", name, ("auto", *CONVOLUTIONS)) for name in config.convolutions),
+        *(partial(check_choice, "precisions", name, PRECISIONS) for name in config.precisions),
+        *(partial(create_model, name, config.image_shape) for name in chosen),
+        *(
+            partial(check_integer, f"{field}.{name}", config[field].get(name), 1)
+            for field in PER_ARCHITECTURE
+            for name in chosen
+        ),
+        lambda: check_integer("batch_size", config.batch_size, 2),
+        lambda: check_number("seconds", config.seconds, 0.0),
+    )
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+
+
+def list_variants(config: ConfigDict) -> list[Variant]:
+    """What is timed, in the order of the table."""
+    combinations = itertools.product(config.architectures, config.tasks, config.convolutions, config.precisions)
+    chosen = (Variant(*names, precision if names[1] in TRAINING else "highest") for *names, precision in combinations)
+    return list(dict.fromkeys(chosen))
+
+
+def _specification(config: ConfigDict, variant: Variant) -> dict[str, Any]:
+    per_architecture = {field: config[field][variant.architecture] for field in PER_ARCHITECTURE}
+    fixed = {field: config[field] for field in ("batch_size", "seconds")}
+    shape = {"image_shape": list(config.image_shape)}
+    return {**variant._asdict(), **per_architecture, **fixed, **shape}
+
+
+def _start_ours(specifications: list[dict[str, Any]]) -> Stopwatch:
+    # Compilation is measured, and memory is left for the other processes.
+    environment = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return Stopwatch("experiments.jax_programs", specifications, sys.executable, environment=environment)
+
+
+def _baselines(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """The ways in which PyTorch is run: label, processes, threads of each (0: its own choice)."""
+    cores = os.cpu_count() or 1
+    if spec["task"] == "directions" and jax.default_backend() == "cpu" and cores > 1:
+        return {"all threads": (1, 0), f"{cores} processes": (cores, 1)}
+    return {"all threads": (1, 0)}
+
+
+def _start_theirs(spec: dict[str, Any], processes: int, threads: int, python: str) -> Stopwatch:
+    settings = {"threads": threads, "accelerator": jax.default_backend() != "cpu"}
+    return Stopwatch("experiments.torch_programs", [{**spec, **settings}], python, processes)
+
+
+def _has_torch(python: str) -> bool:
+    try:
+        done = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
+    except OSError as error:
+        raise InputError(f"python: {python!r} cannot be run: {error.strerror}") from error
+    if done.returncode:
+        logging.warning("%s has no PyTorch (pip install -e '.[benchmark]'): there is no baseline", python)
+    return not done.returncode
+
+
+def measure(spec: dict[str, Any], python: str, progress: Callable[[float], None]) -> dict[str, Any]:
+    """What a unit stores: seconds per unit of work of every round, ours and of the baselines, and the floor of each.
+
+    Args:
+      spec: see `jax_programs.make`.
+      python: the interpreter that has PyTorch; "": there is none.
+      progress: called with the share of rounds done.
+
+    Raises:
+      InputError: where a program fails.
+    """
+    started: dict[str, Stopwatch] = {}
+    rates = [{**spec, "task": task} for task in ("product", "numbers")]
+    baselines = _baselines(spec) if python else {}
+    try:
+        started["ours"] = _start_ours([spec])
+        started["rates"] = _start_ours(rates)
+        for label, (processes, threads) in baselines.items():
+            started[label] = _start_theirs(spec, processes, threads, python)
+        facts = started["ours"].facts[0]
+        seconds: dict[str, list[float]] = {name: [] for name in ("ours", "floor", *baselines)}
+        begun = time.monotonic()
+        for done in range(spec["num_rounds"]):
+            for label in ("ours", *baselines):
+                seconds[label].append(started[label].run())
+            product, number = started["rates"].run(0), started["rates"].run(1)
+            seconds["floor"].append(facts["operations"] * product + facts["numbers"] * number)
+            progress((done + 1) / spec["num_rounds"])
+        return {
+            "seconds": seconds,
+            "peak_bytes": {label: started[label].peak_bytes for label in ("ours", *baselines)},
+            "facts": facts,
+            "baseline": started[next(iter(baselines))].facts[0] if baselines else None,
+            "round_seconds": (time.monotonic() - begun) / spec["num_rounds"],
+            "rates": {"product": 1 / product, "numbers": 1 / number},
+            "cores": os.cpu_count(),
+        }
+    except FailedError as error:
+        raise InputError(f"{spec['task']} of {spec['architecture']} could not be timed: {error}") from error
+    finally:
+        for stopwatch in started.values():
+            stopwatch.close()
+
+
+def _unit_path(workdir: Path, variant: Variant) -> Path:
+    return workdir / "units" / f"{variant.name}.json"
+
+
+def _read_unit(path: Path) -> dict[str, Any]:
+    """A stored unit; raises `DamagedError` where it is not intact."""
+    text = store.read_text(path)
+    try:
+        unit = json.loads(text)
+        return {name: unit[name] for name in ("variant", "seconds", "peak_bytes", "facts", "baseline", "cores")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path}: damaged ({error!r})") from error
+
+
+def make_plan(config: ConfigDict, workdir: Path) -> Plan:
+    """The timings of a config as units."""
+    validate(config)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process computes nothing
+    python = config.python or sys.executable
+    variants = list_variants(config)
+    identity = {name: config[name] for name in IDENTITY_FIELDS}
+    identity |= {name: config[name].to_dict() for name in PER_ARCHITECTURE}
+    units = [Unit(variant.name, variant, 1, variant) for variant in variants]
+
+    def open_folder() -> None:
+        store.open_run_folder(workdir, identity)
+        store.make_folder(workdir / "units")
+
+    def list_units(shard: Shard) -> list[Unit]:
+        if shard.count > 1:
+            raise InputError("shard: a benchmark is one process, or its programs would slow each other down")
+        return units
+
+    def find_missing(shard: Shard, repair: bool) -> list[Unit]:
+        missing = []
+        for unit in list_units(shard):
+            path = _unit_path(workdir, unit.members)
+            try:
+                _read_unit(path)
+            except DamagedError as error:
+                missing.append(unit)
+                if repair:
+                    set_aside(path, error)
+            except InputError:
+                if path.exists():
+                    raise
+                missing.append(unit)
+        return missing
+
+    def make_program(variant: Variant, chunk_size: int) -> Program:
+        del chunk_size
+        interpreter = python if _has_torch(python) else ""
+
+        def compute(unit: Unit, progress: Callable[[float], None], snapshots: Any) -> int:
+            del snapshots
+            result = measure(_specification(config, variant), interpreter, progress)
+            content = {"variant": variant._asdict(), **result}
+            store.write_text(_unit_path(workdir, variant), json.dumps(content, indent=1) + "\n")
+            return 0
+
+        return Program(compute, 1, 1, identity)
+
+    def estimate(variant: Variant) -> Cost:
+        begun = time.monotonic()
+        spec = _specification(config, variant)
+        result = measure({**spec, "num_rounds": 1}, python if _has_torch(python) else "", lambda share: None)
+        compile_seconds = result["facts"]["compile_seconds"]
+        seconds = time.monotonic() - begun + (spec["num_rounds"] - 1) * result["round_seconds"]
+        return Cost(compile_seconds, seconds - compile_seconds, result["peak_bytes"]["ours"])
+
+    def collect(num_missing: int) -> None:
+        del num_missing
+        stored = [_read_unit(_unit_path(workdir, v)) for v in variants if _unit_path(workdir, v).exists()]
+        machines = {json.dumps([unit["facts"]["device"], unit["facts"]["library"], unit["cores"]]) for unit in stored}
+        if len(machines) > 1:
+            raise InputError(f"{workdir}: was measured on different machines: {', '.join(sorted(machines))}")
+        report = {"config": identity, "units": stored}
+        store.write_text(workdir / "benchmark.json", json.dumps(report, indent=1) + "\n")
+        table = format_table(report)
+        store.write_text(workdir / "benchmark.md", table)
+        print(table, end="")
+
+    return Plan(
+        open_folder,
+        lambda: store.check_run_folder(workdir, identity),
+        list_units,
+        find_missing,
+        make_program,
+        estimate,
+        collect,
+        counts="timings",
+    )
+
+
+class Row(NamedTuple):
+    """A unit as the table shows it: medians over rounds; ratios are of the same round.
+
+    seconds, baseline, floor: per unit of work. spread: (lowest, highest) of ours. ratio: ours over the better of the
+    baselines, with its lowest and highest; nan without a baseline. above_floor: ours over the floor.
+    """
+
+    architecture: str
+    label: str
+    seconds: float
+    spread: tuple[float, float]
+    baseline: float
+    ratio: tuple[float, float, float]
+    floor: float
+    above_floor: float
+    compile_seconds: float
+    peak_bytes: int
+    baseline_bytes: int
+
+
+LABELS = {
+    "initialization": "initialization",
+    "gradient": "exact gradient",
+    "central_difference": "central difference",
+    "step": "training step",
+    "directions": "{} directions, step of one",
+}
+
+
+def make_rows(report: dict[str, Any]) -> list[Row]:
+    """The rows of a `benchmark.json`."""
+    tasks = [(unit["variant"]["architecture"], unit["variant"]["task"]) for unit in report["units"]]
+    several = len(set(tasks)) < len(tasks)
+    rows = []
+    for unit in report["units"]:
+        variant, seconds = unit["variant"], {name: np.array(times) for name, times in unit["seconds"].items()}
+        ours, floor = seconds.pop("ours"), seconds.pop("floor")
+        label = LABELS[variant["task"]].format(report["config"]["num_directions"][variant["architecture"]])
+        if several:
+            label += f" ({variant['convolution']}, {variant['precision']})"
+        best = min(seconds, key=lambda name: np.median(seconds[name])) if seconds else None
+        theirs = seconds[best] if best else np.full(len(ours), np.nan)
+        ratio = ours / theirs
+        rows.append(
+            Row(
+                variant["architecture"],
+                label,
+                float(np.median(ours)),
+                (float(ours.min()), float(ours.max())),
+                float(np.median(theirs)),
+                (float(np.median(ratio)), float(ratio.min()), float(ratio.max())),
+                float(np.median(floor)),
+                float(np.median(ours / floor)),
+                unit["facts"]["compile_seconds"],
+                unit["peak_bytes"]["ours"],
+                unit["peak_bytes"].get(best, 0),
+            )
+        )
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    """Two or three digits and a unit."""
+    if not np.isfinite(seconds):
+        return "–"
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= 0.995 * scale or unit == "µs":
+            return f"{_digits(seconds / scale)} {unit}"
+    raise AssertionError
+
+
+def _digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 99.5 else f"{number:.1f}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if 0.0995 <= value < 9.995 else f"{value:.3f}" if value < 1 else f"{value:.0f}"
+
+
+def format_table(report: dict[str, Any]) -> str:
+    """The report as Markdown: where it was measured, and a row for each unit."""
+    first = report["units"][0]
+    theirs = next((unit["baseline"]["library"] for unit in report["units"] if unit["baseline"]), "no PyTorch")
+    lines = [
+        f"{first['facts']['device']}, {first['cores']} cores, {first['facts']['library']}, {theirs}; medians of "
+        "rounds that alternate, lowest and highest in parentheses.",
+        "",
+        "| | | ours | PyTorch | ours / PyTorch | ours / floor | compilation | memory, ours and PyTorch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in make_rows(report):
+        low, high = map(_duration, row.spread)
+        ratio = f"{_ratio(row.ratio[0])} ({_ratio(row.ratio[1])}–{_ratio(row.ratio[2])})"
+        memory = f"{row.peak_bytes / 1e9:.2g} GB" + (
+            f", {row.baseline_bytes / 1e9:.2g} GB" if row.baseline_bytes else ""
+        )
+        cells = (
+            row.architecture,
+            row.label,
+            f"{_duration(row.seconds)} ({low}–{high})",
+            _duration(row.baseline),
+            ratio if np.isfinite(row.baseline) else "–",
+            _ratio(row.above_floor),
+            f"{row.compile_seconds:.1f} s",
+            memory,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
+    """Times what is missing, and prints the table when all is there."""
+    return runner.run(make_plan(config, workdir), workdir, shard)
+
+
+def draw(config: ConfigDict, workdir: Path) -> list[Path]:
+    """Draws `benchmark.json` of `workdir` as bars."""
+    validate(config)
+    report = json.loads(store.read_text(workdir / "benchmark.json"))
+    rows: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for row in make_rows(report):
+        rows.setdefault(row.architecture, {})[row.label] = (row.seconds, row.baseline, row.floor)
+    path = workdir / "benchmark.png"
+    store.save_figure(path, plotting.plot_durations(rows, ("nad_jax", "PyTorch", "floor of the arithmetic")))
+    return [path]

@@ -1,0 +1,201 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import benchmark, jax_programs, runner
+from experiments.shards import Shard
+from experiments.stopwatch import FailedError, Stopwatch
+from nad_jax.errors import InputError
+from tests.test_configs import ROOT, load_config
+
+
+def _watch(specifications, processes=1):
+    return Stopwatch("tests.timed_programs", specifications, sys.executable, processes)
+
+
+def test_a_stopwatch_gives_seconds_per_unit_of_work_of_each_program_and_of_processes_together():
+    programs = [{"sleep": 0.05, "work": 2, "seconds": 0.1}, {"sleep": 0.02, "work": 1, "seconds": 0, "bytes": 10**8}]
+    one, two = _watch(programs), _watch(programs[:1], processes=2)
+    try:
+        assert [facts["kept"] for facts in one.facts] == [0, 10**8]
+        for _ in range(2):
+            assert 0.025 <= one.run(0) < 0.04 and 0.02 <= one.run(1) < 0.04
+            assert 0.0125 <= two.run() < 0.02
+        assert one.peak_bytes > 10**8 > two.peak_bytes / 2
+    finally:
+        one.close()
+        two.close()
+
+
+def test_a_program_that_fails_says_why_and_a_killed_one_that_it_ended():
+    with pytest.raises(FailedError, match="RuntimeError: no such thing"):
+        _watch([{"fail": "no such thing", "seconds": 0}])
+    watch = _watch([{"sleep": 0, "work": 1, "seconds": 0}])
+    watch._processes[0].kill()
+    with pytest.raises(FailedError, match=r"exit code -9|library"):
+        watch.run()
+    watch.close()
+
+
+def test_timed_processes_end_with_the_one_that_started_them():
+    program = (
+        "import sys, time; from experiments.stopwatch import Stopwatch; "
+        "watch = Stopwatch('tests.timed_programs', [{'sleep': 0, 'work': 1, 'seconds': 0}], sys.executable); "
+        "print(watch._processes[0].pid, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    timed = int(process.stdout.readline())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    for _ in range(100):
+        if not Path(f"/proc/{timed}").exists():
+            return
+        try:
+            os.kill(timed, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail("the timed process is still there")
+
+
+def _operations(architecture, shape=(32, 32, 1)):
+    spec = {"architecture": architecture, "task": "gradient", "image_shape": shape, "batch_size": 1}
+    return jax_programs._floor(spec)[0] // 2  # forward and backward
+
+
+def test_operations_of_the_floor_are_those_of_the_layers(monkeypatch):
+    lenet = 28**2 * 25 * 6 + 10**2 * 25 * 6 * 16 + 400 * 120 + 120 * 84 + 84
+    assert _operations("lenet") == 2 * lenet
+    widths = [(1, 64, 32), (64, 128, 16), (128, 256, 8), (256, 256, 8), (256, 512, 4), (512, 512, 4), (512, 512, 2)]
+    vgg11 = sum(9 * before * after * side**2 for before, after, side in [*widths, (512, 512, 2)])
+    assert _operations("vgg11") == 2 * (vgg11 + 512 * 512 * 2 + 512)
+    monkeypatch.setattr(jax_programs.densenet, "BLOCKS", (2, 1))
+    first = 9 * 64 + 128 * (64 + 96) + 2 * 9 * 128 * 32 + 128 * 64  # stem, two layers, transition
+    assert _operations("densenet121") == 2 * (32**2 * first + 16**2 * 128 * (64 + 9 * 32) + 4 * 4 * 96)
+
+
+def test_the_floor_counts_what_a_unit_of_work_needs():
+    spec = {"architecture": "lenet", "image_shape": (32, 32, 1), "batch_size": 128}
+    needs = {task: jax_programs._floor({**spec, "task": task}) for task in benchmark.TASKS}
+    forward, first = 831_528, 2 * 28**2 * 25 * 6
+    assert needs == {
+        "initialization": (0, 60_941),
+        "gradient": (2 * forward, 60_941),
+        "central_difference": (2048 * forward, 60_941),
+        "step": (128 * (3 * forward - first), 0),
+        "directions": (128 * (3 * forward - first), 0),
+    }
+
+
+def _config(backend="cpu", **changes):
+    config = load_config("benchmark").get_config(backend)
+    config.update(architectures=("lenet",), image_shape=(16, 16, 1), batch_size=8, seconds=0.0)
+    for field in benchmark.PER_ARCHITECTURE:
+        config[field].lenet = 2
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("benchmark")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "_has_torch", lambda python: False)
+        benchmark.run(_config(tasks=("central_difference", "step")), workdir)
+    return workdir
+
+
+def test_without_a_baseline_ours_and_the_floor_are_timed(finished, monkeypatch):
+    report = json.loads((finished / "benchmark.json").read_text())
+    assert [unit["variant"]["task"] for unit in report["units"]] == ["central_difference", "step"]
+    for unit in report["units"]:
+        assert unit["baseline"] is None and set(unit["seconds"]) == {"ours", "floor"}
+        assert all(len(times) == 2 and min(times) > 0 for times in unit["seconds"].values())
+        assert unit["facts"]["compile_seconds"] > 0 and unit["peak_bytes"]["ours"] > 10**8
+    monkeypatch.setattr(benchmark, "measure", lambda *args: pytest.fail("a unit was timed again"))
+    config = _config(tasks=("central_difference", "step"))
+    assert benchmark.run(config, finished)
+    assert [path.name for path in benchmark.draw(config, finished)] == ["benchmark.png"]
+
+
+def test_the_gpu_recipe_runs_at_smoke_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "_has_torch", lambda python: False)
+    config = _config("gpu", tasks=("directions",), convolutions=("lax",), precisions=("highest", "bfloat16"))
+    config.num_directions.lenet = 3
+    benchmark.run(config, tmp_path)
+    assert [row.label for row in benchmark.make_rows(json.loads((tmp_path / "benchmark.json").read_text()))] == [
+        "3 directions, step of one (lax, highest)",
+        "3 directions, step of one (lax, bfloat16)",
+    ]
+
+
+def test_the_baseline_has_the_same_networks():
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[benchmark]'")
+    from experiments import torch_programs
+
+    for architecture, parameters in {"lenet": 60_941, "vgg11": 9_750_657, "resnet18": 11_168_193}.items():
+        network = torch_programs.ARCHITECTURES[architecture]((32, 32, 1), 1)
+        assert sum(leaf.numel() for leaf in network.parameters()) == parameters
+        assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 1)
+    spec = {"architecture": "lenet", "image_shape": [32, 32, 1], "precision": "highest", "threads": 1}
+    for task in benchmark.TASKS:
+        program = torch_programs.make({**spec, "task": task, "accelerator": False, "num_steps": 2, "batch_size": 4})
+        program.call()
+        assert program.peak_bytes() > 0
+
+
+def _unit(architecture, task, **seconds):
+    return {
+        "variant": {"architecture": architecture, "task": task, "convolution": "auto", "precision": "default"},
+        "seconds": seconds,
+        "peak_bytes": {"ours": 10**9, "all threads": 2 * 10**9, "2 processes": 4 * 10**9},
+        "facts": {"device": "cpu", "library": "JAX 1", "compile_seconds": 2.5},
+        "baseline": {"library": "PyTorch 2"},
+        "cores": 2,
+    }
+
+
+def test_the_table_compares_rounds_with_the_better_baseline():
+    times = {"ours": [1e-3, 2e-3, 4e-3], "floor": [1e-3] * 3}
+    unit = _unit("lenet", "directions", **times, **{"all threads": [8e-3] * 3, "2 processes": [4e-3, 4e-3, 4e-3]})
+    report = {"config": {"num_directions": {"lenet": 64}}, "units": [unit]}
+    (row,) = benchmark.make_rows(report)
+    assert (row.seconds, row.spread, row.baseline, row.baseline_bytes) == (2e-3, (1e-3, 4e-3), 4e-3, 4 * 10**9)
+    np.testing.assert_allclose((*row.ratio, row.above_floor), (0.5, 0.25, 1.0, 2.0))
+    assert benchmark.format_table(report).splitlines()[-1] == (
+        "| lenet | 64 directions, step of one | 2.0 ms (1.0 ms–4.0 ms) | 4.0 ms | 0.50 (0.25–1.00) | 2.00 | 2.5 s "
+        "| 1 GB, 4 GB |"
+    )
+
+
+def test_bad_values_are_reported_at_once_and_shards_refused(tmp_path):
+    config = _config(architectures=("lenet", "logreg"), tasks=("sleep",), precisions=("half",), batch_size=1)
+    config.num_rounds.lenet = 0
+    with pytest.raises(InputError) as caught:
+        benchmark.run(config, tmp_path)
+    names = [line.split(":")[0] for line in str(caught.value).splitlines()]
+    assert names == ["architectures", "tasks", "precisions", "num_rounds.lenet", "batch_size"]
+    with pytest.raises(InputError, match="shard: a benchmark is one process"):
+        runner.run(benchmark.make_plan(_config(), tmp_path), tmp_path, Shard(0, 2))
+    with pytest.raises(InputError, match=r"python: '/no/python' cannot be run"):
+        benchmark.run(_config(python="/no/python"), tmp_path)
+
+
+def test_units_of_different_machines_make_no_table(finished, tmp_path):
+    config = _config(tasks=("central_difference", "step"))
+    for path in sorted((finished / "units").iterdir()):
+        content = json.loads(path.read_text())
+        content["cores"] = len(list(tmp_path.glob("units/*")))
+        (tmp_path / "units").mkdir(exist_ok=True)
+        (tmp_path / "units" / path.name).write_text(json.dumps(content))
+    (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
+    with pytest.raises(InputError, match="was measured on different machines"):
+        benchmark.run(config, tmp_path)

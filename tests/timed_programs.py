@@ -1,0 +1,17 @@
+"""Programs to time that need nothing: they sleep, fill memory, or fail."""
+
+import time
+
+from experiments.stopwatch import Timed, peak_host_bytes, serve
+
+
+def make(spec):
+    if "fail" in spec:
+        raise RuntimeError(spec["fail"])
+    kept = bytearray(spec.get("bytes", 0))
+    print("a library that talks")
+    return Timed(lambda: time.sleep(spec["sleep"]), spec["work"], {"kept": len(kept)}, peak_host_bytes)
+
+
+if __name__ == "__main__":
+    serve(make)
