@@ -91,7 +91,7 @@ def check_finite(halves: Halves, num_networks: int) -> None:
 
 
 def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Callable[..., jax.Array]:
-    """`rows(key, shared_point) -> [R, D]` of one network; the mean over all rows of g gᵀ is the second moment."""
+    """`rows(variables, readout_key, x) -> [R, D]` of one network; the mean of g gᵀ over all is the second moment."""
     derivative: Derivative = input_gradient
     if estimator.derivative == "central_difference":
         derivative = central_difference(estimator.step, estimator.block_size)
@@ -105,18 +105,22 @@ def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Call
         bound = float(np.sqrt(3.0 * model.readout_variance))
         return jax.random.uniform(key, (num_rows, num_features(model)), jnp.float32, minval=-bound, maxval=bound)
 
-    def rows(key: jax.Array, shared_point: jax.Array) -> jax.Array:
-        init_key, readout_key, point_key = jax.random.split(key, 3)
-        variables = model.init(init_key)
-        x = shared_point
-        if estimator.point == "fresh":
-            x = estimator.point_scale * jax.random.normal(point_key, model.image_shape, jnp.float32)
+    def rows(variables: Any, readout_key: jax.Array, x: jax.Array) -> jax.Array:
         if from_features:
             return scale * derivative(lambda images: model.features(variables, images), x, readouts(readout_key))
         logit = estimator.logit or 0
         return derivative(lambda images: model.apply(variables, images)[:, logit, None], x, jnp.ones((1, 1)))
 
     return rows
+
+
+def _draw_together(model: Model, mapping: str, chunk_size: int) -> int:
+    """How many networks are initialized at a time: small ones together, up to 4 MB, which draws at full speed."""
+    if mapping == "vectorized":
+        return chunk_size
+    leaves = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+    most = max(1, 2**20 // max(1, sum(leaf.size for leaf in leaves)))
+    return max(size for size in range(1, min(most, chunk_size) + 1) if chunk_size % size == 0)
 
 
 def make_add_chunk(
@@ -130,17 +134,30 @@ def make_add_chunk(
     estimator, num_rows = resolve_estimator(model, estimator, num_networks)
     member_rows = _make_member_rows(model, estimator, num_rows)
     chunk_size, moved = estimator.chunk_size, find_group(model, estimator)
+    together = _draw_together(model, estimator.mapping, chunk_size)
+
+    def draw_point(key: jax.Array) -> jax.Array:
+        return estimator.point_scale * jax.random.normal(key, model.image_shape, jnp.float32)
+
+    def draw_rows(keys: jax.Array, shared_point: jax.Array) -> jax.Array:
+        """The rows of a few networks [·, R, D]."""
+        init_keys, readout_keys, point_keys = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 3))(keys), axis=1)
+
+        def rows(variables: Any, readout_key: jax.Array, point_key: jax.Array) -> jax.Array:
+            x = draw_point(point_key) if estimator.point == "fresh" else shared_point
+            return member_rows(variables, readout_key, x)
+
+        variables = jax.vmap(model.init)(init_keys)
+        return ensemble.map_members(rows, estimator.mapping, variables, readout_keys, point_keys)
 
     @partial(jax.jit, donate_argnums=1)
     def add_chunk(key: jax.Array, halves: Halves, first: jax.Array, stop: jax.Array) -> Halves:
         # TensorFloat-32 and bfloat16, the accelerators' defaults, would spoil the small eigenvalues.
         with jax.default_matmul_precision("highest"):
-            shared_point = estimator.point_scale * jax.random.normal(
-                ensemble.named_key(key, "point"), model.image_shape, jnp.float32
-            )
+            shared_point = draw_point(ensemble.named_key(key, "point"))
             members, valid = ensemble.padded_members(first, stop, chunk_size)
             keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
-            rows = ensemble.map_members(lambda key: member_rows(key, shared_point), estimator.mapping, keys)
+            rows = jax.lax.map(lambda keys: draw_rows(keys, shared_point), keys.reshape(-1, together))
             rows = rows.reshape(chunk_size, num_rows, -1)
             finite = jnp.sum(rows**2, (1, 2)) < _LONGEST**2
             diverged = halves.diverged + jnp.sum(valid & ~finite, dtype=jnp.int32)
