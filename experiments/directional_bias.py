@@ -16,9 +16,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import published, results, runner, units
-from experiments.estimate import measure_training, shorten
+from experiments.estimate import Example, shorten
 from experiments.fields import HOW_FIELDS, check_known, check_sweep, read_recipe
-from experiments.plan import Cost, Plan
+from experiments.plan import Plan
 from experiments.shards import Shard
 from nad_jax import directions as bases
 from nad_jax import errors, nads, plotting, store
@@ -258,9 +258,8 @@ def _make_run(
     return run, dict(model.description)
 
 
-def _measure(config: ConfigDict, program: tuple[Any, ...]) -> Cost:
+def _make_example(config: ConfigDict, program: tuple[Any, ...], chunk_size: int) -> Example:
     model, recipe, learning_rate = _make_model_and_recipe(config, program)
-    mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
     short, dimension = shorten(recipe), int(np.prod(model.image_shape))
     noise = sample_noise(noise_key(0), short.num_train, short.num_test, dimension)
     directions = np.resize(np.eye(dimension, dtype=np.float32), (chunk_size, dimension))
@@ -268,7 +267,7 @@ def _measure(config: ConfigDict, program: tuple[Any, ...]) -> Cost:
     keys = jnp.stack([network_key(0, direction) for direction in directions])
     members = (keys, directions, ones, ones, learning_rate * ones)
     nbytes = 4 * dimension * (recipe.num_train + recipe.num_test)
-    return measure_training(make_stages(model, short), recipe, mapping, devices, noise, members, nbytes)
+    return Example(make_stages(model, short), recipe, noise, members, nbytes)
 
 
 def _energies(config: ConfigDict, groups: dict[str, list[results.Row]]) -> dict[str, np.ndarray]:
@@ -339,7 +338,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         metrics=METRICS,
         program=_program,
         make_run=partial(_make_run, config),
-        measure=partial(_measure, config),
+        make_example=partial(_make_example, config),
         collect=collect,
     )
     return units.make_plan(config, workdir, sweep)

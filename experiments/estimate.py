@@ -1,9 +1,10 @@
-"""What it will cost to train networks, from a recipe of two batches an epoch."""
+"""What networks cost, and how many fit at once; for training, measured with a recipe of two batches an epoch."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,17 +22,25 @@ def shorten(recipe: Recipe) -> Recipe:
     )
 
 
-def measure_training(
-    stages: Stages, recipe: Recipe, mapping: str, devices: list[jax.Device], shared: Any, members: tuple, nbytes: int
-) -> Cost:
-    """What a chunk of members [N] costs under a recipe.
+class Example(NamedTuple):
+    """A chunk of networks to measure.
 
-    Args:
-      stages: of the shortened recipe, with its data `shared`.
-      nbytes: what the data of the whole recipe takes.
+    stages: of the shortened recipe, with its data `shared` and its `members` [N]. recipe: the whole one. data_bytes:
+    what its data takes.
     """
+
+    stages: Stages
+    recipe: Recipe
+    shared: Any
+    members: tuple
+    data_bytes: int
+
+
+def measure_training(example: Example, mapping: str, devices: list[jax.Device]) -> Cost:
+    """What a chunk of networks costs under the whole recipe."""
+    recipe, shared, members = example.recipe, example.shared, example.members
     short = shorten(recipe)
-    chunk = make_chunk(stages, mapping, devices)
+    chunk = make_chunk(example.stages, mapping, devices)
     begun = time.monotonic()
     start = chunk.start.lower(*members).compile()
     state = jax.eval_shape(chunk.start, *members)
@@ -45,7 +54,40 @@ def measure_training(
     evaluations = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
     seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps + evaluations * finish_seconds
     peak = max(program_bytes(program) for program in (start, epoch, finish))
-    return Cost(compile_seconds, seconds / len(members[0]), peak + nbytes)
+    return Cost(compile_seconds, seconds / len(members[0]), peak + example.data_bytes)
+
+
+def training_bytes(example: Example, mapping: str, devices: list[jax.Device]) -> int:
+    """What training a chunk of networks needs, on all devices together."""
+    chunk = make_chunk(example.stages, mapping, devices)
+    state = jax.eval_shape(chunk.start, *example.members)
+    epoch = chunk.epoch.lower(state, example.shared, *example.members).compile()
+    return program_bytes(epoch) * len(devices) + example.data_bytes
+
+
+def device_bytes() -> int:
+    """The memory of a local device; of a CPU, that of the machine."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def largest_chunk(needs: Callable[[int], int], most: int, multiple: int, limit: int) -> int:
+    """The most networks at once of which a program fits: `most`, or what is left of it after halving.
+
+    Args:
+      needs: the bytes of a program of so many networks, taken as linear in their number: it is asked for `multiple`
+        and for twice as many.
+      multiple: what the number must be a multiple of.
+      limit: in bytes.
+    """
+    size = max(most // multiple, 1) * multiple
+    if size == multiple:
+        return size
+    one = needs(multiple)
+    more = max(needs(2 * multiple) - one, 0)
+    while size > multiple and one + more * (size // multiple - 1) > limit:
+        size = max(size // 2 // multiple, 1) * multiple
+    return size
 
 
 def fastest(call: Callable[[], Any]) -> float:

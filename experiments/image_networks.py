@@ -14,9 +14,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results, units
-from experiments.estimate import measure_training, shorten
+from experiments.estimate import Example, shorten
 from experiments.fields import HOW_FIELDS, RECIPE_FIELDS, check_known, check_sweep, read_recipe
-from experiments.plan import Cost, Plan
+from experiments.plan import Plan
 from nad_jax import cifar, errors, store
 from nad_jax.architectures import create_model
 from nad_jax.cifar import ImageData
@@ -173,9 +173,8 @@ def make_plan(
 
         return run, dict(model.description)
 
-    def measure(program: tuple[str, str]) -> Cost:
+    def make_example(program: tuple[str, str], chunk_size: int) -> Example:
         model, recipe, learning_rate = make_model_and_recipe(program)
-        mapping, chunk_size, devices = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
         short = shorten(recipe)
         images, train, test = make_data(*program), short.num_train, short.num_test
         few = ImageData(*(array[:train] for array in images[:2]), *(array[:test] for array in images[2:]))
@@ -185,7 +184,7 @@ def make_plan(
         members = (keys, np.full(chunk_size, learning_rate, np.float32), *arrays)
         stages = make_image_stages(model, short, transform, config.mean, config.std)
         nbytes = sum(array.nbytes for array in images)
-        return measure_training(stages, recipe, mapping, devices, check_image_data(few, model), members, nbytes)
+        return Example(stages, recipe, check_image_data(few, model), members, nbytes)
 
     def collect(missing: int) -> None:
         rows = units.write_table(workdir, sweep, columns)
@@ -194,7 +193,7 @@ def make_plan(
 
     identity = {name: config[name] for name in IDENTITY_FIELDS}
     identity = {"experiment": config.experiment, "images": units.digest(*data), **identity}
-    sweep = units.Sweep(identity, networks, METRICS, _program, make_run, measure, collect)
+    sweep = units.Sweep(identity, networks, METRICS, _program, make_run, make_example, collect)
     return units.make_plan(config, workdir, sweep)
 
 

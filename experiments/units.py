@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results
+from experiments.estimate import Example, device_bytes, largest_chunk, measure_training, training_bytes
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
 from nad_jax import store
@@ -82,7 +84,7 @@ class Sweep(NamedTuple):
     program(network): what networks must have in common to be trained by one compiled program.
     make_run(program, chunk_size): gives `run(members, progress, snapshots)`, the metrics [N] of networks [N], and a
       description of the model.
-    measure(program): what it costs.
+    make_example(program, chunk_size): so many networks of it, to be measured.
     collect(missing): writes the results; `missing` counts the networks that are not there yet.
     """
 
@@ -91,7 +93,7 @@ class Sweep(NamedTuple):
     metrics: tuple[str, ...]
     program: Callable[[Any], tuple]
     make_run: Callable[[tuple, int], tuple[Callable[..., Any], dict[str, Any]]]
-    measure: Callable[[tuple], Cost]
+    make_example: Callable[[tuple, int], Example]
     collect: Callable[[int], None]
 
 
@@ -119,9 +121,24 @@ def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
         mine = sweep.networks[shard.index :: shard.count]
         return group([network for network in mine if network.name not in stored])
 
+    def choose_mapping(program: tuple, chunk_size: int) -> tuple[str, int, list[jax.Device]]:
+        """As the config says, but no more networks at once than fit where it leaves their number open."""
+        chosen = chunk_size or config.chunk_size
+        mapping, chunk_size, devices = resolve_mapping(config.mapping, chosen, config.num_devices)
+        if mapping == "vectorized" and not chosen:
+
+            def needs(size: int) -> int:
+                return training_bytes(sweep.make_example(program, size), mapping, devices)
+
+            chunk_size = largest_chunk(needs, unit_size, len(devices), device_bytes() // 2 * len(devices))
+        return mapping, chunk_size, devices
+
+    def measure(program: tuple) -> Cost:
+        mapping, chunk_size, devices = choose_mapping(program, 0)
+        return measure_training(sweep.make_example(program, chunk_size), mapping, devices)
+
     def make_program(program: tuple, chunk_size: int) -> Program:
-        how = (config.mapping, chunk_size or config.chunk_size, config.num_devices)
-        mapping, chunk_size, devices = resolve_mapping(*how)
+        mapping, chunk_size, devices = choose_mapping(program, chunk_size)
         run, model = sweep.make_run(program, chunk_size)
         origin = store.describe_origin(sweep.identity, model=model, mapping=mapping, chunk_size=chunk_size)
 
@@ -138,7 +155,7 @@ def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
         list_units,
         find_missing,
         make_program,
-        sweep.measure,
+        measure,
         sweep.collect,
     )
 
