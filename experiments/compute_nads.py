@@ -8,19 +8,16 @@ such a folder of its own in the run folder, beside `results.csv`, one row per po
 import dataclasses
 import itertools
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results, runner
-from experiments.estimate import fastest, program_bytes
+from experiments.estimate import measure_ensemble
 from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
@@ -300,22 +297,7 @@ def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program
 
 def _measure(point: Point) -> Cost:
     config = point.config
-    add_chunk, estimator, _ = accumulation.make_add_chunk(
-        _create_model(config), _create_estimator(config), config.unit_size
-    )
-    dimension = int(np.prod(config.image_shape))
-    arguments = (
-        make_key(config.seed),
-        accumulation.init_halves(dimension),
-        jnp.int32(0),
-        jnp.int32(estimator.chunk_size),
-    )
-    begun = time.monotonic()
-    program = add_chunk.lower(*arguments).compile()
-    compile_seconds = time.monotonic() - begun
-    seconds = fastest(lambda: program(arguments[0], accumulation.init_halves(dimension), *arguments[2:]))
-    networks = estimator.chunk_size * jax.local_device_count()  # at once
-    return Cost(compile_seconds, seconds / networks, program_bytes(program))
+    return measure_ensemble(_create_model(config), _create_estimator(config), config.unit_size)
 
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:

@@ -1,4 +1,4 @@
-"""What it will cost to train networks, from a recipe of two batches an epoch."""
+"""What it will cost: to train networks, from a recipe of two batches an epoch; to add networks to an ensemble."""
 
 import dataclasses
 import time
@@ -6,9 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from experiments.plan import Cost
+from nad_jax.accumulation import init_halves, make_add_chunk
+from nad_jax.ensemble import make_key
+from nad_jax.estimator import Estimator
 from nad_jax.fitting import Stages, make_chunk
+from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 
 
@@ -46,6 +52,19 @@ def measure_training(
     seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps + evaluations * finish_seconds
     peak = max(program_bytes(program) for program in (start, epoch, finish))
     return Cost(compile_seconds, seconds / len(members[0]), peak + nbytes)
+
+
+def measure_ensemble(model: Model, estimator: Estimator, num_networks: int) -> Cost:
+    """What it costs to accumulate networks of an ensemble, `num_networks` at a time."""
+    add_chunk, estimator, _ = make_add_chunk(model, estimator, num_networks)
+    key, dimension = make_key(0), int(np.prod(model.image_shape))
+    numbers = jnp.int32(0), jnp.int32(estimator.chunk_size)
+    begun = time.monotonic()
+    program = add_chunk.lower(key, init_halves(dimension), *numbers).compile()
+    compile_seconds = time.monotonic() - begun
+    seconds = fastest(lambda: program(key, init_halves(dimension), *numbers))
+    networks = estimator.chunk_size * jax.local_device_count()  # at once
+    return Cost(compile_seconds, seconds / networks, program_bytes(program))
 
 
 def fastest(call: Callable[[], Any]) -> float:

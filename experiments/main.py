@@ -27,7 +27,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import compute_nads, directional_bias, flip_cifar, poison_cifar, runner
+from experiments import compute_nads, directional_bias, flip_cifar, poison_cifar, runner, time_to_accuracy
 from experiments.shards import Shard, find_shard, join_cluster
 from nad_jax import store
 from nad_jax.errors import InputError, unknown
@@ -37,6 +37,7 @@ EXPERIMENTS = {
     "directional_bias": directional_bias,
     "poison_cifar": poison_cifar,
     "flip_cifar": flip_cifar,
+    "time_to_accuracy": time_to_accuracy,
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
