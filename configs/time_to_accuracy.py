@@ -2,8 +2,13 @@
 
     python -m experiments.main --config=configs/time_to_accuracy.py --workdir=runs/time_to_accuracy
 
-The argument after the colon is the architecture; it also sets how long its ensembles grow. Seconds are only worth
-something on a machine that does nothing else.
+The argument after the colon is the architecture; it also sets how long its ensembles grow.
+
+LeNet on a 2-core CPU, central difference: the leading 64 directions overlap with the reference by .9 after 24 networks
+marginalized and symmetrized, and after 156 marginalized; 576 with eight sampled read-outs come to .87, 832 with one to
+.70. Exact gradients, the leading 256: 108, 1,128, 4,032 (eight), and .88 after 13,504 (one). Their leading 64 are not
+determined: the halves of the reference overlap by .70. (Networks were measured beside other programs. Time is not yet
+measured on an idle machine; about five minutes are planned. The other architectures are not measured.)
 """
 
 from ml_collections import ConfigDict

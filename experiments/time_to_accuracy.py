@@ -1,18 +1,18 @@
 """How many networks, and how many seconds, until leading subspaces agree with a converged reference?
 
-For each derivative a reference (an ensemble of another seed, marginalized, averaged over the symmetries of the image
-grid) and, for each seed, three ensembles that grow: with one read-out sampled per network, with `num_readouts`, and
-marginalized. The last is read off twice, as it is and symmetrized. Every network has a point of its own: at a shared
-one, exact gradients have a second moment that depends on it, so that ensembles of two seeds do not converge to each
-other.
+For each derivative there is a reference, an ensemble of another seed, marginalized and symmetrized. It is compared,
+for each seed, with three ensembles that grow: with one read-out sampled per network, with `num_readouts`, and
+marginalized; the last one as it is and symmetrized. Every network has a point of its own: at a shared one the second
+moment of exact gradients depends on the point, so that ensembles of two seeds do not come to agree.
 
-Seconds are those of adding networks to the ensemble, initialization included, on a machine that does nothing else
-(shards on one machine take each other's time). Compilation is left out, and so are eigendecompositions, which cost the
-same for all. An ensemble ends with its last look, of which each has half as many networks again, that should come
-within `max_seconds`; --dry_run and progress count it as `max_networks`.
+Seconds are those of adding networks, initialization included; compilation and eigendecompositions are left out. They
+are wall-clock time: other programs, and shards on the same machine, are in it. Each look has about half as many
+networks again as the one before. An ensemble ends before the first look that is not expected within `max_seconds`;
+--dry_run and progress nevertheless count it as `max_networks`.
 
-Writes into the run folder: `units/*.npz` (the leading directions at each look), `results.csv` (one row per look) and
-`time_to_accuracy.png`. Rows of variant `reference` hold the overlap of its own two halves.
+Writes into the run folder: `units/*.npz` (the leading directions at each look of an ensemble, some 20 MB for LeNet),
+`results.csv` (one row per look; rows of variant `reference` hold the overlap of its own halves) and
+`time_to_accuracy.png`.
 """
 
 import dataclasses
@@ -364,14 +364,17 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     missing = units.check_command(workdir, _command(config))
     rows = results.read_results(workdir / "results.csv", _columns(config))
     panels: dict[tuple[str, int], dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
+    halves: dict[tuple[str, int], float] = {}
     for derivative in dict.fromkeys(row["derivative"] for row in rows):
+        curves = _curves(rows, derivative)
+        last = curves.pop(("reference", config.reference_seed))[-1]
         for size in config.sizes:
             lines = panels.setdefault((derivative, size), {})
-            for (variant, _), curve in _curves(rows, derivative).items():
+            halves[derivative, size] = last[f"overlap_{size}"]
+            for (variant, _), curve in curves.items():
                 points = [(row["seconds"], row[f"overlap_{size}"]) for row in curve]
-                if variant != "reference":
-                    lines.setdefault(variant, []).append(tuple(np.transpose(points)))
+                lines.setdefault(variant, []).append(tuple(np.transpose(points)))
     title = f"{config.architecture}: leading subspaces against a reference of {config.reference_networks} networks"
     path = workdir / "time_to_accuracy.png"
-    store.save_figure(path, plotting.plot_time_to_accuracy(panels, config.target_overlap, title + missing))
+    store.save_figure(path, plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title + missing))
     return [path]

@@ -98,13 +98,18 @@ def plot_overlap(curves: dict[str, tuple[np.ndarray, np.ndarray]], dimension: in
 
 
 def plot_time_to_accuracy(
-    panels: dict[tuple[str, int], dict[str, list[tuple[np.ndarray, np.ndarray]]]], target: float, title: str
+    panels: dict[tuple[str, int], dict[str, list[tuple[np.ndarray, np.ndarray]]]],
+    halves: dict[tuple[str, int], float],
+    target: float,
+    title: str,
 ) -> Figure:
-    """Overlap with a reference against seconds, logarithmic; the overlap that is asked for is dashed.
+    """Overlap with a reference against seconds, logarithmic.
 
     Args:
       panels: for each derivative (a column) and subspace size (a row) the lines (seconds [T], overlaps [T]) of each
         variant, of one seed or several.
+      halves: for each of them, how much the halves of the reference overlap; dotted.
+      target: the overlap that is asked for; dashed.
     """
     derivatives, sizes = ({key[place]: None for key in panels} for place in (0, 1))
     shape = len(sizes), len(derivatives)
@@ -116,15 +121,16 @@ def plot_time_to_accuracy(
             for number, (variant, lines) in enumerate(panels[derivative, size].items()):
                 for seconds, overlaps in lines:
                     panel.plot(seconds, overlaps, ".-", color=f"C{number}", label=variant)
-            panel.axhline(target, color="gray", linestyle="--", linewidth=1)
+            panel.axhline(target, color="gray", linestyle="--", linewidth=1, label="target")
+            panel.axhline(halves[derivative, size], color="gray", linestyle=":", label="halves of the reference")
             panel.set(xscale="log", ylim=(0, 1.02))
             panel.set_title(f"{derivative}, $k = {size}$", fontsize=10)
         row[0].set_ylabel(r"overlap $\|U_k V_k^\top\|^2 / k$")
     for panel in axes[-1]:
         panel.set_xlabel("seconds")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    lines = dict(zip(labels, handles, strict=True))  # one entry per variant
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), fontsize=9)
+    lines = dict(zip(labels, handles, strict=True))  # one entry per variant, whatever the number of seeds
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
