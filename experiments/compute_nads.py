@@ -8,19 +8,16 @@ such a folder of its own in the run folder, beside `results.csv`, one row per po
 import dataclasses
 import itertools
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results, runner
-from experiments.estimate import device_bytes, fastest, largest_chunk, program_bytes
+from experiments.estimate import choose_chunk, measure_ensemble
 from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
@@ -274,31 +271,12 @@ def _write_table(points: list[tuple[Point, NADs]], workdir: Path) -> None:
     store.write_text(workdir / "results.csv", results.format_table(rows, tuple(rows[0])))
 
 
-def _choose_chunk(point: Point, chunk_size: int) -> Estimator:
-    """The estimator with its chunk size: where the config leaves that open on an accelerator, the most that fit."""
-    model, estimator, unit_size = _create_model(point.config), _create_estimator(point.config), point.config.unit_size
-    if chunk_size:
-        return dataclasses.replace(estimator, chunk_size=chunk_size)
-    if estimator.chunk_size or resolve_estimator(model, estimator, unit_size)[0].mapping == "sequential":
-        return estimator
-
-    def needs(size: int) -> int:
-        chosen = dataclasses.replace(estimator, chunk_size=size)
-        add_chunk, _, _ = accumulation.make_add_chunk(model, chosen, unit_size)
-        return program_bytes(add_chunk.lower(*_add_chunk_arguments(point, size)).compile())
-
-    return dataclasses.replace(estimator, chunk_size=largest_chunk(needs, unit_size, 2, device_bytes() // 2))
-
-
-def _add_chunk_arguments(point: Point, chunk_size: int) -> tuple[jax.Array, Halves, jax.Array, jax.Array]:
-    halves = accumulation.init_halves(int(np.prod(point.config.image_shape)))
-    return make_key(point.config.seed), halves, jnp.int32(0), jnp.int32(chunk_size)
-
-
 def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program:
     """What computes the units of all points that differ from `point` in their seed at most."""
-    chosen, model = _choose_chunk(point, chunk_size), _create_model(point.config)
-    accumulate, estimator = accumulation.make_accumulate(model, chosen, point.config.unit_size)
+    model, chosen, unit_size = _create_model(point.config), _create_estimator(point.config), point.config.unit_size
+    if chunk_size:
+        chosen = dataclasses.replace(chosen, chunk_size=chunk_size)
+    accumulate, estimator = accumulation.make_accumulate(model, choose_chunk(model, chosen, unit_size), unit_size)
     empty = accumulation.init_halves(int(np.prod(point.config.image_shape)))
 
     def describe(identity: dict[str, Any], **unit: Any) -> np.ndarray:
@@ -319,16 +297,8 @@ def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program
 
 def _measure(point: Point) -> Cost:
     config = point.config
-    chosen = _choose_chunk(point, 0)
-    add_chunk, estimator, _ = accumulation.make_add_chunk(_create_model(config), chosen, config.unit_size)
-    dimension = int(np.prod(config.image_shape))
-    arguments = _add_chunk_arguments(point, estimator.chunk_size)
-    begun = time.monotonic()
-    program = add_chunk.lower(*arguments).compile()
-    compile_seconds = time.monotonic() - begun
-    seconds = fastest(lambda: program(arguments[0], accumulation.init_halves(dimension), *arguments[2:]))
-    networks = estimator.chunk_size * jax.local_device_count()  # at once
-    return Cost(compile_seconds, seconds / networks, program_bytes(program))
+    model, estimator = _create_model(config), _create_estimator(config)
+    return measure_ensemble(model, choose_chunk(model, estimator, config.unit_size), config.unit_size)
 
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:

@@ -7,9 +7,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from experiments.plan import Cost
+from nad_jax.accumulation import init_halves, make_add_chunk
+from nad_jax.ensemble import make_key
+from nad_jax.estimator import Estimator, resolve_estimator
 from nad_jax.fitting import Stages, make_chunk
+from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 
 
@@ -88,6 +94,35 @@ def largest_chunk(needs: Callable[[int], int], most: int, multiple: int, limit: 
     while size > multiple and one + more * (size // multiple - 1) > limit:
         size = max(size // 2 // multiple, 1) * multiple
     return size
+
+
+def choose_chunk(model: Model, estimator: Estimator, num_networks: int) -> Estimator:
+    """The estimator with the most networks at once that fit, where it leaves that open and maps vectorized."""
+    if estimator.chunk_size or resolve_estimator(model, estimator, num_networks)[0].mapping == "sequential":
+        return estimator
+
+    def needs(size: int) -> int:
+        return program_bytes(_compile_ensemble(model, dataclasses.replace(estimator, chunk_size=size), num_networks)[0])
+
+    return dataclasses.replace(estimator, chunk_size=largest_chunk(needs, num_networks, 2, device_bytes() // 2))
+
+
+def _compile_ensemble(model: Model, estimator: Estimator, num_networks: int) -> tuple[Any, tuple]:
+    """The compiled program that adds a chunk of networks to dense moments, and what it takes besides them."""
+    add_chunk, estimator, _ = make_add_chunk(model, estimator, num_networks)
+    key, numbers = make_key(0), (jnp.int32(0), jnp.int32(estimator.chunk_size))
+    return add_chunk.lower(key, init_halves(int(np.prod(model.image_shape))), *numbers).compile(), (key, *numbers)
+
+
+def measure_ensemble(model: Model, estimator: Estimator, num_networks: int) -> Cost:
+    """What it costs to accumulate networks of an ensemble, `num_networks` at a time."""
+    begun = time.monotonic()
+    program, (key, first, stop) = _compile_ensemble(model, estimator, num_networks)
+    compile_seconds = time.monotonic() - begun
+    dimension = int(np.prod(model.image_shape))
+    seconds = fastest(lambda: program(key, init_halves(dimension), first, stop))
+    networks = int(stop) * jax.local_device_count()  # at once
+    return Cost(compile_seconds, seconds / networks, program_bytes(program))
 
 
 def fastest(call: Callable[[], Any]) -> float:

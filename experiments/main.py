@@ -27,7 +27,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import benchmark, compute_nads, directional_bias, flip_cifar, poison_cifar, runner
+from experiments import benchmark, compute_nads, directional_bias, flip_cifar, poison_cifar, runner, time_to_accuracy
 from experiments.shards import Shard, find_shard, join_cluster
 from nad_jax import store
 from nad_jax.errors import InputError, unknown
@@ -38,6 +38,7 @@ EXPERIMENTS = {
     "poison_cifar": poison_cifar,
     "flip_cifar": flip_cifar,
     "benchmark": benchmark,
+    "time_to_accuracy": time_to_accuracy,
 }
 
 _CONFIG = config_flags.DEFINE_config_file(

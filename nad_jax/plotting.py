@@ -97,6 +97,43 @@ def plot_overlap(curves: dict[str, tuple[np.ndarray, np.ndarray]], dimension: in
     return figure
 
 
+def plot_time_to_accuracy(
+    panels: dict[tuple[str, int], dict[str, list[tuple[np.ndarray, np.ndarray]]]],
+    halves: dict[tuple[str, int], float],
+    target: float,
+    title: str,
+) -> Figure:
+    """Overlap with a reference against seconds, logarithmic.
+
+    Args:
+      panels: for each derivative (a column) and subspace size (a row) the lines (seconds [T], overlaps [T]) of each
+        variant, of one seed or several.
+      halves: for each of them, how much the halves of the reference overlap; dotted.
+      target: the overlap that is asked for; dashed.
+    """
+    derivatives, sizes = ({key[place]: None for key in panels} for place in (0, 1))
+    shape = len(sizes), len(derivatives)
+    figure = Figure(figsize=(4.2 * shape[1] + 0.6, 2.6 * shape[0] + 1.2), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)
+    for row, size in zip(axes, sizes, strict=True):
+        for panel, derivative in zip(row, derivatives, strict=True):
+            for number, (variant, lines) in enumerate(panels[derivative, size].items()):
+                for seconds, overlaps in lines:
+                    panel.plot(seconds, overlaps, ".-", color=f"C{number}", label=variant)
+            panel.axhline(target, color="gray", linestyle="--", linewidth=1, label="target")
+            panel.axhline(halves[derivative, size], color="gray", linestyle=":", label="halves of the reference")
+            panel.set(xscale="log", ylim=(0, 1.02))
+            panel.set_title(f"{derivative}, $k = {size}$", fontsize=10)
+        row[0].set_ylabel(r"overlap $\|U_k V_k^\top\|^2 / k$")
+    for panel in axes[-1]:
+        panel.set_xlabel("seconds")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    lines = dict(zip(labels, handles, strict=True))  # one entry per variant, whatever the number of seeds
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
 def _panels(count: int) -> tuple[Figure, list]:
     columns = min(4, count)
     rows = -(-count // columns)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import compute_nads, directional_bias, image_networks
+from experiments import compute_nads, directional_bias, image_networks, time_to_accuracy
 from experiments.fields import read_recipe
 from experiments.main import EXPERIMENTS
 from nad_jax.architectures import ARCHITECTURES, create_model
@@ -55,6 +55,15 @@ def test_defaults_are_those_of_the_paper_but_marginalized():
     assert (config.readout, config.num_networks, config.initialization) == ("marginalized", 200, "reference")
     with pytest.raises(InputError, match=r"'lent'.*did you mean 'lenet'"):
         load_config("compute_nads").get_config("lent")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_time_to_accuracy_has_a_recipe_per_architecture(architecture):
+    config = load_config("time_to_accuracy").get_config(architecture)
+    time_to_accuracy.validate(config)
+    assert set(config) == {*time_to_accuracy.IDENTITY_FIELDS, *time_to_accuracy.FREE_FIELDS, "experiment"}
+    with pytest.raises(InputError, match=r"'lent'.*did you mean 'lenet'"):
+        load_config("time_to_accuracy").get_config("lent")
 
 
 @pytest.mark.parametrize("recipe", load_config("directional_bias").RECIPES)

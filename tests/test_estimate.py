@@ -42,7 +42,7 @@ def test_sweeps_choose_what_fits_and_keep_what_is_given(tmp_path, monkeypatch):
         return 2
 
     monkeypatch.setattr(units, "largest_chunk", remember)
-    monkeypatch.setattr(compute_nads, "largest_chunk", remember)
+    monkeypatch.setattr(estimate, "largest_chunk", remember)
     config = load_config("directional_bias").get_config("accuracy_map")
     plan = directional_bias.make_plan(config, tmp_path)
     program = plan.list_units(directional_bias.runner.ALONE)[0].program

@@ -1,0 +1,158 @@
+"""The experiment `time_to_accuracy` at smoke size: what its curves say, how its folder resumes, what it refuses."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import interruption, results, runner, time_to_accuracy
+from experiments.shards import Shard
+from nad_jax import store
+from nad_jax.errors import InputError
+from tests.test_configs import load_config
+
+VARIANTS = ("sampled", "sampled_4", "marginalized", "marginalized_symmetrized")
+COLUMNS = ("derivative", "variant", "seed", "networks", "seconds", "overlap_4", "overlap_32")
+HURRIED = {
+    "derivatives": ("central_difference", "input_gradient"), "max_seconds": 1e-6, "reference_networks": 48
+}  # fmt: skip
+
+
+def _config(**changes):
+    config = load_config("time_to_accuracy").get_config("lenet")
+    config.update(image_shape=(16, 16, 1), pooling="avg", sizes=(4, 32), num_readouts=4, first_networks=16)
+    config.update(max_networks=96, max_seconds=1000.0, reference_networks=128, derivatives=("input_gradient",))
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    assert time_to_accuracy.run(_config(), workdir)
+    return workdir
+
+
+def _curve(workdir, variant, column, derivative="input_gradient"):
+    rows = results.read_results(workdir / "results.csv", COLUMNS)
+    return np.array([row[column] for row in rows if (row["derivative"], row["variant"]) == (derivative, variant)])
+
+
+def _copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_overlaps_grow_with_networks_and_the_more_so_the_more_is_integrated_out(finished):
+    overlaps = {variant: _curve(finished, variant, "overlap_32") for variant in VARIANTS}
+    for variant, overlap in overlaps.items():
+        assert _curve(finished, variant, "networks").tolist() == [16, 32, 48, 64, 96]
+        assert (np.diff(_curve(finished, variant, "seconds")) > 0).all()
+        assert (np.diff(overlap) > 0).all() and overlap[-1] < 1
+    for look in zip(*overlaps.values(), strict=True):
+        assert list(look) == sorted(look)
+    assert overlaps["marginalized"][0] > overlaps["sampled"][-1]  # with a sixth of the networks
+    halves = _curve(finished, "reference", "overlap_32")
+    assert (np.diff(halves) > 0).all() and _curve(finished, "reference", "networks")[-1] == 128
+    assert overlaps["marginalized_symmetrized"][-1] > halves[-1]  # 96 against 128, 64 against 64
+
+
+def test_an_interrupted_run_ends_with_the_same_directions_and_a_rerun_computes_nothing(finished, tmp_path, monkeypatch):
+    workdir = _copy(finished, tmp_path)
+    path = workdir / "units" / "input_gradient,marginalized,seed=0.npz"
+    path.write_bytes(path.read_bytes()[:1000])
+    calls = iter(range(5))
+
+    def check():
+        if next(calls, None) is None:
+            raise interruption.Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "SNAPSHOT_SECONDS", 0.0)
+        patch.setattr(interruption, "check", check)
+        with pytest.raises(interruption.Interrupted):
+            time_to_accuracy.run(_config(), workdir)
+    assert path.with_name(path.name + ".corrupt").exists() and not path.exists()
+    assert list((workdir / "snapshots").iterdir())
+    time_to_accuracy.run(_config(), workdir)
+    was, now = (store.read_npz(folder / "units" / path.name) for folder in (finished, workdir))
+    for name in ("networks", "marginalized", "marginalized_symmetrized"):
+        np.testing.assert_array_equal(was[name], now[name])
+    monkeypatch.setattr(time_to_accuracy, "_make_program", lambda *args: pytest.fail("a unit was computed again"))
+    time_to_accuracy.run(_config(), workdir)
+
+
+@pytest.fixture(scope="module")
+def hurried(tmp_path_factory):
+    """Two shards, two derivatives, no time."""
+    workdir = tmp_path_factory.mktemp("run")
+    assert not time_to_accuracy.run(_config(**HURRIED), workdir, Shard(0, 2))
+    assert time_to_accuracy.run(_config(**HURRIED), workdir, Shard(1, 2))
+    return workdir
+
+
+def test_time_ends_an_ensemble_but_not_the_reference(hurried):
+    for derivative in HURRIED["derivatives"]:
+        for variant in VARIANTS:
+            assert _curve(hurried, variant, "networks", derivative).tolist() == [16]
+        assert _curve(hurried, "reference", "networks", derivative).tolist() == [16, 32, 48]
+    with pytest.raises(InputError, match=r"max_seconds: folder 1e-06, command 5\.0"):
+        time_to_accuracy.run(_config(**{**HURRIED, "max_seconds": 5.0}), hurried)
+
+
+def test_what_is_there_is_collected_once_there_is_a_reference(hurried, tmp_path, capsys):
+    workdir, config = _copy(hurried, tmp_path), _config(**HURRIED, target_overlap=1.0)
+    for name in ("central_difference,reference,seed=1000", "input_gradient,sampled,seed=0"):
+        (workdir / "units" / f"{name}.npz").unlink()
+    assert not runner.collect(time_to_accuracy.make_plan(config, workdir), workdir)
+    printed = capsys.readouterr()
+    assert "the best: not reached" in printed.out and "central_difference" not in printed.out
+    assert "missing: lenet input_gradient sampled: 96 networks in 1 unit" in printed.err
+    assert not len(_curve(workdir, "sampled", "networks"))
+    assert time_to_accuracy.draw(config, workdir)
+    (workdir / "units" / "input_gradient,reference,seed=1000.npz").unlink()
+    with pytest.raises(runner.RunAgain, match="no reference is stored yet"):
+        runner.collect(time_to_accuracy.make_plan(config, workdir), workdir)
+
+
+def test_the_table_says_the_first_look_at_or_above_the_target_and_the_figure_is_drawn(finished, tmp_path, capsys):
+    workdir = _copy(finished, tmp_path)
+    overlaps = _curve(workdir, "marginalized", "overlap_32")
+    config = _config(target_overlap=float(overlaps[2]) - 1e-6)
+    assert runner.collect(time_to_accuracy.make_plan(config, workdir), workdir)
+    block = capsys.readouterr().out.split("input_gradient, size 32")[1]
+    line = next(line for line in block.splitlines() if line.split()[0] == "marginalized")
+    assert "48 networks" in line and "not reached" not in line
+    (figure,) = time_to_accuracy.draw(config, workdir)
+    assert figure.name == "time_to_accuracy.png" and figure.read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(InputError, match=r"seeds: folder \[0\], command \[0, 1\]"):
+        time_to_accuracy.draw(_config(seeds=(0, 1)), workdir)
+
+
+def test_a_model_without_symmetries_has_no_symmetrized_variant(tmp_path):
+    units = time_to_accuracy.make_plan(_config(image_shape=(16, 18, 1), seeds=(0, 1)), tmp_path).list_units(Shard())
+    assert {variant for unit in units for variant in unit.members.variants} == {*VARIANTS[:3], "reference"}
+    assert len({unit.name for unit in units}) == len(units) == 1 + 3 * 2
+
+
+def test_all_bad_values_are_reported_at_once(tmp_path):
+    def lines(**changes):
+        with pytest.raises(InputError) as caught:
+            time_to_accuracy.run(_config(**changes), tmp_path / "run")
+        return str(caught.value).splitlines()
+
+    assert lines(sizes=(), derivatives=("input_gradient",) * 2) == [
+        "derivatives: must be a non-empty tuple of different values, got ('input_gradient', 'input_gradient')",
+        "sizes: must be a non-empty tuple of different values, got ()",
+    ]
+    assert lines(sizes=(256,), derivatives=("gradient",), num_readouts=1, max_seconds=0.0, reference_seed=0) == [
+        "sizes: must be an integer in 1 … 255, got 256",
+        "derivatives: unknown value 'gradient' (did you mean 'input_gradient'?); "
+        "allowed: 'central_difference', 'input_gradient'",
+        "num_readouts: must be an integer of at least 2, got 1",
+        "max_seconds: must be a finite number greater than 0.0, got 0.0",
+        "reference_seed: must not be among the seeds, got 0",
+    ]
+    names = ("step", "mapping", "architecture", "seeds", "first_networks", "max_networks", "reference_networks")
+    wrong = dict(zip(names, (-1.0, "looped", "lent", (-1,), 1, 0, 1), strict=True))
+    assert [line.split(":")[0] for line in lines(**wrong, target_overlap=1.5)] == [*names, "target_overlap"]
+    assert not (tmp_path / "run").exists()
