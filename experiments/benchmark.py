@@ -34,7 +34,7 @@ from experiments.units import set_aside
 from nad_jax import errors, plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.convolution import CONVOLUTIONS
-from nad_jax.errors import InputError, check_choice, check_integer, check_number
+from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
 from nad_jax.recipe import PRECISIONS
 from nad_jax.store import DamagedError
 
@@ -75,7 +75,7 @@ def validate(config: ConfigDict) -> None:
         *(partial(check_choice, "tasks", task, TASKS) for task in config.tasks),
         *(partial(check_choice, "convolutions", name, ("auto", *CONVOLUTIONS)) for name in config.convolutions),
         *(partial(check_choice, "precisions", name, PRECISIONS) for name in config.precisions),
-        *(partial(create_model, name, config.image_shape) for name in chosen),
+        lambda: check_image_shape(config.image_shape),
         *(
             partial(check_integer, f"{field}.{name}", config[field].get(name), 1)
             for field in PER_ARCHITECTURE
@@ -193,6 +193,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     """The timings of a config as units."""
     validate(config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process computes nothing
+    for name in config.architectures:
+        create_model(name, config.image_shape)  # an image that is too small is an error before anything is timed
     python = config.python or sys.executable
     variants = list_variants(config)
     identity = {name: config[name] for name in IDENTITY_FIELDS}

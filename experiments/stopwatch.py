@@ -6,6 +6,7 @@ within one run, none computes while another does, and the peak memory of each is
 alone, as the baseline may run in an environment that has nothing else of this project.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -124,11 +125,9 @@ class Stopwatch:
     def run(self, program: int = 0) -> float:
         """Seconds per unit of work of a program: where several processes share the work, of all together."""
         for process in self._processes:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # the answer says why
                 process.stdin.write(f"{program}\n")
                 process.stdin.flush()
-            except BrokenPipeError:
-                pass  # the answer says why
         answers = self._answers()
         self.peak_bytes = sum(answer["peak_bytes"] for answer in answers)
         return max(answer["seconds"] for answer in answers) / len(answers)
@@ -148,6 +147,7 @@ class Stopwatch:
         for process in self._processes:
             process.kill()
             process.wait()
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # what it was sent and did not read
+                process.stdin.close()
             process.stdout.close()
         self._errors.close()

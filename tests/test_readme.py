@@ -1,7 +1,10 @@
 """What the README says can be done, can be done."""
 
+import json
 import re
 from pathlib import Path
+
+from experiments.benchmark import format_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,3 +25,8 @@ def test_named_files_and_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"^make (\w+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_the_table_of_durations_is_that_of_the_stored_benchmark():
+    table = format_table(json.loads((ROOT / "docs" / "benchmark.json").read_text(encoding="utf-8")))
+    assert f"<!-- benchmark.md -->\n{table}<!-- -->\n" in README
