@@ -88,8 +88,17 @@ def find_leading(halves: Halves, num_directions: int, num_extra: int, centred: b
 
 
 def next_basis(found: Found) -> np.ndarray:
-    """The test directions [L, D] of the next pass; the first k of them span the k leading ones of all networks."""
-    return np.linalg.qr(np.concatenate([part.directions for part in found]).T)[0].T
+    """The test directions [L, D] of the next pass: the leading ones of all networks, and what the halves add to them.
+
+    An angle below .01 adds nothing: the next pass finds it.
+    """
+    whole = found.whole.directions.astype(np.float64)
+    halves = np.concatenate([found.even.directions, found.odd.directions]).astype(np.float64)
+    halves -= (halves @ whole.T) @ whole
+    values, vectors = np.linalg.eigh(halves @ halves.T)
+    kept = values > 1e-4
+    halves = (vectors[:, kept] / np.sqrt(values[kept])).T @ halves
+    return np.concatenate([found.whole.directions, halves.astype(np.float32)])
 
 
 def compare_passes(found: Found, basis: jax.Array | np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
