@@ -27,7 +27,7 @@ def get_config(architecture: str = "resnet18_imagenet") -> ConfigDict:
     config.convolution = "auto"  # auto, product, lax
 
     # The ensemble.
-    config.num_networks = 128
+    config.num_networks = 256
     config.seed = 0
 
     # The estimate; see nad_jax.Estimator.
@@ -46,7 +46,7 @@ def get_config(architecture: str = "resnet18_imagenet") -> ConfigDict:
     config.num_passes = 3  # can be raised later
 
     # How it is computed.
-    config.unit_size = 32  # networks per stored unit
+    config.unit_size = 64  # networks per stored unit
     config.chunk_size = 0  # networks per call of the compiled program; 0: automatic
     config.block_size = 64  # pixels per forward pass of the central difference
     config.mapping = "auto"  # auto, sequential, vectorized

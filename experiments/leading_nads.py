@@ -10,9 +10,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -30,7 +32,7 @@ from experiments.ensembles import (
     split_networks,
 )
 from experiments.fields import check_known
-from experiments.plan import Plan, Program, Unit
+from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
 from experiments.units import digest, set_aside
 from nad_jax import accumulation, errors, leading, plotting, sketch, store
@@ -176,7 +178,7 @@ def _read_unit(folder: Folder, basis: Basis, networks: tuple[int, int], repair: 
         origin = arrays.pop("config")
         store.check_origin(path, origin, folder.identity)
         said = json.loads(str(origin))
-        if [said["networks"], said["basis"]] != [list(networks), basis.digest]:
+        if [said.get("networks"), said.get("basis")] != [list(networks), basis.digest]:
             raise DamagedError(f"{path}: is a unit of other networks or test directions")
         for name, array in arrays.items():
             if array.shape != expected[name]:
@@ -213,6 +215,11 @@ def _find_leading(folder: Folder, basis: Basis, halves: Halves) -> tuple[leading
     return found, np.vstack([basis.pass_overlap, leading.compare_passes(found, basis.directions, folder.sizes)])
 
 
+def _first_basis(folder: Folder) -> jax.Array:
+    config = folder.config
+    return leading.first_basis(make_key(config.seed), config.num_directions, config.num_extra, folder.dimension)
+
+
 def _begin_pass(folder: Folder, number: int) -> Basis:
     """The test directions of a pass, from the units of the one before; those of a later one where it has begun.
 
@@ -221,10 +228,7 @@ def _begin_pass(folder: Folder, number: int) -> Basis:
     """
     config, basis = folder.config, _read_current(folder, True)
     if basis is None:
-        directions = leading.first_basis(
-            make_key(config.seed), config.num_directions, config.num_extra, folder.dimension
-        )
-        basis = _store_basis(folder, 0, np.asarray(directions), np.zeros((0, len(folder.sizes))))
+        basis = _store_basis(folder, 0, np.asarray(_first_basis(folder)), np.zeros((0, len(folder.sizes))))
     while basis.number < number:
         halves, missing = _merge(folder, basis)
         if missing:
@@ -252,7 +256,7 @@ def _make_program(folder: Folder, chunk_size: int) -> Program:
     accumulate, estimator = accumulation.make_accumulate(read_model(config), chosen, config.unit_size)
 
     def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
-        del snapshots  # as large as the unit itself
+        del snapshots  # none are kept: one is larger than the unit, which should take no more than a few minutes
         number, (first, stop) = unit.members
         basis = _begin_pass(folder, number)
         if basis.number > number:  # another process has gone on
@@ -342,9 +346,9 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             or (unit.members[0] == basis.number and _read_unit(folder, basis, unit.members[1], repair) is None)
         ]
 
-    def measure_program(program: str) -> Any:
-        size = min(3 * (config.num_directions + config.num_extra), folder.dimension)
-        return measure(config, lambda: _init_halves(np.zeros((size, folder.dimension), np.float32)))
+    def measure_program(program: str) -> Cost:
+        shape = jax.eval_shape(partial(_first_basis, folder)).shape
+        return measure(config, lambda: _init_halves(np.zeros(shape, np.float32)))
 
     return Plan(
         open_folder,
