@@ -26,6 +26,7 @@ ENSEMBLES = {
     "vgg11_plain": (16, 4),
     "resnet18": (24, 4),
     "resnet18_w16": (100, 20),
+    "resnet18_imagenet": (24, 4),
     "densenet121": (4, 2),
 }
 

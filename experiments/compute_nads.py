@@ -17,6 +17,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results, runner
+from experiments.ensembles import (
+    ESTIMATOR_FIELDS,
+    MODEL_FIELDS,
+    check_unit_size,
+    describe_unit,
+    read_estimator,
+    read_model,
+    report_eigenvalues,
+    split_networks,
+)
 from experiments.estimate import choose_chunk, measure_ensemble
 from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
@@ -24,25 +34,14 @@ from experiments.shards import Shard
 from experiments.units import set_aside
 from nad_jax import accumulation, covariance, errors, nads, plotting, store, subspaces
 from nad_jax.accumulation import Halves
-from nad_jax.architectures import create_model
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_integer
 from nad_jax.estimation import finalize
-from nad_jax.estimator import (
-    Estimator,
-    check_num_networks,
-    check_symmetrized,
-    find_group,
-    record_choices,
-    resolve_estimator,
-)
-from nad_jax.models import Model
+from nad_jax.estimator import check_num_networks, check_symmetrized, find_group, record_choices, resolve_estimator
 from nad_jax.nads import NADs
 from nad_jax.snapshots import Snapshots
 from nad_jax.store import DamagedError
 
-MODEL_FIELDS = ("architecture", "image_shape", "num_logits", "pooling", "initialization", "convolution")
-ESTIMATOR_FIELDS = tuple(Estimator.__dataclass_fields__)
 # Fields that extend or describe a folder; all others determine the numbers of its units.
 FREE_FIELDS = (
     "sweep", "num_networks", "symmetrized", "compare", "compare_singular_values", "compare_num_networks",
@@ -100,29 +99,15 @@ def validate(config: ConfigDict) -> None:
 
 
 def _problems(config: ConfigDict) -> list[str]:
-    estimator = _create_estimator(config)
+    estimator = read_estimator(config)
     return estimator.problems() + errors.problems(
-        lambda: check_symmetrized(estimator, _create_model(config)),
+        lambda: check_symmetrized(estimator, read_model(config)),
         lambda: check_num_networks(config.num_networks, estimator),
-        lambda: _check_unit_size(config.unit_size),
+        lambda: check_unit_size(config.unit_size),
         lambda: check_integer("seed", config.seed, 0, 2**32 - 1),
         lambda: check_integer("compare_num_networks", config.compare_num_networks, 2),
         lambda: check_integer("figure_directions", config.figure_directions, 1),
     )
-
-
-def _check_unit_size(unit_size: int) -> None:
-    check_integer("unit_size", unit_size, 2)
-    if unit_size % 2:
-        raise InputError(f"unit_size: must be even (halves of even and odd members), got {unit_size}")
-
-
-def _create_estimator(config: ConfigDict) -> Estimator:
-    return Estimator(**{name: config[name] for name in ESTIMATOR_FIELDS})
-
-
-def _create_model(config: ConfigDict) -> Model:
-    return create_model(**{name: config[name] for name in MODEL_FIELDS})
 
 
 def _read_comparison(config: ConfigDict, dimension: int) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -159,11 +144,6 @@ def _read_unit(path: Path, point: Point) -> Halves:
     return accumulation.halves_from_arrays(arrays)
 
 
-def _plan(num_networks: int, unit_size: int) -> list[tuple[int, int]]:
-    """The units [first, stop) of an ensemble: every `unit_size` networks, the last one cut short."""
-    return [(first, min(first + unit_size, num_networks)) for first in range(0, num_networks, unit_size)]
-
-
 def _stored_units(workdir: Path) -> list[Path]:
     digits = "[0-9]" * 7
     return list(workdir.glob(f"units/networks_{digits}_{digits}.npz"))
@@ -179,7 +159,7 @@ def _check_not_lowered(num_networks: int, workdir: Path) -> None:
 
 def _paths(point: Point) -> dict[tuple[int, int], Path]:
     """The file of each unit of a point."""
-    units = _plan(point.config.num_networks, point.config.unit_size)
+    units = split_networks(point.config.num_networks, point.config.unit_size)
     return {unit: _unit_path(point.workdir, *unit) for unit in units}
 
 
@@ -223,13 +203,7 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
         f", {name} {value}" for name, value in point.coordinates.items() if name not in ("derivative", "readout")
     )
     print(f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, {config.readout}{at}")
-    if result.config["diverged"]:
-        print(f"  {result.config['diverged']} more networks have derivatives that are not finite and are left out")
-    for index in range(min(4, len(result.eigenvalues))):
-        print(f"  eigenvalue {index}: {result.eigenvalues[index]:.4g} ± {result.eigenvalue_sem[index]:.1g}")
-    groups, tolerance = nads.degenerate_groups(result)
-    for first, last in groups:
-        print(f"  directions {first}–{last}: eigenvalues equal within {tolerance:.0%}, single ones are not determined")
+    report_eigenvalues(result)
     against = comparison.get("overlap", ())
     print("  overlap of leading subspaces: size, split half" + (f", with {config.compare}" if len(against) else ""))
     for index, size in enumerate(result.overlap_sizes):
@@ -245,7 +219,7 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
 def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | None) -> NADs:
     """Writes and prints the results of what is stored of one point."""
     config, halves = point.config, _merge(point)
-    model, estimator = _create_model(config), _create_estimator(config)
+    model, estimator = read_model(config), read_estimator(config)
     estimator, num_rows = resolve_estimator(model, estimator, config.unit_size)
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
     choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
@@ -271,34 +245,36 @@ def _write_table(points: list[tuple[Point, NADs]], workdir: Path) -> None:
     store.write_text(workdir / "results.csv", results.format_table(rows, tuple(rows[0])))
 
 
+def _init_halves(point: Point) -> Halves:
+    return accumulation.init_halves(int(np.prod(point.config.image_shape)))
+
+
 def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program:
     """What computes the units of all points that differ from `point` in their seed at most."""
-    model, chosen, unit_size = _create_model(point.config), _create_estimator(point.config), point.config.unit_size
+    model, chosen, unit_size = read_model(point.config), read_estimator(point.config), point.config.unit_size
     if chunk_size:
         chosen = dataclasses.replace(chosen, chunk_size=chunk_size)
-    accumulate, estimator = accumulation.make_accumulate(model, choose_chunk(model, chosen, unit_size), unit_size)
-    empty = accumulation.init_halves(int(np.prod(point.config.image_shape)))
-
-    def describe(identity: dict[str, Any], **unit: Any) -> np.ndarray:
-        return store.describe_origin(identity, **unit, mapping=estimator.mapping, chunk_size=estimator.chunk_size)
+    chosen = choose_chunk(model, chosen, unit_size, partial(_init_halves, point))
+    accumulate, estimator = accumulation.make_accumulate(model, chosen, unit_size)
+    empty = _init_halves(point)
 
     def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
         number, (first, stop) = unit.members
         config, workdir = points[number].config, points[number].workdir
         halves = accumulate(make_key(config.seed), empty, first, stop, progress, snapshots)
-        origin = describe(points[number].identity, networks=[first, stop])
+        origin = describe_unit(points[number].identity, estimator, networks=[first, stop])
         arrays = {**accumulation.halves_to_arrays(halves), "config": origin}
         store.write_npz(_unit_path(workdir, first, stop), arrays)
         return int(halves.diverged)
 
     shared = {name: value for name, value in point.identity.items() if name != "seed"}
-    return Program(compute, estimator.chunk_size, 2, json.loads(str(describe(shared))))
+    return Program(compute, estimator.chunk_size, 2, json.loads(str(describe_unit(shared, estimator))))
 
 
 def _measure(point: Point) -> Cost:
-    config = point.config
-    model, estimator = _create_model(config), _create_estimator(config)
-    return measure_ensemble(model, choose_chunk(model, estimator, config.unit_size), config.unit_size)
+    model, estimator, make_empty = read_model(point.config), read_estimator(point.config), partial(_init_halves, point)
+    chosen = choose_chunk(model, estimator, point.config.unit_size, make_empty)
+    return measure_ensemble(model, chosen, point.config.unit_size, make_empty)
 
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:
@@ -402,7 +378,7 @@ def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
             comparison = stored
     title = f"{result.config['architecture']}, {result.num_networks} networks, {result.config['derivative']}"
     image_shape = tuple(result.config["image_shape"])
-    band = nads.null_band(result) if result.config["readout"] == "sampled" else None
+    band = nads.null_band(result) if nads.has_null_band(result) else None
     figures = {
         "nads.png": plotting.plot_directions(
             result.directions[: config.figure_directions], image_shape, f"Leading NADs: {title}"

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.plan import Cost
-from nad_jax.accumulation import init_halves, make_add_chunk
+from nad_jax.accumulation import Halves, make_add_chunk
 from nad_jax.ensemble import make_key
 from nad_jax.estimator import Estimator, resolve_estimator
 from nad_jax.fitting import Stages, make_chunk
@@ -96,31 +95,36 @@ def largest_chunk(needs: Callable[[int], int], most: int, multiple: int, limit: 
     return size
 
 
-def choose_chunk(model: Model, estimator: Estimator, num_networks: int) -> Estimator:
-    """The estimator with the most networks at once that fit, where it leaves that open and maps vectorized."""
+def choose_chunk(model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]) -> Estimator:
+    """The estimator with the most networks at once that fit, where it leaves that open and maps vectorized.
+
+    Args: as in `measure_ensemble`.
+    """
     if estimator.chunk_size or resolve_estimator(model, estimator, num_networks)[0].mapping == "sequential":
         return estimator
 
     def needs(size: int) -> int:
-        return program_bytes(_compile_ensemble(model, dataclasses.replace(estimator, chunk_size=size), num_networks)[0])
+        chosen = dataclasses.replace(estimator, chunk_size=size)
+        return program_bytes(_compile_ensemble(model, chosen, num_networks, make_empty)[0])
 
     return dataclasses.replace(estimator, chunk_size=largest_chunk(needs, num_networks, 2, device_bytes() // 2))
 
 
-def _compile_ensemble(model: Model, estimator: Estimator, num_networks: int) -> tuple[Any, tuple]:
-    """The compiled program that adds a chunk of networks to dense moments, and what it takes besides them."""
+def _compile_ensemble(
+    model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]
+) -> tuple[Any, tuple]:
+    """The compiled program that adds a chunk of networks, and what it takes besides the state."""
     add_chunk, estimator, _ = make_add_chunk(model, estimator, num_networks)
     key, numbers = make_key(0), (jnp.int32(0), jnp.int32(estimator.chunk_size))
-    return add_chunk.lower(key, init_halves(int(np.prod(model.image_shape))), *numbers).compile(), (key, *numbers)
+    return add_chunk.lower(key, make_empty(), *numbers).compile(), (key, *numbers)
 
 
-def measure_ensemble(model: Model, estimator: Estimator, num_networks: int) -> Cost:
-    """What it costs to accumulate networks of an ensemble, `num_networks` at a time."""
+def measure_ensemble(model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]) -> Cost:
+    """What it costs to accumulate networks of an ensemble, `num_networks` at a time; `make_empty()` has seen none."""
     begun = time.monotonic()
-    program, (key, first, stop) = _compile_ensemble(model, estimator, num_networks)
+    program, (key, first, stop) = _compile_ensemble(model, estimator, num_networks, make_empty)
     compile_seconds = time.monotonic() - begun
-    dimension = int(np.prod(model.image_shape))
-    seconds = fastest(lambda: program(key, init_halves(dimension), first, stop))
+    seconds = fastest(lambda: program(key, jax.tree.map(jnp.copy, make_empty()), first, stop))  # its state is donated
     networks = int(stop) * jax.local_device_count()  # at once
     return Cost(compile_seconds, seconds / networks, program_bytes(program))
 

@@ -27,13 +27,23 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from experiments import benchmark, compute_nads, directional_bias, flip_cifar, poison_cifar, runner, time_to_accuracy
+from experiments import (
+    benchmark,
+    compute_nads,
+    directional_bias,
+    flip_cifar,
+    leading_nads,
+    poison_cifar,
+    runner,
+    time_to_accuracy,
+)
 from experiments.shards import Shard, find_shard, join_cluster
 from nad_jax import store
 from nad_jax.errors import InputError, unknown
 
 EXPERIMENTS = {
     "compute_nads": compute_nads,
+    "leading_nads": leading_nads,
     "directional_bias": directional_bias,
     "poison_cifar": poison_cifar,
     "flip_cifar": flip_cifar,

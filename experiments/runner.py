@@ -30,7 +30,7 @@ def run(plan: Plan, workdir: Path, shard: Shard = ALONE) -> bool:
     """Computes what is missing of a shard, and collects if then nothing of the plan is missing: whether that is so.
 
     Raises:
-      RunAgain: where units were damaged after they had been written.
+      RunAgain: where units were damaged after they had been written, or need those that other shards compute.
     """
     plan.open_folder()
     _compute(plan, workdir, shard)

@@ -222,7 +222,9 @@ def _make_program(
 def _measure(config: ConfigDict, ensemble: Ensemble) -> Cost:
     """What a network costs; where an ensemble ends with its time, this divided by the networks it counts as."""
     chosen = _create_estimator(config, ensemble.derivative, ensemble.readout)
-    cost = measure_ensemble(_create_model(config), chosen, config.first_networks)
+    dimension = int(np.prod(config.image_shape))
+    make_empty = partial(accumulation.init_halves, dimension)
+    cost = measure_ensemble(_create_model(config), chosen, config.first_networks, make_empty)
     share = ensemble.max_seconds / ensemble.num_networks
     return cost._replace(network_seconds=min(cost.network_seconds, share))
 

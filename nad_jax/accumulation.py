@@ -205,8 +205,8 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
                 f"num_networks: at most {2**32 // num_rows} of {num_rows} rows each are counted, got {stop}"
             )
         # One state on each device, so that none waits for another; they are merged in the end.
-        empty = _init_like(halves)
-        states, done = [jax.device_put(halves if place == 0 else empty, d) for place, d in enumerate(devices)], first
+        parts = [halves, *(_init_like(halves) for _ in devices[1:])]
+        states, done = [jax.device_put(part, d) for part, d in zip(parts, devices, strict=True)], first
         if snapshots is not None and (kept := snapshots.load()) is not None:
             states = [jax.device_put(_unpack(kept, place), d) for place, d in enumerate(devices)]
             done = int(kept["done"])

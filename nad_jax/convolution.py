@@ -409,18 +409,32 @@ def _window_max_jvp(axes, primals, tangents):
     return _window_max(windows, axes), jnp.sum(jnp.where(jnp.stack(rows, first), direction, 0), axes)
 
 
-def pool(x: jax.Array, kind: str, size: int) -> jax.Array:
-    """Non-overlapping size×size pooling of images [B, H, W, C]; a remainder at the border is dropped, as in PyTorch.
+def pool(x: jax.Array, kind: str, size: int, stride: int | None = None, padding: int = 0) -> jax.Array:
+    """size×size pooling of images [B, H, W, C]; what no window reaches at the border is dropped, as in PyTorch.
 
-    A reshape and a reduction instead of `reduce_window`, whose gradient is slow on a CPU. Where several entries
-    of a window share its maximum the gradient goes to the first, row by row, as in PyTorch.
+    Slices, reshapes and a maximum in pairs instead of `reduce_window`, whose gradient is slow on a CPU. Where several
+    entries of a window share its maximum the gradient goes to the first, row by row, as in PyTorch.
 
     Args:
       kind: "max" or "avg".
+      stride: from one window to the next; by default `size`, windows that do not overlap.
+      padding: rows and columns around the image that are never the maximum, and zeros in an average.
     """
     check_choice("pooling", kind, ("max", "avg"))
+    stride = size if stride is None else stride
+    pads = ((padding, padding), (padding, padding))
+    check_fits(x.shape[1:3], (size, size), pads)
+    if padding:
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf if kind == "max" else 0.0)
     batch, height, width, channels = x.shape
-    check_fits((height, width), (size, size))
-    rows, columns = height // size, width // size
-    windows = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
-    return _window_max(windows, (2, 4)) if kind == "max" else windows.mean((2, 4))
+    rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
+    if stride == size:
+        x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
+        return _window_max(x, (2, 4)) if kind == "max" else x.mean((2, 4))
+    entries = [
+        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    windows = jnp.stack(entries).reshape(size, size, batch, rows, columns, channels)
+    return _window_max(windows, (0, 1)) if kind == "max" else windows.mean((0, 1))

@@ -20,7 +20,9 @@ from nad_jax.errors import check_integer, check_number
 Function = Callable[[jax.Array], jax.Array]
 Derivative = Callable[[Function, jax.Array, jax.Array | None], jax.Array]
 
-_PULLBACKS = 128  # backward passes carried at a time
+# Backward passes carried at a time, and the pixels of all of them together: beyond, they outgrow the cache.
+_PULLBACKS = 128
+_PIXELS = 2**17
 
 
 def input_gradient(function: Function, x: jax.Array, readouts: jax.Array | None) -> jax.Array:
@@ -30,17 +32,19 @@ def input_gradient(function: Function, x: jax.Array, readouts: jax.Array | None)
     """
     outputs, pullback = jax.vjp(lambda image: function(image[None])[0], x)
 
+    together = max(1, min(_PULLBACKS, _PIXELS // (x.shape[0] * x.shape[1])))
+
     def row(cotangent: jax.Array) -> jax.Array:
         return pullback(cotangent)[0].reshape(-1)
 
     if readouts is None:
         size = outputs.size
         return jax.lax.map(
-            lambda index: row(jax.nn.one_hot(index, size, dtype=outputs.dtype)), jnp.arange(size), batch_size=_PULLBACKS
+            lambda index: row(jax.nn.one_hot(index, size, dtype=outputs.dtype)), jnp.arange(size), batch_size=together
         )
     if len(readouts) == 1:  # no batch axis to carry through the backward pass
         return row(readouts[0])[None]
-    return jax.lax.map(row, readouts, batch_size=_PULLBACKS)
+    return jax.lax.map(row, readouts, batch_size=together)
 
 
 def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:

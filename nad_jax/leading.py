@@ -1,6 +1,7 @@
 """Leading NADs of inputs too large for a D×D matrix: a sketch of the second moment, refined in several passes.
 
-The networks are not kept: each pass draws them again from their keys.
+The networks are not kept: each pass draws them again from their keys. `estimate_leading_nads` is the loop over the
+passes; what it does between them are functions of their own, for programs that store the sketches of a pass.
 """
 
 from collections.abc import Callable
@@ -10,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import ensemble, sketch, subspaces
+from nad_jax import ensemble, errors, sketch, subspaces
 from nad_jax.accumulation import Halves, check_finite, make_accumulate
 from nad_jax.errors import InputError, check_integer
 from nad_jax.estimator import check_num_networks, create_estimator, record_choices
 from nad_jax.models import Model
 from nad_jax.nads import NADs
+from nad_jax.sketch import Leading
 
 
 class LeadingNADs(NamedTuple):
@@ -30,6 +32,105 @@ class LeadingNADs(NamedTuple):
     nads: NADs
     pass_overlap: np.ndarray
     trace: float
+
+
+class Found(NamedTuple):
+    """The leading eigenvectors that a pass finds for all networks, for the even and for the odd ones."""
+
+    whole: Leading
+    even: Leading
+    odd: Leading
+
+
+def check_passes(num_directions: int, num_passes: int, num_extra: int, dimension: int) -> None:
+    """Raises one `InputError` with a line for each of these values that is wrong."""
+    problems = errors.problems(
+        lambda: check_integer("num_directions", num_directions, 1, dimension - 1),
+        lambda: check_integer("num_passes", num_passes, 1),
+        lambda: check_integer("num_extra", num_extra, 0),
+    )
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def check_rows(num_rows: int, num_directions: int) -> None:
+    """Raises `InputError` where a half of the ensemble gives fewer independent derivatives than directions."""
+    if num_rows < num_directions:
+        raise InputError(
+            f"num_networks: a half of the ensemble gives {num_rows} independent derivatives, fewer than "
+            f"num_directions = {num_directions}; take more networks or read-outs"
+        )
+
+
+def overlap_sizes(num_directions: int, dimension: int) -> tuple[int, ...]:
+    """The subspace sizes whose overlaps are reported: the default ones below K, and K."""
+    return (*(size for size in subspaces.default_sizes(dimension) if size < num_directions), num_directions)
+
+
+def first_basis(key: jax.Array, num_directions: int, num_extra: int, dimension: int) -> jax.Array:
+    """The test directions [L, D] of the first pass, L = 3·(K + extra) or D: random ones."""
+    size = min(3 * (num_directions + num_extra), dimension)
+    return sketch.random_basis(ensemble.named_key(key, "sketch"), size, dimension)
+
+
+def find_leading(halves: Halves, num_directions: int, num_extra: int, centred: bool) -> Found:
+    """What the sketches of a whole pass say.
+
+    Raises:
+      InputError: where a half of the ensemble gives fewer independent derivatives than directions.
+    """
+    parts = (sketch.merge(halves.even, halves.odd), halves.even, halves.odd)
+    check_rows(min(int(part.count) for part in parts) - centred, num_directions)
+    kept = min(num_directions + num_extra, len(halves.even.basis))
+    found = Found(*(sketch.leading(part, kept, centred) for part in parts))
+    check_rows(min(len(part.directions) for part in found), num_directions)
+    return found
+
+
+def next_basis(found: Found) -> np.ndarray:
+    """The test directions [L, D] of the next pass: the leading ones of all networks, and what the halves add to them.
+
+    An angle below .01 adds nothing: the next pass finds it.
+    """
+    whole = found.whole.directions.astype(np.float64)
+    halves = np.concatenate([found.even.directions, found.odd.directions]).astype(np.float64)
+    halves -= (halves @ whole.T) @ whole
+    values, vectors = np.linalg.eigh(halves @ halves.T)
+    kept = values > 1e-4
+    halves = (vectors[:, kept] / np.sqrt(values[kept])).T @ halves
+    return np.concatenate([found.whole.directions, halves.astype(np.float32)])
+
+
+def compare_passes(found: Found, basis: jax.Array | np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
+    """‖U_k V_kᵀ‖²/k between a pass and the one before, which its test directions come from: [S]."""
+    return subspaces.subspace_overlap(found.whole.directions, basis[: max(sizes)], sizes)
+
+
+def finish(
+    halves: Halves,
+    found: Found,
+    pass_overlap: list[np.ndarray] | np.ndarray,
+    num_directions: int,
+    num_networks: int,
+    config: dict[str, Any],
+    centred: bool,
+) -> LeadingNADs:
+    """The result, from the sketches of the last pass and what was found in them; N and every choice are recorded."""
+    sizes = overlap_sizes(num_directions, halves.even.basis.shape[1])
+    directions = found.whole.directions[:num_directions]
+    difference = np.subtract(*(sketch.energies(half, directions, centred) for half in (halves.even, halves.odd)))
+    record = NADs(
+        directions=directions,
+        eigenvalues=found.whole.eigenvalues[:num_directions],
+        eigenvalue_sem=(np.abs(difference) / 2).astype(np.float32),
+        overlap_sizes=np.array(sizes),
+        split_half_overlap=subspaces.subspace_overlap(found.even.directions, found.odd.directions, sizes).astype(
+            np.float32
+        ),
+        num_networks=num_networks,
+        config=config,
+    )
+    return LeadingNADs(record, np.array(pass_overlap).reshape(-1, len(sizes)), found.whole.trace)
 
 
 def estimate_leading_nads(
@@ -67,45 +168,19 @@ def estimate_leading_nads(
     accumulate, estimator = make_accumulate(model, estimator, num_networks)
     check_num_networks(num_networks, estimator)
     dimension = int(np.prod(model.image_shape))
-    check_integer("num_directions", num_directions, 1, dimension - 1)
-    check_integer("num_passes", num_passes, 1)
-    check_integer("num_extra", num_extra, 0)
-    kept = min(num_directions + num_extra, dimension)
-    sizes = {size for size in subspaces.default_sizes(dimension) if size < num_directions}
-    sizes = (*sorted(sizes), num_directions)
+    check_passes(num_directions, num_passes, num_extra, dimension)
+    sizes = overlap_sizes(num_directions, dimension)
 
-    basis = sketch.random_basis(ensemble.named_key(key, "sketch"), min(3 * kept, dimension), dimension)
-    pass_overlap, before = [], None
+    basis, pass_overlap = first_basis(key, num_directions, num_extra, dimension), []
     for number in range(num_passes):
         report = None if progress is None else lambda done, number=number: progress(number * num_networks + done)
         halves = Halves(sketch.init(basis), sketch.init(basis), jnp.int32(0))
         halves = accumulate(key, halves, 0, num_networks, report)
         check_finite(halves, num_networks)
-        parts = (sketch.merge(halves.even, halves.odd), halves.even, halves.odd)
-        found = [sketch.leading(part, kept, estimator.centred) for part in parts]
-        fewest = min(len(part.directions) for part in found)
-        if fewest < num_directions:
-            raise InputError(
-                f"num_networks: a half of the ensemble gives {fewest} independent derivatives, fewer than "
-                f"num_directions = {num_directions}; take more networks or read-outs"
-            )
-        if before is not None:
-            pass_overlap.append(subspaces.subspace_overlap(found[0].directions, before, sizes))
-        before = found[0].directions
+        found = find_leading(halves, num_directions, num_extra, estimator.centred)
+        if number > 0:
+            pass_overlap.append(compare_passes(found, basis, sizes))
         if number < num_passes - 1:
-            together = np.concatenate([part.directions for part in found])
-            basis = jnp.asarray(np.linalg.qr(together.T)[0].T)
-
-    whole, even, odd = found
-    directions = whole.directions[:num_directions]
-    difference = np.subtract(*(sketch.energies(half, directions, estimator.centred) for half in parts[1:]))
-    record = NADs(
-        directions=directions,
-        eigenvalues=whole.eigenvalues[:num_directions],
-        eigenvalue_sem=(np.abs(difference) / 2).astype(np.float32),
-        overlap_sizes=np.array(sizes),
-        split_half_overlap=subspaces.subspace_overlap(even.directions, odd.directions, sizes).astype(np.float32),
-        num_networks=num_networks,
-        config={**record_choices(model, estimator, key), "num_passes": num_passes, "num_extra": num_extra},
-    )
-    return LeadingNADs(record, np.array(pass_overlap).reshape(-1, len(sizes)), whole.trace)
+            basis = jnp.asarray(next_basis(found))
+    config = {**record_choices(model, estimator, key), "num_passes": num_passes, "num_extra": num_extra}
+    return finish(halves, found, pass_overlap, num_directions, num_networks, config, estimator.centred)

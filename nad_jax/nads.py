@@ -38,19 +38,31 @@ class NADs(NamedTuple):
     config: dict[str, Any]
 
 
-def null_band(nads: NADs) -> tuple[float, float]:
+def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
     """The eigenvalues an isotropic covariance of this trace would show from as many sampled read-outs.
 
     Source: Marchenko–Pastur. Eigenvalues outside it are anisotropy, inside it noise.
 
+    Args:
+      trace: tr E[g gᵀ], where the record holds fewer than D eigenvalues.
+
     Raises:
-      InputError: for marginalized read-outs, whose spectra carry the split-half error instead.
+      InputError: for marginalized or symmetrized ones, whose spectra carry the split-half error instead; for leading
+        eigenvalues without the trace.
     """
-    if nads.config["readout"] != "sampled":
-        raise InputError("null_band: belongs to sampled read-outs; marginalized spectra carry `eigenvalue_sem`")
+    if not has_null_band(nads):
+        raise InputError("null_band: belongs to sampled read-outs, not symmetrized; others carry `eigenvalue_sem`")
     dimension = nads.directions.shape[1]
+    if trace is None and len(nads.eigenvalues) < dimension:
+        raise InputError(f"trace: needed where there are {len(nads.eigenvalues)} eigenvalues of D = {dimension}")
+    trace = float(nads.eigenvalues.sum()) if trace is None else trace
     samples = nads.num_networks * nads.config["num_readouts"]
-    return spectral.marchenko_pastur_band(float(nads.eigenvalues.sum()) / dimension, dimension, samples)
+    return spectral.marchenko_pastur_band(trace / dimension, dimension, samples)
+
+
+def has_null_band(nads: NADs) -> bool:
+    """Whether the rows that were averaged over are independent read-outs."""
+    return nads.config["readout"] == "sampled" and not nads.config.get("symmetrized", False)
 
 
 def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[tuple[int, int]], float]:

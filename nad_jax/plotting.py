@@ -24,9 +24,12 @@ def plot_directions(directions: np.ndarray, image_shape: tuple[int, int, int], t
     """
     images = np.asarray(to_images(np.asarray(directions), image_shape))
     height, width, channels = image_shape
-    columns = min(8, len(images))
+    # Inches; a pixel of a large image is one of the figure, at 150 dots per inch.
+    panel = max(1.35 * max(1, channels / 2), channels * width / 150)
+    columns = min(8, len(images), max(1, int(18 / panel)))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.35 * columns * max(1, channels / 2) + 0.3, 2.9 * rows + 0.5), layout="constrained")
+    figsize = (panel * columns + 0.3, 2 * max(1.45, height / 150 + 0.25) * rows + 0.5)
+    figure = Figure(figsize=figsize, layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(2 * rows, columns, squeeze=False)
     for panel in axes.flat:
@@ -37,10 +40,10 @@ def plot_directions(directions: np.ndarray, image_shape: tuple[int, int, int], t
         pixel, fourier = axes[row, column], axes[row + 1, column]
         limit = np.abs(image).max()
         tiled = np.concatenate([image[..., channel] for channel in range(channels)], axis=1)
-        pixel.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        pixel.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit)
         pixel.set_title(f"$u_{{{index}}}$", fontsize=9)
         extent = (-(width // 2) - 0.5, width - width // 2 - 0.5, height - height // 2 - 0.5, -(height // 2) - 0.5)
-        fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent, interpolation="nearest")
+        fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent)
         for panel, label in ((pixel, "pixels"), (fourier, "Fourier energy")):
             if column == 0:
                 panel.set_ylabel(label, fontsize=8)

@@ -93,13 +93,14 @@ def leading(sketch: Sketch, num_directions: int, centred: bool = False) -> Leadi
     if not 1 <= num_directions <= size:
         raise InputError(f"num_directions: must be in 1 … {size} test directions, got {num_directions}")
     basis, product, trace = _moment(sketch, centred)
-    core = basis @ product.T
+    core, square = basis @ product.T, product @ product.T
+    del basis  # as large as the product: these two take up most of the memory
     values, vectors = np.linalg.eigh((core + core.T) / 2)
     kept = values > size * np.finfo(np.float32).eps * values[-1]  # the rest is rounding
-    root = (vectors[:, kept] / np.sqrt(values[kept])).T @ product  # its square is the approximation of G
-    values, vectors = np.linalg.eigh(root @ root.T)
+    root = (vectors[:, kept] / np.sqrt(values[kept])).T  # (root Y)ᵀ(root Y) is the approximation of G
+    values, vectors = np.linalg.eigh(root @ square @ root.T)
     order = np.argsort(values)[::-1][:num_directions]
-    directions = np.linalg.qr((vectors[:, order].T @ root).T)[0].T
+    directions = ((vectors[:, order] / np.sqrt(values[order])).T @ root) @ product
     largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], axis=1)
     directions = (directions * np.sign(largest)).astype(np.float32)
     return Leading(values[order].astype(np.float32), directions, trace)
@@ -109,15 +110,16 @@ def energies(sketch: Sketch, directions: np.ndarray, centred: bool = False) -> n
     """uᵀ G u for rows u of `directions` [K, D], of what of them lies in the span of the test directions: [K]."""
     basis, product, _ = _moment(sketch, centred)
     inside = np.asarray(directions, np.float64) @ basis.T
-    return np.einsum("kl,lm,km->k", inside, product @ basis.T, inside, optimize=True)
+    return np.einsum("kd,kd->k", inside @ product, inside @ basis)
 
 
 def _moment(sketch: Sketch, centred: bool) -> tuple[np.ndarray, np.ndarray, float]:
     """The test directions Q [L, D], Q G [L, D] and tr G, for the covariance if `centred`; float64."""
     count, square = int(sketch.count), float(sketch.square)
-    basis, product = np.asarray(sketch.basis, np.float64), np.asarray(sketch.product, np.float64)
-    if not centred:
-        return basis, product / count, square / count
-    total = np.asarray(sketch.total, np.float64)
-    product = product - np.outer(basis @ total, total) / count
-    return basis, product / (count - 1), (square - total @ total / count) / (count - 1)
+    basis, product = np.array(sketch.basis, np.float64), np.array(sketch.product, np.float64)
+    if centred:
+        total = np.asarray(sketch.total, np.float64)
+        product -= np.outer(basis @ total / count, total)
+        square -= total @ total / count
+    product /= count - centred
+    return basis, product, square / (count - centred)

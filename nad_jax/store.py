@@ -160,11 +160,11 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
         raise DamagedError(f"{path}: damaged or not an .npz file ({first_line(error)})") from error
 
 
-def save_nads(path: str | Path, nads: NADs) -> None:
-    """Writes the record as `.npz`, its config as a JSON string."""
+def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
+    """Writes the record as `.npz`, its config as a JSON string; `beside` are further arrays of the file."""
     fields = nads._asdict()
     arrays = {name: np.asarray(value) for name, value in fields.items() if name != "config"}
-    write_npz(Path(path), {**arrays, "config": np.asarray(json.dumps(nads.config))})
+    write_npz(Path(path), {**arrays, **beside, "config": np.asarray(json.dumps(nads.config))})
 
 
 def load_nads(path: str | Path) -> NADs:

@@ -20,6 +20,7 @@ PARAMETERS = {
     "vgg11_plain": 9_745_153,
     "resnet18": 11_168_193,
     "resnet18_w16": 700_017,
+    "resnet18_imagenet": 11_170_753,
     "densenet121": 6_945_921,
 }
 
@@ -37,6 +38,14 @@ def test_the_table_is_covered():
 def test_parameter_counts_are_those_of_the_reference(architecture):
     variables, _ = _shapes(create_model(architecture))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS[architecture]
+
+
+def test_the_resnet_for_imagenet_is_that_of_torchvision():
+    model = create_model("resnet18_imagenet", (224, 224, 3), num_logits=1000)
+    variables, images = _shapes(model)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 11_689_512
+    assert jax.eval_shape(model.features, variables, images).shape == (2, 512)
+    assert ARCHITECTURES["resnet18_imagenet"].reference_convolution == "normal_fan_out"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -96,34 +96,41 @@ def test_mapped_over_kernels_equals_a_loop(shape, kernel_shape, strides, padding
     _close(jax.lax.map(lambda member: fast(*member), (x, kernel)), expected)
 
 
-def _pool_by_window(x, kind, size):
-    window = (1, size, size, 1)
+def _pool_by_window(x, kind, size, stride=None, padding=0):
+    window, strides = (1, size, size, 1), (1, stride or size, stride or size, 1)
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     if kind == "max":
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
-    return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, window, "VALID") / size**2
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, pads)
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, window, strides, pads) / size**2
 
 
 @pytest.mark.parametrize("kind", ["max", "avg"])
-@pytest.mark.parametrize(("height", "width", "size"), [(8, 8, 2), (9, 7, 2), (8, 12, 4)])
-def test_pooling_equals_reduce_window(kind, height, width, size):
+@pytest.mark.parametrize(
+    ("height", "width", "window"),
+    [(8, 8, (2,)), (9, 7, (2,)), (8, 12, (4,)), (8, 7, (3, 2, 1)), (9, 8, (3, 2)), (5, 6, (2, 3, 1)), (6, 6, (3, 1))],
+)
+def test_pooling_equals_reduce_window(kind, height, width, window):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
-    _close(convolution.pool(x, kind, size), _pool_by_window(x, kind, size))
+    _close(convolution.pool(x, kind, *window), _pool_by_window(x, kind, *window))
     _close(
-        jax.grad(lambda x: jnp.sum(convolution.pool(x, kind, size) ** 2))(x),
-        jax.grad(lambda x: jnp.sum(_pool_by_window(x, kind, size) ** 2))(x),
+        jax.grad(lambda x: jnp.sum(convolution.pool(x, kind, *window) ** 2))(x),
+        jax.grad(lambda x: jnp.sum(_pool_by_window(x, kind, *window) ** 2))(x),
     )
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_the_first_of_equal_maxima_gets_the_whole_gradient(size):
-    x = jax.random.randint(jax.random.key(0), (3, 8, 8, 2), 0, 3).astype(jnp.float32)  # many ties
-    actual = np.asarray(jax.jit(jax.grad(lambda x: convolution.pool(x, "max", size).sum()))(x))
-    expected = np.zeros_like(actual)
-    for b, i, j, c in np.ndindex(3, 8 // size, 8 // size, 2):
-        window = np.asarray(x)[b, size * i : size * (i + 1), size * j : size * (j + 1), c]
+@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 4, 0), (3, 2, 1), (3, 2, 0)])
+def test_the_first_of_equal_maxima_gets_the_whole_gradient(size, stride, padding):
+    x = -jax.random.randint(jax.random.key(0), (3, 8, 8, 2), 0, 3).astype(jnp.float32)  # many ties
+    actual = np.asarray(jax.jit(jax.grad(lambda x: convolution.pool(x, "max", size, stride, padding).sum()))(x))
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    padded = np.pad(x, pads, constant_values=-np.inf)
+    expected = np.zeros_like(padded)
+    count = (padded.shape[1] - size) // stride + 1
+    for b, i, j, c in np.ndindex(3, count, count, 2):
+        window = padded[b, stride * i : stride * i + size, stride * j : stride * j + size, c]
         row, column = divmod(int(window.argmax()), size)
-        expected[b, size * i + row, size * j + column, c] = 1
-    np.testing.assert_array_equal(actual, expected)
+        expected[b, stride * i + row, stride * j + column, c] += 1
+    np.testing.assert_array_equal(actual, expected[:, padding : padding + 8, padding : padding + 8])
 
 
 def test_every_window_has_exactly_one_winner_whatever_it_holds():

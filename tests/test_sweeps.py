@@ -481,7 +481,7 @@ def test_diverged_networks_are_contained_and_counted(tmp_path, capsys, monkeypat
         return jax.numpy.where(weights[0] > 0.5, jax.numpy.nan, weights)
 
     model = from_functions(init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1))
-    monkeypatch.setattr(compute_nads, "_create_model", lambda config: model)
+    monkeypatch.setattr(compute_nads, "read_model", lambda config: model)
     compute_nads.run(_nads_config(num_networks=40, readout="sampled", symmetrized=False), tmp_path / "nads")
     record = store.load_nads(tmp_path / "nads" / "nads.npz")
     key = ensemble.named_key(ensemble.make_key(0), "networks")

@@ -68,6 +68,7 @@ CASES = [
     ("vgg11_plain", "default", 32, (1, 1, 512), ("flip", "transpose")),
     ("resnet18_w16", "default", 32, (1, 1, 128), ("transpose",)),
     ("resnet18_w16", "none", 8, (8, 8, 128), ("flip", "transpose")),
+    ("resnet18_imagenet", "default", 33, (1, 1, 512), ("flip", "transpose")),
     ("densenet121", "default", 32, (1, 1, 1024), ("flip", "transpose")),
 ]
 
@@ -91,7 +92,8 @@ def test_architectures_have_the_symmetries_that_they_state_and_no_others(
 
 def test_every_architecture_is_among_the_cases():
     assert {case[0] for case in CASES} | {"resnet18"} == set(ARCHITECTURES)
-    assert create_model("resnet18").symmetries == ("transpose",)
+    for architecture, side in (("resnet18", 32), ("resnet18_imagenet", 64)):
+        assert create_model(architecture, (side, side, 1)).symmetries == ("transpose",)
     assert create_model("lenet", (32, 28, 1)).symmetries == ("flip",)
 
 

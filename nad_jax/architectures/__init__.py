@@ -3,6 +3,9 @@
 Sources: NAD, reference code; parameter counts with one channel and one logit at 32×32 are 1,025 (logreg),
 60,941 (lenet), 9,750,657 (vgg11), 9,745,153 (vgg11_plain), 11,168,193 (resnet18), 6,945,921 (densenet121).
 `mlp` and `resnet18_w16`, a quarter as wide as the published ResNet18, are ours: controls that fit a CPU.
+`resnet18_imagenet` is that of torchvision, 11,689,512 parameters with three channels and 1,000 logits, for 224×224
+images. Its reference initialization is torchvision's too: convolutions normal with variance 2/(k² c_out) (Kaiming,
+fan-out), while PyTorch's default, that of the other networks, is uniform on ±1/√fan_in.
 
 Differs from the reference in: the running variance of batch normalization, which Flax keeps biased and PyTorch
 unbiased (by B·H·W/(B·H·W − 1)).
@@ -18,7 +21,7 @@ from nad_jax.architectures.densenet import DenseNet
 from nad_jax.architectures.lenet import LeNet
 from nad_jax.architectures.logreg import LogReg
 from nad_jax.architectures.mlp import MLP
-from nad_jax.architectures.resnet import ResNet18
+from nad_jax.architectures.resnet import ResNet18, ResNet18ImageNet
 from nad_jax.architectures.vgg import VGG11
 from nad_jax.convolution import CONVOLUTIONS, resolve_convolution
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer
@@ -59,6 +62,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet18_w16": Architecture(
         functools.partial(ResNet18, width=16), "avg", unpooled=True, flips=lambda _, pooling: pooling == "none"
     ),
+    "resnet18_imagenet": Architecture(
+        ResNet18ImageNet, "max", reference_convolution="normal_fan_out", flips=lambda length, _: length % 32 == 1
+    ),
     "densenet121": Architecture(DenseNet, "avg"),
 }
 
@@ -79,8 +85,9 @@ def create_model(
       architecture: a key of `ARCHITECTURES`.
       image_shape: (H, W, C); any size that survives the network's pooling.
       num_logits: K.
-      pooling: "default" (as published), "max" or "avg" in place of every pooling layer there is, or "none",
-        which removes every pooling and stride and lets the dense layer after flattening grow (LeNet, ResNet18).
+      pooling: "default" (as published), "max" or "avg" in place of every pooling layer there is (a global average
+        stays), or "none", which removes every pooling and stride and lets the dense layer after flattening grow
+        (LeNet, ResNet18).
       initialization: "reference" (PyTorch-default) or "flax".
       convolution: "auto" (by backend), "product" or "lax", see `convolution`.
 

@@ -1,0 +1,56 @@
+"""Leading NADs of inputs too large for a D×D matrix: the ImageNet ResNet18 at 224×224×3, D = 150,528.
+
+    python -m experiments.main --config=configs/leading_nads.py --workdir=runs/leading
+
+The argument after the colon is the architecture, resnet18_imagenet without one. TODO
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from nad_jax.architectures import ARCHITECTURES
+from nad_jax.errors import unknown
+
+
+def get_config(architecture: str = "resnet18_imagenet") -> ConfigDict:
+    if architecture not in ARCHITECTURES:
+        raise unknown("config argument", architecture, ARCHITECTURES)
+    config = ConfigDict()
+    config.experiment = "leading_nads"
+
+    # The network.
+    config.architecture = architecture
+    config.image_shape = (224, 224, 3)  # height, width, channels
+    config.num_logits = 1
+    config.logit = config_dict.placeholder(int)  # which of several logits
+    config.pooling = "default"  # default, max, avg, none
+    config.initialization = "reference"  # reference (that of the published code), flax
+    config.convolution = "auto"  # auto, product, lax
+
+    # The ensemble.
+    config.num_networks = 256
+    config.seed = 0
+
+    # The estimate; see nad_jax.Estimator.
+    config.derivative = "input_gradient"  # central_difference (2·D forward passes a network), input_gradient (exact)
+    config.step = 100.0
+    config.point = "shared"  # shared, fresh
+    config.point_scale = 1.0
+    config.readout = "sampled"  # marginalized (a backward pass for every feature), sampled
+    config.num_readouts = 16
+    config.centred = False
+    config.symmetrized = True  # average over flips and transposition where the network has them; needs fewer networks
+
+    # What is found, and how closely; see nad_jax.estimate_leading_nads.
+    config.num_directions = 64
+    config.num_extra = 32  # directions that are iterated beside them
+    config.num_passes = 3  # can be raised later
+
+    # How it is computed.
+    config.unit_size = 64  # networks per stored unit
+    config.chunk_size = 0  # networks per call of the compiled program; 0: automatic
+    config.block_size = 64  # pixels per forward pass of the central difference
+    config.mapping = "auto"  # auto, sequential, vectorized
+
+    # Figures.
+    config.figure_directions = 8
+    return config

@@ -1,0 +1,150 @@
+"""Leading NADs in stored units: the same as in one call, whoever computes them and however often they stop."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import leading_nads, runner
+from experiments.shards import Shard
+from nad_jax import create_model, estimate_leading_nads, load_nads, null_band, store
+from nad_jax.errors import InputError
+from tests.test_configs import load_config
+
+SIZES = {"num_networks": 20, "num_directions": 6, "num_extra": 4, "num_passes": 2}
+
+
+def _config(**changes):
+    config = load_config("leading_nads").get_config("mlp")
+    config.update(image_shape=(8, 8, 1), num_readouts=4, unit_size=6, figure_directions=3, **SIZES)
+    config.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    assert leading_nads.run(_config(), workdir)
+    return workdir
+
+
+def _copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def _names(workdir):
+    return sorted(path.stem for path in (workdir / "units").iterdir())
+
+
+NETWORKS = ["0000000_0000006", "0000006_0000012", "0000012_0000018", "0000018_0000020"]
+LAST_PASS = ["pass_1_basis", *(f"pass_1_networks_{networks}" for networks in NETWORKS)]
+
+
+def test_units_give_what_one_call_gives(finished):
+    choices = {
+        "derivative": "input_gradient",
+        "readout": "sampled",
+        "num_readouts": 4,
+        "symmetrized": True,
+        "chunk_size": 6,
+    }
+    together = estimate_leading_nads(create_model("mlp", (8, 8, 1)), **SIZES, **choices)
+    stored, arrays = load_nads(finished / "nads.npz"), store.read_npz(finished / "nads.npz")
+    np.testing.assert_allclose(stored.directions, together.nads.directions, atol=1e-4)
+    for name in ("eigenvalues", "eigenvalue_sem", "split_half_overlap"):
+        np.testing.assert_allclose(getattr(stored, name), getattr(together.nads, name), rtol=1e-3, atol=1e-8)
+    np.testing.assert_allclose(arrays["pass_overlap"], together.pass_overlap, atol=1e-4)
+    np.testing.assert_allclose(arrays["trace"], together.trace, rtol=1e-5)
+    assert stored.num_networks == 20 and stored.overlap_sizes.tolist() == [1, 4, 6]
+    assert together.nads.config.items() <= stored.config.items()
+    assert _names(finished) == LAST_PASS
+
+
+def test_a_unit_that_is_gone_is_computed_again_to_the_bit(finished, tmp_path):
+    workdir, lost = _copy(finished, tmp_path), f"units/{LAST_PASS[2]}.npz"
+    (workdir / lost).unlink()
+    (workdir / "nads.npz").unlink()
+    damaged = workdir / "units" / f"{LAST_PASS[3]}.npz"
+    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    assert leading_nads.run(_config(), workdir)
+    for name in (lost, f"units/{LAST_PASS[3]}.npz", "nads.npz"):
+        assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+    assert damaged.with_name(damaged.name + ".corrupt").exists()
+
+
+def test_damaged_test_directions_begin_anew_and_end_the_same(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    basis = workdir / "units" / "pass_1_basis.npz"
+    basis.write_bytes(basis.read_bytes()[:-2000])
+    assert leading_nads.run(_config(), workdir)
+    assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
+
+
+def test_shards_wait_for_each_other_and_give_the_same_file(finished, tmp_path):
+    plan, shards = leading_nads.make_plan(_config(), tmp_path), [Shard(0, 2), Shard(1, 2)]
+    missing = r"pass 2 of 2 begins when pass 1 is over, of which networks 6–11, 18–19 are missing"
+    with pytest.raises(runner.RunAgain, match=missing):
+        runner.run(plan, tmp_path, shards[0])
+    assert not runner.run(plan, tmp_path, shards[1])  # it has begun the second pass, and its share of both is done
+    assert runner.run(plan, tmp_path, shards[0])
+    assert _names(tmp_path) == LAST_PASS
+    assert (tmp_path / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
+
+
+def test_a_folder_goes_on_with_more_passes(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    assert leading_nads.run(_config(num_passes=3), workdir)
+    assert {name[:6] for name in _names(workdir)} == {"pass_2"}
+    more, fewer = (store.read_npz(folder / "nads.npz", ("pass_overlap",)) for folder in (workdir, finished))
+    np.testing.assert_array_equal(more["pass_overlap"][:1], fewer["pass_overlap"])
+    assert (more["pass_overlap"][1] > more["pass_overlap"][0]).all()
+    with pytest.raises(InputError, match=r"num_passes: can be raised, not lowered; .* has come to pass 3, got 2"):
+        leading_nads.run(_config(), workdir)
+
+
+def test_figures_estimates_and_what_is_stored_so_far(finished, tmp_path, capsys):
+    figures = leading_nads.draw(_config(), finished)
+    assert [path.name for path in figures] == ["nads.png", "spectrum.png", "overlap.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures)
+    workdir = _copy(finished, tmp_path)
+    (workdir / "units" / f"{LAST_PASS[1]}.npz").unlink()
+    plan = leading_nads.make_plan(_config(), workdir)
+    runner.describe(plan)
+    printed = capsys.readouterr().out
+    assert "plan: 40 networks in 8 units; stored 34 networks, missing 6 networks in 1 unit" in printed
+    assert "mlp: 6 networks in 1 unit" in printed
+    assert not runner.collect(plan, workdir)
+    printed = capsys.readouterr().out
+    assert "mlp: leading NADs of 14 networks, input_gradient, sampled, passes: 2" in printed
+    assert "size, split half, changed by the last pass" in printed
+
+
+def test_the_null_band_of_leading_eigenvalues_needs_the_trace(finished):
+    record = load_nads(finished / "nads.npz")
+    with pytest.raises(InputError, match="trace: needed where there are 6 eigenvalues of D = 64"):
+        null_band(record)
+    low, high = null_band(record, float(store.read_npz(finished / "nads.npz")["trace"]))
+    assert low < record.eigenvalues[0] / 2 and high > low
+
+
+def test_another_configuration_is_refused(finished):
+    with pytest.raises(InputError, match=r"num_networks: folder 20, command 22"):
+        leading_nads.run(_config(num_networks=22), finished)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"num_directions": 64, "num_extra": -1, "unit_size": 3, "seed": -1, "readout": "averaged"},
+         ["readout", "num_directions", "num_extra", "unit_size", "seed"]),
+        ({"num_networks": 1, "figure_directions": 0, "image_shape": (8, 0, 1)},
+         ["image_shape", "num_networks", "figure_directions"]),
+        ({"num_networks": 3, "num_directions": 33}, ["num_networks"]),
+        ({"num_logits": 2}, ["logit"]),
+    ],
+)  # fmt: skip
+def test_bad_values_are_one_line_each(changes, names, tmp_path):
+    with pytest.raises(InputError) as caught:
+        leading_nads.run(_config(**changes), tmp_path / "run")
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == names
+    assert not (tmp_path / "run").exists()
