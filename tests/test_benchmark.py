@@ -128,13 +128,22 @@ def test_without_a_baseline_ours_and_the_floor_are_timed(finished, monkeypatch):
 
 def test_the_gpu_recipe_runs_at_smoke_size(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "_has_torch", lambda python: False)
-    config = _config("gpu", tasks=("directions",), convolutions=("lax",), precisions=("highest", "bfloat16"))
+    config = _config("gpu", tasks=("directions",), convolutions=("lax",), precisions=("bfloat16",))
     config.num_directions.lenet = 3
     benchmark.run(config, tmp_path)
-    assert [row.label for row in benchmark.make_rows(json.loads((tmp_path / "benchmark.json").read_text()))] == [
-        "3 directions, step of one (lax, highest)",
-        "3 directions, step of one (lax, bfloat16)",
-    ]
+    (unit,) = json.loads((tmp_path / "benchmark.json").read_text())["units"]
+    assert unit["variant"] == {
+        "architecture": "lenet", "task": "directions", "convolution": "lax", "precision": "bfloat16",
+    }  # fmt: skip
+
+
+def test_variants_of_a_task_are_told_apart():
+    config = _config("gpu")
+    assert len(benchmark.list_variants(config)) == 2 * 3 + 2 * 2 * 3  # precisions belong to training
+    units = [_unit("lenet", "step", ours=[1.0], floor=[1.0]) for _ in range(2)]
+    units[1]["variant"]["precision"] = "bfloat16"
+    rows = benchmark.make_rows({"config": {"num_directions": {"lenet": 64}}, "units": units})
+    assert [row.label for row in rows] == ["training step (auto, default)", "training step (auto, bfloat16)"]
 
 
 def test_the_baseline_has_the_same_networks():
