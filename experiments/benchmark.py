@@ -8,6 +8,7 @@ Writes into the run folder: `units/*.json`, `benchmark.json` (all of them), `ben
 `benchmark.png`.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -34,7 +35,7 @@ from experiments.units import set_aside
 from nad_jax import errors, plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.convolution import CONVOLUTIONS
-from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
+from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number, unknown
 from nad_jax.recipe import PRECISIONS
 from nad_jax.store import DamagedError
 
@@ -67,6 +68,8 @@ def validate(config: ConfigDict) -> None:
     for field in PER_ARCHITECTURE:
         if not isinstance(config[field], ConfigDict):
             problems.append(f"{field}: must have a number for each architecture, got {config[field]!r}")
+            continue
+        problems += [str(unknown(field, name, ARCHITECTURES)) for name in config[field] if name not in ARCHITECTURES]
     if problems:
         raise InputError("\n".join(problems))
     chosen = [name for name in config.architectures if name in ARCHITECTURES]
@@ -121,6 +124,7 @@ def _start_theirs(spec: dict[str, Any], processes: int, threads: int, python: st
     return Stopwatch("experiments.torch_programs", [{**spec, **settings}], python, processes)
 
 
+@functools.cache
 def _has_torch(python: str) -> bool:
     try:
         done = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
@@ -215,7 +219,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         for unit in list_units(shard):
             path = _unit_path(workdir, unit.members)
             try:
-                _read_unit(path)
+                if _read_unit(path)["baseline"] is None and _has_torch(python):
+                    missing.append(unit)  # it was timed before there was a baseline
             except DamagedError as error:
                 missing.append(unit)
                 if repair:

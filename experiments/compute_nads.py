@@ -180,10 +180,15 @@ def _remove_cut_units(point: Point) -> None:
             store.remove(path)
 
 
+def _ensemble(result: NADs) -> dict[str, Any]:
+    """What tells a record from others of the same folder."""
+    return {"num_networks": result.num_networks, "symmetrized": result.config["symmetrized"]}
+
+
 def _compare(
     result: NADs, config: ConfigDict, directions: np.ndarray | None, values: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    arrays = {"num_networks": np.asarray(result.num_networks)}
+    arrays = {name: np.asarray(value) for name, value in _ensemble(result).items()}
     if directions is not None:
         sizes = tuple(int(size) for size in result.overlap_sizes if size <= len(directions))
         arrays["overlap_sizes"] = np.array(sizes)
@@ -199,10 +204,11 @@ def _compare(
 def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> None:
     """Prints the result as the reader of a log wants it."""
     config = point.config
+    kind = config.readout + ", symmetrized" * config.symmetrized
     at = "".join(
         f", {name} {value}" for name, value in point.coordinates.items() if name not in ("derivative", "readout")
     )
-    print(f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, {config.readout}{at}")
+    print(f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, {kind}{at}")
     report_eigenvalues(result)
     against = comparison.get("overlap", ())
     print("  overlap of leading subspaces: size, split half" + (f", with {config.compare}" if len(against) else ""))
@@ -374,7 +380,7 @@ def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
     path = workdir / "comparison.npz"
     if path.exists():
         stored = store.read_npz(path)
-        if stored["num_networks"] == result.num_networks:  # else it belongs to a smaller ensemble
+        if all(stored.get(name) == value for name, value in _ensemble(result).items()):  # else it is of another one
             comparison = stored
     title = f"{result.config['architecture']}, {result.num_networks} networks, {result.config['derivative']}"
     image_shape = tuple(result.config["image_shape"])

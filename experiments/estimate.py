@@ -67,13 +67,13 @@ def training_bytes(example: Example, mapping: str, devices: list[jax.Device]) ->
     chunk = make_chunk(example.stages, mapping, devices)
     state = jax.eval_shape(chunk.start, *example.members)
     epoch = chunk.epoch.lower(state, example.shared, *example.members).compile()
-    return program_bytes(epoch) * len(devices) + example.data_bytes
+    return (program_bytes(epoch) + example.data_bytes) * len(devices)
 
 
 def device_bytes() -> int:
-    """The memory of a local device; of a CPU, that of the machine."""
+    """The memory of a local device; of a CPU, its share of the machine's."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
 def largest_chunk(needs: Callable[[int], int], most: int, multiple: int, limit: int) -> int:
@@ -107,7 +107,8 @@ def choose_chunk(model: Model, estimator: Estimator, num_networks: int, make_emp
         chosen = dataclasses.replace(estimator, chunk_size=size)
         return program_bytes(_compile_ensemble(model, chosen, num_networks, make_empty)[0])
 
-    return dataclasses.replace(estimator, chunk_size=largest_chunk(needs, num_networks, 2, device_bytes() // 2))
+    most = -(-num_networks // jax.local_device_count())  # so that each device has some
+    return dataclasses.replace(estimator, chunk_size=largest_chunk(needs, most, 2, device_bytes() // 2))
 
 
 def _compile_ensemble(
@@ -116,7 +117,7 @@ def _compile_ensemble(
     """The compiled program that adds a chunk of networks, and what it takes besides the state."""
     add_chunk, estimator, _ = make_add_chunk(model, estimator, num_networks)
     key, numbers = make_key(0), (jnp.int32(0), jnp.int32(estimator.chunk_size))
-    return add_chunk.lower(key, make_empty(), *numbers).compile(), (key, *numbers)
+    return add_chunk.lower(key, jax.eval_shape(make_empty), *numbers).compile(), (key, *numbers)
 
 
 def measure_ensemble(model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]) -> Cost:

@@ -1,4 +1,4 @@
-"""What the benchmark times of nad_jax: the programs that its experiments run, compiled ahead of time."""
+"""What the benchmark times of nad_jax: the programs that its experiments run, with their automatic sizes."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -59,10 +59,9 @@ def _create_model(spec: dict[str, Any], num_logits: int = 1) -> Model:
 
 def _initialize(spec: dict[str, Any]) -> Program:
     model = _create_model(spec)
-    mapping, _, _ = resolve_mapping("auto", 0, 1)
-    networks = max(1, 2**23 // _num_parameters(model))  # 32 MB of them
+    networks = accumulation.count_together(model, "sequential", 1000)
     keys = ensemble.member_keys(ensemble.make_key(0), jnp.arange(networks))
-    program, seconds, num_bytes = _compile(partial(ensemble.map_members, model.init, mapping), keys)
+    program, seconds, num_bytes = _compile(jax.vmap(model.init), keys)
     return lambda: program(keys), networks, seconds, num_bytes
 
 
@@ -152,11 +151,14 @@ def _num_parameters(model: Model) -> int:
 
 def _floor(spec: dict[str, Any]) -> tuple[int, int]:
     """What a unit of work cannot do without: operations in plain convolutions and products, random numbers."""
-    densenet.LOOPED = 1  # loops of several layers compute with channels that are not there yet
-    model = create_model(spec["architecture"], spec["image_shape"], convolution="lax")
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    layers = list(count_operations(jax.make_jaxpr(model.apply)(variables, image).jaxpr))
+    looped, densenet.LOOPED = densenet.LOOPED, 1  # loops of several layers compute with channels that are not there yet
+    try:
+        model = create_model(spec["architecture"], spec["image_shape"], convolution="lax")
+        variables = jax.eval_shape(model.init, jax.random.key(0))
+        image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+        layers = list(count_operations(jax.make_jaxpr(model.apply)(variables, image).jaxpr))
+    finally:
+        densenet.LOOPED = looped
     passes = FORWARD_PASSES[spec["task"]](image.size, spec["batch_size"])
     operations = passes * sum(layers)
     if spec["task"] in ("step", "directions"):  # images need no gradient

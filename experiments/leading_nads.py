@@ -101,6 +101,7 @@ def validate(config: ConfigDict) -> None:
 
     problems = estimator.problems() + errors.problems(
         lambda: check_symmetrized(estimator, read_model(config)),
+        lambda: leading.check_centred(estimator),
         lambda: check_num_networks(config.num_networks, estimator),
         check_passes,
         lambda: check_unit_size(config.unit_size),
@@ -153,6 +154,10 @@ def _read_current(folder: Folder, repair: bool) -> Basis | None:
         except DamagedError as error:
             if repair:
                 set_aside(folder.basis_path(number), error)
+        except InputError:
+            if folder.basis_path(number).exists():
+                raise
+            return _read_current(folder, repair)  # another process has gone on in between
     return None
 
 
@@ -231,6 +236,10 @@ def _begin_pass(folder: Folder, number: int) -> Basis:
         basis = _store_basis(folder, 0, np.asarray(_first_basis(folder)), np.zeros((0, len(folder.sizes))))
     while basis.number < number:
         halves, missing = _merge(folder, basis)
+        current = _read_current(folder, True)
+        if current is not None and current.number > basis.number:  # another process has gone on
+            basis = current
+            continue
         if missing:
             ranges = ", ".join(f"{first}–{stop - 1}" for first, stop in missing)
             raise runner.RunAgain(

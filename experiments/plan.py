@@ -52,7 +52,8 @@ class Plan(NamedTuple):
     list_units(shard): the units of a shard. Which networks a shard has does not depend on the machine.
     find_missing(shard, repair): those, or the rest of them, that are not stored intact; damaged files are moved aside
       where `repair`.
-    make_program(program, chunk_size): compiles nothing yet; a chunk size of 0 is that of the config.
+    make_program(program, chunk_size): a chunk size of 0 is that of the config; where that leaves it open, programs may
+      be compiled to find what fits.
     measure(program): what it costs.
     collect(num_missing): writes and prints the results of what is stored; how many networks are not.
     counts: what its numbers of networks are called.

@@ -8,6 +8,7 @@ alone, as the baseline may run in an environment that has nothing else of this p
 
 import contextlib
 import json
+import math
 import os
 import resource
 import subprocess
@@ -35,7 +36,7 @@ class Timed(NamedTuple):
 
 
 class FailedError(Exception):
-    """A timed process ended before it answered; the message is the last line that it wrote."""
+    """A timed process ended before it answered; the message has its exit code and the last line written."""
 
 
 def peak_host_bytes() -> int:
@@ -51,7 +52,7 @@ def serve(make: Callable[[dict[str, Any]], Timed]) -> None:
     """The timed process: builds the programs specified on the command line, then answers until its input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(int(sys.argv[2]),), daemon=True).start()
 
     def say(**fields: Any) -> None:
         answers.write(json.dumps(fields) + "\n")
@@ -84,7 +85,7 @@ def _repeats(program: Timed, seconds: float) -> int:
         once = time.perf_counter() - begun
         if once > seconds:
             return 1
-    return max(1, round(seconds / once))
+    return math.ceil(seconds / once) if once else 1
 
 
 class Stopwatch:
@@ -102,21 +103,22 @@ class Stopwatch:
         self, module: str, specifications: list[dict], python: str, processes: int = 1, environment: Any = ()
     ) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed by close
-        command = [python, "-m", module, json.dumps(specifications)]
-        self._processes = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **dict(environment)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                text=True,
-            )
-            for _ in range(processes)
-        ]
+        command = [python, "-m", module, json.dumps(specifications), str(os.getpid())]
+        self._processes: list[subprocess.Popen] = []
         self.peak_bytes = 0
         try:
+            for _ in range(processes):
+                process = subprocess.Popen(
+                    command,
+                    cwd=ROOT,
+                    env={**os.environ, **dict(environment)},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._errors,
+                    text=True,
+                    start_new_session=True,  # a Ctrl-C is for the process that watches
+                )
+                self._processes.append(process)
             self.facts = self._answers()[0]["facts"]
         except BaseException:
             self.close()
@@ -135,11 +137,10 @@ class Stopwatch:
     def _answers(self) -> list[dict[str, Any]]:
         lines = [process.stdout.readline() for process in self._processes]
         if not all(lines):
-            for process in self._processes:
-                process.wait()
+            ended = self._processes[lines.index("")].wait()
             self._errors.seek(0)
-            said = self._errors.read().strip().splitlines() or [f"exit code {self._processes[0].returncode}"]
-            raise FailedError(said[-1])
+            said = self._errors.read().strip().splitlines()
+            raise FailedError(f"exit code {ended}" + (f", {said[-1]}" if said else ""))
         return [json.loads(line) for line in lines]
 
     def close(self) -> None:

@@ -187,7 +187,8 @@ def _make_program(
     """What computes the ensembles that differ from `ensemble` in their seed at most."""
     model, chosen = _create_model(config), _create_estimator(config, ensemble.derivative, ensemble.readout)
     chosen, _ = resolve_estimator(model, chosen, config.first_networks)
-    looks, shapes = _plan_looks(ensemble.num_networks, chosen.chunk_size), _shapes(config, ensemble)
+    at_once = chosen.chunk_size * jax.local_device_count()
+    looks, shapes = _plan_looks(ensemble.num_networks, at_once), _shapes(config, ensemble)
     chosen = dataclasses.replace(chosen, chunk_size=chunk_size or chosen.chunk_size)
     accumulate, _ = accumulation.make_accumulate(model, chosen, config.first_networks)
     group = permutations(model.symmetries, model.image_shape)

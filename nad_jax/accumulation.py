@@ -114,7 +114,7 @@ def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Call
     return rows
 
 
-def _draw_together(model: Model, mapping: str, chunk_size: int) -> int:
+def count_together(model: Model, mapping: str, chunk_size: int) -> int:
     """How many networks are initialized at a time: small ones together, up to 4 MB, which draws at full speed."""
     if mapping == "vectorized":
         return chunk_size
@@ -134,7 +134,7 @@ def make_add_chunk(
     estimator, num_rows = resolve_estimator(model, estimator, num_networks)
     member_rows = _make_member_rows(model, estimator, num_rows)
     chunk_size, moved = estimator.chunk_size, find_group(model, estimator)
-    together = _draw_together(model, estimator.mapping, chunk_size)
+    together = count_together(model, estimator.mapping, chunk_size)
 
     def draw_point(key: jax.Array) -> jax.Array:
         return estimator.point_scale * jax.random.normal(key, model.image_shape, jnp.float32)
@@ -200,10 +200,9 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
     ) -> Halves:
         if first % 2:
             raise InputError(f"first: must be even (halves of even and odd members), got {first}")
-        if stop * num_rows >= 2**32:
-            raise InputError(
-                f"num_networks: at most {2**32 // num_rows} of {num_rows} rows each are counted, got {stop}"
-            )
+        counted = num_rows * (len(find_group(model, estimator)) if isinstance(halves.even, Sketch) else 1)
+        if stop * counted >= 2**31:
+            raise InputError(f"num_networks: at most {2**31 // counted} of {counted} rows each are counted, got {stop}")
         # One state on each device, so that none waits for another; they are merged in the end.
         parts = [halves, *(_init_like(halves) for _ in devices[1:])]
         states, done = [jax.device_put(part, d) for part, d in zip(parts, devices, strict=True)], first

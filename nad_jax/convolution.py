@@ -422,6 +422,8 @@ def pool(x: jax.Array, kind: str, size: int, stride: int | None = None, padding:
     """
     check_choice("pooling", kind, ("max", "avg"))
     stride = size if stride is None else stride
+    if 2 * padding > size:
+        raise InputError(f"padding: must be at most half of the size {size}, got {padding}")
     pads = ((padding, padding), (padding, padding))
     check_fits(x.shape[1:3], (size, size), pads)
     if padding:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from nad_jax.errors import check_choice, check_integer
+from nad_jax.errors import InputError, check_choice, check_integer
 
 MAPPINGS = ("vectorized", "sequential")
 
@@ -24,10 +24,16 @@ def make_key(seed: int) -> jax.Array:
 
 
 def resolve_key(key: jax.Array | int) -> jax.Array:
-    """A typed random key as it is, a seed as the key of `make_key`."""
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key
-    return make_key(key)
+    """A typed random key as it is, a seed as the key of `make_key`.
+
+    Raises:
+      InputError: for a key of rbg, whose draws depend on which networks are computed together.
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        return make_key(key)
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise InputError(f"key: must be of philox4x32 or threefry2x32, got one of {jax.random.key_impl(key)}")
+    return key
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:

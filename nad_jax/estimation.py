@@ -46,8 +46,9 @@ def estimate_nads(
         logits and none chosen, or a network whose derivative is not finite.
     """
     key = ensemble.resolve_key(key)
-    accumulate, estimator = make_accumulate(model, create_estimator("estimate_nads", choices), num_networks)
+    estimator = create_estimator("estimate_nads", choices)
     check_num_networks(num_networks, estimator)
+    accumulate, estimator = make_accumulate(model, estimator, num_networks)
     dimension = int(np.prod(model.image_shape))
     halves = init_halves(dimension)
     if stop_overlap is None:

@@ -14,7 +14,7 @@ import numpy as np
 from nad_jax import ensemble, errors, sketch, subspaces
 from nad_jax.accumulation import Halves, check_finite, make_accumulate
 from nad_jax.errors import InputError, check_integer
-from nad_jax.estimator import check_num_networks, create_estimator, record_choices
+from nad_jax.estimator import Estimator, check_num_networks, create_estimator, record_choices
 from nad_jax.models import Model
 from nad_jax.nads import NADs
 from nad_jax.sketch import Leading
@@ -40,6 +40,12 @@ class Found(NamedTuple):
     whole: Leading
     even: Leading
     odd: Leading
+
+
+def check_centred(estimator: Estimator) -> None:
+    """Raises `InputError` for a centred and symmetrized estimate: a sketch knows the mean of all images only."""
+    if estimator.centred and estimator.symmetrized:
+        raise InputError("centred: must be False with symmetrized=True where leading directions are asked for")
 
 
 def check_passes(num_directions: int, num_passes: int, num_extra: int, dimension: int) -> None:
@@ -165,8 +171,9 @@ def estimate_leading_nads(
     """
     key = ensemble.resolve_key(key)
     estimator = create_estimator("estimate_leading_nads", choices)
-    accumulate, estimator = make_accumulate(model, estimator, num_networks)
     check_num_networks(num_networks, estimator)
+    check_centred(estimator)
+    accumulate, estimator = make_accumulate(model, estimator, num_networks)
     dimension = int(np.prod(model.image_shape))
     check_passes(num_directions, num_passes, num_extra, dimension)
     sizes = overlap_sizes(num_directions, dimension)

@@ -41,7 +41,8 @@ class NADs(NamedTuple):
 def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
     """The eigenvalues an isotropic covariance of this trace would show from as many sampled read-outs.
 
-    Source: Marchenko–Pastur. Eigenvalues outside it are anisotropy, inside it noise.
+    Source: Marchenko–Pastur. Eigenvalues outside it are anisotropy, inside it noise. Several read-outs of one network
+    count as independent, which only those of a linear one are: the band is then too narrow.
 
     Args:
       trace: tr E[g gᵀ], where the record holds fewer than D eigenvalues.
@@ -61,7 +62,7 @@ def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
 
 
 def has_null_band(nads: NADs) -> bool:
-    """Whether the rows that were averaged over are independent read-outs."""
+    """Whether what was averaged over are sampled read-outs alone."""
     return nads.config["readout"] == "sampled" and not nads.config.get("symmetrized", False)
 
 

@@ -26,8 +26,8 @@ def test_a_stopwatch_gives_seconds_per_unit_of_work_of_each_program_and_of_proce
     try:
         assert [facts["kept"] for facts in one.facts] == [0, 10**8]
         for _ in range(2):
-            assert 0.025 <= one.run(0) < 0.04 and 0.02 <= one.run(1) < 0.04
-            assert 0.0125 <= two.run() < 0.02
+            assert 0.025 <= one.run(0) < 0.05 and 0.02 <= one.run(1) < 0.05
+            assert 0.0125 <= two.run() < 0.025
         assert one.peak_bytes > 10**8 > two.peak_bytes / 2
     finally:
         one.close()
@@ -35,11 +35,11 @@ def test_a_stopwatch_gives_seconds_per_unit_of_work_of_each_program_and_of_proce
 
 
 def test_a_program_that_fails_says_why_and_a_killed_one_that_it_ended():
-    with pytest.raises(FailedError, match="RuntimeError: no such thing"):
+    with pytest.raises(FailedError, match="exit code 1, RuntimeError: no such thing"):
         _watch([{"fail": "no such thing", "seconds": 0}])
-    watch = _watch([{"sleep": 0, "work": 1, "seconds": 0}])
-    watch._processes[0].kill()
-    with pytest.raises(FailedError, match=r"exit code -9|library"):
+    watch = _watch([{"sleep": 0, "work": 1, "seconds": 0}], processes=2)
+    watch._processes[1].kill()
+    with pytest.raises(FailedError, match=r"exit code -9"):
         watch.run()
     watch.close()
 
@@ -56,11 +56,11 @@ def test_timed_processes_end_with_the_one_that_started_them():
     process.wait()
     process.stdout.close()
     for _ in range(100):
-        if not Path(f"/proc/{timed}").exists():
-            return
         try:
             os.kill(timed, 0)
-        except ProcessLookupError:
+            if "State:\tZ" in Path(f"/proc/{timed}/status").read_text():
+                return
+        except (ProcessLookupError, FileNotFoundError):
             return
         time.sleep(0.05)
     pytest.fail("the timed process is still there")

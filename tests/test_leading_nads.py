@@ -121,6 +121,9 @@ def test_figures_estimates_and_what_is_stored_so_far(finished, tmp_path, capsys)
 
 def test_the_null_band_of_leading_eigenvalues_needs_the_trace(finished):
     record = load_nads(finished / "nads.npz")
+    with pytest.raises(InputError, match="not symmetrized"):
+        null_band(record)
+    record = record._replace(config={**record.config, "symmetrized": False})
     with pytest.raises(InputError, match="trace: needed where there are 6 eigenvalues of D = 64"):
         null_band(record)
     low, high = null_band(record, float(store.read_npz(finished / "nads.npz")["trace"]))

@@ -363,3 +363,11 @@ def test_lenet_approaches_the_published_directions(published):
     assert overlap[0] > 0.9 and overlap[1] > 0.75 and overlap[2] > 0.77
     ratio = singular_values(nads.eigenvalues)[[0, 10, 100]] / values[[0, 10, 100]]
     np.testing.assert_allclose(ratio, 1, atol=0.2)
+
+
+def test_keys_whose_draws_depend_on_company_are_refused():
+    model = create_model("logreg", (4, 4, 1))
+    with pytest.raises(InputError, match="key: must be of philox4x32 or threefry2x32, got one of"):
+        estimate_nads(model, 4, key=jax.random.key(0, impl="rbg"))
+    with pytest.raises(InputError, match="num_networks: must be an integer"):
+        estimate_nads(model, 1e2)

@@ -139,3 +139,8 @@ def test_what_is_not_a_symmetry_is_refused():
     with pytest.raises(InputError, match=r"symmetrized: must be False, this model states no symmetries for .* 4×4"):
         estimate_nads(_functions(()), 4, readout="sampled", symmetrized=True)
     assert jnp.isfinite(estimate_nads(_functions(("flip",)), 4, readout="sampled", symmetrized=True).eigenvalues).all()
+
+
+def test_leading_directions_are_not_centred_and_symmetrized_at_once():
+    with pytest.raises(InputError, match="centred: must be False with symmetrized=True"):
+        estimate_leading_nads(_model(), 20, readout="sampled", centred=True, symmetrized=True)
