@@ -176,7 +176,7 @@ def test_statistics_of_channels_far_from_zero_are_no_nan():
 
 def test_a_dense_block_in_loops_is_the_one_of_plain_layers(monkeypatch):
     monkeypatch.setattr(densenet, "LOOPED", 2)
-    x = jax.random.normal(jax.random.key(1), (8, 16, 16, 24))
+    x = jax.random.normal(jax.random.key(1), (8, 16, 16, 40))
     looped, plain = densenet.DenseBlock(3, product_convolution), _PlainDenseBlock(3)
     variables = jax.tree.map(  # scales, biases and statistics that are not those of the identity
         lambda leaf: leaf + 0.02 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),

@@ -65,9 +65,9 @@ class DenseBlock(nn.Module):
 
     def _loop(self, x: jax.Array, numbers: range, train: bool) -> jax.Array:
         channels = x.shape[-1]
-        widest = channels + GROWTH * (len(numbers) - 1)  # of what the layers read
+        width = channels + GROWTH * (len(numbers) - 1)  # of what the last layer reads
 
-        def padded(array: jax.Array, axis: int = -1, width: int = widest) -> jax.Array:
+        def padded(array: jax.Array, axis: int = -1) -> jax.Array:
             missing = [(0, 0)] * array.ndim
             missing[axis] = (0, width - array.shape[axis])
             return jnp.pad(array, missing)
@@ -83,23 +83,26 @@ class DenseBlock(nn.Module):
         layers, running = zip(*(declare(n, channels + GROWTH * i) for i, n in enumerate(numbers)), strict=True)
         mean, var = _statistics(x)  # in evaluation mode nothing uses them, and they are not computed
 
-        def run(state: tuple[jax.Array, ...], layer: _Layer) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-            x, mean, var = (array[..., :widest] for array in state)
+        def run(state: tuple[Any, Any], layer: _Layer) -> tuple[tuple[Any, Any], tuple[jax.Array, ...]]:
+            # What the layer before has added takes its place; the first one finds its last channels there already.
+            read, added = state
+            x, mean, var = read = tuple(
+                jax.lax.dynamic_update_slice_in_dim(array, part, layer.index - GROWTH, -1)
+                for array, part in zip(read, added, strict=True)
+            )
             norm1 = layer.norm1._replace(mean=mean, var=var) if train else layer.norm1
             h = self._activated_product(x, *norm1.coefficients(), layer.kernel1)
             norm2 = layer.norm2
             if train:
                 norm2 = norm2._replace(**dict(zip(("mean", "var"), _statistics(h), strict=True)))
             y = self._activated_convolution(h, *norm2.coefficients(), layer.kernel2)
-            state = tuple(
-                jax.lax.dynamic_update_slice_in_dim(before, new, layer.index, -1)
-                for before, new in zip(state, (y, *_statistics(y)), strict=True)
-            )
-            return state, (norm1.mean, norm1.var, norm2.mean, norm2.var)
+            return (read, (y, *_statistics(y))), (norm1.mean, norm1.var, norm2.mean, norm2.var)
 
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-        state = tuple(padded(array, width=widest + GROWTH) for array in (x, mean, var))
-        (x, _, _), statistics = jax.lax.scan(run, state, stacked)
+        given = (x, mean, var)
+        state = (tuple(map(padded, given)), tuple(array[..., -GROWTH:] for array in given))
+        ((x, _, _), (y, _, _)), statistics = jax.lax.scan(run, state, stacked)
+        x = jnp.concatenate([x, y], -1)
         if train and not self.is_initializing():
             for number, variables in enumerate(running):
                 for variable, values in zip(variables, statistics, strict=True):
