@@ -6,10 +6,10 @@ The argument after the colon is the architecture; it also sets the number of net
 unit. Every other number is overridden by name, e.g. --config.num_networks=1200 --config.seed=1.
 
 On a 2-core CPU (AMD EPYC, AVX-512), compilation and figures included:
-    lenet         600 networks   13 s          overlap with the published top 64: .918
-    resnet18       24 networks   5 min 9 s     overlap with the published top 64: .983
-    vgg11          16 networks   1 min 25 s    split-half overlap of the top 64: .452
-    densenet121     4 networks   4 min 22 s    split-half overlap of the top 64: .830
+    lenet         200 networks   16 s          overlap with the published top 64: .928
+    resnet18       24 networks   3 min 45 s    overlap with the published top 64: .991
+    vgg11          16 networks   1 min 6 s     split-half overlap of the top 64: .821
+    densenet121     4 networks   2 min 5 s     split-half overlap of the top 64: .945
 (the last three beside other programs)
 """
 
