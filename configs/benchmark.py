@@ -4,8 +4,9 @@
     python -m experiments.main --config=configs/benchmark.py:gpu --workdir=runs/benchmark_gpu
 
 PyTorch comes with the extra `[benchmark]`, or --config.python names an interpreter that has it; without, there is no
-baseline. Let nothing else run: all of it takes 41 minutes on a 2-core CPU (AMD EPYC, AVX-512). `gpu` trains more directions at a time, and times XLA's convolutions (grouped, where
-networks are mapped) against matrix products and full against lower precision; it has not been run on a GPU yet.
+baseline. Let nothing else run: all of it takes 41 minutes on a 2-core CPU (AMD EPYC, AVX-512). `gpu` trains more
+directions at a time, and times XLA's convolutions (grouped, where networks are mapped) against matrix products and full
+against lower precision; it has not been run on a GPU yet.
 """
 
 from ml_collections import ConfigDict
