@@ -31,7 +31,7 @@ from experiments.jax_programs import FORWARD_PASSES
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
 from experiments.stopwatch import FailedError, Stopwatch
-from experiments.units import set_aside
+from experiments.units import read_intact
 from nad_jax import errors, plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.convolution import CONVOLUTIONS
@@ -215,21 +215,12 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         return units
 
     def find_missing(shard: Shard, repair: bool) -> list[Unit]:
-        missing = []
-        for unit in list_units(shard):
+        def is_missing(unit: Unit) -> bool:
             path = _unit_path(workdir, unit.members)
-            try:
-                if _read_unit(path)["baseline"] is None and _has_torch(python):
-                    missing.append(unit)  # it was timed before there was a baseline
-            except DamagedError as error:
-                missing.append(unit)
-                if repair:
-                    set_aside(path, error)
-            except InputError:
-                if path.exists():
-                    raise
-                missing.append(unit)
-        return missing
+            stored = read_intact(path, partial(_read_unit, path), repair)
+            return stored is None or (stored["baseline"] is None and _has_torch(python))  # from before there was one
+
+        return list(filter(is_missing, list_units(shard)))
 
     def make_program(variant: Variant, chunk_size: int) -> Program:
         del chunk_size

@@ -31,7 +31,7 @@ from experiments.estimate import choose_chunk, measure_ensemble
 from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
-from experiments.units import set_aside
+from experiments.units import read_intact
 from nad_jax import accumulation, covariance, errors, nads, plotting, store, subspaces
 from nad_jax.accumulation import Halves
 from nad_jax.ensemble import make_key
@@ -318,21 +318,12 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         return units[shard.index :: shard.count]
 
     def find_missing(shard: Shard, repair: bool) -> list[Unit]:
-        missing = []
-        for unit in list_units(shard):
-            number, (first, stop) = unit.members
-            path = _unit_path(points[number].workdir, first, stop)
-            try:
-                _read_unit(path, points[number])
-            except DamagedError as error:
-                missing.append(unit)
-                if repair:
-                    set_aside(path, error)
-            except InputError:
-                if path.exists():
-                    raise
-                missing.append(unit)
-        return missing
+        def is_missing(unit: Unit) -> bool:
+            number, networks = unit.members
+            path = _unit_path(points[number].workdir, *networks)
+            return read_intact(path, partial(_read_unit, path, points[number]), repair) is None
+
+        return list(filter(is_missing, list_units(shard)))
 
     def collect(num_missing: int) -> None:
         collected, failed = [], []

@@ -34,7 +34,7 @@ from experiments.estimate import choose_chunk, measure_ensemble
 from experiments.fields import check_known
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
-from experiments.units import digest, set_aside
+from experiments.units import digest, read_intact, set_aside
 from nad_jax import accumulation, errors, leading, plotting, sketch, store
 from nad_jax.accumulation import Halves
 from nad_jax.ensemble import make_key
@@ -178,7 +178,8 @@ def _read_unit(folder: Folder, basis: Basis, networks: tuple[int, int], repair: 
     shapes = {"count": (), "total": (folder.dimension,), "square": (), "product": basis.directions.shape}
     expected = {f"{half}_{name}": shape for half in ("even", "odd") for name, shape in shapes.items()}
     expected["diverged"] = ()
-    try:
+
+    def read() -> dict[str, np.ndarray]:
         arrays = store.read_npz(path, (*expected, "config"))
         origin = arrays.pop("config")
         store.check_origin(path, origin, folder.identity)
@@ -189,13 +190,8 @@ def _read_unit(folder: Folder, basis: Basis, networks: tuple[int, int], repair: 
             if array.shape != expected[name]:
                 raise DamagedError(f"{path}: {name} has shape {array.shape}")
         return arrays
-    except DamagedError as error:
-        if repair:
-            set_aside(path, error)
-    except InputError:
-        if path.exists():
-            raise
-    return None
+
+    return read_intact(path, read, repair)
 
 
 def _merge(folder: Folder, basis: Basis) -> tuple[Halves | None, list[tuple[int, int]]]:

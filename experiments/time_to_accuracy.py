@@ -313,15 +313,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         return all_units[shard.index :: shard.count]
 
     def read(unit: Unit, repair: bool) -> dict[str, np.ndarray] | None:
-        try:
-            return _read_unit(workdir, unit.members, config, identity)
-        except DamagedError as error:
-            if repair:
-                units.set_aside(_unit_path(workdir, unit.name), error)
-        except InputError:
-            if _unit_path(workdir, unit.name).exists():
-                raise
-        return None
+        read_unit = partial(_read_unit, workdir, unit.members, config, identity)
+        return units.read_intact(_unit_path(workdir, unit.name), read_unit, repair)
 
     def find_missing(shard: Shard, repair: bool) -> list[Unit]:
         return [unit for unit in list_units(shard) if read(unit, repair) is None]

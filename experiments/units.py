@@ -39,6 +39,19 @@ def set_aside(path: Path, error: DamagedError) -> None:
     logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
 
 
+def read_intact(path: Path, read: Callable[[], Any], repair: bool) -> Any:
+    """What `read()` gives of a stored file; None where there is no intact one, damaged ones moved aside if `repair`."""
+    try:
+        return read()
+    except DamagedError as error:
+        if repair:
+            set_aside(path, error)
+    except InputError:
+        if path.exists():
+            raise
+    return None
+
+
 def read_units(
     workdir: Path, metrics: tuple[str, ...], identity: dict[str, Any], repair: bool = True
 ) -> dict[str, dict[str, Any]]:
