@@ -58,7 +58,7 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.readout = "marginalized"  # marginalized (closed form), sampled (published)
     config.num_readouts = 1
     config.centred = False
-    config.symmetrized = True  # average over flips and transposition where the network has them; needs fewer networks
+    config.symmetrized = True  # average over the symmetries of the network; False where it has none for this shape
 
     # How it is computed.
     config.unit_size = ENSEMBLES[architecture][1]  # networks per stored unit

@@ -48,12 +48,12 @@ def get_config(architecture: str = "resnet18_imagenet") -> ConfigDict:
     config.readout = "sampled"  # marginalized (a backward pass for every feature), sampled
     config.num_readouts = 16
     config.centred = False
-    config.symmetrized = True  # average over flips and transposition where the network has them; needs fewer networks
+    config.symmetrized = True  # average over the symmetries of the network; False where it has none for this shape
 
     # What is found, and how closely; see nad_jax.estimate_leading_nads.
     config.num_directions = 64
     config.num_extra = 32  # directions that are iterated beside them
-    config.num_passes = 3  # can be raised later
+    config.num_passes = 3  # can be raised later; the errors of a single pass are too small
 
     # How it is computed.
     config.unit_size = 64  # networks per stored unit

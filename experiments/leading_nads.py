@@ -311,8 +311,10 @@ def _report(result: LeadingNADs) -> None:
     record, choices = result.nads, result.nads.config
     print(
         f"{choices['architecture']}: leading NADs of {record.num_networks} networks, {choices['derivative']}, "
-        f"{choices['readout']}, passes: {choices['num_passes']}"
+        f"{choices['readout']}{', symmetrized' * choices['symmetrized']}, passes: {choices['num_passes']}"
     )
+    if choices["num_passes"] == 1:
+        print("  of a single pass errors are too small and split-half overlaps too high; raise num_passes")
     report_eigenvalues(record)
     share = float(record.eigenvalues.sum()) / result.trace
     print(f"  {len(record.eigenvalues)} directions of {record.directions.shape[1]} hold {share:.1%} of the trace")

@@ -162,7 +162,8 @@ def estimate_leading_nads(
         with several num_readouts.
       num_networks: N >= 2; every pass goes over all of them.
       num_directions: K.
-      num_passes: P >= 1; flat spectra need more.
+      num_passes: P >= 1; flat spectra need more. Of a single pass the split-half overlap is too high and the errors
+        are too small: both halves are read off the same random directions.
       num_extra: directions that are iterated beside the K, more of them converge faster.
       progress: called with the number of networks done, of N·P.
 

@@ -116,7 +116,7 @@ def plot_time_to_accuracy(
     """
     derivatives, sizes = ({key[place]: None for key in panels} for place in (0, 1))
     shape = len(sizes), len(derivatives)
-    figure = Figure(figsize=(4.2 * shape[1] + 0.6, 2.6 * shape[0] + 1.2), layout="constrained")
+    figure = Figure(figsize=(max(4.2 * shape[1] + 0.6, 8.0), 2.6 * shape[0] + 1.2), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)
     for row, size in zip(axes, sizes, strict=True):

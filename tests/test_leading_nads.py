@@ -115,7 +115,7 @@ def test_figures_estimates_and_what_is_stored_so_far(finished, tmp_path, capsys)
     assert "mlp: 6 networks in 1 unit" in printed
     assert not runner.collect(plan, workdir)
     printed = capsys.readouterr().out
-    assert "mlp: leading NADs of 14 networks, input_gradient, sampled, passes: 2" in printed
+    assert "mlp: leading NADs of 14 networks, input_gradient, sampled, symmetrized, passes: 2" in printed
     assert "size, split half, changed by the last pass" in printed
 
 
