@@ -169,7 +169,6 @@ def measure(spec: dict[str, Any], python: str, progress: Callable[[float], None]
             "facts": facts,
             "baseline": started[next(iter(baselines))].facts[0] if baselines else None,
             "round_seconds": (time.monotonic() - begun) / spec["num_rounds"],
-            "rates": {"product": 1 / product, "numbers": 1 / number},
             "cores": os.cpu_count(),
         }
     except FailedError as error:

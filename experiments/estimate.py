@@ -105,16 +105,16 @@ def choose_chunk(model: Model, estimator: Estimator, num_networks: int, make_emp
 
     def needs(size: int) -> int:
         chosen = dataclasses.replace(estimator, chunk_size=size)
-        return program_bytes(_compile_ensemble(model, chosen, num_networks, make_empty)[0])
+        return program_bytes(compile_ensemble(model, chosen, num_networks, make_empty)[0])
 
     most = -(-num_networks // jax.local_device_count())  # so that each device has some
     return dataclasses.replace(estimator, chunk_size=largest_chunk(needs, most, 2, device_bytes() // 2))
 
 
-def _compile_ensemble(
+def compile_ensemble(
     model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]
 ) -> tuple[Any, tuple]:
-    """The compiled program that adds a chunk of networks, and what it takes besides the state."""
+    """The compiled program that adds a chunk of networks, and what it takes besides the state: key, 0, chunk size."""
     add_chunk, estimator, _ = make_add_chunk(model, estimator, num_networks)
     key, numbers = make_key(0), (jnp.int32(0), jnp.int32(estimator.chunk_size))
     return add_chunk.lower(key, jax.eval_shape(make_empty), *numbers).compile(), (key, *numbers)
@@ -123,7 +123,7 @@ def _compile_ensemble(
 def measure_ensemble(model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]) -> Cost:
     """What it costs to accumulate networks of an ensemble, `num_networks` at a time; `make_empty()` has seen none."""
     begun = time.monotonic()
-    program, (key, first, stop) = _compile_ensemble(model, estimator, num_networks, make_empty)
+    program, (key, first, stop) = compile_ensemble(model, estimator, num_networks, make_empty)
     compile_seconds = time.monotonic() - begun
     halves = jax.tree.map(jnp.copy, make_empty())
 

@@ -10,7 +10,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.estimate import program_bytes
+from experiments.estimate import choose_chunk, compile_ensemble, program_bytes
 from experiments.stopwatch import Timed, peak_host_bytes, serve
 from nad_jax import accumulation, ensemble, separable
 from nad_jax.architectures import create_model, densenet
@@ -47,9 +47,9 @@ def make(spec: dict[str, Any]) -> Timed:
     return Timed(lambda: jax.block_until_ready(call()), work, facts, peak)
 
 
-def _compile(function: Callable, *args: Any, **options: Any) -> tuple[Callable, float, int]:
+def _compile(function: Callable, *args: Any) -> tuple[Callable, float, int]:
     begun = time.perf_counter()
-    program = jax.jit(function, **options).lower(*args).compile()
+    program = jax.jit(function).lower(*args).compile()
     return program, time.perf_counter() - begun, program_bytes(program)
 
 
@@ -67,20 +67,18 @@ def _initialize(spec: dict[str, Any]) -> Program:
 
 def _estimate(spec: dict[str, Any], **choices: Any) -> Program:
     model = _create_model(spec)
-    add_chunk, estimator, _ = accumulation.make_add_chunk(model, Estimator(**choices), 1000)
-    count, dimension = estimator.chunk_size, int(np.prod(model.image_shape))
-    arguments = (jnp.int32(0), jnp.int32(count))
-    key, halves = ensemble.make_key(0), accumulation.init_halves(dimension)
+    make_empty = partial(accumulation.init_halves, int(np.prod(model.image_shape)))
+    estimator = choose_chunk(model, Estimator(**choices), 1000, make_empty)
     begun = time.perf_counter()
-    program = add_chunk.lower(key, halves, *arguments).compile()
-    seconds = time.perf_counter() - begun
+    program, (key, first, stop) = compile_ensemble(model, estimator, 1000, make_empty)
+    seconds, halves = time.perf_counter() - begun, make_empty()
 
     def call() -> Any:
         nonlocal halves  # its arrays are given to the program
-        halves = program(key, halves, *arguments)
+        halves = program(key, halves, first, stop)
         return halves
 
-    return call, count, seconds, program_bytes(program)
+    return call, int(stop), seconds, program_bytes(program)
 
 
 def _train(spec: dict[str, Any], num_directions: int) -> Program:

@@ -35,8 +35,10 @@ from nad_jax.image_training import (
 )
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.leading import LeadingNADs, estimate_leading_nads
-from nad_jax.models import Model, from_functions, from_linen, from_nnx
+from nad_jax.linen import from_linen
+from nad_jax.models import Model, from_functions
 from nad_jax.nads import NADs, directional_energy, null_band, singular_values
+from nad_jax.nnx import from_nnx
 from nad_jax.recipe import Recipe
 from nad_jax.separable import bayes_classifier, competing_accuracy, sample_noise, sample_separable
 from nad_jax.snapshots import Snapshots

@@ -14,6 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from nad_jax import ensemble
+from nad_jax.contract import check_training
 from nad_jax.errors import InputError, check_choice, check_integer, check_number
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import PRECISIONS, Recipe
@@ -79,7 +80,9 @@ def _first_step_below(losses: jax.Array, window: int, threshold: float) -> jax.A
 
 def _all_finite(leaves: Iterable[jax.Array]) -> jax.Array:
     """Whether no leaf has an entry that is not finite: as one vector, which compiles faster than leaf by leaf."""
-    return jnp.isfinite(ravel_pytree([leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)])[0]).all()
+    parts = [(leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else leaf for leaf in leaves]
+    parts = [part for part in jax.tree.leaves(parts) if jnp.issubdtype(part.dtype, jnp.floating)]
+    return jnp.isfinite(ravel_pytree(parts)[0]).all()
 
 
 def _make_evaluate(model: Model, batch_size: int, with_gradient: bool) -> Callable[..., tuple[jax.Array, ...]]:
@@ -114,26 +117,10 @@ def _make_evaluate(model: Model, batch_size: int, with_gradient: bool) -> Callab
 
 
 def check_model(model: Model, batch_size: int, num_classes: int | None = None) -> None:
-    """Raises `InputError` unless the model has a logit for each class and its `apply` a training mode."""
+    """Raises `InputError` unless the model has a logit for each class and can be trained, see `check_training`."""
     if not isinstance(model, Model):
         raise InputError(f"model: must come from create_model, from_linen, from_nnx or from_functions, got {model!r}")
-    if num_classes is not None and model.num_logits != num_classes:
-        raise InputError(f"model: needs {num_classes} logits, one for each class; this one has {model.num_logits}")
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    variables = jax.eval_shape(model.init, key)
-    images = jax.ShapeDtypeStruct((batch_size, *model.image_shape), jnp.float32)
-    try:
-        logits, updated = jax.eval_shape(partial(model.apply, train=True), variables, images, key)
-        same = jax.tree.structure(updated) == jax.tree.structure(variables)
-    except Exception as error:  # the model is the user's program
-        raise InputError(
-            f"model: apply(variables, x, key, train=True) must return (logits, variables): {error}"
-        ) from error
-    if not same or logits.shape != (batch_size, model.num_logits):
-        raise InputError(
-            f"model: apply(variables, x, key, train=True) must return (logits [B, {model.num_logits}], "
-            "variables as given)"
-        )
+    check_training(model, batch_size, num_classes)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -185,7 +172,9 @@ def make_fit(model: Model, recipe: Recipe, with_gradient: bool = False) -> Stage
                 losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
                 return losses.mean(), split_trainable(model, updated)[1]
 
-            (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(state.trained)
+            value, pullback, others = jax.vjp(loss, state.trained, has_aux=True)
+            # Conjugated, the gradient of a complex parameter w points where the loss grows: ∂/∂Re w + i ∂/∂Im w.
+            gradients = jax.tree.map(jnp.conj, pullback(jnp.ones_like(value))[0])
             updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
             trained = optax.apply_updates(state.trained, updates)
             finite = jnp.isfinite(optax.tree.norm(gradients)) & _all_finite([value, *trained, *others])

@@ -1,4 +1,4 @@
-"""The reference (PyTorch-default) initialization of any variable tree, and the second moment of its read-out.
+"""The reference (PyTorch-default) initialization of a module's variables, and the second moment of its read-out.
 
 Flax's own defaults differ (lecun-normal kernels, zero biases), so which one is used is always said.
 """
@@ -7,83 +7,146 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nad_jax.errors import InputError
+from nad_jax.errors import InputError, check_choice
 
-_ONES, _ZEROS = ("scale", "var"), ("mean",)
-
-
-def _leaf_plan(module: Mapping[str, Any], name: str, convolution: str, path: str) -> tuple[str, float]:
-    """How one leaf is drawn: ("constant", value), ("uniform", bound) or ("normal", standard deviation)."""
-    if name in _ONES:
-        return "constant", 1.0
-    if name in _ZEROS or (name == "bias" and "scale" in module):
-        return "constant", 0.0
-    kernel = module.get("kernel")
-    if name not in ("kernel", "bias") or kernel is None or len(kernel.shape) not in (2, 4):
-        raise InputError(
-            f"initialization: 'reference' covers dense and 2-D convolution kernels, their biases and "
-            f"normalization layers, not variable {path}; use initialization='flax'"
-        )
-    if len(kernel.shape) == 4 and convolution == "normal_fan_out":
-        height, width, _, features = kernel.shape
-        return ("constant", 0.0) if name == "bias" else ("normal", math.sqrt(2.0 / (height * width * features)))
-    return "uniform", 1.0 / math.sqrt(math.prod(kernel.shape[:-1]))
+# The law of a variable is that of its module, not of its name: a `scale` may be a gain written 1 + scale.
+_LAWS = {
+    nn.Dense: "dense",
+    nn.Conv: "convolution",
+    nn.BatchNorm: "normalization",
+    nn.LayerNorm: "normalization",
+    nn.GroupNorm: "normalization",
+    nn.InstanceNorm: "normalization",
+    nn.RMSNorm: "normalization",
+}
+_IDENTITY = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}  # of a normalization
+CONVOLUTIONS = ("uniform", "normal_fan_out")
 
 
-def reference_initialization(shapes: Any, convolution: str = "uniform") -> Callable[[jax.Array], Any]:
-    """The reference initialization of a variable tree, as a function of a key.
+def _written_classes(module: nn.Module) -> list[type]:
+    """The classes of a module, its own first, without those all modules have and those `nn.remat` and the like make."""
+    common = (nn.Module.__module__, nn.transforms.__name__)
+    return [kind for kind in type(module).__mro__ if kind.__module__ not in common]
 
-    Kernels [in, out] and [h, w, in, out] and their biases are uniform on ±1/√fan_in; with
-    `convolution="normal_fan_out"` (the reference VGG) convolution kernels are N(0, 2/(h·w·out)) and their
+
+def _library_layer(owners: Mapping[tuple[str, ...], nn.Module], path: tuple[str, ...]) -> nn.Module | None:
+    """The layer of Flax that the module at a path is a part of; None where it is none."""
+    for length in reversed(range(len(path))):
+        outer = owners.get(path[:length])
+        kinds = [] if outer is None else _written_classes(outer)
+        if any(kind.__module__.startswith("flax.") and kind is not nn.Sequential for kind in kinds):
+            return outer
+    return None
+
+
+def _find_law(owner: nn.Module | None) -> str | None:
+    """The law of the variables of a module; None where PyTorch's defaults do not settle it."""
+    if owner is None:
+        return None
+    kind = _written_classes(owner)[0]
+    return getattr(kind, "reference_law", None) or _LAWS.get(kind)
+
+
+def _is_stacked(owner: nn.Module, law: str, kernel: Any) -> bool:
+    """Whether a kernel has more axes than one layer needs: `nn.scan` and `nn.vmap` stack layers."""
+    window = np.size(owner.kernel_size) if isinstance(owner, nn.Conv) else 2
+    return len(kernel.shape) != (2 if law == "dense" else 2 + window)
+
+
+def _plan_leaf(
+    owners: Mapping[tuple[str, ...], nn.Module],
+    path: tuple[str, ...],
+    leaf: Any,
+    siblings: Mapping[str, Any],
+    convolution: str,
+) -> tuple[str, float]:
+    """How a leaf is drawn: ("constant", value), ("uniform", bound) or ("normal", standard deviation).
+
+    Args:
+      path: of the leaf, the collection first and its name last.
+      siblings: the leaves of its module in this collection, by name.
+    """
+    owner, name = owners.get(path[1:-1]), path[-1]
+    law, outer = _find_law(owner), _library_layer(owners, path[1:-1])
+    kind = f"a {type(owner).__name__}" if owner is not None else "no module"
+    kind += f" inside a {type(outer).__name__}" if outer is not None else ""
+    if outer is None and jnp.issubdtype(leaf.dtype, jnp.floating):
+        if law == "normalization" and name in _IDENTITY:
+            return "constant", _IDENTITY[name]
+        if law in ("dense", "convolution") and name in ("kernel", "bias") and "kernel" in siblings:
+            *inputs, features = siblings["kernel"].shape
+            if _is_stacked(owner, law, siblings["kernel"]):
+                kind += ", stacked by nn.scan or nn.vmap"
+            elif law == "convolution" and convolution == "normal_fan_out":
+                variance = 2.0 / (math.prod(inputs[:-1]) * features)
+                return ("constant", 0.0) if name == "bias" else ("normal", math.sqrt(variance))
+            else:
+                return "uniform", 1.0 / math.sqrt(math.prod(inputs))
+    raise InputError(
+        "initialization: 'reference' covers nn.Dense, nn.Conv and normalization layers, not variable "
+        f"{'/'.join(path)} {leaf.dtype}{list(leaf.shape)} of {kind}; use initialization='flax'"
+    )
+
+
+def reference_initialization(
+    shapes: Any, owners: Mapping[tuple[str, ...], nn.Module], convolution: str = "uniform"
+) -> Callable[[jax.Array], Any]:
+    """The reference initialization of the variables of a Linen module, as a function of a key.
+
+    Kernels [in, out] of `nn.Dense` and [window…, in, out] of `nn.Conv` and their biases are uniform on ±1/√fan_in;
+    with `convolution="normal_fan_out"` (the reference VGG) convolution kernels are N(0, 2/(window·out)) and their
     biases zero. Normalization layers start as the identity. Method: NAD, reference code.
+
+    A module of one's own says with a class attribute `reference_law`, "dense", "convolution" (of images) or
+    "normalization", that its variables are named and meant as those of these layers.
 
     All random leaves are slices of one flat uniform draw: compilation time does not grow with their number.
 
     Args:
-      shapes: nested dictionaries of arrays or `jax.ShapeDtypeStruct`, e.g. `jax.eval_shape(module.init, ...)`.
+      shapes: the variables as arrays or `jax.ShapeDtypeStruct`, e.g. `jax.eval_shape(module.init, ...)`.
+      owners: the module at each path; a variable belongs to the one at its path without the collection and its name.
       convolution: "uniform" or "normal_fan_out".
 
     Returns:
-      `init(key) -> variables`, float32, of the same structure. Consumes the key.
+      `init(key) -> variables` of the same structure and types. Consumes the key.
 
     Raises:
-      InputError: naming the first variable whose initialization PyTorch's defaults do not settle.
+      InputError: naming the first variable whose initialization PyTorch's defaults do not settle, and its module.
     """
-    leaves, plans = [], []
-
-    def visit(tree: Mapping[str, Any], path: str) -> Any:
-        structure = {}
-        for name in sorted(tree):
-            child = tree[name]
-            if isinstance(child, Mapping):
-                structure[name] = visit(child, f"{path}/{name}")
-            else:
-                plans.append(_leaf_plan(tree, name, convolution, f"{path}/{name}"[1:]))
-                structure[name] = len(leaves)
-                leaves.append(tuple(child.shape))
-        return structure
-
-    structure = visit(shapes, "")
-    sizes = [0 if kind == "constant" else math.prod(shape) for shape, (kind, _) in zip(leaves, plans, strict=True)]
+    check_choice("reference_convolution", convolution, CONVOLUTIONS)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    # Without what stands behind the keys of dictionaries: a box of axis names has one leaf, its value.
+    paths = [tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey)) for path, _ in leaves]
+    modules: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path, (_, leaf) in zip(paths, leaves, strict=True):
+        modules.setdefault(path[:-1], {})[path[-1]] = leaf
+    plans = [
+        (leaf, *_plan_leaf(owners, path, leaf, modules[path[:-1]], convolution))
+        for path, (_, leaf) in zip(paths, leaves, strict=True)
+    ]
+    num_random = sum(math.prod(leaf.shape) for leaf, kind, _ in plans if kind != "constant")
 
     def init(key: jax.Array) -> Any:
         # Open at -1: the normal leaves need a finite inverse error function.
         tiny = jnp.nextafter(jnp.float32(-1.0), jnp.float32(0.0))
-        flat = jax.random.uniform(key, (sum(sizes),), jnp.float32, minval=tiny, maxval=1.0)
+        flat = jax.random.uniform(key, (num_random,), jnp.float32, minval=tiny, maxval=1.0)
         values, offset = [], 0
-        for shape, size, (kind, scale) in zip(leaves, sizes, plans, strict=True):
+        for leaf, kind, scale in plans:
             if kind == "constant":
-                values.append(jnp.full(shape, scale, dtype=jnp.float32))
+                values.append(jnp.full(leaf.shape, scale, leaf.dtype))
                 continue
-            part = jax.lax.slice(flat, (offset,), (offset + size,)).reshape(shape)
+            size = math.prod(leaf.shape)
+            part = jax.lax.slice(flat, (offset,), (offset + size,)).reshape(leaf.shape)
             offset += size
             if kind == "normal":
                 part = math.sqrt(2.0) * jax.lax.erf_inv(part)
-            values.append(scale * part)
-        return jax.tree.map(lambda index: values[index], structure)
+            values.append((scale * part).astype(leaf.dtype))
+        return jax.tree.unflatten(structure, values)
 
     return init
 

@@ -1,5 +1,6 @@
 """Experiments at smoke size, in process; and the command line, as a user meets it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -125,6 +126,23 @@ def test_comparison_with_itself_is_perfect(finished, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "1.000" in printed and "split half" in printed
     assert compute_nads.draw(_config(), workdir)
+
+
+def test_a_record_from_before_symmetries_is_drawn(finished, tmp_path, monkeypatch):
+    workdir = _copy(finished, tmp_path)
+    arrays = store.read_npz(workdir / "nads.npz")
+    config = json.loads(str(arrays["config"]))
+    del config["symmetrized"]
+    store.write_npz(workdir / "nads.npz", {**arrays, "config": np.asarray(json.dumps(config))})
+    comparison = {"num_networks": np.asarray(10), "overlap_sizes": np.array([1]), "overlap": np.ones(1)}
+    store.write_npz(workdir / "comparison.npz", comparison)
+    drawn = []
+    plot_overlap = compute_nads.plotting.plot_overlap
+    monkeypatch.setattr(
+        compute_nads.plotting, "plot_overlap", lambda curves, *rest: drawn.append(curves) or plot_overlap(curves, *rest)
+    )
+    assert len(compute_nads.draw(_config(), workdir)) == 3
+    assert "against the compared directions" in drawn[0]
 
 
 @pytest.mark.parametrize(

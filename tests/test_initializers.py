@@ -1,3 +1,6 @@
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +8,8 @@ import pytest
 
 from nad_jax.architectures import ARCHITECTURES, create_model
 from nad_jax.errors import InputError
-from nad_jax.initializers import flax_readout_variance, reference_initialization, reference_readout_variance
+from nad_jax.initializers import flax_readout_variance, reference_readout_variance
+from nad_jax.linen import from_linen
 
 
 def _flat(variables):
@@ -56,12 +60,105 @@ def test_keys_decide_everything():
     assert not any(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(other)))
 
 
-def test_what_the_reference_does_not_settle_is_refused_by_name():
-    shapes = {"params": {"layer": {"kernel": jnp.ones((3, 4, 5))}}}
-    with pytest.raises(InputError, match="params/layer/kernel"):
-        reference_initialization(shapes)
-    with pytest.raises(InputError, match="params/embedding"):
-        reference_initialization({"params": {"embedding": jnp.ones((3, 4))}})
+class Net(nn.Module):
+    """A part between two dense layers, or between two convolutions where it is given images."""
+
+    part: Any
+    images: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3))(x) if self.images else nn.Dense(4, name="before")(x.reshape(len(x), -1))
+        return nn.Dense(1, name="after")(self.part(x).reshape(len(x), -1))
+
+
+class OnePlusScale(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x * (1 + self.param("scale", nn.initializers.zeros, (1, x.shape[-1])))
+
+
+class LayerScale(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return x * self.param("scale", nn.initializers.constant(1e-6), (1, x.shape[-1]))
+
+
+class Bilinear(nn.Module):
+    """An own product, with variables named like those of a dense layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(), (x.shape[-1], x.shape[-1]))
+        return (x @ kernel) * x
+
+
+class HalfDense(nn.Dense):
+    def __call__(self, x):
+        return super().__call__(x) / 2
+
+
+class Spectral(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.SpectralNorm(nn.Dense(4))(x, update_stats=False)
+
+
+class Tower(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(x)
+
+
+STACKED = nn.vmap(
+    nn.Dense, in_axes=None, out_axes=1, axis_size=2, variable_axes={"params": 0}, split_rngs={"params": True}
+)
+
+
+@pytest.mark.parametrize(
+    ("part", "variable", "owner", "images"),
+    [
+        (OnePlusScale(), "params/part/scale", "OnePlusScale", False),
+        (LayerScale(), "params/part/scale", "LayerScale", False),
+        (Bilinear(), "params/part/kernel", "Bilinear", False),
+        (HalfDense(4), "params/part/bias", "HalfDense", False),
+        (STACKED(4), "params/part/bias", "Dense, stacked by nn.scan or nn.vmap", False),
+        (nn.WeightNorm(nn.Dense(4)), "params/part/layer_instance/bias", "Dense inside a WeightNorm", False),
+        (Spectral(), "batch_stats/part/SpectralNorm_0/Dense_0/kernel/sigma", "SpectralNorm", False),
+        (nn.DenseGeneral(4), "params/part/bias", "DenseGeneral", False),
+        (nn.PReLU(), "params/part/negative_slope", "PReLU", False),
+        (nn.ConvTranspose(4, (2, 2)), "params/part/bias", "ConvTranspose", True),
+        (nn.ConvLocal(4, (2, 2)), "params/part/bias", "ConvLocal", True),
+        (
+            nn.MultiHeadDotProductAttention(2),
+            "params/part/key/bias",
+            "DenseGeneral inside a MultiHeadDotProductAttention",
+            True,
+        ),
+        (nn.RNN(nn.LSTMCell(4)), "params/part/cell/hf/bias", "Dense inside a LSTMCell", True),
+    ],
+)
+def test_variables_whose_law_is_not_settled_are_refused_by_name_and_owner(part, variable, owner, images):
+    with pytest.raises(InputError, match=rf"not variable {variable} float32\[.*\] of a {owner};"):
+        from_linen(Net(part, images), (4, 4, 1), initialization="reference")
+    assert from_linen(Net(part, images), (4, 4, 1), check=False).num_logits == 1
+
+
+def test_layers_that_are_only_wrapped_keep_their_law():
+    def weights(part, images=False):
+        model = from_linen(Net(part, images), (4, 4, 1), initialization="reference")
+        return model.init(jax.random.key(0))["params"]["part"]
+
+    for part in (nn.remat(nn.Dense)(400), nn.Dense(400, param_dtype=jnp.bfloat16)):
+        kernel = weights(part)["kernel"]
+        assert kernel.dtype == part.param_dtype
+        np.testing.assert_allclose(jnp.abs(kernel).max(), 1 / 2, rtol=0.02)
+    kernel = weights(nn.Sequential([nn.remat(Tower)(), nn.relu]))["layers_0"]["Dense_0"]["kernel"]
+    assert 0.3 < jnp.abs(kernel).max() <= 0.5
+    # Kernels of one dimension, and of groups: 3 and 3·3·2 weights enter a sum.
+    np.testing.assert_allclose(jnp.abs(weights(nn.Conv(400, (3,)), True)["kernel"]).max(), 1 / np.sqrt(12), rtol=0.02)
+    grouped = weights(nn.Conv(400, (3, 3), feature_group_count=2), True)["kernel"]
+    np.testing.assert_allclose(jnp.abs(grouped).max(), 1 / np.sqrt(18), rtol=0.02)
 
 
 @pytest.mark.parametrize(

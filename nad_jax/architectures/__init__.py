@@ -25,7 +25,8 @@ from nad_jax.architectures.resnet import ResNet18, ResNet18ImageNet
 from nad_jax.architectures.vgg import VGG11
 from nad_jax.convolution import CONVOLUTIONS, resolve_convolution
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer
-from nad_jax.models import Model, from_linen
+from nad_jax.linen import make_linen_model
+from nad_jax.models import Model, complete_model
 
 
 class Architecture(NamedTuple):
@@ -108,12 +109,13 @@ def create_model(
     height, width, _ = image_shape
     symmetries = ("flip",) * (entry.flips(height, pooling) and entry.flips(width, pooling))
     symmetries += ("transpose",) * (height == width)
-    model = from_linen(
+    model = make_linen_model(
         entry.build(num_logits, pooling, CONVOLUTIONS[convolution]),
         image_shape,
         initialization,
         reference_convolution=entry.reference_convolution,
         symmetries=symmetries,
+        streams=("dropout",),
     )
     description = {
         "architecture": architecture,
@@ -123,4 +125,4 @@ def create_model(
         "initialization": initialization,
         "convolution": convolution,
     }
-    return model._replace(description=description)
+    return complete_model(model._replace(description=description), check=False)  # the tests of the table check it

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -127,6 +127,8 @@ class DenseBlock(nn.Module):
 class _Normalization(nn.Module):
     """The variables of `flax.linen.BatchNorm`: their values, and the running statistics to update."""
 
+    reference_law: ClassVar[str] = "normalization"
+
     @nn.compact
     def __call__(self, channels: int) -> tuple[_Norm, list[nn.Variable]]:
         shape = (channels,)
@@ -139,6 +141,8 @@ class _Normalization(nn.Module):
 
 class _Kernel(nn.Module):
     """The kernel of a `flax.linen.Conv` without a bias."""
+
+    reference_law: ClassVar[str] = "convolution"
 
     @nn.compact
     def __call__(self, shape: tuple[int, ...]) -> Any:

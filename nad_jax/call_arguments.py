@@ -1,0 +1,104 @@
+"""What a module's `__call__` takes besides the images: the mode under its usual names, and values that users give."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nad_jax.errors import InputError
+
+# Names under which modules are told their mode: True in training, and True in evaluation.
+TRAINING_FLAGS = ("train", "training", "is_training", "is_train", "train_mode", "enable_dropout", "update_stats")
+EVALUATION_FLAGS = (
+    "deterministic", "use_running_average", "eval", "evaluate", "evaluation", "is_eval", "eval_mode", "inference",
+    "is_inference", "test", "testing", "is_test",
+)  # fmt: skip
+
+Arguments = tuple[list[Any], dict[str, Any]]
+
+
+def mode_flags(train: bool) -> dict[str, bool]:
+    """The value of every flag by its name."""
+    return {**dict.fromkeys(TRAINING_FLAGS, train), **dict.fromkeys(EVALUATION_FLAGS, not train)}
+
+
+def make_call_arguments(
+    module_class: type,
+    evaluation: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    supplied: tuple[str, ...] = (),
+) -> Callable[..., Arguments]:
+    """Builds `arguments(train, **supplied) -> (positional, keyword)`, what follows the images in a call.
+
+    Values are given by position wherever that is possible: `nn.jit` and `nn.remat` know static arguments by position.
+
+    Args:
+      module_class: of the module; the first argument of its `__call__` are the images.
+      evaluation: values of arguments that are no mode flags, by name.
+      training: those that differ in training mode.
+      supplied: names of arguments that every call supplies itself.
+
+    Raises:
+      InputError: for arguments that are neither flags, nor given, nor supplied, and given ones that do not exist.
+    """
+    name = f"{module_class.__name__}.__call__"
+    given = _as_values("arguments", evaluation)
+    given_in_training = given | _as_values("train_arguments", training)
+    parameters = list(inspect.signature(module_class.__call__).parameters.values())[1:]
+    if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+        raise InputError(f"module: {name} must take images as its first argument, got {_describe(parameters)}")
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    parameters = [
+        parameter
+        for parameter in parameters[parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL :]
+        if parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    ]
+    known = {*mode_flags(True), *supplied, *given_in_training}
+    unknown = [parameter for parameter in parameters if parameter.name not in known]
+    if unknown:
+        values = ", ".join(f"{parameter.name!r}: {_default(parameter)}" for parameter in unknown)
+        raise InputError(
+            f"module: {name} takes {', '.join(repr(parameter.name) for parameter in unknown)}, which is no mode flag "
+            f"that is known ({', '.join(mode_flags(True))}); give its value: arguments={{{values}}}, "
+            "and train_arguments={…} where it differs in training"
+        )
+    names = [parameter.name for parameter in parameters]
+    for argument in given_in_training:
+        if argument not in names and not takes_any:
+            raise InputError(f"arguments: {name} takes no {argument!r}; it takes {', '.join(names) or 'images alone'}")
+
+    def arguments(train: bool, **values: Any) -> Arguments:
+        values = mode_flags(train) | values | (given_in_training if train else given)
+        positional, keyword = [], {}
+        for parameter in parameters:
+            if parameter.name not in values:  # it is given in training alone
+                if parameter.default is parameter.empty:
+                    raise InputError(f"arguments: {name} needs {parameter.name!r} in evaluation mode too")
+                values[parameter.name] = parameter.default
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                keyword[parameter.name] = values[parameter.name]
+            else:
+                positional.append(values[parameter.name])
+        chosen = given_in_training if train else given
+        return positional, keyword | {extra: chosen[extra] for extra in chosen if extra not in names}
+
+    return arguments
+
+
+def describe_arguments(evaluation: Mapping[str, Any] | None, training: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The values that were given, as text, for the record of a result; empty where none were."""
+    given = {"arguments": evaluation, "train_arguments": training}
+    return {name: {key: repr(value) for key, value in values.items()} for name, values in given.items() if values}
+
+
+def _as_values(name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not isinstance(values, Mapping | None) or any(not isinstance(key, str) for key in values or ()):
+        raise InputError(f"{name}: must be a dictionary of values by the name of an argument, got {values!r}")
+    return dict(values or {})
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    return "…" if parameter.default is parameter.empty else repr(parameter.default)
+
+
+def _describe(parameters: list[inspect.Parameter]) -> str:
+    return f"({', '.join(map(str, parameters))})"

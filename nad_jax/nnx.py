@@ -1,0 +1,157 @@
+"""Models from Flax NNX modules."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from nad_jax.call_arguments import describe_arguments, make_call_arguments
+from nad_jax.contract import reported
+from nad_jax.ensemble import named_key
+from nad_jax.errors import InputError, check_image_shape
+from nad_jax.models import Model, complete_model
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def _mask(variables: Any, kind: type[nnx.Variable]) -> Any:
+    """A tree of booleans: which leaves are of a kind of variable."""
+    return jax.tree.map(
+        lambda node: jax.tree.map(lambda _: isinstance(node, kind), node), variables, is_leaf=_is_variable
+    )
+
+
+def _with_fresh_keys(variables: Any, key: jax.Array) -> Any:
+    """The variables with new keys in all random streams, of the shapes they have: layers may be stacked."""
+    streams = iter(range(len(jax.tree.leaves(variables))))
+
+    def fresh(leaf: jax.Array) -> jax.Array:
+        stream = jax.random.fold_in(key, next(streams))
+        bits = jax.random.bits(stream, jax.random.key_data(leaf).shape, jnp.uint32)
+        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(
+        lambda node: jax.tree.map(fresh, node) if isinstance(node, nnx.RngKey) else node, variables,
+        is_leaf=_is_variable,
+    )  # fmt: skip
+
+
+def _updated(variables: Any, after: Any) -> Any:
+    """The variables with their values after a call; what the module has sown besides is dropped.
+
+    Raises:
+      InputError: for a variable that is new and was not sown: its value would be lost.
+    """
+    known = {path for path, _ in nnx.to_flat_state(variables)}
+    kept = []
+    for path, node in nnx.to_flat_state(after):
+        if path in known:
+            kept.append((path, node))
+        elif not isinstance(node, nnx.Intermediate) and not isinstance(node.get_value(), tuple):
+            name = "/".join(map(str, path))
+            raise InputError(f"variable {name} is made in a call of the module; make it when the module is built")
+    return nnx.from_flat_state(kept)
+
+
+def from_nnx(
+    factory: Callable[[nnx.Rngs], nnx.Module],
+    image_shape: tuple[int, int, int],
+    features: Callable[[nnx.Module, jax.Array], jax.Array] | None = None,
+    readout_variance: float | None = None,
+    symmetries: tuple[str, ...] = (),
+    arguments: Mapping[str, Any] | None = None,
+    train_arguments: Mapping[str, Any] | None = None,
+    check: bool = True,
+) -> Model:
+    """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
+
+    The mode is set by `module.train()` and `module.eval()`, by the attributes `training` and `is_training` where there
+    are such, and passed where `__call__` takes it, under the names of `call_arguments`. In training mode every random
+    stream of the module has new keys in each call, and an argument `rngs` of `__call__` gets an `nnx.Rngs`; in
+    evaluation mode it is None. Parameters (`nnx.Param`) are trained.
+
+    Args:
+      factory: builds the module from `nnx.Rngs`; the module maps images [B, H, W, C] to logits [B, K].
+      image_shape: (H, W, C) of one input.
+      features: maps (module, images) to the input of the module's last linear layer [B, F].
+      readout_variance: τ² of that layer's weights (1/F for NNX's default initializer).
+      symmetries: as in `from_functions`.
+      arguments, train_arguments: as in `from_linen`.
+      check: as in `from_functions`.
+
+    Raises:
+      InputError: where the factory or the module raises or breaks the contract (see `contract.check_behavior`), or an
+        argument of `__call__` is not known.
+    """
+    if isinstance(factory, nnx.Module) or not callable(factory):
+        raise InputError(f"factory: must be a function of nnx.Rngs that builds the module, got {factory!r}")
+    image_shape = check_image_shape(image_shape)
+    if features is not None and not callable(features):
+        raise InputError(f"features: must be a function, got {features!r}")
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        with reported("factory:"):
+            module = factory(rngs)
+        if not isinstance(module, nnx.Module):
+            raise InputError(f"factory: must build an NNX module, got {type(module).__name__}")
+        return module
+
+    example = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    module_class, graph = type(example), nnx.split(example)[0]
+    name = f"module: {module_class.__name__}.__call__"
+    call = make_call_arguments(module_class, arguments, train_arguments, supplied=("rngs",))
+
+    def init(key: jax.Array) -> Any:
+        return nnx.split(build(nnx.Rngs(key)))[1]
+
+    def rebuild(variables: Any, train: bool) -> nnx.Module:
+        # A module writes into the state it was merged from: a fresh tree keeps the caller's variables as they are.
+        module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, variables))
+        if train:
+            module.train(training=True, is_training=True)
+        else:
+            module.eval(training=False, is_training=False)
+        return module
+
+    def apply(variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False) -> Any:
+        if not train:
+            module = rebuild(variables, train)
+            positional, keyword = call(False, rngs=None)
+            with reported(f"{name} in evaluation mode"):
+                return module(x, *positional, **keyword)
+        rngs = None
+        if key is not None:
+            variables = _with_fresh_keys(variables, key)
+            rngs = nnx.Rngs(named_key(key, "call"))
+        module = rebuild(variables, train)
+        positional, keyword = call(True, rngs=rngs)
+        with reported(f"{name} in training mode"):
+            logits = module(x, *positional, **keyword)
+            return logits, _updated(variables, nnx.split(module)[1])
+
+    def evaluate_features(variables: Any, x: jax.Array) -> jax.Array:
+        with reported("model: features"):
+            return features(rebuild(variables, train=False), x)
+
+    def statistics(variables: Any) -> list[bool]:
+        return jax.tree.leaves(_mask(variables, nnx.BatchStat))
+
+    model = Model(
+        init,
+        apply,
+        image_shape,
+        features=evaluate_features if features else None,
+        readout_variance=readout_variance,
+        description={
+            "model": module_class.__name__,
+            **describe_arguments(arguments, train_arguments),
+            "checked": check,
+        },
+        trainable=lambda variables: _mask(variables, nnx.Param),
+        symmetries=symmetries,
+    )
+    return complete_model(model, check, statistics)
