@@ -40,9 +40,9 @@ def name_path(path: tuple[Any, ...]) -> str:
     return "/".join(names[:-1] if len(names) > 1 and names[-1] == "value" else names)
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their names, in the order of `jax.tree.leaves`."""
-    return {name_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a tree with their names, in the order of `jax.tree.leaves`."""
+    return [(name_path(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def as_arrays(variables: Any) -> Any:
@@ -207,11 +207,12 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def _batch_statistics(variables: Any) -> list[bool]:
-    return [name.startswith("batch_stats/") for name in named_leaves(variables)]
+    return [name.startswith("batch_stats/") for name, _ in named_leaves(variables)]
 
 
 def _check_updates(model: Any, variables: Any, changed: np.ndarray, statistics: Callable[[Any], list[bool]]) -> None:
-    names, trainable = list(named_leaves(variables)), jax.tree.leaves(model.trainable(variables))
+    names = [name for name, _ in named_leaves(variables)]
+    trainable = jax.tree.leaves(model.trainable(variables))
     for name, moved, trained in zip(names, changed, trainable, strict=True):
         if moved and trained:
             raise InputError(
@@ -253,7 +254,7 @@ def check_training(model: Any, batch_size: int, num_classes: int | None = None) 
         raise InputError(f"model: {must}; {batch_size} images gave logits {got}")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise InputError(f"model: {must}; the logits must be real floating-point numbers, got {logits.dtype}")
-    before, after = named_leaves(variables), named_leaves(updated)
+    before, after = dict(named_leaves(variables)), dict(named_leaves(updated))
     for name in [*before, *after]:
         given, returned = (_describe(leaves.get(name)) for leaves in (before, after))
         if given != returned:
@@ -267,7 +268,7 @@ def check_trainable(mask: Any, variables: Any) -> None:
     """Raises `InputError` unless a tree of booleans says for each leaf whether it is trained, and those can be."""
     if jax.tree.structure(mask) != jax.tree.structure(variables):
         raise InputError("trainable: must give one boolean for each leaf of variables, in a tree of the same structure")
-    for (name, leaf), trained in zip(named_leaves(variables).items(), jax.tree.leaves(mask), strict=True):
+    for (name, leaf), trained in zip(named_leaves(variables), jax.tree.leaves(mask), strict=True):
         if not isinstance(trained, bool | np.bool_):
             raise InputError(f"trainable: must give booleans, got {trained!r} for {name}")
         if trained and not jnp.issubdtype(leaf.dtype, jnp.inexact):

@@ -1,6 +1,7 @@
 """Models from Flax Linen modules."""
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 
-from nad_jax.call_arguments import describe_arguments, make_call_arguments
+from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode_flags
 from nad_jax.contract import reported
 from nad_jax.ensemble import named_key
 from nad_jax.errors import InputError, check_choice, check_image_shape
@@ -46,6 +47,17 @@ def _is_plain_dense(module: nn.Module) -> bool:
     return type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
 
 
+def _with_mode(module: nn.Module, train: bool) -> nn.Module:
+    """The module in a mode, where that is an attribute of it instead of an argument of its `__call__`."""
+    taken = inspect.signature(type(module).__call__).parameters
+    flags = {
+        name: value
+        for name, value in mode_flags(train).items()
+        if name not in taken and isinstance(getattr(module, name, None), bool)
+    }
+    return module.clone(**flags) if flags else module
+
+
 def _make_module(
     module: nn.Module,
     image_shape: tuple[int, int, int],
@@ -54,22 +66,23 @@ def _make_module(
 ) -> _Module:
     name = f"module: {type(module).__name__}"
     call = make_call_arguments(type(module), arguments, train_arguments)
+    modules = {train: _with_mode(module, train) for train in (False, True)}
     image = jnp.zeros((1, *image_shape), jnp.float32)
 
     def init(key: jax.Array) -> Any:
         positional, keyword = call(False)
         with reported(f"{name}.init"):
-            return module.init({"params": key}, image, *positional, **keyword)
+            return modules[False].init({"params": key}, image, *positional, **keyword)
 
     def evaluate(variables: Any, x: jax.Array) -> jax.Array:
         positional, keyword = call(False)
         with reported(f"{name}.__call__ in evaluation mode"):
-            return module.apply(variables, x, *positional, **keyword)
+            return modules[False].apply(variables, x, *positional, **keyword)
 
     def train(variables: Any, x: jax.Array, rngs: dict[str, jax.Array], mutable: list[str]) -> Any:
         positional, keyword = call(True)
         with reported(f"{name}.__call__ in training mode"):
-            return module.apply(variables, x, *positional, rngs=rngs, mutable=mutable, **keyword)
+            return modules[True].apply(variables, x, *positional, rngs=rngs, mutable=mutable, **keyword)
 
     def describe() -> tuple[Any, dict[tuple[str, ...], nn.Module]]:
         owners: dict[tuple[str, ...], nn.Module] = {}
@@ -270,9 +283,9 @@ def from_linen(
 ) -> Model:
     """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps images [B, H, W, C] to logits [B, K].
 
-    The mode is passed under the name that `__call__` gives it: one of `call_arguments.TRAINING_FLAGS` or
-    `EVALUATION_FLAGS`. Every random stream that training asks for has a key of its own. Collections that the module
-    writes and never reads (`sow`) are no variables of the model.
+    The mode is passed under the name that `__call__` gives it, one of `call_arguments.TRAINING_FLAGS` or
+    `EVALUATION_FLAGS`, or set where it is an attribute of that name. Every random stream that training asks for has a
+    key of its own. Collections that the module writes and never reads (`sow`) are no variables of the model.
 
     The features are found by themselves: they are the input of the `nn.Dense` whose output is returned. A module
     that ends in anything else, a subclass of `nn.Dense` included, has none (`features` is None).

@@ -271,7 +271,7 @@ def test_arguments_that_are_not_known_are_refused_by_name_or_given():
     x = jax.random.normal(jax.random.key(1), (3, *SHAPE))
     np.testing.assert_allclose(2 * model.apply(variables, x), whole.apply(variables, x), rtol=1e-6)
     _, updated = model.apply(variables, x, jax.random.key(0), train=True)
-    assert not np.allclose(named_leaves(updated)["batch_stats/norm/var"], 1)
+    assert not np.allclose(dict(named_leaves(updated))["batch_stats/norm/var"], 1)
     with pytest.raises(InputError, match=r"arguments: IsTraining.__call__ takes no 'mask'"):
         from_linen(IsTraining(""), SHAPE, arguments={"mask": None})
     with pytest.raises(InputError, match="arguments: must be a dictionary"):
@@ -280,6 +280,23 @@ def test_arguments_that_are_not_known_are_refused_by_name_or_given():
         from_linen(Anything(""), SHAPE)
     anything = from_linen(Anything(""), SHAPE, arguments={"frozen": True}, train_arguments={"frozen": False})
     assert 0 <= _train(anything) <= 1
+
+
+class ModeOfItsOwn(nn.Module):
+    training: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=not self.training)(nn.Dense(6)(_flat(x)))
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not self.training)(x))
+
+
+def test_a_mode_that_is_an_attribute_of_the_module_is_set():
+    for module in (ModeOfItsOwn(), ModeOfItsOwn(training=True)):
+        model = from_linen(module, SHAPE)
+        variables, x = model.init(make_key(0)), jnp.ones((5, *SHAPE))
+        first, other = (model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1))
+        assert not np.allclose(first, other)
 
 
 class Noisy(nn.Module):
@@ -508,7 +525,7 @@ def test_nnx_modules_draw_anew_in_every_training_call_and_never_in_evaluation(fa
 def test_stacked_nnx_layers_have_streams_of_their_own():
     model = from_nnx(Stack, SHAPE)
     _, updated = model.apply(model.init(make_key(0)), jnp.ones((1, *SHAPE)), jax.random.key(0), train=True)
-    keys = next(leaf for name, leaf in named_leaves(updated).items() if name.endswith("key"))
+    keys = next(leaf for name, leaf in named_leaves(updated) if name.endswith("key"))
     assert keys.shape == (3,) and len(np.unique(jax.random.key_data(keys), axis=0)) == 3
 
 
