@@ -4,6 +4,7 @@
     python -m experiments.main --config=... --workdir=... --config.num_networks=1200     (overrides one field)
     python -m experiments.main --config=... --workdir=... --dry_run                      (says what it will take)
     python -m experiments.main --config=... --workdir=... --shard=0/4                    (one of four processes)
+    python -m experiments.main --config=... --workdir=... --shard=auto                   (a task of a Slurm array, ...)
     python -m experiments.main --config=... --workdir=... --collect                      (results of what is stored)
     python -m experiments.main --config=... --workdir=... --figures_only                 (redraws stored results)
 
@@ -63,7 +64,9 @@ _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print units, shards, estimated time, memory and compilation per architecture, and stop."
 )
 _SHARD = flags.DEFINE_string(
-    "shard", "", "i/n: compute every n-th unit from i in 0 … n − 1. Read from Slurm arrays and Kubernetes indexed jobs."
+    "shard",
+    "",
+    "i/n: compute every n-th unit from i in 0 … n − 1; auto: as a Slurm array or Kubernetes indexed job says.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Take the shard from the cluster that jax.distributed finds: TPU pods, Slurm, GKE, MPI."
