@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import directional_bias, published, results
-from nad_jax import Recipe, basis_random, dft_direction, estimate_nads, make_key, save_nads, train_many
+from nad_jax import Recipe, basis_random, dft_direction, estimate_nads, make_key, plotting, save_nads, train_many
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError
 from tests.test_configs import load_config
@@ -83,12 +83,76 @@ def test_maps_show_every_frequency_at_its_place():
         for r, c in [(0, 0), (1, 2), (1, -2)]
         for seed in (0, 1)
     ]
-    (panel,) = results.map_panels(results.group_rows(rows), "test_accuracy", np.arange(-2, 3), (16, 16)).values()
+    axis, groups = np.arange(-2, 3), results.group_rows(rows)
+    (panel,) = results.map_panels(groups, "test_accuracy", (axis, axis), (16, 16)).values()
     expected = np.full((5, 5), np.nan)  # rows and columns are the frequencies −2 … 2
     expected[2, 2] = 0.5
     expected[3, 4] = expected[1, 0] = 1.7  # (1, 2) and (−1, −2)
     expected[3, 0] = expected[1, 4] = 1.3
     np.testing.assert_allclose(panel, expected)
+    # Of two rows −1 and 1 are one frequency, which is its own negative.
+    axes = np.array([-1, 0, 1]), np.array([-2, 0, 2])
+    (panel,) = results.map_panels(groups, "test_accuracy", axes, (2, 16)).values()
+    nan = np.nan
+    np.testing.assert_allclose(panel, [[1.5, nan, 1.5], [nan, 0.5, nan], [1.5, nan, 1.5]])
+
+
+def _frequencies(shape, frequency_range, step=1, phases="cosine"):
+    changes = {"frequency_range": frequency_range, "frequency_step": step, "phases": phases}
+    found = directional_bias.make_directions(_config(image_shape=(*shape, 1), **changes))
+    return found, {(c["frequency_row"], c["frequency_column"], c["phase"]) for c in found.coordinates}
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1), (16, 64), (5, 12), (1, 7), (2, 3), (1, 1), (32, 32)])
+def test_the_widest_range_gives_every_fourier_vector_of_an_image_of_any_shape_once(shape):
+    half = max(shape) // 2
+    found, _ = _frequencies(shape, (-half, half + 1), phases="both" if max(shape) > 2 else "cosine")
+    assert len(found.rows) == shape[0] * shape[1]
+    np.testing.assert_allclose(found.rows @ found.rows.T, np.eye(len(found.rows)), atol=1e-5)
+
+
+def test_a_range_is_that_of_each_axis_as_far_as_it_has_it():
+    assert _frequencies((1, 64), (0, 33), 8)[1] == {(0, c, "cosine") for c in (0, 8, 16, 24, 32)}
+    assert _frequencies((64, 1), (4, 8))[1] == {(r, 0, "cosine") for r in (4, 5, 6, 7)}
+    assert _frequencies((16, 64), (6, 33), 2)[1] == {(r, c, "cosine") for r in (6, 8) for c in range(6, 33, 2)}
+    # Of a self-conjugate frequency there is no sine.
+    assert _frequencies((1, 64), (-32, 33), 16, "sine")[1] == {(0, 16, "sine")}
+    assert _frequencies((4, 16), (-8, 9), 4, "sine")[1] == {(0, 4, "sine")}
+
+
+@pytest.mark.parametrize(
+    ("shape", "values", "step", "message"),
+    [
+        ((1, 64), (-33, 33), 1, "frequency_range: must be an integer in -32 … 33, got -33"),
+        ((16, 64), (0, 34), 1, "frequency_range: must be an integer in -32 … 33, got 34"),
+        ((16, 64), (9, 33), 1, "frequency_range: an axis of 16 pixels has the frequencies -8 … 8, of which none is in"),
+        ((64, 16), (-32, 33), 64, r"none is in \(-32, 33\) in steps of 64"),
+        ((1, 1), (0, 2), 1, "frequency_range: must be an integer in 0 … 1, got 2"),
+    ],
+)
+def test_a_range_without_a_frequency_of_an_axis_is_refused(shape, values, step, message):
+    config = _config(image_shape=(*shape, 1), frequency_range=values, frequency_step=step)
+    with pytest.raises(InputError, match=message):
+        directional_bias.validate(config)
+
+
+def test_maps_of_images_that_are_not_square_have_axes_of_their_own():
+    axes = np.arange(-2, 3), np.arange(-8, 9, 4)
+    figure = plotting.plot_accuracy_maps({"": np.full((5, 5), 0.7)}, axes, "title")
+    panel = figure.axes[0]
+    assert panel.get_images()[0].get_extent() == [-10, 10, 2.5, -2.5]
+    assert panel.get_xticks().tolist() == [-8, -4, 0, 4, 8] and panel.get_yticks().tolist() == [-2, -1, 0, 1, 2]
+    flat = plotting.plot_steps_maps({"": np.full((1, 65), 3.0)}, (np.zeros(1, int), np.arange(-32, 33)), "title")
+    assert flat.axes[0].get_images()[0].get_extent() == [-32.5, 32.5, 0.5, -0.5]
+    assert flat.axes[0].get_box_aspect() == 0.25  # not a line
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (16, 1), (4, 16)])
+def test_a_map_of_an_image_that_is_not_square_runs_and_draws(shape, tmp_path):
+    config = _config(image_shape=(*shape, 1), frequency_range=(-8, 9), frequency_step=4)
+    directional_bias.run(config, tmp_path)
+    assert {int(row["frequency_row"]) for row in _rows(tmp_path)} <= set(range(-(shape[0] // 2), shape[0] // 2 + 1))
+    assert directional_bias.draw(config, tmp_path)[0].name == "accuracy_map.png"
 
 
 def test_curves_average_seeds_and_groups_keep_the_rest_apart():
