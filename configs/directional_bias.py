@@ -71,7 +71,8 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
 
     # The directions v.
     config.source = "dft"  # dft, nads, dct, pixel, random, file
-    config.frequency_range = (-16, 16)  # dft: first frequency and the one after the last, in cycles per image
+    # dft: first frequency and the one after the last, in cycles per image; an axis of N pixels has −N/2 … N/2 of them
+    config.frequency_range = (-16, 16)
     config.frequency_step = 2
     config.phases = "cosine"  # dft: cosine, sine, both
     config.channel = 0  # dft: the channel the direction lives in

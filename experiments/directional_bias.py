@@ -105,11 +105,14 @@ def _check_frequency_range(config: ConfigDict) -> None:
     values = config.frequency_range
     if not isinstance(values, tuple | list) or len(values) != 2:
         raise InputError(f"frequency_range: must be first, stop, got {values!r}")
-    highest = min(config.image_shape[:2]) // 2
+    highest = max(config.image_shape[:2]) // 2  # of the longer axis; see `_frequency_axes`
     for frequency in values:
         check_integer("frequency_range", frequency, -highest, highest + 1)
     if values[0] >= values[1]:
         raise InputError(f"frequency_range: must be first, stop with first < stop, got {values!r}")
+    check_integer("frequency_step", config.frequency_step, 1)
+    if config.source == "dft":
+        _frequency_axes(config)
 
 
 def validate(config: ConfigDict) -> None:
@@ -152,10 +155,31 @@ def validate(config: ConfigDict) -> None:
         raise InputError("\n".join(dict.fromkeys(problems)))
 
 
+def _frequency_axes(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+    """The frequencies of the grid, vertical [R] and horizontal [C], ascending.
+
+    An axis of N pixels has those of the range that lie in −N/2 … N/2; an axis of one pixel has 0, whatever the range.
+
+    Raises:
+      InputError: where none is left of an axis.
+    """
+    wanted = range(*config.frequency_range, config.frequency_step)
+    axes = []
+    for length in config.image_shape[:2]:
+        axes.append(np.array([f for f in wanted if abs(f) <= length // 2] if length > 1 else [0]))
+        if not len(axes[-1]):
+            raise InputError(
+                f"frequency_range: an axis of {length} pixels has the frequencies {-(length // 2)} … {length // 2}, of "
+                f"which none is in {tuple(config.frequency_range)} in steps of {config.frequency_step}"
+            )
+    return axes[0], axes[1]
+
+
 def _frequency_grid(config: ConfigDict) -> list[tuple[int, int]]:
     """The frequencies (row, column) of the grid, lowest first, of ±f the one that starts positive."""
-    axis = range(config.frequency_range[0], config.frequency_range[1], config.frequency_step)
-    return sorted(itertools.product(axis, axis), key=lambda f: (f[0] ** 2 + f[1] ** 2, -f[0], -f[1]))
+    rows, columns = _frequency_axes(config)
+    grid = itertools.product(rows.tolist(), columns.tolist())
+    return sorted(grid, key=lambda f: (f[0] ** 2 + f[1] ** 2, -f[0], -f[1]))
 
 
 def _fourier_directions(config: ConfigDict) -> Directions:
@@ -358,15 +382,15 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     figures = {}
     if config.source == "dft":
         shape = tuple(config.image_shape[:2])
-        axis = np.arange(config.frequency_range[0], config.frequency_range[1], config.frequency_step)
-        accuracy = results.map_panels(groups, "test_accuracy", axis, shape)
-        figures["accuracy_map.png"] = plotting.plot_accuracy_maps(accuracy, axis, f"Accuracy on D(v): {title}")
+        axes = _frequency_axes(config)
+        accuracy = results.map_panels(groups, "test_accuracy", axes, shape)
+        figures["accuracy_map.png"] = plotting.plot_accuracy_maps(accuracy, axes, f"Accuracy on D(v): {title}")
         # Averaged over the seeds that reached the loss.
         reached = {label: [row for row in group if row["steps_to_loss"] >= 0] for label, group in groups.items()}
-        steps = results.map_panels(reached, "steps_to_loss", axis, shape)
+        steps = results.map_panels(reached, "steps_to_loss", axes, shape)
         if any(np.isfinite(panel).any() for panel in steps.values()):
             figures["steps_map.png"] = plotting.plot_steps_maps(
-                steps, axis, f"Steps to a loss of {config.loss_threshold:g}: {title}"
+                steps, axes, f"Steps to a loss of {config.loss_threshold:g}: {title}"
             )
     elif config.source == "nads":
         spectrum = read_spectrum(config)

@@ -1,4 +1,7 @@
-"""SIGTERM, SIGHUP and Ctrl-C: the process ends within seconds, whatever it is doing, and says that it can be run again.
+"""SIGTERM and its like: the process ends within seconds, whatever it is doing, and says that it can be run again.
+
+Schedulers warn with SIGTERM, SIGUSR1 or SIGUSR2, as they are told; SIGHUP says that the terminal is gone, SIGINT is
+Ctrl-C.
 
 Python runs a signal handler between two of its own instructions, which is not before a compilation is over. So a
 thread waits for the byte that the interpreter writes on arrival, and ends the process from there.
@@ -14,7 +17,9 @@ from typing import NoReturn
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 GRACE_SECONDS = 3.0  # for the computation to reach its next epoch and keep a snapshot
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last one: the terminal is gone
+_ALWAYS = (signal.SIGINT, signal.SIGTERM)
+_UNLESS_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # by who started the process, as `nohup` does
+_SIGNALS = (*_ALWAYS, *_UNLESS_IGNORED)
 
 _requested = threading.Event()
 _resumable = threading.Event()
@@ -26,7 +31,7 @@ class Interrupted(Exception):
 
 
 def watch() -> None:
-    """From now on SIGTERM, SIGHUP and SIGINT end the process."""
+    """From now on these signals end the process; before, which is milliseconds, they do as they do without Python."""
     global _watched
     if _watched:
         return
@@ -41,7 +46,7 @@ def watch() -> None:
 def take_signals() -> None:
     """Takes the signals of `watch` again from what has installed handlers of its own, as `jax.distributed` does."""
     for number in _SIGNALS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` wants it
+        if number in _ALWAYS or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)  # a signal without a handler would write no byte
 
 

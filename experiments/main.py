@@ -4,6 +4,7 @@
     python -m experiments.main --config=... --workdir=... --config.num_networks=1200     (overrides one field)
     python -m experiments.main --config=... --workdir=... --dry_run                      (says what it will take)
     python -m experiments.main --config=... --workdir=... --shard=0/4                    (one of four processes)
+    python -m experiments.main --config=... --workdir=... --shard=auto                   (a task of a Slurm array, ...)
     python -m experiments.main --config=... --workdir=... --collect                      (results of what is stored)
     python -m experiments.main --config=... --workdir=... --figures_only                 (redraws stored results)
 
@@ -15,6 +16,8 @@ import json
 import os
 import re
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +54,35 @@ EXPERIMENTS = {
     "time_to_accuracy": time_to_accuracy,
 }
 
+
+class _ValueParser(flags.ArgumentParser):
+    """Reads the value of a config field of one type, or None: that the field is not set."""
+
+    def __init__(self, kind: str, parser: flags.ArgumentParser) -> None:
+        super().__init__()
+        self._kind, self._parser = kind, parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        if argument == "None":
+            return None
+        try:
+            return self._parser.parse(argument)
+        except ValueError as error:
+            raise ValueError(f"must be {self._kind}") from error
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+for _type, _kind, _parser in (
+    (int, "an integer", flags.IntegerParser()),
+    (float, "a number", flags.FloatParser()),
+    (bool, "True or False", flags.BooleanParser()),
+    (str, "text", flags.ArgumentParser()),
+):
+    config_flags.register_flag_parser_for_type(_type, _ValueParser(_kind, _parser))
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/compute_nads.py:lenet; its file lists every field."
 )
@@ -63,7 +95,9 @@ _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print units, shards, estimated time, memory and compilation per architecture, and stop."
 )
 _SHARD = flags.DEFINE_string(
-    "shard", "", "i/n: compute every n-th unit from i in 0 … n − 1. Read from Slurm arrays and Kubernetes indexed jobs."
+    "shard",
+    "",
+    "i/n: compute every n-th unit from i in 0 … n − 1; auto: as a Slurm array or Kubernetes indexed job says.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Take the shard from the cluster that jax.distributed finds: TPU pods, Slurm, GKE, MPI."
@@ -124,6 +158,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         fields = ["experiment"] if _CONFIG.value is None else list(_CONFIG.value.keys())
         if "experiment" not in fields or isinstance(_CONFIG.value, dict):
             raise InputError("config: get_config must return a ConfigDict with a field 'experiment'")
+        for name, value in config_flags.get_override_values(flags.FLAGS["config"]).items():
+            if value in (None, (None,)):
+                _CONFIG.value.update_from_flattened_dict({name: _unset(_CONFIG.value, name)})
     except Exception as error:  # a config file is a program, it may fail in any way
         _fail(_reason(error))
     chosen = [flag.name for flag in (_FIGURES_ONLY, _COLLECT, _DRY_RUN) if flag.value]
@@ -135,6 +172,29 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if len(remaining) > 1:
         _fail(f"unexpected argument {remaining[1]!r}: every option is --name=value")
     return remaining
+
+
+def _unset(config: ConfigDict, name: str) -> Any:
+    """The value of a field that is given as None: the recipe's, where that says "not set" (None or empty).
+
+    Raises:
+      InputError: where the recipe sets the field.
+    """
+    flag = f"config.{name}"  # its default is the recipe's value
+    recipe = flags.FLAGS[flag].default if flag in flags.FLAGS else reduce(getitem, name.split("."), config)
+    if recipe not in (None, "", (), []):
+        raise InputError(f"{name}: must have a value, got None, which is for fields that the recipe leaves empty")
+    return () if recipe == [] else recipe  # a flag has lists for tuples
+
+
+def _settle_nulls(config: ConfigDict, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a JSON object, at any depth, with what null stands for."""
+    return {
+        name: _settle_nulls(config, value, f"{prefix}{name}.")
+        if isinstance(value, dict)
+        else (_unset(config, prefix + name) if value is None else value)
+        for name, value in values.items()
+    }
 
 
 def _read_json(config: ConfigDict, path: str) -> None:
@@ -151,7 +211,9 @@ def _read_json(config: ConfigDict, path: str) -> None:
         if name not in config:
             raise InputError(f"{path}: {unknown('config field', name, config)}")
         try:
-            config.update({name: tuple(value) if isinstance(value, list) else value})
+            config.update(_settle_nulls(config, {name: tuple(value) if isinstance(value, list) else value}))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise InputError(f"{path}: {name}: {_reason(error)}") from error
 

@@ -1,8 +1,8 @@
 """Comparison with the accuracies published with the paper's code, as tables of one row per direction.
 
-Maps have columns x, y and accuracy_<architecture> (percent): cell (x, y) is the real DFT vector of frequency
-(2(y − 8), 2(x − 8)); columns x = 1 … 7 are copies of 15 … 9. Curves have columns index and accuracy_<architecture>;
-NADs 0 … 10, 14, 18, … were measured, the others interpolated.
+Accuracies are percent, in a column of each architecture. Maps have columns x and y: cell (x, y) is the real DFT vector
+of frequency (2(y − 8), 2(x − 8)); columns x = 1 … 7 are copies of 15 … 9. Curves have a column index; NADs 0 … 10, 14,
+18, … were measured, the others interpolated.
 """
 
 import csv
@@ -15,28 +15,83 @@ from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.subspaces import rank_correlation
 
+# The columns of the tables in the paper's repository; accuracy_<architecture> is known as well.
+COLUMNS = {
+    "logreg": "acc_lr",
+    "lenet": "acc_ln",
+    "resnet18": "acc_rn",
+    "densenet121": "acc_dn",
+    "vgg11": "acc_vgg",
+}
+# What names a row, and the highest value of each: cells of the map, or NADs of 32×32 pixels.
+_PLACES = {("x", "y"): 15, ("index",): 1023}
+
 
 def read_table(path: str, architecture: str) -> list[dict[str, float]]:
-    """The measured rows of a published table, as numbers, accuracy in [0, 1]; raises `InputError` naming the file."""
-    column = f"accuracy_{architecture}"
-    reader = csv.DictReader(io.StringIO(store.read_text(path)))
-    names = reader.fieldnames or []
-    if column not in names or not ({"x", "y"} <= set(names) or "index" in names):
-        raise InputError(f"{path}: needs columns {column!r} and 'x', 'y' or 'index', has {', '.join(names) or 'none'}")
-    rows = []
-    for number, row in enumerate(reader, start=2):
-        try:
-            place = {name: int(row[name]) for name in ("x", "y", "index") if name in names}
-            rows.append({**place, "accuracy": float(row[column]) / 100})
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: line {number}: {error}") from error
-    if "index" in names:
-        rows = [row for row in rows if row["index"] <= 10 or (row["index"] - 10) % 4 == 0]
+    """The measured rows of a published table, as numbers, accuracy in [0, 1], curves in the order of their indices.
+
+    Cells without an accuracy are rows that were not measured; other columns are not read.
+
+    Raises:
+      InputError: naming the file, and the line and column of what is wrong there.
+    """
+    reader = csv.reader(io.StringIO(store.read_text(path)))
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num}: {error}") from error
+    (_, names), *lines = [line for line in lines if any(line[1])] or [(0, [])]
+    column, places = _find_columns(path, names, architecture)
+    found: dict[tuple[int, ...], float] = {}
+    for number, cells in lines:
+        where = f"{path}: line {number}"
+        if len(cells) != len(names):
+            raise InputError(f"{where}: has {len(cells)} cells for {len(names)} columns")
+        row = dict(zip(names, cells, strict=True))
+        if not row[column]:
+            continue
+        place = tuple(int(_number(f"{where}: {name}", row[name], _PLACES[places], whole=True)) for name in places)
+        if place in found:
+            raise InputError(f"{where}: {', '.join(places)} = {', '.join(map(str, place))} is there twice")
+        found[place] = _number(f"{where}: {column}", row[column], 100) / 100
+    if places == ("index",):
+        found = {place: found[place] for place in sorted(found) if place[0] <= 10 or (place[0] - 10) % 4 == 0}
     else:
-        rows = [row for row in rows if row["x"] == 0 or row["x"] >= 8]
-    if not rows:
-        raise InputError(f"{path}: holds no measured accuracies")
-    return rows
+        found = {place: accuracy for place, accuracy in found.items() if place[0] == 0 or place[0] >= 8}
+    if not found:
+        raise InputError(f"{path}: holds no measured accuracies of {architecture!r}")
+    if max(found.values()) <= 0.01:
+        raise InputError(f"{path}: {column} must be in percent, the largest is {100 * max(found.values()):g}")
+    return [{**dict(zip(places, place, strict=True)), "accuracy": accuracy} for place, accuracy in found.items()]
+
+
+def _find_columns(path: str, names: list[str], architecture: str) -> tuple[str, tuple[str, ...]]:
+    """The column with the accuracies of an architecture, and those that name a row."""
+    places = next((places for places in _PLACES if {*places} <= {*names}), None)
+    if places is None:
+        raise InputError(f"{path}: needs columns x, y or index, has {', '.join(names)[:200] or 'none'}")
+    published = {short: name for name, short in COLUMNS.items()}
+    owners = {name: published.get(name, name.removeprefix("accuracy_")) for name in names}
+    owners = {name: owner for name, owner in owners.items() if owner != name}
+    columns = [name for name in names if owners.get(name) == architecture]
+    if not columns:
+        known = ", ".join(owners.values())[:200] or "none"
+        raise InputError(f"{path}: has no accuracies of {architecture!r}, has those of {known}")
+    for name in (*columns, *places):
+        if names.count(name) > 1 or len({*columns}) > 1:
+            raise InputError(f"{path}: has several columns for {name!r}: {', '.join(names)[:200]}")
+    return columns[0], places
+
+
+def _number(where: str, text: str, highest: int, whole: bool = False) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= highest or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise InputError(f"{where}: must be {kind} in 0 … {highest}, got {text[:50]!r}")
+    return value
 
 
 def compare(table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int], source: str) -> list[str]:

@@ -113,16 +113,14 @@ def by_frequency(rows: list[Row], metric: str, shape: tuple[int, int]) -> dict[t
 
 
 def map_panels(
-    groups: dict[str, list[Row]], metric: str, frequencies: np.ndarray, shape: tuple[int, int]
+    groups: dict[str, list[Row]], metric: str, frequencies: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """For each group the mean of a metric over seeds on the grid of frequencies; nan where there is none."""
-    height, width = shape
+    """For each group the mean of a metric over seeds at (vertical, horizontal) frequencies; nan where there is none."""
+    (rows, columns), (height, width) = frequencies, shape
     panels = {}
     for label, group in groups.items():
         values = by_frequency(group, metric, shape)
-        panels[label] = np.array(
-            [[values.get((r % height, c % width), np.nan) for c in frequencies] for r in frequencies]
-        )
+        panels[label] = np.array([[values.get((r % height, c % width), np.nan) for c in columns] for r in rows])
     return panels
 
 

@@ -23,16 +23,24 @@ class Shard(NamedTuple):
 
 
 def find_shard(flag: str, environment: Mapping[str, str]) -> Shard:
-    """The shard of this process: the flag "i/n", else a Slurm array's or an indexed Kubernetes job's, else all.
+    """The shard of this process: the flag "i/n"; with "auto" a Slurm array's or an indexed Kubernetes job's; else all.
+
+    Without the flag the environment is not read: tasks of an array may well be runs of their own.
 
     Raises:
       InputError: naming the flag or variable, its value and what is allowed.
     """
+    if flag == "auto":
+        return _scheduled_shard(environment)
     if flag:
-        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", flag)
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", flag)
         if not match:
-            raise InputError(f"shard: must be i/n, e.g. 0/4, got {flag!r}")
+            raise InputError(f"shard: must be i/n, e.g. 0/4, or auto, got {flag!r}")
         return _checked("shard", int(match[1]), int(match[2]), "--shard")
+    return Shard()
+
+
+def _scheduled_shard(environment: Mapping[str, str]) -> Shard:
     if "SLURM_ARRAY_TASK_ID" in environment:
         names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT")
         task, first, step, count = (_integer(environment, name) for name in names)
@@ -50,7 +58,10 @@ def find_shard(flag: str, environment: Mapping[str, str]) -> Shard:
             )
         index, count = (_integer(environment, name) for name in ("JOB_COMPLETION_INDEX", "NAD_NUM_SHARDS"))
         return _checked("JOB_COMPLETION_INDEX", index, count, "Kubernetes index")
-    return Shard()
+    raise InputError(
+        "shard: auto finds neither a Slurm array (SLURM_ARRAY_TASK_ID) nor a Kubernetes indexed job "
+        "(JOB_COMPLETION_INDEX) around it; give --shard=i/n, or leave it out to compute everything"
+    )
 
 
 def join_cluster(flag: str) -> Shard:
@@ -61,6 +72,10 @@ def join_cluster(flag: str) -> Shard:
     afterwards none depends on another, so that one that is killed, or is done earlier, does not end the rest.
     """
     arguments = {}
+    if flag == "auto":
+        raise InputError(
+            "shard: auto does not go with --distributed, which finds the shard itself; leave one of them out"
+        )
     if flag:
         shard = find_shard(flag, {})
         arguments = {"num_processes": shard.count, "process_id": shard.index}
@@ -79,7 +94,7 @@ def join_cluster(flag: str) -> Shard:
 
 def _integer(environment: Mapping[str, str], name: str) -> int:
     value = environment.get(name, "")
-    if not re.fullmatch(r"\d{1,9}", value):
+    if not re.fullmatch(r"[0-9]{1,9}", value):
         raise InputError(f"{name}: must be a whole number, got {value!r}")
     return int(value)
 

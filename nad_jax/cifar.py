@@ -1,14 +1,11 @@
 """CIFAR-10 from disk to arrays, read with suspicion: official binary or pickled layout, as a folder or an archive.
 
-Nothing is extracted and no pickle is ever run: a pickled batch goes through an unpickler that knows placeholders for
-NumPy's three names and refuses every other one.
+Nothing is extracted and no pickle is ever run: a pickled batch is read as data (`pickled`).
 Source of the layouts: https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 import gzip
 import io
-import pickle
-import pickletools
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from nad_jax.errors import InputError, first_line
+from nad_jax.pickled import PickleError, read_pickle, to_array, to_integer
 
 # Of the training images, per channel, in [0, 1] (NAD, reference code).
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -65,79 +63,56 @@ def _parse_binary(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     return records[:, 1:], _check_labels(records[:, 0], name)
 
 
-class _PickledType:
-    """Stands for a NumPy name in a pickle; NumPy itself never sees what an untrusted file says."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments, self.state = arguments, ()
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _PickledArray(_PickledType):
-    pass
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> type:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _PickledArray
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return _PickledType
-        raise pickle.UnpicklingError(f"it calls {module[:50]}.{name[:50]}; nothing but an array is read")
-
-
-# What pickles of protocol 2 to 4 build dictionaries, lists, numbers, strings and arrays with.
-_OPCODES = {
-    "PROTO", "FRAME", "STOP", "MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "EMPTY_DICT", "EMPTY_LIST",
-    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "NONE", "NEWTRUE",
-    "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "SHORT_BINSTRING", "BINSTRING", "SHORT_BINBYTES", "BINBYTES",
-    "SHORT_BINUNICODE", "BINUNICODE", "MEMOIZE", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
-}  # fmt: skip
-_MOST_TUPLES, _MOST_MEMOS = 32, 10**6  # an array has five; a dictionary of file names has one memo for each
-
-
-def _scan_pickle(content: bytes) -> None:
-    """Raises unless a pickle is made of what a batch is made of: others could use up memory or time unpickled."""
-    tuples = 0
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name not in _OPCODES:
-            raise pickle.UnpicklingError(f"it uses {opcode.name}; nothing but an array and lists is read")
-        tuples += opcode.name.startswith("TUPLE")
-        if tuples > _MOST_TUPLES or (opcode.name == "LONG_BINPUT" and argument > _MOST_MEMOS):
-            raise pickle.UnpicklingError("it is too complex for a batch")
-
-
 def _parse_pickle(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A dictionary with b"data", an array [B, 3072] of uint8, and b"labels", a list of B integers."""
+    """A dictionary with b"data", an array [B, 3072] of uint8, and b"labels", a list or an array of B integers."""
     try:
-        _scan_pickle(content)
-        batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        batch = read_pickle(content)
     except Exception as error:  # damaged or hostile bytes fail in many ways
-        raise InputError(f"{name}: refused or damaged pickle ({first_line(error)})") from error
-    array, labels = (batch.get(key) if isinstance(batch, dict) else None for key in (b"data", b"labels"))
-    if not isinstance(array, _PickledArray) or not isinstance(labels, list):
+        raise InputError(f"{name}: refused or damaged pickle ({first_line(error)[:200]})") from error
+    if not isinstance(batch, dict) or not batch.keys() >= {b"data", b"labels"}:
         raise InputError(f"{name}: must be a dictionary with an array b'data' and a list b'labels'")
     try:
-        _, (count, num_pixels), dtype, fortran, pixels = array.state
-        kind = dtype.arguments[0]
+        pixels = to_array(batch[b"data"])
     except Exception as error:  # anything may stand there
-        raise InputError(f"{name}: b'data' is no plain array [B, {_NUM_PIXELS}]") from error
-    # What an untrusted pickle holds is not printed: it may be without end.
-    if not type(count) is type(num_pixels) is int or kind not in ("u1", b"u1") or type(pixels) is not bytes:
-        raise InputError(f"{name}: b'data' must be an array [B, {_NUM_PIXELS}] of bytes (u1)")
-    if num_pixels != _NUM_PIXELS or count < 1 or len(labels) != count or len(pixels) != count * _NUM_PIXELS:
         raise InputError(
-            f"{name}: b'data' must be [B, {_NUM_PIXELS}] and b'labels' [B]; it says [{count}, {num_pixels}], "
-            f"and there are {len(pixels)} bytes of pixels and {len(labels)} labels"
+            f"{name}: b'data' must be an array [B, {_NUM_PIXELS}] of bytes ({first_line(error)})"
+        ) from error
+    labels = _read_labels(batch[b"labels"], name)
+    # What an untrusted pickle holds is not printed: it may be without end.
+    if pixels.ndim != 2 or pixels.dtype != np.uint8:
+        raise InputError(
+            f"{name}: b'data' must be an array [B, {_NUM_PIXELS}] of bytes (u1), "
+            f"it is {list(pixels.shape)} of {pixels.dtype}"
         )
-    for place, label in enumerate(labels):
-        if type(label) is not int or not 0 <= label <= 9:
-            found = label if type(label) is int else type(label).__name__
-            raise InputError(f"{name}: record {place} has label {found}, allowed are integers 0 … 9")
-    images = np.frombuffer(pixels, np.uint8).reshape(count, _NUM_PIXELS, order="F" if fortran is True else "C")
-    return images, np.array(labels, np.int32)
+    if pixels.shape[1] != _NUM_PIXELS or not len(pixels) or len(labels) != len(pixels):
+        raise InputError(
+            f"{name}: b'data' must be [B, {_NUM_PIXELS}] and b'labels' [B]; it says {list(pixels.shape)}, "
+            f"and there are {len(labels)} labels"
+        )
+    return pixels, labels
+
+
+def _read_labels(labels: Any, name: str) -> np.ndarray:
+    """Labels [B] from a list of integers, or an array of any type of them."""
+    if isinstance(labels, list | tuple):
+        numbers = []
+        for place, label in enumerate(labels):
+            try:
+                numbers.append(to_integer(label))
+            except PickleError as error:
+                found = type(label).__name__
+                raise InputError(f"{name}: record {place} has label {found}, allowed are integers 0 … 9") from error
+            if not 0 <= numbers[-1] <= 9:
+                found = str(numbers[-1])[:20]
+                raise InputError(f"{name}: record {place} has label {found}, allowed are integers 0 … 9")
+        return np.array(numbers, np.int32)
+    try:
+        array = to_array(labels)
+    except Exception as error:
+        raise InputError(f"{name}: b'labels' must be a list or array of integers ({first_line(error)})") from error
+    if array.ndim != 1:
+        raise InputError(f"{name}: b'labels' must be [B], it is {list(array.shape)}")
+    return _check_labels(array, name)
 
 
 # In order of preference.
@@ -227,7 +202,7 @@ def read_cifar10(data_dir: str | Path) -> ImageData:
 
     Raises:
       InputError: where there is none, saying which files are expected; and for a file that is missing, truncated,
-        damaged, or (pickled) calls anything but NumPy's arrays, naming it and the reason.
+        damaged, or (pickled) calls anything but what arrays are written with, naming it and the reason.
     """
     try:
         layout, contents = _find(Path(data_dir))

@@ -137,46 +137,58 @@ def plot_time_to_accuracy(
     return figure
 
 
-def _panels(count: int) -> tuple[Figure, list]:
-    columns = min(4, count)
+def _panels(count: int, ratio: float) -> tuple[Figure, list]:
+    """Panels side by side, of equal area whatever their shape; `ratio` is the height of one over its width."""
+    width, height = 3.0 / ratio**0.5, 3.0 * ratio**0.5
+    columns = max(1, min(count, int(12.0 / width)))
     rows = -(-count // columns)
-    figure = Figure(figsize=(3.0 * columns + 1.2, 3.0 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(width * columns + 1.2, max(height * rows + 0.6, 2.8)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for panel in list(axes)[count:]:
         panel.set_visible(False)
     return figure, list(figure.axes[:count])
 
 
-def _plot_maps(maps: dict[str, np.ndarray], frequencies: np.ndarray, title: str, label: str, **scale: object) -> Figure:
+def _edges(frequencies: np.ndarray) -> tuple[float, float]:
+    """Where the cells of ascending, equally spaced frequencies begin and end."""
+    half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 0.5
+    return frequencies[0] - half, frequencies[-1] + half
+
+
+def _plot_maps(
+    maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str, label: str, **scale: object
+) -> Figure:
     """One panel per map over (vertical, horizontal) frequency, all on one scale; cells without a value are grey."""
-    figure, panels = _panels(len(maps))
+    rows, columns = frequencies
+    ratio = float(np.clip(len(rows) / len(columns), 0.25, 4.0))
+    figure, panels = _panels(len(maps), ratio)
     width = int(10 * figure.get_figwidth())  # letters
     figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()))
-    half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 0.5
-    low, high = frequencies[0] - half, frequencies[-1] + half
+    (left, right), (low, high) = _edges(columns), _edges(rows)
     for panel, (name, values) in zip(panels, maps.items(), strict=True):
         panel.set_facecolor("lightgray")
-        drawn = panel.imshow(values, extent=(low, high, high, low), interpolation="nearest", **scale)
+        drawn = panel.imshow(values, extent=(left, right, high, low), interpolation="nearest", aspect="auto", **scale)
+        panel.set_box_aspect(ratio)
         panel.set_title(name, fontsize=9)
-        panel.set(xlabel="horizontal frequency", ylabel="vertical frequency")
-        ticks = frequencies[:: max(1, len(frequencies) // 8)]
-        panel.set(xticks=ticks, yticks=ticks)
+        panel.set(xticks=columns[:: max(1, len(columns) // 8)], yticks=rows[:: max(1, len(rows) // 8)])
         panel.tick_params(labelsize=7)
         panel.label_outer()
+    figure.supxlabel("horizontal frequency", fontsize="medium")
+    figure.supylabel("vertical frequency", fontsize="medium")
     figure.colorbar(drawn, ax=panels, label=label, shrink=0.8)
     return figure
 
 
-def plot_accuracy_maps(maps: dict[str, np.ndarray], frequencies: np.ndarray, title: str) -> Figure:
-    """Test accuracies on D(v), one map [F, F] per label, v the real Fourier vector of (vertical, horizontal) frequency.
+def plot_accuracy_maps(maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str) -> Figure:
+    """Test accuracies on D(v), one map [R, C] per label, v the real Fourier vector of (vertical, horizontal) frequency.
 
-    Frequencies [F] ascend, in cycles per image. The scale is always 50 to 100 %, so that figures can be compared.
+    Frequencies, [R] and [C], ascend, in cycles per image. The scale is always 50 to 100 %, so that figures compare.
     """
     percent = {name: 100 * values for name, values in maps.items()}
     return _plot_maps(percent, frequencies, title, "test accuracy (%)", vmin=50, vmax=100, cmap="viridis")
 
 
-def plot_steps_maps(maps: dict[str, np.ndarray], frequencies: np.ndarray, title: str) -> Figure:
+def plot_steps_maps(maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str) -> Figure:
     """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; grey: nan, never reached."""
     finite = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
     norm = LogNorm(finite.min(), max(finite.max(), finite.min() * 1.01))

@@ -342,10 +342,10 @@ def _remove_remains(folder: Path) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """A text file; raises `InputError` naming it and the reason."""
+    """A text file, without the mark that some programs begin one with; raises `InputError` naming it and the reason."""
     path = Path(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise _os_error(path, error) from error
     except UnicodeDecodeError as error:

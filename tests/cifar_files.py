@@ -30,6 +30,16 @@ def pickle_batch(record):
     return bytes(stream).replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n")
 
 
+def pickle_as_text(pixels, labels):
+    """A batch in protocol 0 of Python 2, in which strings stand as they do in programs."""
+    shape = f"(I{len(pixels)}\nI3072\ntp8\n"
+    array = "cnumpy.core.multiarray\n_reconstruct\np2\n(cnumpy\nndarray\np3\n(I0\ntp4\nS'b'\np5\ntp6\nRp7\n(I1\n"
+    array += shape + "cnumpy\ndtype\np9\n(S'u1'\np10\nI0\nI1\ntp11\nRp12\n(I3\nS'|'\np13\nNNNI-1\nI-1\nI0\ntp14\nb"
+    array += f"I00\nS{repr(pixels.tobytes())[1:]}\np15\ntp16\nb"
+    numbers = "".join(f"I{label}\na" for label in labels)
+    return f"(dp0\nS'data'\np1\n{array}sS'labels'\np17\n(lp18\n{numbers}s.".encode()
+
+
 def encode(layout, name, pixels, labels):
     """The name and the content of the file of one batch."""
     if layout == BINARY:

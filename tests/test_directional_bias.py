@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import directional_bias, published, results
-from nad_jax import Recipe, basis_random, dft_direction, estimate_nads, make_key, save_nads, train_many
+from nad_jax import Recipe, basis_random, dft_direction, estimate_nads, make_key, plotting, save_nads, train_many
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError
 from tests.test_configs import load_config
@@ -83,12 +83,76 @@ def test_maps_show_every_frequency_at_its_place():
         for r, c in [(0, 0), (1, 2), (1, -2)]
         for seed in (0, 1)
     ]
-    (panel,) = results.map_panels(results.group_rows(rows), "test_accuracy", np.arange(-2, 3), (16, 16)).values()
+    axis, groups = np.arange(-2, 3), results.group_rows(rows)
+    (panel,) = results.map_panels(groups, "test_accuracy", (axis, axis), (16, 16)).values()
     expected = np.full((5, 5), np.nan)  # rows and columns are the frequencies −2 … 2
     expected[2, 2] = 0.5
     expected[3, 4] = expected[1, 0] = 1.7  # (1, 2) and (−1, −2)
     expected[3, 0] = expected[1, 4] = 1.3
     np.testing.assert_allclose(panel, expected)
+    # Of two rows −1 and 1 are one frequency, which is its own negative.
+    axes = np.array([-1, 0, 1]), np.array([-2, 0, 2])
+    (panel,) = results.map_panels(groups, "test_accuracy", axes, (2, 16)).values()
+    nan = np.nan
+    np.testing.assert_allclose(panel, [[1.5, nan, 1.5], [nan, 0.5, nan], [1.5, nan, 1.5]])
+
+
+def _frequencies(shape, frequency_range, step=1, phases="cosine"):
+    changes = {"frequency_range": frequency_range, "frequency_step": step, "phases": phases}
+    found = directional_bias.make_directions(_config(image_shape=(*shape, 1), **changes))
+    return found, {(c["frequency_row"], c["frequency_column"], c["phase"]) for c in found.coordinates}
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1), (16, 64), (5, 12), (1, 7), (2, 3), (1, 1), (32, 32)])
+def test_the_widest_range_gives_every_fourier_vector_of_an_image_of_any_shape_once(shape):
+    half = max(shape) // 2
+    found, _ = _frequencies(shape, (-half, half + 1), phases="both" if max(shape) > 2 else "cosine")
+    assert len(found.rows) == shape[0] * shape[1]
+    np.testing.assert_allclose(found.rows @ found.rows.T, np.eye(len(found.rows)), atol=1e-5)
+
+
+def test_a_range_is_that_of_each_axis_as_far_as_it_has_it():
+    assert _frequencies((1, 64), (0, 33), 8)[1] == {(0, c, "cosine") for c in (0, 8, 16, 24, 32)}
+    assert _frequencies((64, 1), (4, 8))[1] == {(r, 0, "cosine") for r in (4, 5, 6, 7)}
+    assert _frequencies((16, 64), (6, 33), 2)[1] == {(r, c, "cosine") for r in (6, 8) for c in range(6, 33, 2)}
+    # Of a self-conjugate frequency there is no sine.
+    assert _frequencies((1, 64), (-32, 33), 16, "sine")[1] == {(0, 16, "sine")}
+    assert _frequencies((4, 16), (-8, 9), 4, "sine")[1] == {(0, 4, "sine")}
+
+
+@pytest.mark.parametrize(
+    ("shape", "values", "step", "message"),
+    [
+        ((1, 64), (-33, 33), 1, "frequency_range: must be an integer in -32 … 33, got -33"),
+        ((16, 64), (0, 34), 1, "frequency_range: must be an integer in -32 … 33, got 34"),
+        ((16, 64), (9, 33), 1, "frequency_range: an axis of 16 pixels has the frequencies -8 … 8, of which none is in"),
+        ((64, 16), (-32, 33), 64, r"none is in \(-32, 33\) in steps of 64"),
+        ((1, 1), (0, 2), 1, "frequency_range: must be an integer in 0 … 1, got 2"),
+    ],
+)
+def test_a_range_without_a_frequency_of_an_axis_is_refused(shape, values, step, message):
+    config = _config(image_shape=(*shape, 1), frequency_range=values, frequency_step=step)
+    with pytest.raises(InputError, match=message):
+        directional_bias.validate(config)
+
+
+def test_maps_of_images_that_are_not_square_have_axes_of_their_own():
+    axes = np.arange(-2, 3), np.arange(-8, 9, 4)
+    figure = plotting.plot_accuracy_maps({"": np.full((5, 5), 0.7)}, axes, "title")
+    panel = figure.axes[0]
+    assert panel.get_images()[0].get_extent() == [-10, 10, 2.5, -2.5]
+    assert panel.get_xticks().tolist() == [-8, -4, 0, 4, 8] and panel.get_yticks().tolist() == [-2, -1, 0, 1, 2]
+    flat = plotting.plot_steps_maps({"": np.full((1, 65), 3.0)}, (np.zeros(1, int), np.arange(-32, 33)), "title")
+    assert flat.axes[0].get_images()[0].get_extent() == [-32.5, 32.5, 0.5, -0.5]
+    assert flat.axes[0].get_box_aspect() == 0.25  # not a line
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (16, 1), (4, 16)])
+def test_a_map_of_an_image_that_is_not_square_runs_and_draws(shape, tmp_path):
+    config = _config(image_shape=(*shape, 1), frequency_range=(-8, 9), frequency_step=4)
+    directional_bias.run(config, tmp_path)
+    assert {int(row["frequency_row"]) for row in _rows(tmp_path)} <= set(range(-(shape[0] // 2), shape[0] // 2 + 1))
+    assert directional_bias.draw(config, tmp_path)[0].name == "accuracy_map.png"
 
 
 def test_curves_average_seeds_and_groups_keep_the_rest_apart():
@@ -251,6 +315,101 @@ def test_comparison_with_a_published_curve(tmp_path):
     assert lines[2].split() == ["60:", "65.0%,", "70.0%,", "-5.0"]  # 50, 54, …, 70
 
 
+PUBLISHED_MAP = "x,y,acc_lr,acc_ln,acc_rn,acc_dn,acc_vgg\n" + "".join(
+    f"{x},{y},100.0,{50 + x},{60 + x},{70 + x},{80 + y}.5\n" for y in range(16) for x in range(16)
+)
+PUBLISHED_CURVE = "index,acc_ln,eig_ln,acc_rn,eig_rn\n" + "".join(
+    f"{i},{100 - i / 40},0.1,{99 - i / 40},0.2\n" for i in range(1024)
+)
+MAP, CURVE = "x,y,acc_ln\n8,8,70\n9,8,60.5\n10,8,50\n", "index,acc_ln\n0,99\n1,98.5\n2,97\n"
+
+
+def _write_table(tmp_path, text):
+    path = tmp_path / "t.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def test_tables_are_read_as_they_stand_in_the_repository_of_the_paper(tmp_path):
+    path = _write_table(tmp_path, PUBLISHED_MAP)
+    expected = {"logreg": 1.0, "lenet": 0.58, "resnet18": 0.68, "densenet121": 0.78, "vgg11": 0.835}
+    for architecture, accuracy in expected.items():
+        table = published.read_table(path, architecture)
+        assert len(table) == 144
+        (row,) = [row for row in table if (row["x"], row["y"]) == (8, 3)]
+        assert row["accuracy"] == pytest.approx(accuracy)
+    curve = published.read_table(_write_table(tmp_path, PUBLISHED_CURVE), "resnet18")
+    assert [row["index"] for row in curve][9:13] == [9, 10, 14, 18] and curve[11]["accuracy"] == 0.9865
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        (b"\xef\xbb\xbf" + MAP.encode(), MAP),
+        (MAP.replace("\n", "\r\n"), MAP),
+        (MAP.replace("\n", "\r"), MAP),
+        ("\n" + MAP.replace("\n", "\n\n") + "  \n,,\n\n", MAP),
+        (MAP.replace(",", " , "), MAP),
+        (MAP.replace("acc_ln", "accuracy_lenet"), MAP),
+        (MAP.replace("\n", ",note\n"), MAP),
+        (",index," + MAP.replace("\n", "\n0,0,").removesuffix("0,0,"), MAP),  # a table saved by pandas, reset
+        (MAP.replace("8,8", "8.0,8.0"), MAP),
+        (MAP + "11,8,\n12,8, \n", MAP),
+        ('"x","y","acc_ln"\n8,8,"70"\n9,8,60.5\n10,8,50\n', MAP),
+        ("index,acc_ln\n2,97\n0,99\n1,98.5\n", CURVE),  # NADs between others are interpolated in order
+    ],
+)
+def test_a_table_that_went_through_other_programs_is_the_same(text, same, tmp_path):
+    expected = published.read_table(_write_table(tmp_path, same), "lenet")
+    assert published.read_table(_write_table(tmp_path, text), "lenet") == expected and len(expected) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "needs columns x, y or index, has none"),
+        ("a,b\n1,2\n", "needs columns x, y or index, has a, b"),
+        (MAP.replace(",", ";"), "needs columns x, y or index, has x;y;acc_ln"),
+        (MAP.replace("acc_ln", "acc_rn"), "has no accuracies of 'lenet', has those of resnet18"),
+        (MAP.replace("acc_ln", "acc"), "has no accuracies of 'lenet', has those of none"),
+        ("x,y,acc_ln,acc_ln\n8,8,70,70\n", "has several columns for 'acc_ln'"),
+        ("x,y,acc_ln,accuracy_lenet\n8,8,70,70\n", "has several columns for 'acc_ln'"),
+        ("x,x,y,acc_ln\n8,8,8,70\n", "has several columns for 'x'"),
+        (MAP.replace("60.5", "many"), "line 3: acc_ln: must be a number in 0 … 100, got 'many'"),
+        ("\n\n" + MAP.replace("60.5", "nan"), "line 5: acc_ln: must be a number in 0 … 100, got 'nan'"),
+        (MAP.replace("60.5", "inf"), "line 3: acc_ln: must be a number in 0 … 100, got 'inf'"),
+        (MAP.replace("60.5", "100.5"), "line 3: acc_ln: must be a number in 0 … 100, got '100.5'"),
+        (MAP.replace("60.5", "-1"), "line 3: acc_ln: must be a number in 0 … 100, got '-1'"),
+        (MAP.replace("60.5", "60,5"), "line 3: has 4 cells for 3 columns"),
+        (MAP.replace("9,8,60.5", "9,8"), "line 3: has 2 cells for 3 columns"),
+        (MAP.replace("9,8", "16,8"), "line 3: x: must be a whole number in 0 … 15, got '16'"),
+        (MAP.replace("9,8", "9,8.5"), "line 3: y: must be a whole number in 0 … 15, got '8.5'"),
+        (MAP.replace("9,8", ",8"), "line 3: x: must be a whole number in 0 … 15, got ''"),
+        (MAP.replace("9,8", "8,8"), "line 3: x, y = 8, 8 is there twice"),
+        (CURVE.replace("\n2,", "\n-2,"), "line 4: index: must be a whole number in 0 … 1023, got '-2'"),
+        (CURVE.replace("\n2,", "\ninf,"), "line 4: index: must be a whole number in 0 … 1023, got 'inf'"),
+        ("x,y,acc_ln\n8,8,.7\n9,8,1\n", "acc_ln must be in percent, the largest is 1"),
+        ("x,y,acc_ln\n8,8,\n", "holds no measured accuracies of 'lenet'"),
+        ("x,y,acc_ln\n1,8,70\n", "holds no measured accuracies of 'lenet'"),
+        ("x,y,acc_ln\n8,8," + 200_000 * "7" + "\n", "line 2: field larger than field limit"),
+    ],
+)
+def test_a_table_that_says_something_else_is_refused_in_one_line(text, message, tmp_path):
+    with pytest.raises(InputError) as caught:
+        published.read_table(_write_table(tmp_path, text), "lenet")
+    assert str(caught.value).startswith(f"{tmp_path / 't.csv'}: {message}")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "vgg11_plain", "resnet18_w16"])
+def test_architectures_that_were_not_published_are_not_taken_for_others(architecture, tmp_path):
+    config = _config(
+        architectures=(architecture,), image_shape=(32, 32, 1), compare=_write_table(tmp_path, PUBLISHED_MAP)
+    )
+    with pytest.raises(InputError, match=f"no accuracies of '{architecture}', has those of logreg, lenet, resnet18, "):
+        directional_bias.make_plan(config, tmp_path)
+
+
 def test_against_the_published_tables(published):
     from experiments.published import read_table
 
@@ -292,9 +451,3 @@ def test_bad_input_is_reported_at_once(tmp_path):
         with pytest.raises(InputError, match=message):
             directional_bias.run(_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"t\.csv: needs columns 'accuracy_logreg'"):
-        published.read_table(str(tmp_path / "t.csv"), "logreg")
-    (tmp_path / "t.csv").write_text("index,accuracy_logreg\n1,many\n")
-    with pytest.raises(InputError, match=r"t\.csv: line 2: could not convert"):
-        published.read_table(str(tmp_path / "t.csv"), "logreg")

@@ -5,11 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import compute_nads, runner
+from experiments.main import EXPERIMENTS, _read_json
 from nad_jax import load_nads, store
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT, load_config
@@ -202,6 +206,11 @@ RECIPE = "--config=configs/compute_nads.py:lenet"
         (["--config=configs/missing.py", "--workdir=W"], "No such file or directory: 'configs/missing.py'"),
         ([RECIPE, "--workdir=W", "--config.num_network=3"], "'num_network' (did you mean 'num_networks'?)"),
         ([RECIPE, "--workdir=W", "--config.num_networks=many"], "--config.num_networks=many"),
+        ([RECIPE, "--workdir=W", "--config.logit="], "--config.logit=: must be an integer"),
+        ([RECIPE, "--workdir=W", "--config.step=ten"], "--config.step=ten: must be a number"),
+        ([RECIPE, "--workdir=W", "--config.num_networks=None"], "num_networks: must have a value, got None"),
+        ([RECIPE, "--workdir=W", "--config.pooling=None"], "pooling: must have a value, got None"),
+        ([RECIPE, "--workdir=W", "--config.image_shape=None"], "image_shape: must have a value, got None"),
         ([RECIPE, "--workdir=W", "--config.architecture=lent"], "architecture: unknown value 'lent'"),
         ([RECIPE, "--workdir=W", "--config.compare=D"], "have D = 16, expected D = 1024"),
         ([RECIPE], "--workdir is required"),
@@ -223,6 +232,47 @@ def test_the_command_line_answers_bad_input_in_one_line(arguments, message, tmp_
     assert message in result.stderr
     assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_recipe_leaves_empty_can_be_given_as_none(tmp_path):
+    (tmp_path / "fields.json").write_text('\ufeff{"compare": null, "sweep": {"seed": null, "step": [10, 20]}}')
+    fields = ["logit=2", "logit=None", "compare_singular_values=None", "sweep.seed=0,1", "sweep.point=None"]
+    result = _command(
+        "--config=configs/compute_nads.py:logreg",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.image_shape=4,4,1",
+        *(f"--config.{field}" for field in fields),
+        "--config.compare=None",
+        f"--config_json={tmp_path / 'fields.json'}",
+    )
+    assert result.returncode == 0, result.stderr
+    points = sorted((tmp_path / "run").glob("step=*"))
+    assert [path.name for path in points] == ["step=10.0", "step=20.0"]  # as without the fields that are None
+    assert [load_nads(path / "nads.npz").config["logit"] for path in points] == [None, None]
+
+
+def _fields(config, prefix=()):
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_null_in_json_is_what_the_recipe_leaves_empty_or_one_line(name, tmp_path):
+    path = tmp_path / "fields.json"
+    for place, value in _fields(load_config(name).get_config()):
+        config = load_config(name).get_config()
+        path.write_text(json.dumps(reduce(lambda inner, part: {part: inner}, reversed(place), None)))
+        if value in (None, "", ()):
+            _read_json(config, str(path))
+            assert reduce(getitem, place, config) == value
+        else:
+            with pytest.raises(InputError) as caught:
+                _read_json(config, str(path))
+            assert str(caught.value).startswith(f"{path}: {'.'.join(place)}: must have a value, got None")
+            assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_command_line_runs_a_recipe(tmp_path):

@@ -5,6 +5,7 @@ NAD_EXAMPLES is how many are tried (default 30; of the quick ones ten times as m
 
 import io
 import os
+import pickle
 import struct
 import tracemalloc
 import zipfile
@@ -144,27 +145,34 @@ def test_members_that_share_their_bytes_are_not_read_over_and_over(tmp_path):
     assert _allocation(store.read_npz, path) < 2 * path.stat().st_size
 
 
+FORMS = (BINARY, PICKLED, *range(6))
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """The bytes of one good file of each layout, and the folders they belong to."""
+    """The bytes of one good file of each layout and protocol of pickles, and the folders they belong to."""
     folder = tmp_path_factory.mktemp("images")
     found = {}
-    for layout in (BINARY, PICKLED):
-        write_folder(folder / layout, layout, make_batches(4))
-        path = next(path for path in sorted((folder / layout).rglob("*")) if "data_batch_1" in path.name)
-        found[layout] = (folder / layout, path, path.read_bytes())
+    for form in FORMS:
+        layout = BINARY if form == BINARY else PICKLED
+        batches = make_batches(4)
+        path = write_folder(folder / str(form), layout, batches) / f"data_batch_1{'.bin' * (form == BINARY)}"
+        if isinstance(form, int):
+            pixels, labels = batches["data_batch_1"]
+            path.write_bytes(pickle.dumps({b"data": pixels, "labels": labels, b"filenames": [b"cat.png"]}, form))
+        found[form] = (folder / str(form), path, path.read_bytes())
     return found.get  # a function: a dictionary would be printed
 
 
 @SLOW
 @hypothesis.given(
-    st.sampled_from([BINARY, PICKLED]),
+    st.sampled_from(FORMS),
     st.integers(0, 100_000),
     st.sampled_from([0, 1, 8, 5000]),
     st.binary(max_size=64),
 )
-def test_no_change_of_a_file_of_images_takes_more_than_its_files(images, layout, place, length, inserted):
-    folder, path, content = images(layout)
+def test_no_change_of_a_file_of_images_takes_more_than_its_files(images, form, place, length, inserted):
+    folder, path, content = images(form)
     place %= len(content) + 1
     path.write_bytes(content[:place] + inserted + content[place + length :])
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

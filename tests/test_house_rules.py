@@ -21,8 +21,7 @@ def test_nothing_is_unpickled_extracted_or_private():
         for line in path.read_text(encoding="utf-8").splitlines()
         if any(re.search(pattern, line) for pattern in FORBIDDEN)
     ]
-    # The one Unpickler, whose `find_class` makes nothing but arrays' placeholders.
-    assert found == ["nad_jax/cifar.py: import pickle"]
+    assert not found  # what is pickled is read as data
     assert len(SOURCE) > 40
 
 

@@ -17,7 +17,7 @@ SWEEP = ["--config=configs/compute_nads.py:logreg", "--config.image_shape=4,4,1"
 
 
 def _render(template, arguments, **changes):
-    options = {"shards": 2, "gpus": 1, "python": sys.executable, "image": "me/nad:1", "claim": "disk"}
+    options = {"shards": 2, "gpus": 1, "cpus": 8, "python": sys.executable, "image": "me/nad:1", "claim": "disk"}
     return render(template, arguments, **{**options, **changes})
 
 
@@ -58,6 +58,42 @@ def test_a_slurm_array_computes_a_sweep_and_requeues_what_was_interrupted(tmp_pa
     assert task(0) == 0 and not (workdir / "nads.npz").exists()
     assert task(1) == 0 and _complete(workdir)
     assert len((tmp_path / "requeued").read_text().splitlines()) == 1
+
+
+def test_tasks_of_an_array_that_are_runs_of_their_own_compute_all_of_it(tmp_path):
+    for task in (1, 2, 3):
+        array = {"ID": task, "MIN": 1, "MAX": 3, "STEP": 1, "COUNT": 3}
+        array = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in array.items()}
+        command = [sys.executable, "-m", "experiments.main", *SWEEP, f"--config.seed={task}"]
+        command += [f"--workdir={tmp_path / str(task)}"]
+        subprocess.run(command, cwd=ROOT, env=_environment(tmp_path, **array), check=True)
+        assert _complete(tmp_path / str(task)) and len(list((tmp_path / str(task) / "units").iterdir())) == 5
+
+
+def test_asking_for_a_shard_where_there_is_none_is_an_error(tmp_path):
+    command = [sys.executable, "-m", "experiments.main", *SWEEP, f"--workdir={tmp_path / 'run'}", "--shard=auto"]
+    result = subprocess.run(command, cwd=ROOT, env=_environment(tmp_path), capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and result.stderr.startswith("error: shard: auto finds neither")
+    assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_cores_and_gpus_are_what_is_asked_for(tmp_path):
+    arguments = [*SWEEP, "--workdir=/runs/sweep"]
+
+    def resources(**changes):
+        (job,) = yaml.safe_load(_render("jobset.yaml", arguments, **changes))["spec"]["replicatedJobs"]
+        (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+        return container["resources"]
+
+    script = tmp_path / "job.sh"
+    script.write_text(_render("slurm_array.sh", arguments, gpus=0, cpus=3))
+    assert "gpu" not in script.read_text()  # a cluster without any refuses the line, whatever its number
+    header = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --cpus-per-task=3" in header
+    assert script.read_text().splitlines()[3 : 3 + len(header)] == header
+    subprocess.run(["bash", "-n", script], check=True)
+    assert resources(gpus=0, cpus=3) == {"requests": {"cpu": 3}}
+    assert resources(gpus=2) == {"requests": {"cpu": 8}, "limits": {"nvidia.com/gpu": 2}}
 
 
 def test_a_jobset_computes_a_sweep(tmp_path):
@@ -116,17 +152,28 @@ def test_the_command_prints_a_description_and_names_bad_input(tmp_path):
     assert (
         result.returncode == 0 and "--array=0-15" in result.stdout and "--config=c.py '--workdir=a b'" in result.stdout
     )
-    result = launch("--template=slurm", "--", "--config=c.py", "--workdir=w")
-    assert result.returncode == 2 and "error: template: unknown value 'slurm'" in result.stderr
+    for options, message in [
+        (["--template=slurm"], "error: template: unknown value 'slurm'"),
+        (["--template=slurm_array.sh", "--gpus=many"], "error: flag --gpus=many: "),
+        (["--template=slurm_array.sh", "--cpu=4"], "error: Unknown command line flag 'cpu'"),
+    ]:
+        result = launch(*options, "--", "--config=c.py", "--workdir=w")
+        assert result.returncode == 2 and not result.stdout
+        assert result.stderr.startswith(message) and len(result.stderr.splitlines()) == 1
     for template in TEMPLATES:
         with pytest.raises(InputError, match="--workdir=… is missing"):
             _render(template, ["--config=c.py"])
     for template, arguments, changes, message in [
         ("slurm_array.sh", ["--workdir=w"], {"shards": 0}, "shards: must be an integer of at least 1, got 0"),
+        ("slurm_array.sh", ["--workdir=w"], {"gpus": -1}, "gpus: must be an integer of at least 0, got -1"),
+        ("jobset.yaml", ["--workdir=/runs/w"], {"cpus": 0}, "cpus: must be an integer of at least 1, got 0"),
+        ("jobset.yaml", ["--workdir=/runs/w"], {"claim": "My_Disk"}, "claim: must be a name of .* got 'My_Disk'"),
+        ("jobset.yaml", ["--workdir=/runs/w"], {"image": ""}, "image: must be the name of an image, got ''"),
         ("jobset.yaml", ["--workdir=w"], {}, "--workdir: must start with /runs/, which all hosts see, got 'w'"),
         ("tpu_pod.sh", ["--workdir=w"], {}, "--workdir: must start with /, which all hosts see"),
         ("slurm_array.sh", ["--workdir=w", "--collect"], {}, "--collect: does not belong into a job"),
         ("slurm_array.sh", ["--workdir=w", "--shard=0/4"], {}, "--shard: does not belong into a job"),
+        ("slurm_array.sh", ["--workdir=w", "-shard", "0/4"], {}, "--shard: does not belong into a job"),
         (None, ["--workdir=w"], {}, "--template: is required, one of slurm_array.sh"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments.shards import Shard, find_shard
+from experiments.shards import Shard, find_shard, join_cluster
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT
 
@@ -17,11 +17,18 @@ def _slurm(task, first, step, count):
     return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
 
 
-def test_a_shard_comes_from_the_flag_or_the_scheduler():
-    assert find_shard("", {}) == Shard(0, 1, "")
+KUBERNETES = {"JOB_COMPLETION_INDEX": "5", "NAD_NUM_SHARDS": "8"}
+
+
+def test_a_shard_comes_from_the_flag_and_from_the_scheduler_where_the_flag_says_so():
     assert find_shard("2/4", _slurm(0, 0, 1, 9))[:2] == (2, 4)
-    assert find_shard("", _slurm(7, 3, 2, 3))[:2] == (2, 3)
-    assert find_shard("", {"JOB_COMPLETION_INDEX": "5", "NAD_NUM_SHARDS": "8"})[:2] == (5, 8)
+    assert find_shard("auto", _slurm(7, 3, 2, 3))[:2] == (2, 3)
+    assert find_shard("auto", KUBERNETES)[:2] == (5, 8)
+
+
+@pytest.mark.parametrize("environment", [{}, _slurm(7, 3, 2, 3), _slurm("", "", "", ""), KUBERNETES])
+def test_without_the_flag_a_process_computes_everything_whatever_is_around_it(environment):
+    assert find_shard("", environment) == Shard(0, 1, "")
 
 
 @pytest.mark.parametrize(
@@ -29,19 +36,32 @@ def test_a_shard_comes_from_the_flag_or_the_scheduler():
     [
         ("4/4", {}, "shard: must be in 0 … n − 1, got index 4 of n = 4"),
         ("-1/4", {}, "shard: must be i/n"),
-        ("1of4", {}, "shard: must be i/n, e.g. 0/4, got '1of4'"),
+        ("1of4", {}, "shard: must be i/n, e.g. 0/4, or auto, got '1of4'"),
+        ("Auto", KUBERNETES, "shard: must be i/n, e.g. 0/4, or auto, got 'Auto'"),
+        ("٢/4", {}, "shard: must be i/n"),
+        ("auto", {}, "shard: auto finds neither a Slurm array (SLURM_ARRAY_TASK_ID) nor a Kubernetes indexed job"),
+        ("auto", {"SLURM_JOB_ID": "5", "SLURM_PROCID": "1"}, "shard: auto finds neither"),  # a job, but no array
         ("0/0", {}, "got index 0 of n = 0"),
-        ("", _slurm(5, 3, 1, 2), "SLURM_ARRAY_TASK_ID: 5 is no member of 2 tasks from 3 in steps of 1"),  # --array=3,5
-        ("", _slurm(4, 3, 2, 2), "SLURM_ARRAY_TASK_ID: 4 is no member"),
-        ("", _slurm(4, "", 2, 2), "SLURM_ARRAY_TASK_MIN: must be a whole number, got ''"),
-        ("", {"JOB_COMPLETION_INDEX": "5"}, "NAD_NUM_SHARDS: this is a Kubernetes indexed job"),
-        ("", {"JOB_COMPLETION_INDEX": "8", "NAD_NUM_SHARDS": "8"}, "JOB_COMPLETION_INDEX: must be in"),
+        (
+            "auto",
+            _slurm(5, 3, 1, 2),
+            "SLURM_ARRAY_TASK_ID: 5 is no member of 2 tasks from 3 in steps of 1",
+        ),  # --array=3,5
+        ("auto", _slurm(4, 3, 2, 2), "SLURM_ARRAY_TASK_ID: 4 is no member"),
+        ("auto", _slurm(4, "", 2, 2), "SLURM_ARRAY_TASK_MIN: must be a whole number, got ''"),
+        ("auto", {"JOB_COMPLETION_INDEX": "5"}, "NAD_NUM_SHARDS: this is a Kubernetes indexed job"),
+        ("auto", {"JOB_COMPLETION_INDEX": "8", "NAD_NUM_SHARDS": "8"}, "JOB_COMPLETION_INDEX: must be in"),
     ],
 )
 def test_what_is_no_shard_is_refused(flag, environment, message):
     with pytest.raises(InputError) as caught:
         find_shard(flag, environment)
     assert str(caught.value).startswith(message) or message in str(caught.value)
+
+
+def test_a_cluster_counts_its_processes_itself():
+    with pytest.raises(InputError, match="shard: auto does not go with --distributed"):
+        join_cluster("auto")
 
 
 JOIN = """

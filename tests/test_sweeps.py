@@ -208,17 +208,31 @@ DENSENET = ["--config=configs/directional_bias.py:accuracy_map,densenet121"]  # 
 LONG = [*SWEEP[:-1], "--config.num_epochs=100000", "--config.indices=0,"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_that_is_not_ignored_asks_for_the_same_command_again(number):
+    program = "import os, sys, time; from experiments import interruption; interruption.watch()"
+    program += "; os.kill(os.getpid(), int(sys.argv[1])); time.sleep(2)"
+    ignored = f"trap '' {number.name[3:]}; exec \"$@\""  # as `nohup` does
+    for prefix in ([], ["bash", "-c", ignored, "bash"]):
+        command = [*prefix, sys.executable, "-c", program, str(int(number))]
+        code = subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
+        always = number in (signal.SIGTERM, signal.SIGINT)
+        assert code == (0 if prefix and not always else 75)
+
+
 @pytest.mark.parametrize(
-    ("phase", "arguments"),
+    ("phase", "arguments", "number"),
     [
-        ("compilation", DENSENET),
-        ("training", LONG),
-        ("evaluation", SWEEP),
-        ("accumulation", NADS),
-        ("collecting", NADS),
+        ("compilation", DENSENET, signal.SIGTERM),
+        ("compilation", DENSENET, signal.SIGUSR1),
+        ("training", LONG, signal.SIGTERM),
+        ("training", LONG, signal.SIGUSR2),
+        ("evaluation", SWEEP, signal.SIGTERM),
+        ("accumulation", NADS, signal.SIGTERM),
+        ("collecting", NADS, signal.SIGTERM),
     ],
 )
-def test_sigterm_ends_every_phase_within_five_seconds(phase, arguments, clean, tmp_path):
+def test_a_signal_ends_every_phase_within_five_seconds(phase, arguments, number, clean, tmp_path):
     workdir = tmp_path / "run"
     command = [*arguments, f"--workdir={workdir}"]
     environment = {**ENVIRONMENT, "SENT": str(tmp_path / "sent")}
@@ -233,7 +247,7 @@ def test_sigterm_ends_every_phase_within_five_seconds(phase, arguments, clean, t
     if phase in begun:
         _wait(lambda: list(begun[phase]()), process)
         time.sleep(2.0 if phase == "compilation" else 0.0)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         sent = time.monotonic()
     else:  # sends it to itself, and says when
         _wait(lambda: (tmp_path / "sent").exists(), process)

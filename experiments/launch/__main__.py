@@ -4,10 +4,12 @@ python -m experiments.launch --template=slurm_array.sh --shards=8 -- --config=..
 """
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
 from string import Template
+from typing import NoReturn
 
 from absl import app, flags
 
@@ -18,25 +20,33 @@ TEMPLATES = ("slurm_array.sh", "jobset.yaml", "tpu_pod.sh")
 
 _TEMPLATE = flags.DEFINE_string("template", None, f"One of {', '.join(TEMPLATES)}.")
 _SHARDS = flags.DEFINE_integer("shards", 8, "How many processes share the work (a TPU pod has its own number).")
-_GPUS = flags.DEFINE_integer("gpus", 1, "GPUs of each process.")
+_GPUS = flags.DEFINE_integer("gpus", 1, "GPUs of each process; 0: none is asked for.")
+_CPUS = flags.DEFINE_integer("cpus", 8, "Cores of each process.")
 _PYTHON = flags.DEFINE_string("python", "", "The interpreter; default .venv/bin/python, in a JobSet python.")
 _IMAGE = flags.DEFINE_string("image", "nad_jax:latest", "The container image of a JobSet.")
 _CLAIM = flags.DEFINE_string("claim", "runs", "The volume claim of a JobSet.")
 
 
-def render(template: str, arguments: list[str], shards: int, gpus: int, python: str, image: str, claim: str) -> str:
+def render(
+    template: str, arguments: list[str], shards: int, gpus: int, cpus: int, python: str, image: str, claim: str
+) -> str:
     """The job description of a command line of `experiments.main`.
 
     Raises:
-      InputError: for an unknown template, a number below one, or arguments without a config or with a workdir that
-        hosts would not share.
+      InputError: for an unknown template, a bad number or name, or arguments without a config, with a workdir that
+        hosts would not share, or with what the description says itself.
     """
     if template is None:
         raise InputError(f"--template: is required, one of {', '.join(TEMPLATES)}")
     check_choice("template", template, TEMPLATES)
     check_integer("shards", shards, 1)
     check_integer("gpus", gpus, 0)
-    values = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments)
+    check_integer("cpus", cpus, 1)
+    if not re.fullmatch(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?", claim):
+        raise InputError(f"claim: must be a name of lower-case letters, digits, - and ., got {claim!r}")
+    if not re.fullmatch(r"\S+", image):
+        raise InputError(f"image: must be the name of an image, got {image!r}")
+    values = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
     for name in ("config", "workdir"):
         if not values.get(name):
             raise InputError(f"--{name}=… is missing among the arguments after --, got {shlex.join(arguments)!r}")
@@ -51,27 +61,41 @@ def render(template: str, arguments: list[str], shards: int, gpus: int, python: 
     python = python or ("python" if template == "jobset.yaml" else ".venv/bin/python")
     command = [python, "-m", "experiments.main", *arguments]
     remote = f"cd nad_jax && {shlex.join(command)} --distributed"
+    limits = {"limits": {"nvidia.com/gpu": gpus}} if gpus else {}
     return Template((FOLDER / template).read_text(encoding="utf-8")).substitute(
         arguments=shlex.join(arguments),
-        command=json.dumps(command),
+        command=json.dumps([*command, "--shard=auto"]),
         remote=shlex.quote(remote),
         python=shlex.quote(python),
         shards=shards,
         last=shards - 1,
-        gpus=gpus,
+        cpus=cpus,
+        gpus=f"\n#SBATCH --gpus-per-task={gpus}" if gpus else "",  # a cluster without GPUs refuses the line, of 0 too
+        resources=json.dumps({"requests": {"cpu": cpus}, **limits}),
         image=json.dumps(image),
         claim=json.dumps(claim),
     )
 
 
 def main(argv: list[str]) -> None:
-    options = (_SHARDS.value, _GPUS.value, _PYTHON.value, _IMAGE.value, _CLAIM.value)
+    options = (_SHARDS.value, _GPUS.value, _CPUS.value, _PYTHON.value, _IMAGE.value, _CLAIM.value)
     try:
         sys.stdout.write(render(_TEMPLATE.value, argv[1:], *options))
     except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _fail(error)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse_flags)
