@@ -27,6 +27,7 @@ from experiments.ensembles import (
     describe_unit,
     read_estimator,
     read_model,
+    read_unit,
     report_eigenvalues,
     split_networks,
 )
@@ -175,22 +176,14 @@ def _store_basis(folder: Folder, number: int, directions: np.ndarray, pass_overl
 def _read_unit(folder: Folder, basis: Basis, networks: tuple[int, int], repair: bool) -> dict[str, np.ndarray] | None:
     """The arrays of a stored unit of a pass without its test directions; None where there is no intact one."""
     path = folder.unit_path(basis.number, *networks)
-    shapes = {"count": (), "total": (folder.dimension,), "square": (), "product": basis.directions.shape}
-    expected = {f"{half}_{name}": shape for half in ("even", "odd") for name, shape in shapes.items()}
-    expected["diverged"] = ()
-
-    def read() -> dict[str, np.ndarray]:
-        arrays = store.read_npz(path, (*expected, "config"))
-        origin = arrays.pop("config")
-        store.check_origin(path, origin, folder.identity)
-        said = json.loads(str(origin))
-        if [said.get("networks"), said.get("basis")] != [list(networks), basis.digest]:
-            raise DamagedError(f"{path}: is a unit of other networks or test directions")
-        for name, array in arrays.items():
-            if array.shape != expected[name]:
-                raise DamagedError(f"{path}: {name} has shape {array.shape}")
-        return arrays
-
+    shapes = {
+        "count": (),
+        "exponent": (),
+        "total": (folder.dimension,),
+        "square": (),
+        "product": basis.directions.shape,
+    }
+    read = partial(read_unit, path, folder.identity, shapes, networks=list(networks), basis=basis.digest)
     return read_intact(path, read, repair)
 
 

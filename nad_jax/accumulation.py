@@ -21,8 +21,6 @@ from nad_jax.models import Model
 from nad_jax.sketch import Sketch
 from nad_jax.snapshots import Snapshots
 
-_LONGEST = 1e14  # of a derivative: the squares of four billion of them are still a float32
-
 
 class Halves(NamedTuple):
     """The streaming state: second moments of the members of even and of odd number, or sketches of them.
@@ -60,7 +58,7 @@ def merge_halves(left: Halves, right: Halves) -> Halves:
 
 
 def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
-    """The state as named NumPy arrays: even_count, even_mean, even_scatter (or those of a sketch), odd_…, diverged."""
+    """The state as named NumPy arrays: even_<field> and odd_<field> of `Moments` or of a `Sketch`, and diverged."""
     arrays = {"diverged": np.asarray(halves.diverged)}
     for half in ("even", "odd"):
         moments = getattr(halves, half)
@@ -69,7 +67,13 @@ def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
 
 
 def halves_from_arrays(arrays: dict[str, np.ndarray]) -> Halves:
-    """The inverse of `halves_to_arrays`; other arrays are left alone."""
+    """The inverse of `halves_to_arrays`; other arrays are left alone.
+
+    Raises:
+      InputError: for a state of an earlier version, whose sums had no exponent.
+    """
+    if "even_exponent" not in arrays:
+        raise InputError("state: its sums have no exponent, an earlier version stored it; remove its snapshots")
     kind = Sketch if "even_basis" in arrays else Moments
     even, odd = (kind(*(jnp.asarray(arrays[f"{half}_{name}"]) for name in kind._fields)) for half in ("even", "odd"))
     return Halves(even, odd, jnp.asarray(arrays["diverged"]))
@@ -107,9 +111,11 @@ def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Call
 
     def rows(variables: Any, readout_key: jax.Array, x: jax.Array) -> jax.Array:
         if from_features:
-            return scale * derivative(lambda images: model.features(variables, images), x, readouts(readout_key))
+            rows = derivative(lambda images: model.features(variables, images), x, readouts(readout_key))
+            return scale * rows.astype(jnp.float32)
         logit = estimator.logit or 0
-        return derivative(lambda images: model.apply(variables, images)[:, logit, None], x, jnp.ones((1, 1)))
+        rows = derivative(lambda images: model.apply(variables, images)[:, logit, None], x, jnp.ones((1, 1)))
+        return rows.astype(jnp.float32)
 
     return rows
 
@@ -159,7 +165,7 @@ def make_add_chunk(
             keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
             rows = jax.lax.map(lambda keys: draw_rows(keys, shared_point), keys.reshape(-1, together))
             rows = rows.reshape(chunk_size, num_rows, -1)
-            finite = jnp.sum(rows**2, (1, 2)) < _LONGEST**2
+            finite = jnp.isfinite(rows).all((1, 2))
             diverged = halves.diverged + jnp.sum(valid & ~finite, dtype=jnp.int32)
             if isinstance(halves.even, Sketch) and len(moved) > 1:  # moments are symmetrized in the end
                 rows = rows[:, :, moved].reshape(chunk_size, -1, rows.shape[-1])
@@ -179,9 +185,9 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
     """Builds `accumulate(key, halves, first, stop, progress, snapshots) -> Halves`, and the estimator it resolved.
 
     `accumulate` adds the networks first … stop − 1 (`first` even) to the state, its chunks spread over the local
-    devices; a network whose derivative is not finite, or longer than 1e14, is counted and left out. `progress(done)`
-    is called after each chunk with the number of networks done so far; with `snapshots`, see `Snapshots`, a call that
-    was interrupted is taken up again by the same one. Memory does not depend on the number of networks.
+    devices; a network whose derivative is not finite is counted and left out. `progress(done)` is called after each
+    chunk with the number of networks done so far; with `snapshots`, see `Snapshots`, a call that was interrupted is
+    taken up again by the same one. Memory does not depend on the number of networks.
     `num_networks` is how many it will be given at a time: no automatic chunk is larger.
 
     Raises:

@@ -42,6 +42,7 @@ def input_gradient(function: Function, x: jax.Array, readouts: jax.Array | None)
         return jax.lax.map(
             lambda index: row(jax.nn.one_hot(index, size, dtype=outputs.dtype)), jnp.arange(size), batch_size=together
         )
+    readouts = readouts.astype(outputs.dtype)
     if len(readouts) == 1:  # no batch axis to carry through the backward pass
         return row(readouts[0])[None]
     return jax.lax.map(row, readouts, batch_size=together)

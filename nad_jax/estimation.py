@@ -107,7 +107,7 @@ def finalize(
     return NADs(
         directions=directions,
         eigenvalues=eigenvalues,
-        eigenvalue_sem=(np.abs(difference) / 2).astype(np.float32),
+        eigenvalue_sem=np.abs(difference) / 2,
         overlap_sizes=np.array(sizes),
         split_half_overlap=_overlap(even, odd, sizes).astype(np.float32),
         num_networks=num_networks,
@@ -119,7 +119,7 @@ def _moments(halves: Halves, group: np.ndarray, centred: bool) -> list[np.ndarra
     """E[g gᵀ], or the covariance, of all members, of the even and of the odd ones, averaged over a group; float64."""
     moment = covariance.covariance if centred else covariance.second_moment
     parts = (covariance.merge(halves.even, halves.odd), halves.even, halves.odd)
-    return [symmetrize(np.asarray(moment(part), np.float64), group) for part in parts]
+    return [symmetrize(moment(part), group) for part in parts]
 
 
 def _overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:

@@ -128,7 +128,7 @@ def finish(
     record = NADs(
         directions=directions,
         eigenvalues=found.whole.eigenvalues[:num_directions],
-        eigenvalue_sem=(np.abs(difference) / 2).astype(np.float32),
+        eigenvalue_sem=np.abs(difference) / 2,
         overlap_sizes=np.array(sizes),
         split_half_overlap=subspaces.subspace_overlap(found.even.directions, found.odd.directions, sizes).astype(
             np.float32
