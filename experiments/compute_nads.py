@@ -35,6 +35,7 @@ from experiments.shards import Shard
 from experiments.units import read_intact
 from nad_jax import accumulation, errors, nads, plotting, store, subspaces
 from nad_jax.accumulation import Halves
+from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_integer
 from nad_jax.estimation import finalize
@@ -218,6 +219,7 @@ def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | N
     config, halves = point.config, _merge(point)
     model, estimator = read_model(config), read_estimator(config)
     estimator, num_rows = resolve_estimator(model, estimator, config.unit_size)
+    check_not_zero(halves, model, estimator, make_key(config.seed))
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
     choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
     choices["diverged"] = int(halves.diverged)

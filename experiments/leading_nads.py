@@ -38,6 +38,7 @@ from experiments.shards import Shard
 from experiments.units import digest, read_intact, set_aside
 from nad_jax import accumulation, errors, leading, plotting, sketch, store
 from nad_jax.accumulation import Halves
+from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_image_shape, check_integer
 from nad_jax.estimator import check_num_networks, check_symmetrized, find_group, record_choices, resolve_estimator
@@ -203,6 +204,7 @@ def _merge(folder: Folder, basis: Basis) -> tuple[Halves | None, list[tuple[int,
 def _find_leading(folder: Folder, basis: Basis, halves: Halves) -> tuple[leading.Found, np.ndarray]:
     """What the units of a pass say, and `pass_overlap` up to this pass."""
     config = folder.config
+    check_not_zero(halves, read_model(config), read_estimator(config), make_key(config.seed))
     found = leading.find_leading(halves, config.num_directions, config.num_extra, config.centred)
     if basis.number == 0:
         return found, basis.pass_overlap

@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nad_jax.errors import check_integer, check_number
+from nad_jax.errors import InputError, check_integer, check_number
 
 Function = Callable[[jax.Array], jax.Array]
 Derivative = Callable[[Function, jax.Array, jax.Array | None], jax.Array]
@@ -48,6 +49,14 @@ def input_gradient(function: Function, x: jax.Array, readouts: jax.Array | None)
     return jax.lax.map(row, readouts, batch_size=together)
 
 
+def check_step(step: float) -> float:
+    """Returns h; raises `InputError` unless h and 2h are positive float32 numbers."""
+    step, limits = check_number("step", step, 0.0, exclusive=True), np.finfo(np.float32)
+    if not limits.tiny <= step <= limits.max / 2:
+        raise InputError(f"step: must be a float32 in {limits.tiny:.2g} … {limits.max / 2:.2g}, got {step!r}")
+    return step
+
+
 def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
     """The difference quotient (f(x + h e_j) − f(x − h e_j)) / 2h along every pixel j: 2·D forward passes.
 
@@ -58,8 +67,8 @@ def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
       step: h > 0.
       block_size: pixels per pass, 2·block_size images: bounds the memory, and keeps it within the cache.
     """
-    check_number("step", step, 0.0, exclusive=True)
-    check_integer("block_size", block_size, 1)
+    step = check_step(step)
+    block_size = check_integer("block_size", block_size, 1)
 
     def derivative(function: Function, x: jax.Array, readouts: jax.Array | None) -> jax.Array:
         dimension = x.size
