@@ -39,9 +39,9 @@ def marchenko_pastur_band(variance: float, dimension: int, num_samples: int) -> 
       dimension: D.
       num_samples: N.
     """
-    check_number("variance", variance, 0.0)
-    check_integer("dimension", dimension, 1)
-    check_integer("num_samples", num_samples, 1)
+    variance = check_number("variance", variance, 0.0)
+    dimension = check_integer("dimension", dimension, 1)
+    num_samples = check_integer("num_samples", num_samples, 1)
     ratio = math.sqrt(dimension / num_samples)
     return variance * (1.0 - ratio) ** 2, variance * (1.0 + ratio) ** 2
 
