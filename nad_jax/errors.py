@@ -45,10 +45,10 @@ def plain(value: Any) -> Any:
 
 
 def plain_fields(record: Any) -> None:
-    """Makes the fields of a new frozen dataclass plain; a whole number where a field holds a float becomes one."""
+    """Makes the fields of a new frozen dataclass plain; a number where a field holds a float becomes one."""
     for field in dataclasses.fields(record):
         value = plain(getattr(record, field.name))
-        if field.type is float and _is_number(value, numbers.Integral):
+        if field.type is float and _is_number(value, numbers.Real):
             value = _as_float(value)
         object.__setattr__(record, field.name, value)
 
