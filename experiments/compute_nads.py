@@ -24,6 +24,7 @@ from experiments.ensembles import (
     describe_unit,
     read_estimator,
     read_model,
+    read_unit,
     report_eigenvalues,
     split_networks,
 )
@@ -32,15 +33,15 @@ from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
 from experiments.units import read_intact
-from nad_jax import accumulation, covariance, errors, nads, plotting, store, subspaces
+from nad_jax import accumulation, errors, nads, plotting, store, subspaces
 from nad_jax.accumulation import Halves
+from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_integer
 from nad_jax.estimation import finalize
 from nad_jax.estimator import check_num_networks, check_symmetrized, find_group, record_choices, resolve_estimator
 from nad_jax.nads import NADs
 from nad_jax.snapshots import Snapshots
-from nad_jax.store import DamagedError
 
 # Fields that extend or describe a folder; all others determine the numbers of its units.
 FREE_FIELDS = (
@@ -126,22 +127,12 @@ def _unit_path(workdir: Path, first: int, stop: int) -> Path:
     return workdir / "units" / f"networks_{first:07}_{stop:07}.npz"
 
 
-def _read_unit(path: Path, point: Point) -> Halves:
+def _read_unit(point: Point, networks: tuple[int, int]) -> Halves:
     """A stored unit; raises `DamagedError` where it is not intact."""
     dimension = int(np.prod(point.config.image_shape))
-    halves = ("even", "odd")
-    arrays = store.read_npz(
-        path, (*(f"{h}_{n}" for h in halves for n in covariance.Moments._fields), "diverged", "config")
-    )
-    origin = arrays.pop("config")
-    store.check_origin(path, origin, point.identity)
-    if path.name != _unit_path(point.workdir, *json.loads(str(origin))["networks"]).name:
-        raise DamagedError(f"{path}: is a unit of other networks")
-    shapes = {"count": (), "mean": (dimension,), "scatter": (dimension, dimension), "diverged": ()}
-    for name, array in arrays.items():
-        if array.shape != shapes[name.split("_")[-1]]:
-            raise DamagedError(f"{path}: {name} has shape {array.shape}")
-    return accumulation.halves_from_arrays(arrays)
+    shapes = {"count": (), "exponent": (), "mean": (dimension,), "scatter": (dimension, dimension)}
+    path = _unit_path(point.workdir, *networks)
+    return accumulation.halves_from_arrays(read_unit(path, point.identity, shapes, networks=list(networks)))
 
 
 def _stored_units(workdir: Path) -> list[Path]:
@@ -166,9 +157,9 @@ def _paths(point: Point) -> dict[tuple[int, int], Path]:
 def _merge(point: Point) -> Halves:
     """The state of all stored units, in their order, so that an interruption cannot change a bit."""
     total = accumulation.init_halves(int(np.prod(point.config.image_shape)))
-    for path in _paths(point).values():
+    for networks, path in _paths(point).items():
         if path.exists():
-            total = accumulation.merge_halves(total, _read_unit(path, point))
+            total = accumulation.merge_halves(total, _read_unit(point, networks))
     return total
 
 
@@ -219,7 +210,8 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
         own, theirs = comparison["singular_values"], comparison["compared_singular_values"]
         print(f"  singular values: index, own, {config.compare_singular_values}, ratio")
         for index in (i for i in INDICES if i < len(own)):
-            print(f"  {index:6}  {own[index]:.4g}  {theirs[index]:.4g}  {own[index] / max(theirs[index], 1e-30):.3f}")
+            ratio = own[index] / theirs[index] if theirs[index] else np.nan
+            print(f"  {index:6}  {own[index]:.4g}  {theirs[index]:.4g}  {ratio:.3f}")
 
 
 def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | None) -> NADs:
@@ -227,6 +219,7 @@ def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | N
     config, halves = point.config, _merge(point)
     model, estimator = read_model(config), read_estimator(config)
     estimator, num_rows = resolve_estimator(model, estimator, config.unit_size)
+    check_not_zero(halves, model, estimator, make_key(config.seed))
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
     choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
     choices["diverged"] = int(halves.diverged)
@@ -321,7 +314,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         def is_missing(unit: Unit) -> bool:
             number, networks = unit.members
             path = _unit_path(points[number].workdir, *networks)
-            return read_intact(path, partial(_read_unit, path, points[number]), repair) is None
+            return read_intact(path, partial(_read_unit, points[number], networks), repair) is None
 
         return list(filter(is_missing, list_units(shard)))
 

@@ -1,5 +1,7 @@
 """What the experiments that compute NADs have in common: their fields, units of networks, and what is printed."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from nad_jax.errors import InputError, check_integer
 from nad_jax.estimator import Estimator
 from nad_jax.models import Model
 from nad_jax.nads import NADs
+from nad_jax.store import DamagedError
 
 MODEL_FIELDS = ("architecture", "image_shape", "num_logits", "pooling", "initialization", "convolution")
 ESTIMATOR_FIELDS = tuple(Estimator.__dataclass_fields__)
@@ -41,6 +44,33 @@ def split_networks(num_networks: int, unit_size: int) -> list[tuple[int, int]]:
 def describe_unit(identity: dict[str, Any], estimator: Estimator, **unit: Any) -> np.ndarray:
     """What a unit carries as its array `config`; `unit` says which it is."""
     return store.describe_origin(identity, **unit, mapping=estimator.mapping, chunk_size=estimator.chunk_size)
+
+
+def read_unit(
+    path: Path, identity: dict[str, Any], shapes: dict[str, tuple[int, ...]], **unit: Any
+) -> dict[str, np.ndarray]:
+    """The arrays of a stored unit of networks: even_<name> and odd_<name> of these shapes, and diverged.
+
+    Raises:
+      DamagedError: where it is not intact, or says that it is another `unit`.
+      InputError: where it is of another configuration, or of an earlier version, whose sums had no exponent.
+    """
+    expected = {f"{half}_{name}": shape for half in ("even", "odd") for name, shape in shapes.items()}
+    expected["diverged"] = ()
+    arrays = store.read_npz(path)
+    missing = [name for name in (*expected, "config") if name not in arrays]
+    if missing and all(name.endswith("_exponent") for name in missing):
+        raise InputError(f"{path}: its sums have no exponent, an earlier version wrote it; name another folder")
+    if missing:
+        raise DamagedError(f"{path}: array {missing[0]!r} is missing")
+    store.check_origin(path, arrays["config"], identity)
+    said = json.loads(str(arrays["config"]))
+    if any(said.get(name) != value for name, value in unit.items()):
+        raise DamagedError(f"{path}: is a unit of other networks or test directions")
+    for name, shape in expected.items():
+        if arrays[name].shape != shape:
+            raise DamagedError(f"{path}: {name} has shape {arrays[name].shape}")
+    return {name: arrays[name] for name in expected}
 
 
 def report_eigenvalues(result: NADs) -> None:

@@ -27,6 +27,7 @@ from experiments.ensembles import (
     describe_unit,
     read_estimator,
     read_model,
+    read_unit,
     report_eigenvalues,
     split_networks,
 )
@@ -37,6 +38,7 @@ from experiments.shards import Shard
 from experiments.units import digest, read_intact, set_aside
 from nad_jax import accumulation, errors, leading, plotting, sketch, store
 from nad_jax.accumulation import Halves
+from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_image_shape, check_integer
 from nad_jax.estimator import check_num_networks, check_symmetrized, find_group, record_choices, resolve_estimator
@@ -175,22 +177,14 @@ def _store_basis(folder: Folder, number: int, directions: np.ndarray, pass_overl
 def _read_unit(folder: Folder, basis: Basis, networks: tuple[int, int], repair: bool) -> dict[str, np.ndarray] | None:
     """The arrays of a stored unit of a pass without its test directions; None where there is no intact one."""
     path = folder.unit_path(basis.number, *networks)
-    shapes = {"count": (), "total": (folder.dimension,), "square": (), "product": basis.directions.shape}
-    expected = {f"{half}_{name}": shape for half in ("even", "odd") for name, shape in shapes.items()}
-    expected["diverged"] = ()
-
-    def read() -> dict[str, np.ndarray]:
-        arrays = store.read_npz(path, (*expected, "config"))
-        origin = arrays.pop("config")
-        store.check_origin(path, origin, folder.identity)
-        said = json.loads(str(origin))
-        if [said.get("networks"), said.get("basis")] != [list(networks), basis.digest]:
-            raise DamagedError(f"{path}: is a unit of other networks or test directions")
-        for name, array in arrays.items():
-            if array.shape != expected[name]:
-                raise DamagedError(f"{path}: {name} has shape {array.shape}")
-        return arrays
-
+    shapes = {
+        "count": (),
+        "exponent": (),
+        "total": (folder.dimension,),
+        "square": (),
+        "product": basis.directions.shape,
+    }
+    read = partial(read_unit, path, folder.identity, shapes, networks=list(networks), basis=basis.digest)
     return read_intact(path, read, repair)
 
 
@@ -210,6 +204,7 @@ def _merge(folder: Folder, basis: Basis) -> tuple[Halves | None, list[tuple[int,
 def _find_leading(folder: Folder, basis: Basis, halves: Halves) -> tuple[leading.Found, np.ndarray]:
     """What the units of a pass say, and `pass_overlap` up to this pass."""
     config = folder.config
+    check_not_zero(halves, read_model(config), read_estimator(config), make_key(config.seed))
     found = leading.find_leading(halves, config.num_directions, config.num_extra, config.centred)
     if basis.number == 0:
         return found, basis.pass_overlap

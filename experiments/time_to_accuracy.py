@@ -171,7 +171,7 @@ def _read_off(config: ConfigDict, ensemble: Ensemble, halves: Halves, group: np.
         nads = finalize(halves, 0, {}, group, sizes=tuple(config.sizes))
         overlap = nads.split_half_overlap[np.searchsorted(nads.overlap_sizes, config.sizes)]
         return {"reference": nads.directions[:largest], "split_half_overlap": overlap}
-    matrix = np.asarray(covariance.second_moment(covariance.merge(halves.even, halves.odd)), np.float64)
+    matrix = covariance.second_moment(covariance.merge(halves.even, halves.odd))
     matrices = (matrix, symmetrize(matrix, group))  # of a variant as it is, and of the symmetrized one
     found = zip(ensemble.variants, matrices, strict=False)
     return {variant: spectral.eigh_dense(matrix)[1][:largest] for variant, matrix in found}

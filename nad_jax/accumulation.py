@@ -3,6 +3,7 @@
 Each network n depends on (key, n) alone. The state is the moments of either half of the ensemble, or sketches of them.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +21,6 @@ from nad_jax.estimator import Estimator, find_group, num_features, resolve_estim
 from nad_jax.models import Model
 from nad_jax.sketch import Sketch
 from nad_jax.snapshots import Snapshots
-
-_LONGEST = 1e14  # of a derivative: the squares of four billion of them are still a float32
 
 
 class Halves(NamedTuple):
@@ -60,7 +59,7 @@ def merge_halves(left: Halves, right: Halves) -> Halves:
 
 
 def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
-    """The state as named NumPy arrays: even_count, even_mean, even_scatter (or those of a sketch), odd_…, diverged."""
+    """The state as named NumPy arrays: even_<field> and odd_<field> of `Moments` or of a `Sketch`, and diverged."""
     arrays = {"diverged": np.asarray(halves.diverged)}
     for half in ("even", "odd"):
         moments = getattr(halves, half)
@@ -69,7 +68,13 @@ def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
 
 
 def halves_from_arrays(arrays: dict[str, np.ndarray]) -> Halves:
-    """The inverse of `halves_to_arrays`; other arrays are left alone."""
+    """The inverse of `halves_to_arrays`; other arrays are left alone.
+
+    Raises:
+      InputError: for a state of an earlier version, whose sums had no exponent.
+    """
+    if "even_exponent" not in arrays:
+        raise InputError("state: its sums have no exponent, an earlier version stored it; remove its snapshots")
     kind = Sketch if "even_basis" in arrays else Moments
     even, odd = (kind(*(jnp.asarray(arrays[f"{half}_{name}"]) for name in kind._fields)) for half in ("even", "odd"))
     return Halves(even, odd, jnp.asarray(arrays["diverged"]))
@@ -90,11 +95,37 @@ def check_finite(halves: Halves, num_networks: int) -> None:
         raise InputError(f"model: the derivative of {int(halves.diverged)} of {num_networks} networks is not finite")
 
 
+def is_zero(halves: Halves) -> bool:
+    """Whether derivatives have been seen, and every one of them is exactly zero."""
+
+    def seen(moments: Moments | Sketch) -> bool:
+        sums = (moments.square,) if isinstance(moments, Sketch) else (moments.mean, jnp.diagonal(moments.scatter))
+        return any(bool(jnp.any(total != 0)) for total in sums)
+
+    return int(halves.even.count) + int(halves.odd.count) > 0 and not (seen(halves.even) or seen(halves.odd))
+
+
+def choose_derivative(estimator: Estimator, **changes: Any) -> Derivative:
+    """The derivative that an estimator with such changes takes."""
+    estimator = dataclasses.replace(estimator, **changes)
+    if estimator.derivative == "central_difference":
+        return central_difference(estimator.step, estimator.block_size)
+    return input_gradient
+
+
+def split_member(key: jax.Array) -> jax.Array:
+    """Keys [3] of a network, from its own: of its variables, of its read-outs, of its point."""
+    return jax.random.split(key, 3)
+
+
+def draw_point(model: Model, estimator: Estimator, key: jax.Array) -> jax.Array:
+    """A point [H, W, C] where derivatives are taken."""
+    return estimator.point_scale * jax.random.normal(key, model.image_shape, jnp.float32)
+
+
 def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Callable[..., jax.Array]:
     """`rows(variables, readout_key, x) -> [R, D]` of one network; the mean of g gᵀ over all is the second moment."""
-    derivative: Derivative = input_gradient
-    if estimator.derivative == "central_difference":
-        derivative = central_difference(estimator.step, estimator.block_size)
+    derivative = choose_derivative(estimator)
     from_features = estimator.readout == "marginalized" or num_rows > 1
     # √F τ: the mean over the F rows of the Jacobian is then τ² JᵀJ.
     scale = float(np.sqrt(num_rows * model.readout_variance)) if estimator.readout == "marginalized" else 1.0
@@ -107,9 +138,11 @@ def _make_member_rows(model: Model, estimator: Estimator, num_rows: int) -> Call
 
     def rows(variables: Any, readout_key: jax.Array, x: jax.Array) -> jax.Array:
         if from_features:
-            return scale * derivative(lambda images: model.features(variables, images), x, readouts(readout_key))
+            rows = derivative(lambda images: model.features(variables, images), x, readouts(readout_key))
+            return scale * rows.astype(jnp.float32)
         logit = estimator.logit or 0
-        return derivative(lambda images: model.apply(variables, images)[:, logit, None], x, jnp.ones((1, 1)))
+        rows = derivative(lambda images: model.apply(variables, images)[:, logit, None], x, jnp.ones((1, 1)))
+        return rows.astype(jnp.float32)
 
     return rows
 
@@ -136,15 +169,12 @@ def make_add_chunk(
     chunk_size, moved = estimator.chunk_size, find_group(model, estimator)
     together = count_together(model, estimator.mapping, chunk_size)
 
-    def draw_point(key: jax.Array) -> jax.Array:
-        return estimator.point_scale * jax.random.normal(key, model.image_shape, jnp.float32)
-
     def draw_rows(keys: jax.Array, shared_point: jax.Array) -> jax.Array:
         """The rows of a few networks [·, R, D]."""
-        init_keys, readout_keys, point_keys = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 3))(keys), axis=1)
+        init_keys, readout_keys, point_keys = jnp.unstack(jax.vmap(split_member)(keys), axis=1)
 
         def rows(variables: Any, readout_key: jax.Array, point_key: jax.Array) -> jax.Array:
-            x = draw_point(point_key) if estimator.point == "fresh" else shared_point
+            x = draw_point(model, estimator, point_key) if estimator.point == "fresh" else shared_point
             return member_rows(variables, readout_key, x)
 
         variables = jax.vmap(model.init)(init_keys)
@@ -154,12 +184,12 @@ def make_add_chunk(
     def add_chunk(key: jax.Array, halves: Halves, first: jax.Array, stop: jax.Array) -> Halves:
         # TensorFloat-32 and bfloat16, the accelerators' defaults, would spoil the small eigenvalues.
         with jax.default_matmul_precision("highest"):
-            shared_point = draw_point(ensemble.named_key(key, "point"))
+            shared_point = draw_point(model, estimator, ensemble.named_key(key, "point"))
             members, valid = ensemble.padded_members(first, stop, chunk_size)
             keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
             rows = jax.lax.map(lambda keys: draw_rows(keys, shared_point), keys.reshape(-1, together))
             rows = rows.reshape(chunk_size, num_rows, -1)
-            finite = jnp.sum(rows**2, (1, 2)) < _LONGEST**2
+            finite = jnp.isfinite(rows).all((1, 2))
             diverged = halves.diverged + jnp.sum(valid & ~finite, dtype=jnp.int32)
             if isinstance(halves.even, Sketch) and len(moved) > 1:  # moments are symmetrized in the end
                 rows = rows[:, :, moved].reshape(chunk_size, -1, rows.shape[-1])
@@ -179,9 +209,9 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
     """Builds `accumulate(key, halves, first, stop, progress, snapshots) -> Halves`, and the estimator it resolved.
 
     `accumulate` adds the networks first … stop − 1 (`first` even) to the state, its chunks spread over the local
-    devices; a network whose derivative is not finite, or longer than 1e14, is counted and left out. `progress(done)`
-    is called after each chunk with the number of networks done so far; with `snapshots`, see `Snapshots`, a call that
-    was interrupted is taken up again by the same one. Memory does not depend on the number of networks.
+    devices; a network whose derivative is not finite is counted and left out. `progress(done)` is called after each
+    chunk with the number of networks done so far; with `snapshots`, see `Snapshots`, a call that was interrupted is
+    taken up again by the same one. Memory does not depend on the number of networks.
     `num_networks` is how many it will be given at a time: no automatic chunk is larger.
 
     Raises:

@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nad_jax.errors import check_integer, check_number
+from nad_jax.errors import InputError, check_integer, check_number
 
 Function = Callable[[jax.Array], jax.Array]
 Derivative = Callable[[Function, jax.Array, jax.Array | None], jax.Array]
@@ -42,9 +43,18 @@ def input_gradient(function: Function, x: jax.Array, readouts: jax.Array | None)
         return jax.lax.map(
             lambda index: row(jax.nn.one_hot(index, size, dtype=outputs.dtype)), jnp.arange(size), batch_size=together
         )
+    readouts = readouts.astype(outputs.dtype)
     if len(readouts) == 1:  # no batch axis to carry through the backward pass
         return row(readouts[0])[None]
     return jax.lax.map(row, readouts, batch_size=together)
+
+
+def check_step(step: float) -> float:
+    """Returns h; raises `InputError` unless h and 2h are positive float32 numbers."""
+    step, limits = check_number("step", step, 0.0, exclusive=True), np.finfo(np.float32)
+    if not limits.tiny <= step <= limits.max / 2:
+        raise InputError(f"step: must be a float32 in {limits.tiny:.2g} … {limits.max / 2:.2g}, got {step!r}")
+    return step
 
 
 def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
@@ -57,8 +67,8 @@ def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
       step: h > 0.
       block_size: pixels per pass, 2·block_size images: bounds the memory, and keeps it within the cache.
     """
-    check_number("step", step, 0.0, exclusive=True)
-    check_integer("block_size", block_size, 1)
+    step = check_step(step)
+    block_size = check_integer("block_size", block_size, 1)
 
     def derivative(function: Function, x: jax.Array, readouts: jax.Array | None) -> jax.Array:
         dimension = x.size

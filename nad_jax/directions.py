@@ -4,13 +4,14 @@ A vector of length D = H·W·C is an image read row by row, channels innermost.
 """
 
 import hashlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer
+from nad_jax.ensemble import resolve_key
+from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, plain
 
 
 def to_images(vectors: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
@@ -32,7 +33,7 @@ def to_vectors(images: jax.Array) -> jax.Array:
 
 def basis_pixel(image_shape: tuple[int, int, int]) -> jax.Array:
     """The standard basis [D, D]: direction k is pixel k."""
-    return jnp.eye(int(np.prod(check_image_shape(image_shape))))
+    return jnp.eye(int(np.prod(check_image_shape(image_shape))), dtype=jnp.float32)
 
 
 class FourierBasis(NamedTuple):
@@ -66,13 +67,10 @@ def dft_direction(
     """
     height, width, channels = check_image_shape(image_shape)
     check_choice("phase", phase, ("cosine", "sine"))
-    if not 0 <= channel < channels:
-        raise InputError(f"channel: must be in 0 … {channels - 1}, got {channel!r}")
-    row, column = frequency
-    if any(int(f) != f for f in (row, column)):
-        raise InputError(f"frequency: must be two integers (vertical, horizontal), got {tuple(frequency)}")
+    channel = check_integer("channel", channel, 0, channels - 1)
+    row, column = _check_frequency(frequency)
     if phase == "sine" and (2 * row) % height == 0 and (2 * column) % width == 0:
-        raise InputError(f"frequency: {tuple(frequency)} is self-conjugate on {height}x{width} and has no sine")
+        raise InputError(f"frequency: {(row, column)} is self-conjugate on {height}x{width} and has no sine")
     # Integer products modulo the length keep the argument exact before the one division.
     y, x = np.arange(height)[:, None], np.arange(width)[None, :]
     angle = 2 * np.pi * ((row * y) % height / height + (column * x) % width / width)
@@ -80,6 +78,16 @@ def dft_direction(
     image = np.zeros((height, width, channels))
     image[..., channel] = wave / np.linalg.norm(wave)
     return jnp.asarray(image.reshape(-1), dtype=jnp.float32)
+
+
+def _check_frequency(frequency: Any) -> tuple[int, int]:
+    """The two integers, which may be written as floats (`np.fft.fftfreq` does)."""
+    values = plain(frequency)
+    values = tuple(values) if isinstance(values, list | tuple) else ()
+    whole = [value for value in values if isinstance(value, int | float) and value % 1 == 0]
+    if len(values) != 2 or len(whole) != 2:
+        raise InputError(f"frequency: must be two integers (vertical, horizontal), got {frequency!r}")
+    return int(values[0]), int(values[1])
 
 
 def _half_plane(height: int, width: int) -> list[tuple[int, int]]:
@@ -135,17 +143,19 @@ def basis_dct(image_shape: tuple[int, int, int]) -> jax.Array:
     return jnp.asarray(np.kron(spatial, np.eye(channels)), dtype=jnp.float32)
 
 
-def basis_random(key: jax.Array, dimension: int, num_directions: int | None = None) -> jax.Array:
+def basis_random(key: jax.Array | int, dimension: int, num_directions: int | None = None) -> jax.Array:
     """`num_directions` orthonormal rows [K, D], uniformly distributed (Haar); all D by default. Consumes `key`.
 
     Asking for more directions keeps the first ones, up to rounding.
+
+    Raises:
+      InputError: for a key that is neither one typed key nor a seed, and for numbers out of range.
     """
-    num_directions = dimension if num_directions is None else num_directions
-    check_integer("dimension", dimension, 1)
-    check_integer("num_directions", num_directions, 1)
+    key, dimension = resolve_key(key), check_integer("dimension", dimension, 1)
+    num_directions = check_integer("num_directions", dimension if num_directions is None else num_directions, 1)
     if num_directions > dimension:
         raise InputError(f"num_directions: at most the dimension {dimension}, got {num_directions}")
-    draw = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), (dimension,)))
+    draw = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), (dimension,), jnp.float32))
     orthogonal, triangle = jnp.linalg.qr(draw(jnp.arange(num_directions)).T)
     # The sign of the triangle's diagonal makes the factorization unique and the law Haar.
     return (orthogonal * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0)[None]).T

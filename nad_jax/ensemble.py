@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nad_jax.errors import InputError, check_choice, check_integer
@@ -19,21 +20,33 @@ def make_key(seed: int) -> jax.Array:
     Raises:
       InputError: unless `seed` is an integer in 0 … 2³² − 1 (beyond, different seeds would give one key).
     """
-    check_integer("seed", seed, 0, 2**32 - 1)
-    return jax.random.key(seed, impl="philox4x32")
+    return jax.random.key(check_integer("seed", seed, 0, 2**32 - 1), impl="philox4x32")
 
 
 def resolve_key(key: jax.Array | int) -> jax.Array:
     """A typed random key as it is, a seed as the key of `make_key`.
 
     Raises:
-      InputError: for a key of rbg, whose draws depend on which networks are computed together.
+      InputError: for anything else, several keys at once, a key of `jax.random.PRNGKey`, and a key of rbg, whose draws
+        depend on which networks are computed together.
     """
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    needed = "key: must be a seed, an integer in 0 … 4294967295, or one key as of jax.random.key(seed)"
+    dtype, shape = getattr(key, "dtype", np.dtype(object)), getattr(key, "shape", ())
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if shape != ():
+            raise InputError(f"{needed}, got keys of shape {shape}")
+        if "rbg" in str(jax.random.key_impl(key)):
+            raise InputError(
+                f"key: must be of philox4x32 or threefry2x32, got one of {jax.random.key_impl(key)}; pass a seed"
+            )
+        return key
+    if shape != ():
+        legacy = dtype == np.uint32 and shape[-1] in (2, 4)
+        raise InputError(f"{needed}, got {'one of jax.random.PRNGKey' if legacy else f'an array of shape {shape}'}")
+    try:
         return make_key(key)
-    if "rbg" in str(jax.random.key_impl(key)):
-        raise InputError(f"key: must be of philox4x32 or threefry2x32, got one of {jax.random.key_impl(key)}")
-    return key
+    except InputError:
+        raise InputError(f"{needed}, got {key!r}") from None
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:

@@ -8,6 +8,7 @@ import numpy as np
 
 from nad_jax import covariance, ensemble, spectral, subspaces
 from nad_jax.accumulation import Halves, check_finite, init_halves, make_accumulate
+from nad_jax.diagnosis import check_not_zero
 from nad_jax.errors import InputError, check_integer, check_number
 from nad_jax.estimator import check_num_networks, create_estimator, find_group, record_choices
 from nad_jax.models import Model
@@ -43,27 +44,29 @@ def estimate_nads(
 
     Raises:
       InputError: for a bad value, a model without reachable features under a read-out that needs them, several
-        logits and none chosen, or a network whose derivative is not finite.
+        logits and none chosen, a network whose derivative is not finite, or derivatives that are all zero, with the
+        cause that can be seen (see `diagnosis`).
     """
     key = ensemble.resolve_key(key)
     estimator = create_estimator("estimate_nads", choices)
-    check_num_networks(num_networks, estimator)
+    num_networks = check_num_networks(num_networks, estimator)
     accumulate, estimator = make_accumulate(model, estimator, num_networks)
     dimension = int(np.prod(model.image_shape))
     halves = init_halves(dimension)
     if stop_overlap is None:
         looks = [num_networks]
     else:
-        check_number("stop_overlap", stop_overlap, 0.0, exclusive=True)
+        stop_overlap = check_number("stop_overlap", stop_overlap, 0.0, exclusive=True)
         if stop_overlap > 1:
             raise InputError(f"stop_overlap: must be at most 1, got {stop_overlap}")
-        check_integer("stop_size", stop_size, 1, dimension - 1)
+        stop_size = check_integer("stop_size", stop_size, 1, dimension - 1)
         looks = _plan_looks(num_networks, estimator.chunk_size * jax.local_device_count())
     group = find_group(model, estimator)
     for done, look in zip([0, *looks], looks, strict=False):
         report = None if progress is None else lambda networks, done=done: progress(done + networks)
         halves = accumulate(key, halves, done, look, report)
         check_finite(halves, look)
+        check_not_zero(halves, model, estimator, key)
         if look < num_networks:
             _, even, odd = _moments(halves, group, estimator.centred)
             if _overlap(even, odd, (stop_size,))[0] >= stop_overlap:
@@ -91,8 +94,8 @@ def finalize(
       sizes: of subspaces whose overlap is reported, besides the default ones.
 
     Raises:
-      InputError: where every derivative is exactly zero (a bias-free ReLU network at the origin, say), or a half of
-        the ensemble has no network whose derivative is finite.
+      InputError: where every derivative is exactly zero, or without the mean nothing is left, or a half of the
+        ensemble has no network whose derivative is finite.
     """
     if min(int(halves.even.count), int(halves.odd.count)) < (2 if centred else 1):
         raise InputError(
@@ -100,14 +103,15 @@ def finalize(
         )
     matrix, even, odd = _moments(halves, group, centred)
     if not np.trace(matrix) > 0:
-        raise InputError("model: every derivative is exactly zero at this point; there are no directions to rank")
+        same = "the same, so that nothing is left without their mean" if centred else "exactly zero"
+        raise InputError(f"model: all derivatives are {same}; there are no directions to rank")
     eigenvalues, directions = spectral.eigh_dense(matrix)
     sizes = tuple(sorted({*subspaces.default_sizes(matrix.shape[0]), *sizes}))
     difference = np.einsum("kd,kd->k", directions @ (even - odd), directions)
     return NADs(
         directions=directions,
         eigenvalues=eigenvalues,
-        eigenvalue_sem=(np.abs(difference) / 2).astype(np.float32),
+        eigenvalue_sem=np.abs(difference) / 2,
         overlap_sizes=np.array(sizes),
         split_half_overlap=_overlap(even, odd, sizes).astype(np.float32),
         num_networks=num_networks,
@@ -119,7 +123,7 @@ def _moments(halves: Halves, group: np.ndarray, centred: bool) -> list[np.ndarra
     """E[g gᵀ], or the covariance, of all members, of the even and of the odd ones, averaged over a group; float64."""
     moment = covariance.covariance if centred else covariance.second_moment
     parts = (covariance.merge(halves.even, halves.odd), halves.even, halves.odd)
-    return [symmetrize(np.asarray(moment(part), np.float64), group) for part in parts]
+    return [symmetrize(moment(part), group) for part in parts]
 
 
 def _overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The choices that define an estimate of NADs, and how they fit a model."""
 
 import dataclasses
+import json
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax import ensemble, errors
+from nad_jax.derivatives import check_step
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, unknown
 from nad_jax.models import Model
 from nad_jax.symmetries import permutations
@@ -51,16 +53,19 @@ class Estimator:
     mapping: str = "auto"
     chunk_size: int = 0
 
+    def __post_init__(self) -> None:
+        errors.plain_fields(self)
+
     def problems(self) -> list[str]:
         """What is wrong with these values, one line each."""
         problems = errors.problems(
             lambda: check_choice("derivative", self.derivative, DERIVATIVES),
-            lambda: check_number("step", self.step, 0.0, exclusive=True),
+            lambda: check_step(self.step),
             lambda: check_choice("point", self.point, POINTS),
             lambda: check_number("point_scale", self.point_scale, 0.0),
             lambda: check_choice("readout", self.readout, READOUTS),
             lambda: check_integer("num_readouts", self.num_readouts, 1),
-            lambda: self.logit is None or check_integer("logit", self.logit, 0),
+            lambda: None if self.logit is None else check_integer("logit", self.logit, 0),
             lambda: check_choice("symmetrized", self.symmetrized, (False, True)),
             lambda: check_choice("centred", self.centred, (False, True)),
             lambda: check_integer("block_size", self.block_size, 1),
@@ -87,9 +92,9 @@ def create_estimator(function: str, choices: dict[str, Any]) -> Estimator:
     return Estimator(**choices)
 
 
-def check_num_networks(num_networks: int, estimator: Estimator) -> None:
-    """Raises `InputError` where a half of the ensemble has no rows, or a centred one fewer than two."""
-    check_integer("num_networks", num_networks, 4 if estimator.centred and estimator.num_readouts == 1 else 2)
+def check_num_networks(num_networks: int, estimator: Estimator) -> int:
+    """Returns N; raises `InputError` where a half of the ensemble has no rows, or a centred one fewer than two."""
+    return check_integer("num_networks", num_networks, 4 if estimator.centred and estimator.num_readouts == 1 else 2)
 
 
 def check_symmetrized(estimator: Estimator, model: Model) -> None:
@@ -109,6 +114,7 @@ def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> 
     if estimator.logit is not None and estimator.logit >= model.num_logits:
         raise InputError(f"logit: must be in 0 … {model.num_logits - 1}, got {estimator.logit}")
     check_symmetrized(estimator, model)
+    _check_real(model, "apply")
     num_rows = estimator.num_readouts
     if estimator.readout == "marginalized" or num_rows > 1:
         choice = f"readout={estimator.readout!r}" + (f" with num_readouts={num_rows}" if num_rows > 1 else "")
@@ -117,6 +123,7 @@ def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> 
                 f"readout: {choice} needs the input of the last linear layer, which this model does not expose; "
                 "give the model `features`, or use readout='sampled' with num_readouts=1"
             )
+        _check_real(model, "features")
         if model.readout_variance is None:
             raise InputError(f"readout_variance: {choice} needs τ², the variance of the last layer's weights")
         if estimator.readout == "marginalized":
@@ -130,6 +137,15 @@ def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> 
         pairs = 2**20 // (2 * num_rows * int(np.prod(model.image_shape)))
         chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
     return dataclasses.replace(estimator, mapping=mapping, chunk_size=chunk_size), num_rows
+
+
+def _check_real(model: Model, name: str) -> None:
+    """Raises `InputError` where what a function of the model returns has no derivative."""
+    variables = jax.eval_shape(model.init, jax.random.key(0))
+    image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    dtype = jax.eval_shape(getattr(model, name), variables, image).dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise InputError(f"model: {name} must return real numbers, which have a derivative, got {dtype}")
 
 
 def find_group(model: Model, estimator: Estimator) -> np.ndarray:
@@ -146,9 +162,10 @@ def num_features(model: Model) -> int:
 
 def record_choices(model: Model, estimator: Estimator, key: jax.Array) -> dict[str, Any]:
     """Everything that determines an ensemble's networks and how they were measured, as JSON values."""
-    return {
+    choices = {
         "image_shape": list(model.image_shape),
         **model.description,
         **dataclasses.asdict(estimator),
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
     }
+    return json.loads(json.dumps(errors.plain(choices), default=repr))

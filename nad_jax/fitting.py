@@ -74,7 +74,7 @@ def _first_step_below(losses: jax.Array, window: int, threshold: float) -> jax.A
     """The first step, counted from 1, at which the mean of the last `window` losses [T] is at most `threshold`; −1."""
     if len(losses) < window:
         return jnp.int32(-1)
-    reached = jax.lax.reduce_window(losses, 0.0, jax.lax.add, (window,), (1,), "VALID") / window <= threshold
+    reached = jax.lax.reduce_window(losses, jnp.float32(0), jax.lax.add, (window,), (1,), "VALID") / window <= threshold
     return jnp.where(reached.any(), jnp.argmax(reached).astype(jnp.int32) + window, -1)
 
 
@@ -83,6 +83,11 @@ def _all_finite(leaves: Iterable[jax.Array]) -> jax.Array:
     parts = [(leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else leaf for leaf in leaves]
     parts = [part for part in jax.tree.leaves(parts) if jnp.issubdtype(part.dtype, jnp.floating)]
     return jnp.isfinite(ravel_pytree(parts)[0]).all()
+
+
+def _as_before(new: jax.Array, old: jax.Array) -> jax.Array:
+    """Numbers with the dtype that they had: statistics in single precision of layers in double precision, say."""
+    return new.astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
 
 
 def _make_evaluate(model: Model, batch_size: int, with_gradient: bool) -> Callable[..., tuple[jax.Array, ...]]:
@@ -96,20 +101,20 @@ def _make_evaluate(model: Model, batch_size: int, with_gradient: bool) -> Callab
 
             def difference(x: jax.Array) -> tuple[jax.Array, jax.Array]:
                 logits = model.apply(variables, x)
-                return jnp.sum(jnp.where(valid, logits[:, 0] - logits[:, 1], 0.0)), logits
+                return jnp.sum(jnp.where(valid, logits[:, 0] - logits[:, 1], 0)), logits
 
             if with_gradient:
                 (_, logits), gradients = jax.value_and_grad(difference, has_aux=True)(x)
                 gradient = gradients.sum(0)
             else:
-                logits, gradient = model.apply(variables, x), jnp.zeros(x.shape[1:])
+                logits, gradient = model.apply(variables, x), jnp.zeros(x.shape[1:], jnp.float32)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             correct = logits.argmax(-1) == labels
             count, hits = valid.sum(dtype=jnp.float32), (correct & valid).sum(dtype=jnp.float32)
-            new = (count, hits, jnp.sum(jnp.where(valid, losses, 0.0)), gradient)
-            return jax.tree.map(jnp.add, sums, new), None
+            new = (count, hits, jnp.sum(jnp.where(valid, losses, 0)), gradient)
+            return tuple(total + part.astype(jnp.float32) for total, part in zip(sums, new, strict=True)), None
 
-        zero = (jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.zeros(model.image_shape))
+        zero = (*(jnp.float32(0) for _ in range(3)), jnp.zeros(model.image_shape, jnp.float32))
         (count, *sums), _ = jax.lax.scan(add_batch, zero, jnp.arange(0, num_samples, batch_size))
         return tuple(total / count for total in sums)  # by a constant, XLA would multiply: all of n would be 0.9999999
 
@@ -154,7 +159,7 @@ def make_fit(model: Model, recipe: Recipe, with_gradient: bool = False) -> Stage
     def start(key: jax.Array, learning_rate: jax.Array) -> FitState:
         init_key, _, _ = jax.random.split(key, 3)
         trained, others, _ = split_trainable(model, model.init(init_key))
-        losses = jnp.zeros((recipe.num_epochs, recipe.steps_per_epoch))
+        losses = jnp.zeros((recipe.num_epochs, recipe.steps_per_epoch), jnp.float32)
         optimizer = recipe.make_optimizer(learning_rate).init(trained)
         return FitState(trained, others, optimizer, jnp.int32(0), jnp.int32(-1), losses)
 
@@ -170,7 +175,8 @@ def make_fit(model: Model, recipe: Recipe, with_gradient: bool = False) -> Stage
                 variables = join(trained, state.others)
                 logits, updated = model.apply(variables, x, jax.random.fold_in(dropout_key, number), train=True)
                 losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-                return losses.mean(), split_trainable(model, updated)[1]
+                others = split_trainable(model, updated)[1]
+                return losses.mean(), [_as_before(*leaves) for leaves in zip(others, state.others, strict=True)]
 
             value, pullback, others = jax.vjp(loss, state.trained, has_aux=True)
             # Conjugated, the gradient of a complex parameter w points where the loss grows: ∂/∂Re w + i ∂/∂Im w.
@@ -182,7 +188,8 @@ def make_fit(model: Model, recipe: Recipe, with_gradient: bool = False) -> Stage
             new, old = (trained, others, optimizer_state), (state.trained, state.others, state.optimizer)
             kept = jax.tree.map(partial(jnp.where, finite), new, old)
             diverged_at = jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, number)
-            return FitState(*kept, number, diverged_at, state.losses), jnp.where(finite, value, jnp.nan)
+            value = jnp.where(finite, value.astype(jnp.float32), jnp.nan)
+            return FitState(*kept, number, diverged_at, state.losses), value
 
         number = state.step // recipe.steps_per_epoch
         order = jax.random.permutation(jax.random.split(order_key, recipe.num_epochs)[number], recipe.num_train)
@@ -236,8 +243,8 @@ def resolve_mapping(mapping: str, chunk_size: int, num_devices: int) -> tuple[st
     See `training.make_train_many` for what the choices are.
     """
     check_choice("mapping", mapping, ("auto", *ensemble.MAPPINGS))
-    check_integer("num_devices", num_devices, 0, jax.local_device_count())
-    check_integer("chunk_size", chunk_size, 0)
+    num_devices = check_integer("num_devices", num_devices, 0, jax.local_device_count())
+    chunk_size = check_integer("chunk_size", chunk_size, 0)
     devices = jax.local_devices()[: num_devices or None]
     if mapping == "auto":
         mapping = "sequential" if jax.default_backend() == "cpu" else "vectorized"

@@ -95,7 +95,7 @@ def make_image_stages(
                 given, x = x.shape, transform(x, labels, *arrays)
                 if x.shape != given:
                     raise InputError(f"transform: must keep the shape of images, {given}, got {x.shape}")
-            return (x - mean) / std, labels
+            return (x.astype(jnp.float32) - mean) / std, labels
 
         return sample
 
@@ -129,7 +129,7 @@ def make_train_images(
     `train` is pure: it initializes a network, trains it by the recipe and evaluates it. A training image x of label y
     becomes (transform(x, y, *arrays) − mean) / std, a test image (x − mean) / std.
 
-      key:           of initialization, order of the samples and dropout; consumed.
+      key:           of initialization, order of the samples and dropout, or a seed; consumed.
       learning_rate: scalar.
       arrays:        whatever `transform` takes besides images and labels; they can be mapped over.
       data:          `ImageData` of arrays on the device, num_train and num_test of them.
@@ -142,12 +142,13 @@ def make_train_images(
 
     Raises:
       InputError: for bad values in the recipe, `mean` or `std`, a model without a training mode, and, from `train`,
-        for data of other sizes than the recipe's and a transformation that changes the shape of images.
+        for data of other sizes than the recipe's, a transformation that changes the shape of images, and a key that
+        is neither one typed key nor a seed.
     """
     whole = make_whole(make_image_stages(model, recipe, transform, mean, std), recipe.num_epochs)
 
     def train(key: jax.Array, learning_rate: jax.Array, *rest: Any) -> tuple[Any, FitMetrics]:
-        *_, data = rest
+        key, (*_, data) = ensemble.resolve_key(key), rest
         sizes = len(data.train_images), len(data.test_images)
         if sizes != (recipe.num_train, recipe.num_test):
             raise InputError(f"data: the recipe has {recipe.num_train} and {recipe.num_test} images, got {sizes}")

@@ -73,6 +73,10 @@ def set_coefficients(images: jax.Array, directions: jax.Array, coefficients: jax
     images, directions, coefficients = (jnp.asarray(array) for array in (images, directions, coefficients))
     _check_images(images)
     x = images.reshape(len(images), -1)
+    # Directions that were read in double precision do not make the images so.
+    directions, coefficients = (
+        array.astype(jnp.result_type(images, jnp.float32)) for array in (directions, coefficients)
+    )
     if directions.shape != x.shape or coefficients.shape != x.shape[:1]:
         raise InputError(
             f"directions, coefficients: must be {x.shape} and {x.shape[:1]} for these images, "
@@ -142,12 +146,12 @@ def published_carriers(
         raise InputError(
             f"nads: must be directions of one {height}x{width} channel [K, {height * width}], got {nads.shape}"
         )
-    check_integer("num_classes", num_classes, 1)
+    num_classes = check_integer("num_classes", num_classes, 1)
     used = (num_classes - 1) // (2 * channels)  # NADs after the first
     if len(nads) <= used:
         raise InputError(f"nads: {num_classes} classes in {channels} channels need {used + 1} NADs, got {len(nads)}")
     try:
-        check_integer("index", index, 0, len(nads) - 1 - used)
+        index = check_integer("index", index, 0, len(nads) - 1 - used)
     except InputError as error:
         raise InputError(f"{error} ({num_classes} classes use {used + 1} NADs from there on)") from None
     carriers = np.zeros((num_classes, height * width, channels), np.float32)

@@ -13,6 +13,7 @@ import numpy as np
 
 from nad_jax import ensemble, errors, sketch, subspaces
 from nad_jax.accumulation import Halves, check_finite, make_accumulate
+from nad_jax.diagnosis import check_not_zero
 from nad_jax.errors import InputError, check_integer
 from nad_jax.estimator import Estimator, check_num_networks, create_estimator, record_choices
 from nad_jax.models import Model
@@ -48,8 +49,8 @@ def check_centred(estimator: Estimator) -> None:
         raise InputError("centred: must be False with symmetrized=True where leading directions are asked for")
 
 
-def check_passes(num_directions: int, num_passes: int, num_extra: int, dimension: int) -> None:
-    """Raises one `InputError` with a line for each of these values that is wrong."""
+def check_passes(num_directions: int, num_passes: int, num_extra: int, dimension: int) -> list[int]:
+    """Returns K, P and the extra directions; raises one `InputError` with a line for each value that is wrong."""
     problems = errors.problems(
         lambda: check_integer("num_directions", num_directions, 1, dimension - 1),
         lambda: check_integer("num_passes", num_passes, 1),
@@ -57,6 +58,7 @@ def check_passes(num_directions: int, num_passes: int, num_extra: int, dimension
     )
     if problems:
         raise InputError("\n".join(problems))
+    return [int(value) for value in (num_directions, num_passes, num_extra)]
 
 
 def check_rows(num_rows: int, num_directions: int) -> None:
@@ -83,9 +85,13 @@ def find_leading(halves: Halves, num_directions: int, num_extra: int, centred: b
     """What the sketches of a whole pass say.
 
     Raises:
-      InputError: where a half of the ensemble gives fewer independent derivatives than directions.
+      InputError: where a half of the ensemble gives fewer independent derivatives than directions, or none at all.
     """
     parts = (sketch.merge(halves.even, halves.odd), halves.even, halves.odd)
+    if int(halves.diverged) and not min(int(part.count) for part in parts):
+        raise InputError(
+            f"model: a half of the ensemble has no finite derivatives; {int(halves.diverged)} networks have none"
+        )
     check_rows(min(int(part.count) for part in parts) - centred, num_directions)
     kept = min(num_directions + num_extra, len(halves.even.basis))
     found = Found(*(sketch.leading(part, kept, centred) for part in parts))
@@ -128,7 +134,7 @@ def finish(
     record = NADs(
         directions=directions,
         eigenvalues=found.whole.eigenvalues[:num_directions],
-        eigenvalue_sem=(np.abs(difference) / 2).astype(np.float32),
+        eigenvalue_sem=np.abs(difference) / 2,
         overlap_sizes=np.array(sizes),
         split_half_overlap=subspaces.subspace_overlap(found.even.directions, found.odd.directions, sizes).astype(
             np.float32
@@ -172,11 +178,11 @@ def estimate_leading_nads(
     """
     key = ensemble.resolve_key(key)
     estimator = create_estimator("estimate_leading_nads", choices)
-    check_num_networks(num_networks, estimator)
+    num_networks = check_num_networks(num_networks, estimator)
     check_centred(estimator)
     accumulate, estimator = make_accumulate(model, estimator, num_networks)
     dimension = int(np.prod(model.image_shape))
-    check_passes(num_directions, num_passes, num_extra, dimension)
+    num_directions, num_passes, num_extra = check_passes(num_directions, num_passes, num_extra, dimension)
     sizes = overlap_sizes(num_directions, dimension)
 
     basis, pass_overlap = first_basis(key, num_directions, num_extra, dimension), []
@@ -185,6 +191,7 @@ def estimate_leading_nads(
         halves = Halves(sketch.init(basis), sketch.init(basis), jnp.int32(0))
         halves = accumulate(key, halves, 0, num_networks, report)
         check_finite(halves, num_networks)
+        check_not_zero(halves, model, estimator, key)
         found = find_leading(halves, num_directions, num_extra, estimator.centred)
         if number > 0:
             pass_overlap.append(compare_passes(found, basis, sizes))

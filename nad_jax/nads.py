@@ -15,9 +15,9 @@ from nad_jax.errors import InputError
 class NADs(NamedTuple):
     """Neural anisotropy directions and how sure they are.
 
-    directions:         [K, D] unit rows, descending.
-    eigenvalues:        [K] of E[g gᵀ] of the single logit (the published arrays hold singular values s instead,
-                        with eigenvalue = s²/(N − 1), N = 10,000).
+    directions:         [K, D] unit rows, descending; float32.
+    eigenvalues:        [K] of E[g gᵀ] of the single logit, float64 (the published arrays hold singular values s
+                        instead, with eigenvalue = s²/(N − 1), N = 10,000).
     eigenvalue_sem:     [K] standard error of u_iᵀ G u_i at the found u_i: half its difference between the two
                         halves of the ensemble (one degree of freedom, so read it along i, not at one i). That the
                         u_i were sorted by the same networks is not in it: leading eigenvalues of small ensembles
@@ -73,7 +73,7 @@ def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[tuple[int, in
     (median relative `eigenvalue_sem` of the leading ones). A run starts among the `leading` directions and may go
     on beyond. Runs of a smooth spectrum end where the tolerance does, not at a gap.
     """
-    sem = nads.eigenvalue_sem[:leading] / np.maximum(nads.eigenvalues[:leading], np.finfo(np.float32).tiny)
+    sem = nads.eigenvalue_sem[:leading] / np.maximum(nads.eigenvalues[:leading], np.finfo(np.float64).tiny)
     tolerance = min(max(0.05, 2.0 * np.sqrt(2.0) * float(np.median(sem))), 1.0)
     groups = spectral.near_degenerate_groups(nads.eigenvalues, tolerance)
     return [group for group in groups if group[0] < leading], tolerance

@@ -5,6 +5,7 @@ Source of the defaults: NAD, reference code; see `Recipe`.
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,6 +57,9 @@ class Recipe:
     loss_window: int = 79
     precision: str = "default"
 
+    def __post_init__(self) -> None:
+        errors.plain_fields(self)
+
     def problems(self) -> list[str]:
         """What is wrong with these values, one line each."""
         problems = errors.problems(
@@ -78,13 +82,15 @@ class Recipe:
         return problems
 
     def _check_optimizer(self) -> None:
-        """Raises `InputError` unless optax has such an optimizer and it updates from gradients alone."""
-        if not isinstance(self.optimizer, str) or not hasattr(optax, self.optimizer):
-            raise unknown("optimizer", self.optimizer, sorted(filter(_takes_learning_rate, vars(optax))))
+        """Raises `InputError` unless optax has such an optimizer, and from gradients alone it makes steps in a loop."""
+        if not isinstance(self.optimizer, str) or self.optimizer not in vars(optax):
+            raise unknown("optimizer", self.optimizer, _list_optimizers())
         call = f"optax.{self.optimizer}(learning_rate=schedule, **{self.optimizer_options})"
         try:
-            optimizer = getattr(optax, self.optimizer)(learning_rate=jnp.ones_like, **self.optimizer_options)
-            jax.eval_shape(lambda x: optimizer.update(x, optimizer.init(x), x), jnp.zeros(3))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("error", UserWarning)  # of optax: that an argument is missing, say
+                _check_steps(getattr(optax, self.optimizer), dict(self.optimizer_options))
         except Exception as error:  # any function of optax may have been named
             raise InputError(f"optimizer: {call} gives no optimizer of gradients ({first_line(error)})") from error
 
@@ -101,13 +107,44 @@ class Recipe:
         """Clipping, then weight decay, then the optimizer under the schedule; `learning_rate` may be traced."""
 
         def scheduled(count: jax.Array) -> jax.Array:
-            return learning_rate * SCHEDULES[self.schedule]((count + 1) / self.num_steps)
+            progress = (count + 1).astype(jnp.float32) / self.num_steps
+            return jnp.float32(learning_rate) * SCHEDULES[self.schedule](progress)
 
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
             getattr(optax, self.optimizer)(learning_rate=scheduled, **self.optimizer_options),
         )
+
+
+def _check_steps(create: Callable[..., optax.GradientTransformation], options: dict[str, Any]) -> None:
+    """Raises an error unless an optimizer's state and updates keep their form, for parameters of any shape."""
+    shapes = ((), (3,), (3, 4), (3, 3, 2, 4))
+    parameters = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    parameters += [jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in shapes]  # in double precision
+
+    def step(parameters: list[jax.Array]) -> tuple[Any, ...]:
+        optimizer = create(learning_rate=lambda count: jnp.float32(0.1) * count, **options)
+        state = optimizer.init(parameters)
+        updates, updated = optimizer.update(parameters, state, parameters)
+        return state, updated, updates
+
+    def shapes_of(tree: Any) -> Any:
+        return jax.tree.structure(tree), [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+    def dtypes_of(tree: Any) -> list[Any]:
+        return [leaf.dtype for leaf in jax.tree.leaves(tree)]
+
+    state, updated, updates = jax.eval_shape(step, parameters)
+    if shapes_of(updated) != shapes_of(state) or dtypes_of(updated) != dtypes_of(state):
+        raise TypeError("its state changes its form from step to step")
+    if shapes_of(updates) != shapes_of(parameters):
+        raise TypeError("its updates are not those of the parameters")
+
+
+def _list_optimizers() -> list[str]:
+    """The names of optax that `Recipe` takes without options."""
+    return [name for name in sorted(filter(_takes_learning_rate, vars(optax))) if not Recipe(name).problems()]
 
 
 def _takes_learning_rate(name: str) -> bool:

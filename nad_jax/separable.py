@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtr
 
-from nad_jax.ensemble import named_key
+from nad_jax.ensemble import named_key, resolve_key
 from nad_jax.errors import InputError, check_integer
 
 
@@ -23,15 +23,22 @@ class Noise(NamedTuple):
     test: jax.Array
 
 
-def check_num_samples(name: str, value: int) -> None:
-    """Raises `InputError` unless `value` is even and at least 2, so that the classes can be balanced exactly."""
-    check_integer(name, value, 2)
+def check_num_samples(name: str, value: int) -> int:
+    """Returns `value`, even and at least 2, so that the classes can be balanced exactly; `InputError` otherwise."""
+    value = check_integer(name, value, 2)
     if value % 2:
         raise InputError(f"{name}: must be even (classes are balanced exactly), got {value}")
+    return value
 
 
-def sample_noise(key: jax.Array, num_train: int, num_test: int, dimension: int) -> Noise:
-    """The noise of one replicate, from `key` and the split alone: [num_train, D] and [num_test, D], N(0, I)."""
+def sample_noise(key: jax.Array | int, num_train: int, num_test: int, dimension: int) -> Noise:
+    """The noise of one replicate, from `key` and the split alone: [num_train, D] and [num_test, D], N(0, I).
+
+    Raises:
+      InputError: for a key that is neither one typed key nor a seed, and for sizes that are not positive.
+    """
+    key, dimension = resolve_key(key), check_integer("dimension", dimension, 1)
+    num_train, num_test = check_integer("num_train", num_train, 1), check_integer("num_test", num_test, 1)
     return Noise(
         jax.random.normal(named_key(key, "train"), (num_train, dimension), jnp.float32),
         jax.random.normal(named_key(key, "test"), (num_test, dimension), jnp.float32),
@@ -54,8 +61,10 @@ def separate(
       direction: v, [D], of unit norm.
       epsilon, sigma: ε and σ, scalars, in units of the input.
 
-    Returns: x [B, D], with ⟨x, v⟩ = ±ε to rounding.
+    Returns: x [B, D] of the noise's dtype, with ⟨x, v⟩ = ±ε to rounding.
     """
+    noise = jnp.asarray(noise)
+    direction, epsilon, sigma = (jnp.asarray(value, noise.dtype) for value in (direction, epsilon, sigma))
     # In full precision on every backend: TensorFloat-32 would leave noise along v.
     along = jnp.matmul(noise, direction, precision=jax.lax.Precision.HIGHEST)
     coefficient = epsilon * (1 - 2 * labels) - sigma * along
@@ -63,7 +72,7 @@ def separate(
 
 
 def sample_separable(
-    key: jax.Array, direction: jax.Array, num_samples: int, epsilon: float = 1.0, sigma: float = 1.0
+    key: jax.Array | int, direction: jax.Array, num_samples: int, epsilon: float = 1.0, sigma: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
     """`num_samples` samples of D(v) and their labels: x [B, D] float32, labels [B] in {0, 1}. Consumes the key.
 
@@ -71,13 +80,13 @@ def sample_separable(
     Source: NAD, Section 2. `direction` is v, [D], of unit norm; ε and σ are in units of the input.
 
     Raises:
-      InputError: unless `num_samples` is even and `direction` is a vector.
+      InputError: unless `key` is one typed key or a seed, `num_samples` is even and `direction` is a vector.
     """
-    check_num_samples("num_samples", num_samples)
+    key, num_samples = resolve_key(key), check_num_samples("num_samples", num_samples)
     if jnp.ndim(direction) != 1:
         raise InputError(f"direction: must be a vector [D], got shape {jnp.shape(direction)}")
     labels = label_samples(jnp.arange(num_samples))
-    noise = jax.random.normal(key, (num_samples, direction.shape[0]), jnp.float32)
+    noise = jax.random.normal(key, (num_samples, jnp.size(direction)), jnp.float32)
     return separate(noise, labels, direction, epsilon, sigma), labels
 
 

@@ -4,6 +4,7 @@ The product is linear in the rows: it streams, and sketches of the same test dir
 `covariance`. One pass over the rows gives leading eigenvectors of a steep spectrum; the next pass, with them as test
 directions, gives better ones (randomized subspace iteration: Halko, Martinsson and Tropp 2011, algorithm 4.4). Read off
 is the Nyström approximation G ≈ Yᵀ(Q Yᵀ)⁻¹Y, Y = Q G, which is worth about one pass more than Q itself (section 5.5).
+As in `covariance`, the sums are of rows divided by a power of two: rows may be of any size.
 """
 
 from typing import NamedTuple
@@ -13,16 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax.errors import InputError
+from nad_jax.scaling import SMALLEST, find_exponent, power_of_two
 
 
 class Sketch(NamedTuple):
-    """What is known of rows g: memory L·D.
+    """What is known of rows 2^exponent·g, all of it float32 but the two integers: memory L·D.
 
-    count: [] number of rows, int32. total: [D] Σ g. square: [] Σ ‖g‖².
+    count: [] number of rows, int32. exponent: [] int32, the smallest one where all rows are zero.
+    total: [D] Σ g. square: [] Σ ‖g‖².
     basis: [L, D] the test directions, orthonormal rows q. product: [L, D] Σ ⟨q, g⟩ g.
     """
 
     count: jax.Array
+    exponent: jax.Array
     total: jax.Array
     square: jax.Array
     basis: jax.Array
@@ -31,31 +35,46 @@ class Sketch(NamedTuple):
 
 def init(basis: jax.Array) -> Sketch:
     """The state that has seen no rows; `basis` [L, D] are orthonormal rows."""
-    return Sketch(
-        jnp.zeros((), jnp.int32), jnp.zeros(basis.shape[1]), jnp.zeros(()), jnp.asarray(basis), jnp.zeros(basis.shape)
-    )
+    basis = jnp.asarray(basis, jnp.float32)
+    total, product = jnp.zeros(basis.shape[1], jnp.float32), jnp.zeros(basis.shape, jnp.float32)
+    return Sketch(jnp.int32(0), jnp.int32(SMALLEST), total, jnp.float32(0), basis, product)
 
 
 def random_basis(key: jax.Array, size: int, dimension: int) -> jax.Array:
     """The test directions of a first pass: `size` random orthonormal rows [L, D]."""
     if not 1 <= size <= dimension:
         raise InputError(f"size: must be in 1 … D = {dimension}, got {size}")
-    return jnp.linalg.qr(jax.random.normal(key, (dimension, size)))[0].T
+    return jnp.linalg.qr(jax.random.normal(key, (dimension, size), jnp.float32))[0].T
 
 
 def update(sketch: Sketch, rows: jax.Array, valid: jax.Array) -> Sketch:
     """Adds rows [B, D]; those where `valid` [B] is False are left out, whatever they hold."""
-    rows = jnp.where(valid[:, None], rows, 0.0)
+    rows = jnp.where(valid[:, None], rows.astype(jnp.float32), 0.0)
+    exponent = find_exponent(rows)
+    rows = rows * power_of_two(-exponent)
+    new = sketch._replace(
+        count=jnp.sum(valid, dtype=jnp.int32),
+        exponent=exponent,
+        total=rows.sum(0),
+        square=jnp.sum(rows**2),
+        product=(rows @ sketch.basis.T).T @ rows,
+    )
+    return merge(sketch, new)
+
+
+def _rescale(sketch: Sketch, exponent: jax.Array) -> Sketch:
+    """The same rows under a larger exponent."""
+    change = sketch.exponent - exponent
+    once, twice = power_of_two(change), power_of_two(2 * change)
     return sketch._replace(
-        count=sketch.count + jnp.sum(valid, dtype=jnp.int32),
-        total=sketch.total + rows.sum(0),
-        square=sketch.square + jnp.sum(rows**2),
-        product=sketch.product + (rows @ sketch.basis.T).T @ rows,
+        exponent=exponent, total=sketch.total * once, square=sketch.square * twice, product=sketch.product * twice
     )
 
 
 def merge(left: Sketch, right: Sketch) -> Sketch:
     """The state that has seen the rows of both; their test directions must be the same."""
+    exponent = jnp.maximum(left.exponent, right.exponent)
+    left, right = _rescale(left, exponent), _rescale(right, exponent)
     return left._replace(
         count=left.count + right.count,
         total=left.total + right.total,
@@ -103,7 +122,7 @@ def leading(sketch: Sketch, num_directions: int, centred: bool = False) -> Leadi
     directions = ((vectors[:, order] / np.sqrt(values[order])).T @ root) @ product
     largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], axis=1)
     directions = (directions * np.sign(largest)).astype(np.float32)
-    return Leading(values[order].astype(np.float32), directions, trace)
+    return Leading(values[order], directions, trace)
 
 
 def energies(sketch: Sketch, directions: np.ndarray, centred: bool = False) -> np.ndarray:
@@ -114,12 +133,13 @@ def energies(sketch: Sketch, directions: np.ndarray, centred: bool = False) -> n
 
 
 def _moment(sketch: Sketch, centred: bool) -> tuple[np.ndarray, np.ndarray, float]:
-    """The test directions Q [L, D], Q G [L, D] and tr G, for the covariance if `centred`; float64."""
+    """The test directions Q [L, D], Q G [L, D] and tr G of the rows themselves, centred or not; float64."""
     count, square = int(sketch.count), float(sketch.square)
     basis, product = np.array(sketch.basis, np.float64), np.array(sketch.product, np.float64)
     if centred:
         total = np.asarray(sketch.total, np.float64)
         product -= np.outer(basis @ total / count, total)
         square -= total @ total / count
-    product /= count - centred
-    return basis, product, square / (count - centred)
+    unit = 4.0 ** int(sketch.exponent) / (count - centred)
+    product *= unit
+    return basis, product, square * unit

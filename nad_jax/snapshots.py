@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from nad_jax import store
+from nad_jax.errors import plain
 from nad_jax.store import DamagedError
 
 
@@ -28,7 +29,7 @@ class Snapshots:
         self, path: Path, identity: dict[str, Any], seconds: float, urgent: Callable[[], bool] = lambda: False
     ) -> None:
         self._paths = [path.with_name(f"{path.name}.{slot}.npz") for slot in (0, 1)]
-        self._identity = json.dumps(identity, sort_keys=True)
+        self._identity = json.dumps(plain(identity), sort_keys=True)
         self._seconds, self._urgent = seconds, urgent
         self._next = 0
         self._kept, self._cost = time.monotonic(), 0.0

@@ -11,7 +11,8 @@ def eigh_dense(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues [D], descending, and eigenvectors as unit rows [D, D] of a symmetric positive semi-definite matrix.
 
     Float64 LAPACK on the host: a float32 solver would blur the small eigenvalues of steep spectra.
-    Negative rounding residues are returned as zero. Each vector's largest entry is positive. Returns float32.
+    Negative rounding residues are returned as zero. Each vector's largest entry is positive. Eigenvalues are float64,
+    which holds the squares of numbers of any size, eigenvectors float32.
 
     Raises:
       InputError: where the matrix is not square or not finite.
@@ -24,7 +25,7 @@ def eigh_dense(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     eigenvalues, columns = np.linalg.eigh((matrix + matrix.T) / 2)
     rows = columns.T[::-1]
     largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], axis=1)
-    return np.maximum(eigenvalues[::-1], 0.0).astype(np.float32), (rows * np.sign(largest)).astype(np.float32)
+    return np.maximum(eigenvalues[::-1], 0.0), (rows * np.sign(largest)).astype(np.float32)
 
 
 def marchenko_pastur_band(variance: float, dimension: int, num_samples: int) -> tuple[float, float]:
@@ -38,9 +39,9 @@ def marchenko_pastur_band(variance: float, dimension: int, num_samples: int) -> 
       dimension: D.
       num_samples: N.
     """
-    check_number("variance", variance, 0.0)
-    check_integer("dimension", dimension, 1)
-    check_integer("num_samples", num_samples, 1)
+    variance = check_number("variance", variance, 0.0)
+    dimension = check_integer("dimension", dimension, 1)
+    num_samples = check_integer("num_samples", num_samples, 1)
     ratio = math.sqrt(dimension / num_samples)
     return variance * (1.0 - ratio) ** 2, variance * (1.0 + ratio) ** 2
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from nad_jax.errors import InputError, first_line
+from nad_jax.errors import InputError, first_line, plain
 from nad_jax.nads import NADs
 
 
@@ -164,7 +164,7 @@ def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
     """Writes the record as `.npz`, its config as a JSON string; `beside` are further arrays of the file."""
     fields = nads._asdict()
     arrays = {name: np.asarray(value) for name, value in fields.items() if name != "config"}
-    write_npz(Path(path), {**arrays, **beside, "config": np.asarray(json.dumps(nads.config))})
+    write_npz(Path(path), {**arrays, **beside, "config": np.asarray(json.dumps(plain(nads.config)))})
 
 
 def load_nads(path: str | Path) -> NADs:

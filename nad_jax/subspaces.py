@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import jax.scipy.stats
 import numpy as np
 
-from nad_jax.errors import InputError
+from nad_jax.errors import InputError, check_integer
 
 SIZES = (1, 4, 16, 64, 256, 512)
 
@@ -34,9 +34,7 @@ def subspace_overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]
     left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
     _check_pair(left, right)
     largest = min(len(left), len(right))
-    for size in sizes:
-        if not 1 <= size <= largest:
-            raise InputError(f"sizes: each must be in 1 … {largest}, got {size}")
+    sizes = [check_integer("sizes", size, 1, largest) for size in sizes]
     squares = (left @ right.T) ** 2
     return np.array([squares[:size, :size].sum() / size for size in sizes])
 

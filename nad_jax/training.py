@@ -111,14 +111,14 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
     `train` is pure: it initializes a network, trains it on D(v) by the recipe and evaluates it. Everything it takes
     is an array, so it can be mapped over any of them; `train_many` does.
 
-      key:           of initialization, order of the samples and dropout; consumed.
+      key:           of initialization, order of the samples and dropout, or a seed; consumed.
       direction:     v, [D], of unit norm.
       epsilon, sigma, learning_rate: scalars; ε and σ as in `separable`.
       noise:         `separable.Noise` of [num_train, D] and [num_test, D]; labels alternate, see `label_samples`.
 
     Raises:
       InputError: for bad values in the recipe (default: `Recipe()`), a model without exactly two logits or without a
-        training mode, and, from `train`, for noise of other sizes.
+        training mode, and, from `train`, for noise of other sizes and a key that is neither one typed key nor a seed.
     """
     recipe = Recipe() if recipe is None else recipe
     whole = make_whole(make_stages(model, recipe), recipe.num_epochs)
@@ -131,6 +131,7 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
         learning_rate: jax.Array,
         noise: Noise,
     ) -> tuple[Any, TrainMetrics]:
+        key = ensemble.resolve_key(key)
         if (len(noise.train), len(noise.test)) != (recipe.num_train, recipe.num_test):
             raise InputError(
                 f"noise: the recipe has {recipe.num_train} and {recipe.num_test} samples, "

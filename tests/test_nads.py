@@ -228,7 +228,7 @@ def test_a_wide_unpooled_network_needs_no_matrix_of_its_features():
 
 def test_a_network_that_is_flat_at_the_point_is_refused():
     # Bias-free ReLU networks have no gradient at the origin.
-    with pytest.raises(InputError, match="every derivative is exactly zero"):
+    with pytest.raises(InputError, match=r"every derivative is exactly zero at this point \(point_scale=0\)"):
         estimate_nads(
             from_functions(
                 lambda key: jax.random.normal(key, (4, 8)),
@@ -331,9 +331,9 @@ def test_bad_agreements_to_stop_at_are_refused(overlap, size, message):
     [
         (1, 0, {}, "num_networks: must be an integer of at least 2, got 1"),
         (3, 0, {"readout": "sampled", "centred": True}, "num_networks: must be an integer of at least 4, got 3"),
-        (4, -1, {}, "seed: must be an integer in 0 … 4294967295, got -1"),
-        (4, 2**32, {}, "seed: must be an integer in 0"),
-        (4, "a", {}, "seed: must be an integer in 0"),
+        (4, -1, {}, "key: must be a seed, an integer in 0 … 4294967295, or one key as of .*, got -1"),
+        (4, 2**32, {}, "key: must be a seed, .*, got 4294967296"),
+        (4, "a", {}, "key: must be a seed, .*, got 'a'"),
     ],
 )
 def test_bad_counts_and_seeds_are_refused(num_networks, key, choices, message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -427,3 +429,44 @@ def test_bad_input_is_named():
     ]:
         with pytest.raises(InputError, match=message):
             train_many(model, **{"directions": directions, "recipe": SMALL, **arguments})
+
+
+def _offered():
+    return re.findall(r"'(\w+)'", Recipe(optimizer="addam").problems()[0].split("allowed:")[1])
+
+
+@pytest.mark.parametrize("optimizer", _offered())
+def test_every_optimizer_that_is_offered_trains(optimizer):
+    model = create_model("logreg", (2, 2, 1), num_logits=2)
+    recipe = Recipe(optimizer, schedule="constant", batch_size=4, num_epochs=1, num_train=8, num_test=4, loss_window=1)
+    assert recipe.problems() == []
+    metrics = train_many(model, np.eye(4)[:1], learning_rate=0.1, recipe=recipe)
+    assert metrics.losses.shape == (1, 2) and np.isfinite(metrics.losses).all()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "reason"),
+    [
+        ("lbfgs", "missing .* 'value'"),
+        ("optimistic_adam", "does not support learning rate schedules"),
+        ("noisy_sgd", "key"),
+        ("chain", "unexpected keyword argument 'learning_rate'"),
+    ],
+)
+def test_optimizers_that_need_more_than_gradients_are_refused_with_the_reason(optimizer, reason):
+    assert optimizer not in _offered()
+    assert re.search(f"^optimizer: .* gives no optimizer of gradients .*{reason}", Recipe(optimizer).problems()[0])
+
+
+@pytest.mark.parametrize("change", ["dtype", "structure", "updates"])
+def test_an_optimizer_whose_state_changes_its_form_is_refused(change, monkeypatch):
+    def update(gradients, state, parameters=None):
+        changed = {"dtype": jnp.float32(0), "structure": (), "updates": state}[change]
+        return ([leaf[None] for leaf in gradients] if change == "updates" else gradients), changed
+
+    def drifting(learning_rate):
+        return optax.GradientTransformation(lambda parameters: jnp.int32(0), update)
+
+    monkeypatch.setattr(optax, "drifting", drifting, raising=False)
+    reason = "its updates are not" if change == "updates" else "its state changes its form"
+    assert reason in Recipe("drifting").problems()[0]
