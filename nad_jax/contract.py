@@ -256,9 +256,11 @@ def check_training(model: Any, batch_size: int, num_classes: int | None = None) 
         raise InputError(f"model: {must}; the logits must be real floating-point numbers, got {logits.dtype}")
     before, after = dict(named_leaves(variables)), dict(named_leaves(updated))
     for name in [*before, *after]:
-        given, returned = (_describe(leaves.get(name)) for leaves in (before, after))
-        if given != returned:
-            raise InputError(f"model: {must}; variable {name} is {given} and comes back as {returned}")
+        given, returned = before.get(name), after.get(name)
+        if not _is_alike(given, returned):
+            raise InputError(
+                f"model: {must}; variable {name} is {_describe(given)} and comes back as {_describe(returned)}"
+            )
     if jax.tree.structure(updated) != jax.tree.structure(variables):
         raise InputError(f"model: {must}; they come back in containers of another type")
     check_trainable(model.trainable(variables), variables)
@@ -276,6 +278,14 @@ def check_trainable(mask: Any, variables: Any) -> None:
                 f"model: {name} is to be trained, but it is {leaf.dtype}: only floating-point numbers can be; keep it "
                 'outside of the collection "params", or say so with `trainable`'
             )
+
+
+def _is_alike(given: Any, returned: Any) -> bool:
+    """Whether an update can take the place of a leaf; real numbers may come back in another precision."""
+    if given is None or returned is None or given.shape != returned.shape:
+        return False
+    real = (jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (given, returned))
+    return given.dtype == returned.dtype or all(real)
 
 
 def _describe(leaf: Any) -> str:
