@@ -73,9 +73,10 @@ def complete_model(model: Model, check: bool = True, statistics: Callable[[Any],
     Raises:
       InputError: where it breaks the contract.
     """
-    check_choice("check", check, (True, False))
+    check = check_choice("check", check, (True, False))
     if model.readout_variance is not None:
-        check_number("readout_variance", model.readout_variance, 0.0, exclusive=True)
+        variance = check_number("readout_variance", model.readout_variance, 0.0, exclusive=True)
+        model = model._replace(readout_variance=variance)
     symmetries = check_symmetries(model.symmetries, model.image_shape)
     model = model._replace(num_logits=check_shapes(model), symmetries=symmetries)
     if check:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nad_jax.architectures import ARCHITECTURES, create_model, densenet
+from nad_jax.contract import check_behavior
 from nad_jax.convolution import product_convolution
 from nad_jax.derivatives import input_gradient
 from nad_jax.ensemble import make_key
@@ -57,6 +58,11 @@ def test_shapes_of_logits_and_features(architecture, shape):
     features = jax.eval_shape(model.features, variables, images)
     last = [leaf for leaf in jax.tree.leaves(variables["params"]) if leaf.shape == (features.shape[-1], 10)]
     assert features.shape[0] == 2 and len(last) == 1
+
+
+@pytest.mark.parametrize("architecture", ["logreg", "mlp", "lenet", "vgg11", "resnet18_w16"])
+def test_entries_keep_the_contract_that_models_of_users_are_tested_for(architecture):
+    check_behavior(create_model(architecture, num_logits=2))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

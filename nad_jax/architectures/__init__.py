@@ -95,9 +95,9 @@ def create_model(
     Raises:
       InputError: naming the argument, its value and what is allowed.
     """
-    check_choice("architecture", architecture, ARCHITECTURES)
-    check_choice("pooling", pooling, POOLINGS)
-    check_integer("num_logits", num_logits, 1)
+    architecture = check_choice("architecture", architecture, ARCHITECTURES)
+    pooling = check_choice("pooling", pooling, POOLINGS)
+    num_logits = check_integer("num_logits", num_logits, 1)
     image_shape = check_image_shape(image_shape)
     entry = ARCHITECTURES[architecture]
     if pooling == "none" and not entry.unpooled:
