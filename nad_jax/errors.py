@@ -153,7 +153,7 @@ def known(array: Any) -> np.ndarray | None:
         return None
 
 
-def number_array(name: str, value: Any) -> np.ndarray | jax.Array:
+def number_array(name: str, value: Any, needed: str = "numbers") -> np.ndarray | jax.Array:
     """Returns an array of numbers, lists of them as one of NumPy, one of JAX as it is; `InputError` otherwise."""
     try:
         array = value if isinstance(value, jax.Array) else known(value)
@@ -162,7 +162,7 @@ def number_array(name: str, value: Any) -> np.ndarray | jax.Array:
     except Exception:  # an object may fail in any way to be an array: lists of unequal length, say
         wrong = True
     if wrong:
-        raise InputError(f"{name}: must be an array of numbers, got {shown(value)}")
+        raise InputError(f"{name}: must be {needed}, got {shown(value)}")
     return array
 
 
@@ -175,12 +175,9 @@ def real_array(name: str, value: Any, axes: str = "[...]", finite: bool = True) 
       axes: its axes, none of them empty: letters and lengths as in "[K, 16]"; after "..." those at the end.
       finite: whether its entries must be finite, where they are known.
     """
-    array = number_array(name, value)
-    lengths = [length for length in axes[1:-1].split(", ") if length]
-    shape = array.shape
-    if lengths[:1] == ["..."]:
-        lengths = lengths[1:]
-        shape = shape[max(0, len(shape) - len(lengths)) :]
+    array = number_array(name, value, f"real numbers {axes}")
+    lengths = [length for length in axes[1:-1].split(", ") if length not in ("", "...")]
+    shape = array.shape[max(0, array.ndim - len(lengths)) :] if "..." in axes else array.shape
     fits = len(shape) == len(lengths) and all(
         found == int(length) if length.isdigit() else found > 0 for found, length in zip(shape, lengths, strict=True)
     )
@@ -201,14 +198,14 @@ def host_array(name: str, value: Any, axes: str = "[...]") -> np.ndarray:
     return array.astype(np.float64)
 
 
-def check_units(name: str, rows: Any, zero: bool = False) -> None:
-    """Raises `InputError` unless vectors [..., D] have norm 1, to 1e-3, or are zero where that is allowed.
+def check_units(name: str, rows: Any, zero: bool = False) -> Any:
+    """Returns vectors [..., D] that have norm 1, to 1e-3, or are zero where that is allowed; `InputError` otherwise.
 
-    Those that are not known, since a function is being compiled, pass.
+    Those that are not known, since a function is being compiled, are returned too.
     """
     values = known(rows)
     if values is None:
-        return
+        return rows
     with np.errstate(over="ignore"):
         values = values.reshape(-1, values.shape[-1]).astype(np.promote_types(values.dtype, np.float32), copy=False)
         norms = np.linalg.norm(values, axis=1)
@@ -216,11 +213,12 @@ def check_units(name: str, rows: Any, zero: bool = False) -> None:
     if len(wrong):
         row = f"row {wrong[0]} has" if np.ndim(rows) > 1 else "has"
         raise InputError(f"{name}: {row} norm {norms[wrong[0]]:.4g}, expected 1{' (or 0)' if zero else ''}")
+    return rows
 
 
 def check_labels(name: str, labels: Any, num_classes: int) -> np.ndarray | jax.Array:
     """Returns integers [B], in 0 … num_classes − 1 where they are known; raises `InputError` otherwise."""
-    labels = number_array(name, labels)
+    labels = number_array(name, labels, "integers [B]")
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{name}: must be integers [B], got shape {labels.shape} of {labels.dtype}")
     values = known(labels)

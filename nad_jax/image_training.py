@@ -56,9 +56,8 @@ def check_image_data(data: ImageData, model: Model) -> ImageData:
     check_record("data", data, ImageData)
     checked = []
     for split in ("train", "test"):
-        images = real_array(
-            f"{split}_images", getattr(data, f"{split}_images"), "[B, {}, {}, {}]".format(*model.image_shape)
-        )
+        axes = f"[B, {', '.join(map(str, model.image_shape))}]"
+        images = real_array(f"{split}_images", getattr(data, f"{split}_images"), axes)
         if images.dtype != np.uint8:
             if not jnp.issubdtype(images.dtype, np.floating):
                 raise InputError(f"{split}_images: must be uint8 or real numbers, got {images.dtype}")
@@ -154,14 +153,14 @@ def make_train_images(
 
     Raises:
       InputError: for bad values in the recipe, `mean` or `std`, a model without a training mode, and, from `train`,
-        for data that do not fit the model or the sizes of the recipe, a transformation that changes the shape of images, and a key that
-        is neither one typed key nor a seed.
+        for data that do not fit the model or the sizes of the recipe, a transformation that fails or changes the
+        shape of images, and a key that is neither one typed key nor a seed.
     """
     whole = make_whole(make_image_stages(model, recipe, transform, mean, std), recipe.num_epochs)
 
     def train(key: jax.Array, learning_rate: jax.Array, *rest: Any) -> tuple[Any, FitMetrics]:
         key, learning_rate = ensemble.resolve_key(key), check_scalar("learning_rate", learning_rate)
-        data = check_image_data(rest[-1] if rest else None, model)
+        data = jax.tree.map(jnp.asarray, check_image_data(rest[-1] if rest else None, model))
         sizes = len(data.train_images), len(data.test_images)
         if sizes != (recipe.num_train, recipe.num_test):
             raise InputError(f"data: the recipe has {recipe.num_train} and {recipe.num_test} images, got {sizes}")

@@ -26,8 +26,8 @@ from nad_jax.errors import (
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def _as_images_given(images: jax.Array) -> jax.Array:
-    images = number_array("images", images)
+def _check_images(images: jax.Array) -> jax.Array:
+    images = number_array("images", images, "real numbers [B, H, W, C]")
     if images.ndim != 4 or not images.size or not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(
             f"images: must be real numbers [B, H, W, C], got shape {images.shape} of {images.dtype} "
@@ -70,14 +70,12 @@ def set_coefficients(images: jax.Array, directions: jax.Array, coefficients: jax
       InputError: where shapes do not fit, or a direction has another norm (to 1e-3; inside a compiled function norms
         are not checked).
     """
-    images = _as_images_given(images)
-    directions = jnp.asarray(real_array("directions", directions, "[B, D]"))
-    coefficients = jnp.asarray(real_array("coefficients", coefficients, "[B]"))
-    x = images.reshape(len(images), -1)
+    images = _check_images(images)
     # Directions that were read in double precision do not make the images so.
-    directions, coefficients = (
-        array.astype(jnp.result_type(images, jnp.float32)) for array in (directions, coefficients)
-    )
+    dtype = jnp.result_type(images, jnp.float32)
+    directions = jnp.asarray(real_array("directions", directions, "[B, D]"), dtype)
+    coefficients = jnp.asarray(real_array("coefficients", coefficients, "[B]"), dtype)
+    x = images.reshape(len(images), -1)
     if directions.shape != x.shape or coefficients.shape != x.shape[:1]:
         raise InputError(
             f"directions, coefficients: must be {x.shape} and {x.shape[:1]} for these images, "
@@ -106,9 +104,10 @@ def poison(images: jax.Array, labels: jax.Array, carriers: jax.Array, coefficien
       InputError: where shapes do not fit, a carrier has another norm, or a label has no carrier (inside a compiled
         function such an image becomes nan, and norms are not checked).
     """
-    images = _as_images_given(images)
-    carriers = jnp.asarray(real_array("carriers", carriers, "[T, D]"))
-    coefficients = jnp.asarray(real_array("coefficients", coefficients, "[T]"))
+    images = _check_images(images)
+    dtype = jnp.result_type(images, jnp.float32)
+    carriers = jnp.asarray(real_array("carriers", carriers, "[T, D]"), dtype)
+    coefficients = jnp.asarray(real_array("coefficients", coefficients, "[T]"), dtype)
     labels = jnp.asarray(check_labels("labels", labels, len(carriers)))
     if carriers.shape[1] != images[0].size or coefficients.shape != carriers.shape[:1]:
         raise InputError(
@@ -178,7 +177,7 @@ def flip(images: jax.Array, directions: jax.Array) -> jax.Array:
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal.
     """
-    images, basis = _as_images_given(images), _orthonormalized(completed_rows(directions))
+    images, basis = _check_images(images), _orthonormalized(completed_rows(directions))
     rows = _as_rows(images, basis.shape[1])
     reflection = (basis.T[:, ::-1] @ basis).astype(np.float32)  # U flip Uᵀ, one product instead of two
     return _as_images(_matmul(rows, reflection), images.shape)
@@ -192,7 +191,7 @@ def project_out(images: jax.Array, directions: jax.Array) -> jax.Array:
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal (to 1e-3).
     """
-    images, directions = _as_images_given(images), _orthonormalized(check_orthonormal(directions)).astype(np.float32)
+    images, directions = _check_images(images), _orthonormalized(check_orthonormal(directions)).astype(np.float32)
     rows = _as_rows(images, directions.shape[1])
     return _as_images(rows - _matmul(_matmul(rows, directions.T), directions), images.shape)
 

@@ -93,11 +93,12 @@ def directional_energy(nads: NADs | Spectrum, directions: np.ndarray) -> np.ndar
     By Chebyshev's inequality P(|vᵀg| ≥ η) ≤ vᵀ E[g gᵀ] v / η² (NAD, Section 3): what a network can see along v.
 
     Raises:
-      InputError: where D is not that of the NADs.
+      InputError: where D is not that of the NADs, or an entry is not finite.
     """
     check_record("nads", nads, NADs, Spectrum)
-    directions = host_array("directions", directions, f"[K, {nads.directions.shape[1]}]")
-    return (directions @ nads.directions.T.astype(np.float64)) ** 2 @ nads.eigenvalues
+    basis = host_array("nads: directions", nads.directions, "[K, D]")
+    eigenvalues = host_array("nads: eigenvalues", nads.eigenvalues, f"[{len(basis)}]")
+    return (host_array("directions", directions, f"[K, {basis.shape[1]}]") @ basis.T) ** 2 @ eigenvalues
 
 
 def singular_values(eigenvalues: np.ndarray, num_networks: int = 10_000) -> np.ndarray:

@@ -13,14 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr
 
 from nad_jax.ensemble import named_key, resolve_key
-from nad_jax.errors import (
-    InputError,
-    check_integer,
-    check_labels,
-    check_scalar,
-    check_units,
-    real_array,
-)
+from nad_jax.errors import InputError, check_integer, check_labels, check_scalar, check_units, real_array
 
 
 class Noise(NamedTuple):
@@ -36,12 +29,6 @@ def check_num_samples(name: str, value: int) -> int:
     if value % 2:
         raise InputError(f"{name}: must be even (classes are balanced exactly), got {value}")
     return value
-
-
-def _check_direction(name: str, direction: jax.Array, axes: str) -> jax.Array:
-    direction = real_array(name, direction, axes)
-    check_units(name, direction)
-    return direction
 
 
 def sample_noise(key: jax.Array | int, num_train: int, num_test: int, dimension: int) -> Noise:
@@ -82,7 +69,7 @@ def separate(
     noise, labels = jnp.asarray(real_array("noise", noise, "[B, D]")), jnp.asarray(check_labels("labels", labels, 2))
     if labels.shape != noise.shape[:1]:
         raise InputError(f"labels: must be one for each of the {len(noise)} samples, got shape {labels.shape}")
-    direction = _check_direction("direction", direction, f"[{noise.shape[1]}]")
+    direction = check_units("direction", real_array("direction", direction, f"[{noise.shape[1]}]"))
     epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
     direction, epsilon, sigma = (jnp.asarray(value, noise.dtype) for value in (direction, epsilon, sigma))
     # In full precision on every backend: TensorFloat-32 would leave noise along v.
@@ -116,7 +103,7 @@ def bayes_classifier(x: jax.Array, direction: jax.Array) -> jax.Array:
     `direction` is v, [D], of unit norm; `InputError` for anything else.
     """
     x = real_array("x", x, "[B, D]")
-    direction = _check_direction("direction", direction, f"[{x.shape[1]}]")
+    direction = check_units("direction", real_array("direction", direction, f"[{x.shape[1]}]"))
     return (jnp.matmul(x, direction, precision=jax.lax.Precision.HIGHEST) <= 0).astype(jnp.int32)
 
 
@@ -135,8 +122,8 @@ def competing_accuracy(
     Raises:
       InputError: for directions that do not fit together or are not of unit norm, and for ε or σ below 0.
     """
-    direction = _check_direction("direction", direction, "[..., D]")
-    competitor = _check_direction("competitor", competitor, f"[..., {direction.shape[-1]}]")
+    direction = check_units("direction", real_array("direction", direction, "[..., D]"))
+    competitor = check_units("competitor", real_array("competitor", competitor, f"[..., {direction.shape[-1]}]"))
     epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
     try:
         jnp.broadcast_shapes(direction.shape, competitor.shape)

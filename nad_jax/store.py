@@ -177,11 +177,7 @@ def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
         config = json.dumps(plain(nads.config))
     except (TypeError, ValueError) as error:
         raise InputError(f"nads: config must be JSON values ({error})") from error
-    arrays = {
-        name: np.asarray(number_array(f"nads: {name}", value))
-        for name, value in nads._asdict().items()
-        if name != "config"
-    }
+    arrays = {name: np.asarray(number_array(f"nads: {name}", getattr(nads, name))) for name in NADs._fields[:-1]}
     arrays["config"] = np.asarray(config)
     _check_nads(dict(arrays), "nads")
     write_npz(path, {**arrays, **beside})

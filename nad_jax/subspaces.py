@@ -14,9 +14,7 @@ def _check_pair(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.nda
     left, right = host_array("left", left, "[K, D]"), host_array("right", right, "[K, D]")
     if left.shape[1] != right.shape[1]:
         raise InputError(f"left, right: must be [K, D] of one D, got shapes {left.shape} and {right.shape}")
-    check_units("left", left)
-    check_units("right", right)
-    return left, right
+    return check_units("left", left), check_units("right", right)
 
 
 def default_sizes(dimension: int) -> tuple[int, ...]:
@@ -66,8 +64,7 @@ def captured_energy(directions: np.ndarray, second_moment: np.ndarray) -> np.nda
     Raises:
       InputError: for rows that are not finite and of unit norm, and a G that is not [D, D] or has no positive trace.
     """
-    directions = host_array("directions", directions, "[K, D]")
-    check_units("directions", directions)
+    directions = check_units("directions", host_array("directions", directions, "[K, D]"))
     second_moment = host_array("second_moment", second_moment, "[{0}, {0}]".format(directions.shape[1]))
     if not np.trace(second_moment) > 0:
         raise InputError(f"second_moment: must have a positive trace, got {np.trace(second_moment):.4g}")

@@ -135,16 +135,13 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
     ) -> tuple[Any, TrainMetrics]:
         key = ensemble.resolve_key(key)
         check_record("noise", noise, Noise)
-        noise = Noise(
-            *(real_array(f"noise.{name}", split, f"[B, {dimension}]") for name, split in noise._asdict().items())
-        )
+        noise = Noise(*(jnp.asarray(real_array("noise", split, f"[B, {dimension}]")) for split in noise))
         if (len(noise.train), len(noise.test)) != (recipe.num_train, recipe.num_test):
             raise InputError(
                 f"noise: the recipe has {recipe.num_train} and {recipe.num_test} samples, "
                 f"got {len(noise.train)} and {len(noise.test)}"
             )
-        direction = real_array("direction", direction, f"[{dimension}]")
-        check_units("direction", direction)
+        direction = check_units("direction", real_array("direction", direction, f"[{dimension}]"))
         epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
         return whole(key, direction, epsilon, sigma, check_scalar("learning_rate", learning_rate), noise)
 
@@ -224,8 +221,7 @@ def network_key(seed: int, direction: np.ndarray) -> jax.Array:
 
 def _check_directions(directions: Any, dimension: int) -> np.ndarray:
     directions = host_array("directions", directions, f"[N, {dimension}]")
-    check_units("directions", directions)
-    directions = directions.astype(np.float32)
+    directions = check_units("directions", directions).astype(np.float32)
     return directions / np.linalg.norm(directions, axis=1)[:, None]
 
 
