@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from nad_jax.errors import InputError, first_line
+from nad_jax.errors import InputError, as_path, first_line
 from nad_jax.pickled import PickleError, read_pickle, to_array, to_integer
 
 # Of the training images, per channel, in [0, 1] (NAD, reference code).
@@ -204,8 +204,9 @@ def read_cifar10(data_dir: str | Path) -> ImageData:
       InputError: where there is none, saying which files are expected; and for a file that is missing, truncated,
         damaged, or (pickled) calls anything but what arrays are written with, naming it and the reason.
     """
+    data_dir = as_path("data_dir", data_dir)
     try:
-        layout, contents = _find(Path(data_dir))
+        layout, contents = _find(data_dir)
     except OSError as error:
         raise InputError(f"{error.filename or data_dir}: {error.strerror or error}") from error
     images, labels = [], []

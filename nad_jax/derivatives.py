@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.errors import InputError, check_integer, check_number
+from nad_jax.errors import InputError, check_function, check_integer, check_number, real_array
 
 Function = Callable[[jax.Array], jax.Array]
 Derivative = Callable[[Function, jax.Array, jax.Array | None], jax.Array]
@@ -26,12 +26,23 @@ _PULLBACKS = 128
 _PIXELS = 2**17
 
 
+def _check_point(function: Function, x: jax.Array) -> jax.Array:
+    check_function("function", function, optional=False)
+    x = jnp.asarray(real_array("x", x, "[H, W, C]"))
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
+
+
 def input_gradient(function: Function, x: jax.Array, readouts: jax.Array | None) -> jax.Array:
     """The exact gradient, by reverse mode: one forward pass and R backward passes.
 
     This is the derivative in the definition of NADs (NAD, Definition 1 and equation 5).
+
+    Raises:
+      InputError: for an image, read-outs or outputs of another shape or that are not real.
     """
+    x = _check_point(function, x)
     outputs, pullback = jax.vjp(lambda image: function(image[None])[0], x)
+    real_array("function(x)", outputs, "[F]", finite=False)
 
     together = max(1, min(_PULLBACKS, _PIXELS // (x.shape[0] * x.shape[1])))
 
@@ -43,7 +54,7 @@ def input_gradient(function: Function, x: jax.Array, readouts: jax.Array | None)
         return jax.lax.map(
             lambda index: row(jax.nn.one_hot(index, size, dtype=outputs.dtype)), jnp.arange(size), batch_size=together
         )
-    readouts = readouts.astype(outputs.dtype)
+    readouts = jnp.asarray(real_array("readouts", readouts, f"[R, {outputs.size}]")).astype(outputs.dtype)
     if len(readouts) == 1:  # no batch axis to carry through the backward pass
         return row(readouts[0])[None]
     return jax.lax.map(row, readouts, batch_size=together)
@@ -66,11 +77,15 @@ def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
     Args:
       step: h > 0.
       block_size: pixels per pass, 2·block_size images: bounds the memory, and keeps it within the cache.
+
+    Raises:
+      InputError: for bad values of these, and, from the derivative, as `input_gradient`.
     """
     step = check_step(step)
     block_size = check_integer("block_size", block_size, 1)
 
     def derivative(function: Function, x: jax.Array, readouts: jax.Array | None) -> jax.Array:
+        x = _check_point(function, x)
         dimension = x.size
         block = min(block_size, dimension)
         num_blocks = -(-dimension // block)
@@ -80,10 +95,13 @@ def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
             steps = step * jax.nn.one_hot(index * block + jnp.arange(block), dimension, dtype=x.dtype)
             steps = steps.reshape(block, *x.shape)
             values = function(jnp.concatenate([x[None] + steps, x[None] - steps]))
+            real_array("function(x)", values, f"[{2 * block}, F]")
             return (values[:block] - values[block:]) / (2.0 * step)
 
         columns = jax.lax.map(quotient, jnp.arange(num_blocks)).reshape(num_blocks * block, -1)
         jacobian = columns[:dimension].T
-        return jacobian if readouts is None else readouts @ jacobian
+        if readouts is None:
+            return jacobian
+        return jnp.asarray(real_array("readouts", readouts, f"[R, {len(jacobian)}]")) @ jacobian
 
     return derivative

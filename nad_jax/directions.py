@@ -4,6 +4,7 @@ A vector of length D = H·W·C is an image read row by row, channels innermost.
 """
 
 import hashlib
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,12 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax.ensemble import resolve_key
-from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, plain
+from nad_jax.errors import (
+    InputError,
+    check_choice,
+    check_image_shape,
+    check_integer,
+    check_number,
+    host_array,
+    plain,
+    real_array,
+    shown,
+)
 
 
 def to_images(vectors: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
     """Vectors [..., D] as images [..., H, W, C]; raises `InputError` where D is not H·W·C."""
     height, width, channels = check_image_shape(image_shape)
+    vectors = real_array("vectors", vectors, "[..., D]", finite=False)
     if vectors.shape[-1] != height * width * channels:
         raise InputError(
             f"vectors: last axis {vectors.shape[-1]} is not {height}·{width}·{channels} = {height * width * channels}"
@@ -25,10 +37,9 @@ def to_images(vectors: jax.Array, image_shape: tuple[int, int, int]) -> jax.Arra
 
 
 def to_vectors(images: jax.Array) -> jax.Array:
-    """Images [..., H, W, C] as vectors [..., D], D = H·W·C."""
-    if images.ndim < 3:
-        raise InputError(f"images: must have axes [..., H, W, C], got shape {images.shape}")
-    return images.reshape(*images.shape[:-3], -1)
+    """Images [..., H, W, C] as vectors [..., D], D = H·W·C; raises `InputError` for other arrays."""
+    images = real_array("images", images, "[..., H, W, C]", finite=False)
+    return images.reshape(*images.shape[:-3], math.prod(images.shape[-3:]))
 
 
 def basis_pixel(image_shape: tuple[int, int, int]) -> jax.Array:
@@ -73,6 +84,7 @@ def dft_direction(
         raise InputError(f"frequency: {(row, column)} is self-conjugate on {height}x{width} and has no sine")
     # Integer products modulo the length keep the argument exact before the one division.
     y, x = np.arange(height)[:, None], np.arange(width)[None, :]
+    row, column = row % height, column % width
     angle = 2 * np.pi * ((row * y) % height / height + (column * x) % width / width)
     wave = np.cos(angle) if phase == "cosine" else np.sin(angle)
     image = np.zeros((height, width, channels))
@@ -86,7 +98,7 @@ def _check_frequency(frequency: Any) -> tuple[int, int]:
     values = tuple(values) if isinstance(values, list | tuple) else ()
     whole = [value for value in values if isinstance(value, int | float) and value % 1 == 0]
     if len(values) != 2 or len(whole) != 2:
-        raise InputError(f"frequency: must be two integers (vertical, horizontal), got {frequency!r}")
+        raise InputError(f"frequency: must be two integers (vertical, horizontal), got {shown(frequency)}")
     return int(values[0]), int(values[1])
 
 
@@ -163,10 +175,11 @@ def basis_random(key: jax.Array | int, dimension: int, num_directions: int | Non
 
 def check_orthonormal(directions: jax.Array, tolerance: float = 1e-3) -> np.ndarray:
     """The rows [K, D] in float64; raises `InputError` where an entry of V Vᵀ − I is above `tolerance`."""
-    rows = np.asarray(directions, dtype=np.float64)
-    if rows.ndim != 2 or not 1 <= rows.shape[0] <= rows.shape[1]:
-        raise InputError(f"directions: must be [K, D] with 1 <= K <= D, got shape {rows.shape}")
-    error = np.abs(rows @ rows.T - np.eye(len(rows))).max()
+    rows, tolerance = host_array("directions", directions, "[K, D]"), check_number("tolerance", tolerance, 0.0)
+    if len(rows) > rows.shape[1]:
+        raise InputError(f"directions: must be [K, D] with K <= D, got shape {rows.shape}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = np.abs(rows @ rows.T - np.eye(len(rows))).max()
     if not error <= tolerance:
         raise InputError(f"directions: rows are not orthonormal (largest error {error:.2g}, allowed {tolerance:g})")
     return rows
@@ -179,7 +192,8 @@ def complete_basis(directions: jax.Array, tolerance: float = 1e-3) -> jax.Array:
     1,023 of 1,024 directions: there the last one is determined up to its sign.)
 
     Raises:
-      InputError: where the rows are not orthonormal: an entry of V Vᵀ − I above `tolerance`.
+      InputError: where the rows are not finite, known (traced ones are not), or orthonormal: an entry of V Vᵀ − I
+        above `tolerance`.
     """
     return jnp.asarray(completed_rows(directions, tolerance), dtype=jnp.float32)
 

@@ -7,9 +7,12 @@ import dataclasses
 import difflib
 import math
 import numbers
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +24,12 @@ class InputError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its name where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def shown(value: Any) -> str:
+    """A value in one line, as messages show it."""
+    text = " ".join(repr(value).split("\n"))
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def plain(value: Any) -> Any:
@@ -69,7 +78,7 @@ def unknown(kind: str, value: Any, allowed: Iterable[Any]) -> InputError:
     allowed = list(allowed)
     close = difflib.get_close_matches(str(value), map(str, allowed), n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return InputError(f"{kind}: unknown value {value!r}{hint}; allowed: {', '.join(map(repr, allowed))}")
+    return InputError(f"{kind}: unknown value {shown(value)}{hint}; allowed: {', '.join(map(repr, allowed))}")
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
@@ -85,7 +94,7 @@ def check_integer(name: str, value: Any, minimum: int, maximum: int | None = Non
     value = plain(value)
     if not _is_number(value, numbers.Integral) or value < minimum or (maximum is not None and value > maximum):
         allowed = f"of at least {minimum}" if maximum is None else f"in {minimum} … {maximum}"
-        raise InputError(f"{name}: must be an integer {allowed}, got {value!r}")
+        raise InputError(f"{name}: must be an integer {allowed}, got {shown(value)}")
     return int(value)
 
 
@@ -95,17 +104,128 @@ def check_number(name: str, value: Any, minimum: float, exclusive: bool = False)
     number = _as_float(value) if _is_number(value, numbers.Real) else math.nan
     if not math.isfinite(number) or number < minimum or (exclusive and number == minimum):
         bound = f"greater than {minimum}" if exclusive else f"at least {minimum}"
-        raise InputError(f"{name}: must be a finite number {bound}, got {value!r}")
+        raise InputError(f"{name}: must be a finite number {bound}, got {shown(value)}")
     return number
 
 
-def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
-    """Raises `InputError` unless `labels` are integers [B] in 0 … num_classes − 1."""
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+def check_scalar(name: str, value: Any) -> Any:
+    """Returns a number as `check_number` with a minimum of 0 does; one that is traced as it is, if it is real."""
+    return real_array(name, value, "[]") if isinstance(plain(value), jax.Array) else check_number(name, value, 0.0)
+
+
+def check_function(name: str, value: Any, optional: bool = True) -> None:
+    """Raises `InputError` unless `value` is a function, or None where it is optional."""
+    if not callable(value) and not (optional and value is None):
+        raise InputError(f"{name}: must be a function, got {shown(value)}")
+
+
+_RECORDS = {
+    "Model": "come from create_model, from_linen, from_nnx or from_functions",
+    "Noise": "come from sample_noise",
+    "Recipe": "be a Recipe",
+}
+
+
+def check_record(name: str, value: Any, *kinds: type) -> None:
+    """Raises `InputError` unless `value` is a record of one of these kinds; the message names the first of them."""
+    if not isinstance(value, kinds):
+        kind = kinds[0].__name__
+        raise InputError(f"{name}: must {_RECORDS.get(kind, f'be {kind}')}, got {type(value).__name__}")
+
+
+def as_path(name: str, value: Any) -> Path:
+    """Returns a path that a file system can have; raises `InputError` otherwise."""
+    try:
+        path = Path(value)
+        valid = b"\0" not in os.fsencode(path)
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise InputError(f"{name}: must be a path, got {shown(value)}")
+    return path
+
+
+def known(array: Any) -> np.ndarray | None:
+    """The values of an array; None where they are not known, since a function is being compiled."""
+    try:
+        return np.asarray(array)
+    except jax.errors.TracerArrayConversionError:
+        return None
+
+
+def number_array(name: str, value: Any, needed: str = "numbers") -> np.ndarray | jax.Array:
+    """Returns an array of numbers, lists of them as one of NumPy, one of JAX as it is; `InputError` otherwise."""
+    try:
+        array = value if isinstance(value, jax.Array) else known(value)
+        array = jnp.asarray(value) if array is None else array  # a list of traced numbers
+        wrong = not any(jnp.issubdtype(array.dtype, kind) for kind in (np.bool_, np.number))
+    except Exception:  # an object may fail in any way to be an array: lists of unequal length, say
+        wrong = True
+    if wrong:
+        raise InputError(f"{name}: must be {needed}, got {shown(value)}")
+    return array
+
+
+def real_array(name: str, value: Any, axes: str = "[...]", finite: bool = True) -> np.ndarray | jax.Array:
+    """Returns an array of real numbers as `number_array` does; raises `InputError` for another shape or dtype.
+
+    Args:
+      name: of the argument.
+      value: an array, which may be traced, or lists.
+      axes: its axes, none of them empty: letters and lengths as in "[K, 16]"; after "..." those at the end.
+      finite: whether its entries must be finite, where they are known.
+    """
+    array = number_array(name, value, f"real numbers {axes}")
+    lengths = [length for length in axes[1:-1].split(", ") if length not in ("", "...")]
+    shape = array.shape[max(0, array.ndim - len(lengths)) :] if "..." in axes else array.shape
+    fits = len(shape) == len(lengths) and all(
+        found == int(length) if length.isdigit() else found > 0 for found, length in zip(shape, lengths, strict=True)
+    )
+    if not fits or jnp.issubdtype(array.dtype, np.complexfloating):
+        raise InputError(f"{name}: must be real numbers {axes}, got shape {array.shape} of {array.dtype}")
+    if finite and jnp.issubdtype(array.dtype, np.floating):
+        values = known(array)
+        if values is not None and not np.isfinite(values).all():
+            raise InputError(f"{name}: has entries that are not finite")
+    return array
+
+
+def host_array(name: str, value: Any, axes: str = "[...]") -> np.ndarray:
+    """Returns finite numbers, checked as by `real_array`, in float64; raises `InputError` for traced ones too."""
+    array = known(real_array(name, value, axes))
+    if array is None:
+        raise InputError(f"{name}: must be known while a function is compiled, got a traced array")
+    return array.astype(np.float64)
+
+
+def check_units(name: str, rows: Any, zero: bool = False) -> Any:
+    """Returns vectors [..., D] that have norm 1, to 1e-3, or are zero where that is allowed; `InputError` otherwise.
+
+    Those that are not known, since a function is being compiled, are returned too.
+    """
+    values = known(rows)
+    if values is None:
+        return rows
+    with np.errstate(over="ignore"):
+        values = values.reshape(-1, values.shape[-1]).astype(np.promote_types(values.dtype, np.float32), copy=False)
+        norms = np.linalg.norm(values, axis=1)
+    wrong = np.flatnonzero(~((np.abs(norms - 1) <= 1e-3) | (zero & (norms == 0))))
+    if len(wrong):
+        row = f"row {wrong[0]} has" if np.ndim(rows) > 1 else "has"
+        raise InputError(f"{name}: {row} norm {norms[wrong[0]]:.4g}, expected 1{' (or 0)' if zero else ''}")
+    return rows
+
+
+def check_labels(name: str, labels: Any, num_classes: int) -> np.ndarray | jax.Array:
+    """Returns integers [B], in 0 … num_classes − 1 where they are known; raises `InputError` otherwise."""
+    labels = number_array(name, labels, "integers [B]")
+    if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{name}: must be integers [B], got shape {labels.shape} of {labels.dtype}")
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    values = known(labels)
+    wrong = () if values is None else values[(values < 0) | (values >= num_classes)]
     if len(wrong):
         raise InputError(f"{name}: must be in 0 … {num_classes - 1}, got {wrong[0]}")
+    return labels
 
 
 def problems(*checks: Callable[[], None]) -> list[str]:
@@ -124,5 +244,7 @@ def check_image_shape(image_shape: Any) -> tuple[int, int, int]:
     image_shape = plain(image_shape)
     shape = tuple(image_shape) if isinstance(image_shape, Iterable) else ()
     if len(shape) != 3 or any(not _is_number(n, numbers.Integral) or n < 1 for n in shape):
-        raise InputError(f"image_shape: must be three positive integers (height, width, channels), got {image_shape!r}")
+        raise InputError(
+            f"image_shape: must be three positive integers (height, width, channels), got {shown(image_shape)}"
+        )
     return tuple(map(int, map(plain, shape)))

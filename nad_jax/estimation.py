@@ -9,7 +9,7 @@ import numpy as np
 from nad_jax import covariance, ensemble, spectral, subspaces
 from nad_jax.accumulation import Halves, check_finite, init_halves, make_accumulate
 from nad_jax.diagnosis import check_not_zero
-from nad_jax.errors import InputError, check_integer, check_number
+from nad_jax.errors import InputError, check_function, check_integer, check_number
 from nad_jax.estimator import check_num_networks, create_estimator, find_group, record_choices
 from nad_jax.models import Model
 from nad_jax.nads import NADs
@@ -48,6 +48,7 @@ def estimate_nads(
         cause that can be seen (see `diagnosis`).
     """
     key = ensemble.resolve_key(key)
+    check_function("progress", progress)
     estimator = create_estimator("estimate_nads", choices)
     num_networks = check_num_networks(num_networks, estimator)
     accumulate, estimator = make_accumulate(model, estimator, num_networks)

@@ -10,7 +10,7 @@ import numpy as np
 
 from nad_jax import ensemble, errors
 from nad_jax.derivatives import check_step
-from nad_jax.errors import InputError, check_choice, check_integer, check_number, unknown
+from nad_jax.errors import InputError, check_choice, check_integer, check_number, check_record, unknown
 from nad_jax.models import Model
 from nad_jax.symmetries import permutations
 
@@ -106,6 +106,8 @@ def check_symmetrized(estimator: Estimator, model: Model) -> None:
 
 def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> tuple[Estimator, int]:
     """The estimator without automatic choices, and R, the rows that one network gives; raises what does not fit."""
+    check_record("model", model, Model)
+    check_integer("num_logits", model.num_logits, 1)  # None in a model that no adapter has completed
     problems = estimator.problems()
     if problems:
         raise InputError("\n".join(problems))

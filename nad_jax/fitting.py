@@ -15,7 +15,15 @@ from jax.flatten_util import ravel_pytree
 
 from nad_jax import ensemble
 from nad_jax.contract import check_training
-from nad_jax.errors import InputError, check_choice, check_integer, check_number
+from nad_jax.errors import (
+    InputError,
+    check_choice,
+    check_function,
+    check_integer,
+    check_number,
+    check_record,
+    number_array,
+)
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import PRECISIONS, Recipe
 from nad_jax.snapshots import Snapshots
@@ -123,15 +131,13 @@ def _make_evaluate(model: Model, batch_size: int, with_gradient: bool) -> Callab
 
 def check_model(model: Model, batch_size: int, num_classes: int | None = None) -> None:
     """Raises `InputError` unless the model has a logit for each class and can be trained, see `check_training`."""
-    if not isinstance(model, Model):
-        raise InputError(f"model: must come from create_model, from_linen, from_nnx or from_functions, got {model!r}")
+    check_record("model", model, Model)
     check_training(model, batch_size, num_classes)
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises one `InputError` with a line for each problem of the recipe."""
-    if not isinstance(recipe, Recipe):
-        raise InputError(f"recipe: must be a Recipe, got {recipe!r}")
+    check_record("recipe", recipe, Recipe)
     problems = recipe.problems()
     if problems:
         raise InputError("\n".join(problems))
@@ -301,7 +307,13 @@ def map_networks(
       chunk: from `make_chunk`.
       progress: called after every epoch with the number of networks done, a fraction for those in training.
       snapshots: where the state is kept between epochs, and from where it is taken up again.
+
+    Raises:
+      InputError: for another `progress` than a function, and other `snapshots` than `Snapshots`.
     """
+    check_function("progress", progress)
+    if snapshots is not None:
+        check_record("snapshots", snapshots, Snapshots)
 
     def padded(batch: Batch) -> tuple[jax.Array, ...]:
         places = np.resize(np.arange(len(batch.members[0])), chunk_size)
@@ -370,7 +382,7 @@ def broadcast_members(count: int, **values: Any) -> dict[str, np.ndarray]:
     """Each value as [count]; raises `InputError` naming the one that is neither a number nor a list of that length."""
     arrays = {}
     for name, value in values.items():
-        array = np.asarray(value)
+        array = np.asarray(number_array(name, value))
         if array.shape not in ((), (count,)):
             raise InputError(f"{name}: must be a number or one for each of the {count} networks, got {array.shape}")
         array = np.broadcast_to(array, (count,))

@@ -13,7 +13,18 @@ import numpy as np
 
 from nad_jax import ensemble
 from nad_jax.cifar import ImageData
-from nad_jax.errors import InputError, check_labels
+from nad_jax.contract import reported
+from nad_jax.errors import (
+    InputError,
+    check_function,
+    check_labels,
+    check_record,
+    check_scalar,
+    host_array,
+    number_array,
+    real_array,
+    shown,
+)
 from nad_jax.fitting import (
     FitMetrics,
     FitState,
@@ -42,21 +53,16 @@ def cifar_recipe(num_epochs: int = 50) -> Recipe:
 
 def check_image_data(data: ImageData, model: Model) -> ImageData:
     """The task as uint8 or float32 images and int32 labels; raises `InputError` where it does not fit the model."""
-    if not isinstance(data, ImageData):
-        raise InputError(f"data: must be ImageData, got {type(data).__name__}")
+    check_record("data", data, ImageData)
     checked = []
     for split in ("train", "test"):
-        images, labels = (np.asarray(getattr(data, f"{split}_{part}")) for part in ("images", "labels"))
-        if images.ndim != 4 or images.shape[1:] != tuple(model.image_shape) or not len(images):
-            needed = ", ".join(map(str, model.image_shape))
-            raise InputError(f"{split}_images: must be [B, {needed}] for this model, B at least 1, got {images.shape}")
+        axes = f"[B, {', '.join(map(str, model.image_shape))}]"
+        images = real_array(f"{split}_images", getattr(data, f"{split}_images"), axes)
         if images.dtype != np.uint8:
-            if images.dtype.kind != "f":
+            if not jnp.issubdtype(images.dtype, np.floating):
                 raise InputError(f"{split}_images: must be uint8 or real numbers, got {images.dtype}")
             images = images.astype(np.float32)
-            if not np.isfinite(images).all():
-                raise InputError(f"{split}_images: hold entries that are not finite")
-        check_labels(f"{split}_labels", labels, model.num_logits)
+        labels = check_labels(f"{split}_labels", getattr(data, f"{split}_labels"), model.num_logits)
         if len(labels) != len(images):
             raise InputError(f"{split}_labels: must be one for each of the {len(images)} images, got {len(labels)}")
         checked += [images, labels.astype(np.int32)]
@@ -64,9 +70,11 @@ def check_image_data(data: ImageData, model: Model) -> ImageData:
 
 
 def _per_channel(name: str, value: Any, channels: int) -> np.ndarray:
-    array = np.asarray(value, np.float32)
+    array = host_array(name, value).astype(np.float32)
     if array.shape not in ((), (channels,)) or not np.isfinite(array).all():
-        raise InputError(f"{name}: must be a finite number or one for each of the {channels} channels, got {value!r}")
+        raise InputError(
+            f"{name}: must be a finite number or one for each of the {channels} channels, got {shown(value)}"
+        )
     return np.broadcast_to(array, (1, 1, 1, channels))
 
 
@@ -80,9 +88,10 @@ def make_image_stages(
     """The stages of training one network on images, see `make_train_images`, whose arguments are their `member`."""
     check_recipe(recipe)
     check_model(model, recipe.batch_size)
-    if not (np.asarray(std) > 0).all():
-        raise InputError(f"std: must be positive, got {std!r}")
+    check_function("transform", transform)
     mean, std = (_per_channel(name, value, model.image_shape[2]) for name, value in (("mean", mean), ("std", std)))
+    if not (std > 0).all():
+        raise InputError(f"std: must be positive, got {std.min():.4g}")
     fit = make_fit(model, recipe)
 
     def scaled(images: jax.Array) -> jax.Array:
@@ -92,7 +101,9 @@ def make_image_stages(
         def sample(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
             x, labels = scaled(data.train_images[indices]), data.train_labels[indices]
             if transform is not None:
-                given, x = x.shape, transform(x, labels, *arrays)
+                given = x.shape
+                with reported("transform"):
+                    x = real_array("transform", transform(x, labels, *arrays), finite=False)
                 if x.shape != given:
                     raise InputError(f"transform: must keep the shape of images, {given}, got {x.shape}")
             return (x.astype(jnp.float32) - mean) / std, labels
@@ -142,17 +153,18 @@ def make_train_images(
 
     Raises:
       InputError: for bad values in the recipe, `mean` or `std`, a model without a training mode, and, from `train`,
-        for data of other sizes than the recipe's, a transformation that changes the shape of images, and a key that
-        is neither one typed key nor a seed.
+        for data that do not fit the model or the sizes of the recipe, a transformation that fails or changes the
+        shape of images, and a key that is neither one typed key nor a seed.
     """
     whole = make_whole(make_image_stages(model, recipe, transform, mean, std), recipe.num_epochs)
 
     def train(key: jax.Array, learning_rate: jax.Array, *rest: Any) -> tuple[Any, FitMetrics]:
-        key, (*_, data) = ensemble.resolve_key(key), rest
+        key, learning_rate = ensemble.resolve_key(key), check_scalar("learning_rate", learning_rate)
+        data = jax.tree.map(jnp.asarray, check_image_data(rest[-1] if rest else None, model))
         sizes = len(data.train_images), len(data.test_images)
         if sizes != (recipe.num_train, recipe.num_test):
             raise InputError(f"data: the recipe has {recipe.num_train} and {recipe.num_test} images, got {sizes}")
-        return whole(key, learning_rate, *rest)
+        return whole(key, learning_rate, *rest[:-1], data)
 
     return train
 
@@ -179,8 +191,7 @@ def make_train_many_images(
     once. With `snapshots`, see `Snapshots`, a run that was interrupted is taken up again by the same call.
     """
     recipe = cifar_recipe() if recipe is None else recipe
-    if not isinstance(model, Model):
-        raise InputError(f"model: must come from create_model, from_linen, from_nnx or from_functions, got {model!r}")
+    check_record("model", model, Model)
     data = check_image_data(data, model)
     if isinstance(recipe, Recipe):
         recipe = dataclasses.replace(recipe, num_train=len(data.train_images), num_test=len(data.test_images))
@@ -196,12 +207,15 @@ def make_train_many_images(
         progress: Callable[[float], None] | None = None,
         snapshots: Snapshots | None = None,
     ) -> FitMetrics:
-        arrays = tuple(np.asarray(array) for array in arrays)
+        if not isinstance(arrays, tuple | list):
+            raise InputError(f"arrays: must be a tuple of arrays, got {type(arrays).__name__}")
+        arrays = tuple(np.asarray(number_array("arrays", array)) for array in arrays)
         if arrays and transform is None:
             raise InputError("arrays: are what `transform` takes, but there is no transform")
         if any(array.ndim == 0 for array in arrays):
             raise InputError("arrays: must have a leading axis [N], got a number")
-        count = max([np.size(learning_rate), np.size(seed), *(len(array) for array in arrays)])
+        sizes = (number_array(*given).size for given in (("learning_rate", learning_rate), ("seed", seed)))
+        count = max([*sizes, *(len(array) for array in arrays)])
         if any(len(array) != count for array in arrays):
             raise InputError(f"arrays: must have one leading axis [{count}], got {[array.shape for array in arrays]}")
         points = broadcast_members(count, learning_rate=learning_rate, seed=seed)

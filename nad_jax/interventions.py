@@ -5,7 +5,6 @@ the whole image, [K, H·W·C], act on it as on one vector. (With one channel the
 Source: NAD, Section 5 and reference code.
 """
 
-import contextlib
 from functools import partial
 
 import jax
@@ -13,31 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax.directions import check_orthonormal, completed_rows
-from nad_jax.errors import InputError, check_image_shape, check_integer, check_labels
+from nad_jax.errors import (
+    InputError,
+    check_image_shape,
+    check_integer,
+    check_labels,
+    check_units,
+    host_array,
+    number_array,
+    real_array,
+)
 
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def _check_images(images: jax.Array) -> None:
-    if jnp.ndim(images) != 4 or not jnp.issubdtype(jnp.result_type(images), jnp.floating):
+def _check_images(images: jax.Array) -> jax.Array:
+    images = number_array("images", images, "real numbers [B, H, W, C]")
+    if images.ndim != 4 or not images.size or not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(
-            f"images: must be real numbers [B, H, W, C], got shape {jnp.shape(images)} of {jnp.result_type(images)} "
+            f"images: must be real numbers [B, H, W, C], got shape {images.shape} of {images.dtype} "
             "(divide uint8 by 255)"
         )
-
-
-def _check_units(name: str, rows: jax.Array) -> None:
-    """Raises `InputError` unless every row has norm 1, to 1e-3, or is zero; rows inside a compiled function pass."""
-    with contextlib.suppress(jax.errors.TracerArrayConversionError):
-        norms = np.linalg.norm(np.asarray(rows), axis=1)
-        wrong = np.flatnonzero(~((np.abs(norms - 1) <= 1e-3) | (norms == 0)))
-        if len(wrong):
-            raise InputError(f"{name}: row {wrong[0]} has norm {norms[wrong[0]]:.4g}, expected 1 (or 0)")
+    return jnp.asarray(images)
 
 
 def _as_rows(images: jax.Array, dimension: int) -> jax.Array:
     """Images as vectors of that dimension, [B·C, H·W] or [B, H·W·C]; raises `InputError` where it is neither."""
-    _check_images(images)
     batch, height, width, channels = images.shape
     if dimension == height * width:
         return images.transpose(0, 3, 1, 2).reshape(batch * channels, dimension)
@@ -70,19 +70,18 @@ def set_coefficients(images: jax.Array, directions: jax.Array, coefficients: jax
       InputError: where shapes do not fit, or a direction has another norm (to 1e-3; inside a compiled function norms
         are not checked).
     """
-    images, directions, coefficients = (jnp.asarray(array) for array in (images, directions, coefficients))
-    _check_images(images)
-    x = images.reshape(len(images), -1)
+    images = _check_images(images)
     # Directions that were read in double precision do not make the images so.
-    directions, coefficients = (
-        array.astype(jnp.result_type(images, jnp.float32)) for array in (directions, coefficients)
-    )
+    dtype = jnp.result_type(images, jnp.float32)
+    directions = jnp.asarray(real_array("directions", directions, "[B, D]"), dtype)
+    coefficients = jnp.asarray(real_array("coefficients", coefficients, "[B]"), dtype)
+    x = images.reshape(len(images), -1)
     if directions.shape != x.shape or coefficients.shape != x.shape[:1]:
         raise InputError(
             f"directions, coefficients: must be {x.shape} and {x.shape[:1]} for these images, "
             f"got {directions.shape} and {coefficients.shape}"
         )
-    _check_units("directions", directions)
+    check_units("directions", directions, zero=True)
     # A sum of products, in full precision on every backend.
     along = jnp.sum(x * directions, axis=1)
     return (x + (coefficients - along)[:, None] * directions).reshape(images.shape)
@@ -105,18 +104,19 @@ def poison(images: jax.Array, labels: jax.Array, carriers: jax.Array, coefficien
       InputError: where shapes do not fit, a carrier has another norm, or a label has no carrier (inside a compiled
         function such an image becomes nan, and norms are not checked).
     """
-    images, labels, carriers, coefficients = map(jnp.asarray, (images, labels, carriers, coefficients))
-    _check_images(images)
-    if carriers.ndim != 2 or carriers.shape[1] != images[0].size or coefficients.shape != carriers.shape[:1]:
+    images = _check_images(images)
+    dtype = jnp.result_type(images, jnp.float32)
+    carriers = jnp.asarray(real_array("carriers", carriers, "[T, D]"), dtype)
+    coefficients = jnp.asarray(real_array("coefficients", coefficients, "[T]"), dtype)
+    labels = jnp.asarray(check_labels("labels", labels, len(carriers)))
+    if carriers.shape[1] != images[0].size or coefficients.shape != carriers.shape[:1]:
         raise InputError(
             f"carriers, coefficients: must be [T, {images[0].size}] and [T], "
             f"got {carriers.shape} and {coefficients.shape}"
         )
     if labels.shape != images.shape[:1]:
         raise InputError(f"labels: must be one for each of the {len(images)} images, got shape {labels.shape}")
-    _check_units("carriers", carriers)
-    with contextlib.suppress(jax.errors.TracerArrayConversionError):
-        check_labels("labels", np.asarray(labels), len(carriers))
+    check_units("carriers", carriers, zero=True)
     of_label = partial(jnp.take, indices=labels, axis=0, mode="fill", fill_value=jnp.nan)
     return set_coefficients(images, of_label(carriers), of_label(coefficients))
 
@@ -138,14 +138,15 @@ def published_carriers(
     Returns: carriers [T, H·W·C], unit rows, and signs [T], ±1, float32.
 
     Raises:
-      InputError: where there are too few NADs for that index, or they are not of one channel.
+      InputError: where there are too few NADs for that index, or they are not unit rows of one channel.
     """
     height, width, channels = check_image_shape(image_shape)
-    nads = np.asarray(nads, np.float32)
-    if nads.ndim != 2 or nads.shape[1] != height * width:
+    nads = host_array("nads", nads, "[K, D]")
+    if nads.shape[1] != height * width:
         raise InputError(
             f"nads: must be directions of one {height}x{width} channel [K, {height * width}], got {nads.shape}"
         )
+    check_units("nads", nads)
     num_classes = check_integer("num_classes", num_classes, 1)
     used = (num_classes - 1) // (2 * channels)  # NADs after the first
     if len(nads) <= used:
@@ -176,8 +177,8 @@ def flip(images: jax.Array, directions: jax.Array) -> jax.Array:
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal.
     """
-    rows = _as_rows(jnp.asarray(images), np.shape(directions)[-1])
-    basis = _orthonormalized(completed_rows(directions))
+    images, basis = _check_images(images), _orthonormalized(completed_rows(directions))
+    rows = _as_rows(images, basis.shape[1])
     reflection = (basis.T[:, ::-1] @ basis).astype(np.float32)  # U flip Uᵀ, one product instead of two
     return _as_images(_matmul(rows, reflection), images.shape)
 
@@ -190,7 +191,7 @@ def project_out(images: jax.Array, directions: jax.Array) -> jax.Array:
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal (to 1e-3).
     """
-    images, directions = jnp.asarray(images), _orthonormalized(check_orthonormal(directions)).astype(np.float32)
+    images, directions = _check_images(images), _orthonormalized(check_orthonormal(directions)).astype(np.float32)
     rows = _as_rows(images, directions.shape[1])
     return _as_images(rows - _matmul(_matmul(rows, directions.T), directions), images.shape)
 

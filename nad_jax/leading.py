@@ -14,7 +14,7 @@ import numpy as np
 from nad_jax import ensemble, errors, sketch, subspaces
 from nad_jax.accumulation import Halves, check_finite, make_accumulate
 from nad_jax.diagnosis import check_not_zero
-from nad_jax.errors import InputError, check_integer
+from nad_jax.errors import InputError, check_function, check_integer
 from nad_jax.estimator import Estimator, check_num_networks, create_estimator, record_choices
 from nad_jax.models import Model
 from nad_jax.nads import NADs
@@ -177,6 +177,7 @@ def estimate_leading_nads(
       InputError: as `estimate_nads`, and for fewer derivatives than directions in a half of the ensemble.
     """
     key = ensemble.resolve_key(key)
+    check_function("progress", progress)
     estimator = create_estimator("estimate_leading_nads", choices)
     num_networks = check_num_networks(num_networks, estimator)
     check_centred(estimator)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nad_jax import spectral
-from nad_jax.errors import InputError
+from nad_jax.errors import InputError, check_integer, check_number, check_record, host_array
 
 
 class NADs(NamedTuple):
@@ -51,19 +51,20 @@ def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
       InputError: for marginalized or symmetrized ones, whose spectra carry the split-half error instead; for leading
         eigenvalues without the trace.
     """
+    check_record("nads", nads, NADs)
     if not has_null_band(nads):
         raise InputError("null_band: belongs to sampled read-outs, not symmetrized; others carry `eigenvalue_sem`")
     dimension = nads.directions.shape[1]
     if trace is None and len(nads.eigenvalues) < dimension:
         raise InputError(f"trace: needed where there are {len(nads.eigenvalues)} eigenvalues of D = {dimension}")
-    trace = float(nads.eigenvalues.sum()) if trace is None else trace
+    trace = float(nads.eigenvalues.sum()) if trace is None else check_number("trace", trace, 0.0)
     samples = nads.num_networks * nads.config["num_readouts"]
     return spectral.marchenko_pastur_band(trace / dimension, dimension, samples)
 
 
 def has_null_band(nads: NADs) -> bool:
     """Whether what was averaged over are sampled read-outs alone."""
-    return nads.config["readout"] == "sampled" and not nads.config.get("symmetrized", False)
+    return nads.config.get("readout") == "sampled" and not nads.config.get("symmetrized", False)
 
 
 def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[tuple[int, int]], float]:
@@ -92,14 +93,21 @@ def directional_energy(nads: NADs | Spectrum, directions: np.ndarray) -> np.ndar
     By Chebyshev's inequality P(|vᵀg| ≥ η) ≤ vᵀ E[g gᵀ] v / η² (NAD, Section 3): what a network can see along v.
 
     Raises:
-      InputError: where D is not that of the NADs.
+      InputError: where D is not that of the NADs, or an entry is not finite.
     """
-    directions = np.asarray(directions, np.float64)
-    if directions.ndim != 2 or directions.shape[1] != nads.directions.shape[1]:
-        raise InputError(f"directions: must be [K, {nads.directions.shape[1]}], got shape {directions.shape}")
-    return (directions @ nads.directions.T.astype(np.float64)) ** 2 @ nads.eigenvalues
+    check_record("nads", nads, NADs, Spectrum)
+    basis = host_array("nads: directions", nads.directions, "[K, D]")
+    eigenvalues = host_array("nads: eigenvalues", nads.eigenvalues, f"[{len(basis)}]")
+    return (host_array("directions", directions, f"[K, {basis.shape[1]}]") @ basis.T) ** 2 @ eigenvalues
 
 
 def singular_values(eigenvalues: np.ndarray, num_networks: int = 10_000) -> np.ndarray:
-    """√((N − 1) λ): the singular values of the centred [N, D] matrix, which the published arrays hold (N = 10,000)."""
-    return np.sqrt((num_networks - 1) * np.asarray(eigenvalues, np.float64))
+    """√((N − 1) λ): the singular values of the centred [N, D] matrix, which the published arrays hold (N = 10,000).
+
+    Raises:
+      InputError: for eigenvalues that are negative or not finite, and unless N is an integer of at least 2.
+    """
+    eigenvalues = host_array("eigenvalues", eigenvalues)
+    if (eigenvalues < 0).any():
+        raise InputError(f"eigenvalues: must not be negative, got {eigenvalues.min():.4g}")
+    return np.sqrt((check_integer("num_networks", num_networks, 2) - 1) * eigenvalues)

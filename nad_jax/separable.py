@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr
 
 from nad_jax.ensemble import named_key, resolve_key
-from nad_jax.errors import InputError, check_integer
+from nad_jax.errors import InputError, check_integer, check_labels, check_scalar, check_units, real_array
 
 
 class Noise(NamedTuple):
@@ -62,8 +62,15 @@ def separate(
       epsilon, sigma: ε and σ, scalars, in units of the input.
 
     Returns: x [B, D] of the noise's dtype, with ⟨x, v⟩ = ±ε to rounding.
+
+    Raises:
+      InputError: for other shapes, and for values that are not as above, where they are known.
     """
-    noise = jnp.asarray(noise)
+    noise, labels = jnp.asarray(real_array("noise", noise, "[B, D]")), jnp.asarray(check_labels("labels", labels, 2))
+    if labels.shape != noise.shape[:1]:
+        raise InputError(f"labels: must be one for each of the {len(noise)} samples, got shape {labels.shape}")
+    direction = check_units("direction", real_array("direction", direction, f"[{noise.shape[1]}]"))
+    epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
     direction, epsilon, sigma = (jnp.asarray(value, noise.dtype) for value in (direction, epsilon, sigma))
     # In full precision on every backend: TensorFloat-32 would leave noise along v.
     along = jnp.matmul(noise, direction, precision=jax.lax.Precision.HIGHEST)
@@ -80,18 +87,23 @@ def sample_separable(
     Source: NAD, Section 2. `direction` is v, [D], of unit norm; ε and σ are in units of the input.
 
     Raises:
-      InputError: unless `key` is one typed key or a seed, `num_samples` is even and `direction` is a vector.
+      InputError: unless `key` is one typed key or a seed, `num_samples` is even, `direction` is a unit vector, and ε
+        and σ are numbers of at least 0.
     """
     key, num_samples = resolve_key(key), check_num_samples("num_samples", num_samples)
-    if jnp.ndim(direction) != 1:
-        raise InputError(f"direction: must be a vector [D], got shape {jnp.shape(direction)}")
+    direction = real_array("direction", direction, "[D]")
     labels = label_samples(jnp.arange(num_samples))
-    noise = jax.random.normal(key, (num_samples, jnp.size(direction)), jnp.float32)
+    noise = jax.random.normal(key, (num_samples, direction.size), jnp.float32)
     return separate(noise, labels, direction, epsilon, sigma), labels
 
 
 def bayes_classifier(x: jax.Array, direction: jax.Array) -> jax.Array:
-    """The labels [B] in {0, 1} of samples x [B, D] of D(v): 0 where ⟨x, v⟩ > 0. It never errs for ε > 0."""
+    """The labels [B] in {0, 1} of samples x [B, D] of D(v): 0 where ⟨x, v⟩ > 0. It never errs for ε > 0.
+
+    `direction` is v, [D], of unit norm; `InputError` for anything else.
+    """
+    x = real_array("x", x, "[B, D]")
+    direction = check_units("direction", real_array("direction", direction, f"[{x.shape[1]}]"))
     return (jnp.matmul(x, direction, precision=jax.lax.Precision.HIGHEST) <= 0).astype(jnp.int32)
 
 
@@ -106,7 +118,17 @@ def competing_accuracy(
       direction, competitor: v and u, [..., D], of unit norm.
 
     Returns: [...] in [0, 1]; 1 for u = v, 0 for u = −v, ½ for orthogonal ones.
+
+    Raises:
+      InputError: for directions that do not fit together or are not of unit norm, and for ε or σ below 0.
     """
+    direction = check_units("direction", real_array("direction", direction, "[..., D]"))
+    competitor = check_units("competitor", real_array("competitor", competitor, f"[..., {direction.shape[-1]}]"))
+    epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
+    try:
+        jnp.broadcast_shapes(direction.shape, competitor.shape)
+    except ValueError:
+        raise InputError(f"competitor: shape {competitor.shape} does not fit {direction.shape} of direction") from None
     cosine = jnp.sum(direction * competitor, -1)
     # ‖u − v‖ ‖u + v‖ / 2 = √(1 − c²), without the cancellation near c = ±1.
     sine = jnp.linalg.norm(competitor - direction, axis=-1) * jnp.linalg.norm(competitor + direction, axis=-1) / 2

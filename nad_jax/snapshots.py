@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from nad_jax import store
-from nad_jax.errors import plain
+from nad_jax.errors import InputError, as_path, check_function, check_number, plain
 from nad_jax.store import DamagedError
 
 
@@ -23,14 +23,24 @@ class Snapshots:
       seconds: between snapshots; a computation that is done sooner writes none. Where writing one is slow, it is
         fifty times what that took.
       urgent: says that a snapshot is wanted now, because the process is about to end.
+
+    Raises:
+      InputError: for a path that has no name, an identity that is not JSON, and bad values of the others.
     """
 
     def __init__(
-        self, path: Path, identity: dict[str, Any], seconds: float, urgent: Callable[[], bool] = lambda: False
+        self, path: str | Path, identity: dict[str, Any], seconds: float, urgent: Callable[[], bool] = lambda: False
     ) -> None:
+        path = as_path("path", path)
+        if not path.name:
+            raise InputError(f"path: must end in a name, got {str(path)!r}")
+        check_function("urgent", urgent, optional=False)
         self._paths = [path.with_name(f"{path.name}.{slot}.npz") for slot in (0, 1)]
-        self._identity = json.dumps(plain(identity), sort_keys=True)
-        self._seconds, self._urgent = seconds, urgent
+        try:
+            self._identity = json.dumps(plain(identity), sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"identity: must be JSON values ({error})") from error
+        self._seconds, self._urgent = check_number("seconds", seconds, 0.0), urgent
         self._next = 0
         self._kept, self._cost = time.monotonic(), 0.0
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from nad_jax.errors import InputError, check_integer, check_number
+from nad_jax.errors import InputError, check_integer, check_number, host_array
 
 
 def eigh_dense(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -15,14 +15,18 @@ def eigh_dense(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     which holds the squares of numbers of any size, eigenvectors float32.
 
     Raises:
-      InputError: where the matrix is not square or not finite.
+      InputError: where the matrix is not square, finite, or, to 1 % of its largest entry, symmetric and positive
+        semi-definite.
     """
-    matrix = np.asarray(matrix, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+    matrix = host_array("matrix", matrix, "[D, D]")
+    if matrix.shape[0] != matrix.shape[1]:
         raise InputError(f"matrix: must be square, got shape {matrix.shape}")
-    if not np.isfinite(matrix).all():
-        raise InputError("matrix: has entries that are not finite")
+    rounding = 0.01 * np.abs(matrix).max()
+    if np.abs(matrix / 2 - matrix.T / 2).max() > rounding / 2:
+        raise InputError("matrix: must be symmetric")
     eigenvalues, columns = np.linalg.eigh((matrix + matrix.T) / 2)
+    if eigenvalues[0] < -rounding:
+        raise InputError(f"matrix: must be positive semi-definite, but has the eigenvalue {eigenvalues[0]:.4g}")
     rows = columns.T[::-1]
     largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], axis=1)
     return np.maximum(eigenvalues[::-1], 0.0), (rows * np.sign(largest)).astype(np.float32)
@@ -51,8 +55,13 @@ def near_degenerate_groups(eigenvalues: np.ndarray, tolerance: float = 0.05) -> 
 
     Inside a run single directions are not determined. The default, 5 % in the eigenvalue, is 2.5 % in the singular
     value.
+
+    Raises:
+      InputError: unless eigenvalues [K] are finite, not negative and descending, and the tolerance is at least 0.
     """
-    eigenvalues = np.asarray(eigenvalues)
+    eigenvalues, tolerance = host_array("eigenvalues", eigenvalues, "[K]"), check_number("tolerance", tolerance, 0.0)
+    if eigenvalues[-1] < 0 or (np.diff(eigenvalues) > 0).any():
+        raise InputError("eigenvalues: must be descending and not negative")
     groups, first = [], 0
     for index in range(1, len(eigenvalues) + 1):
         if index == len(eigenvalues) or eigenvalues[index] < (1.0 - tolerance) * eigenvalues[first]:

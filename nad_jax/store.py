@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from nad_jax.errors import InputError, first_line, plain
+from nad_jax.errors import InputError, as_path, check_integer, check_record, first_line, number_array, plain
 from nad_jax.nads import NADs
 
 
@@ -118,7 +118,7 @@ def _read_array(content: bytes, name: str) -> np.ndarray:
 
 def read_npy(path: str | Path) -> np.ndarray:
     """An untrusted `.npy` file as an array of numbers; raises `InputError` naming the file and the reason."""
-    path = Path(path)
+    path = as_path("path", path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -133,7 +133,7 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
       InputError: naming the file and the reason it cannot be opened or read.
       DamagedError: an `InputError` where it can: not a zip file, truncated, altered, compressed, array missing.
     """
-    path = Path(path)
+    path = as_path("path", path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
@@ -161,16 +161,36 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
 
 
 def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
-    """Writes the record as `.npz`, its config as a JSON string; `beside` are further arrays of the file."""
-    fields = nads._asdict()
-    arrays = {name: np.asarray(value) for name, value in fields.items() if name != "config"}
-    write_npz(Path(path), {**arrays, **beside, "config": np.asarray(json.dumps(plain(nads.config)))})
+    """Writes the record as `.npz`, its config as a JSON string; `beside` are further arrays of the file.
+
+    Raises:
+      InputError: for a record that `load_nads` would not read, for what is no array beside it or has the name of one
+        of its own, and where the file cannot be written.
+    """
+    path = as_path("path", path)
+    check_record("nads", nads, NADs)
+    for name, value in beside.items():
+        if name in (*NADs._fields, "file"):
+            raise InputError(f"{name}: an array beside the record must have another name")
+        beside[name] = np.asarray(number_array(name, value))
+    try:
+        config = json.dumps(plain(nads.config))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"nads: config must be JSON values ({error})") from error
+    arrays = {name: np.asarray(number_array(f"nads: {name}", getattr(nads, name))) for name in NADs._fields[:-1]}
+    arrays["config"] = np.asarray(config)
+    _check_nads(dict(arrays), "nads")
+    write_npz(path, {**arrays, **beside})
 
 
 def load_nads(path: str | Path) -> NADs:
     """Reads a record written by `save_nads`; raises `InputError` naming the file and what is wrong with it."""
-    arrays = read_npz(path, NADs._fields)
-    directions = _check_directions(arrays["directions"], str(path))
+    return _check_nads(read_npz(path, NADs._fields), str(path))
+
+
+def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
+    """The record of the arrays of a file; raises `InputError` naming the file and what is wrong with it."""
+    directions = _check_directions(arrays["directions"], path)
     num_directions, num_sizes = len(directions), arrays["overlap_sizes"].size
     expected = {
         "eigenvalues": (num_directions,),
@@ -229,7 +249,8 @@ def read_directions(path: str | Path, dimension: int | None = None) -> np.ndarra
         unpickled), header and file size that disagree, wrong shape or D, entries that are not finite, a direction
         that is zero or not of unit norm (to 1e-3).
     """
-    path = Path(path)
+    path = as_path("path", path)
+    dimension = None if dimension is None else check_integer("dimension", dimension, 1)
     if path.suffix not in (".npy", ".npz"):
         raise InputError(f"{path}: directions are read from .npy or .npz files")
     if path.suffix == ".npz":

@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import jax.scipy.stats
 import numpy as np
 
-from nad_jax.errors import InputError, check_integer
+from nad_jax.errors import InputError, check_integer, check_units, host_array, plain, real_array, shown
 
 SIZES = (1, 4, 16, 64, 256, 512)
 
 
-def _check_pair(left: np.ndarray, right: np.ndarray) -> None:
-    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
-        raise InputError(f"directions: must be [K, D] of one D, got shapes {left.shape} and {right.shape}")
+def _check_pair(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    left, right = host_array("left", left, "[K, D]"), host_array("right", right, "[K, D]")
+    if left.shape[1] != right.shape[1]:
+        raise InputError(f"left, right: must be [K, D] of one D, got shapes {left.shape} and {right.shape}")
+    return check_units("left", left), check_units("right", right)
 
 
 def default_sizes(dimension: int) -> tuple[int, ...]:
@@ -30,10 +32,14 @@ def subspace_overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]
       sizes: each between 1 and the smaller number of rows.
 
     Returns: [len(sizes)] in [0, 1].
+
+    Raises:
+      InputError: for rows that are not finite, of unit norm and of one length, and for sizes out of range.
     """
-    left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
-    _check_pair(left, right)
-    largest = min(len(left), len(right))
+    left, right = _check_pair(left, right)
+    largest, sizes = min(len(left), len(right)), plain(sizes)
+    if not isinstance(sizes, list | tuple):
+        raise InputError(f"sizes: must be a tuple of integers, got {shown(sizes)}")
     sizes = [check_integer("sizes", size, 1, largest) for size in sizes]
     squares = (left @ right.T) ** 2
     return np.array([squares[:size, :size].sum() / size for size in sizes])
@@ -43,10 +49,9 @@ def principal_angles(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """The principal angles [min(K, K')] between the spans of orthonormal rows, in radians, ascending.
 
     From their sines (Björck and Golub, 1973): exact for small angles, which a cosine in floating point loses, and to
-    1e-7 near π/2.
+    1e-7 near π/2. Raises `InputError` as `subspace_overlap`.
     """
-    left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
-    _check_pair(left, right)
+    left, right = _check_pair(left, right)
     if len(left) > len(right):
         left, right = right, left
     sines = np.linalg.svd(left - (left @ right.T) @ right, compute_uv=False)
@@ -54,18 +59,26 @@ def principal_angles(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def captured_energy(directions: np.ndarray, second_moment: np.ndarray) -> np.ndarray:
-    """The share of tr G that the leading k orthonormal rows of `directions` [K, D] capture, for k = 1 … K: [K]."""
-    directions, second_moment = np.asarray(directions, np.float64), np.asarray(second_moment, np.float64)
-    _check_pair(directions, second_moment)
-    if second_moment.shape[0] != second_moment.shape[1]:
-        raise InputError(f"second_moment: must be square, got shape {second_moment.shape}")
+    """The share of tr G that the leading k orthonormal rows of `directions` [K, D] capture, for k = 1 … K: [K].
+
+    Raises:
+      InputError: for rows that are not finite and of unit norm, and a G that is not [D, D] or has no positive trace.
+    """
+    directions = check_units("directions", host_array("directions", directions, "[K, D]"))
+    second_moment = host_array("second_moment", second_moment, "[{0}, {0}]".format(directions.shape[1]))
+    if not np.trace(second_moment) > 0:
+        raise InputError(f"second_moment: must have a positive trace, got {np.trace(second_moment):.4g}")
     energies = np.einsum("kd,de,ke->k", directions, second_moment, directions, optimize=True)
     return np.cumsum(energies) / np.trace(second_moment)
 
 
 def rank_correlation(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Spearman's rank correlation of two lists [B], ties at their mean rank; nan where one of them is constant."""
-    left, right = jnp.asarray(left), jnp.asarray(right)
-    if left.ndim != 1 or left.shape != right.shape or left.size < 2:
-        raise InputError(f"rank correlation: needs two lists of one length >= 2, got {left.shape} and {right.shape}")
+    """Spearman's rank correlation of two lists [B], ties at their mean rank; nan where one of them is constant.
+
+    Raises:
+      InputError: unless both are finite numbers, two or more and as many.
+    """
+    left, right = (jnp.asarray(real_array(*given, "[B]")) for given in (("left", left), ("right", right)))
+    if left.shape != right.shape or left.size < 2:
+        raise InputError(f"left, right: must be of one length >= 2, got {left.size} and {right.size} numbers")
     return jnp.corrcoef(jax.scipy.stats.rankdata(left), jax.scipy.stats.rankdata(right))[0, 1]

@@ -13,7 +13,7 @@ import numpy as np
 
 from nad_jax import ensemble, separable
 from nad_jax.directions import direction_identity
-from nad_jax.errors import InputError
+from nad_jax.errors import InputError, check_record, check_scalar, check_units, host_array, real_array
 from nad_jax.fitting import (
     FitState,
     Sample,
@@ -118,10 +118,12 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
 
     Raises:
       InputError: for bad values in the recipe (default: `Recipe()`), a model without exactly two logits or without a
-        training mode, and, from `train`, for noise of other sizes and a key that is neither one typed key nor a seed.
+        training mode, and, from `train`, for noise of other sizes, a key that is neither one typed key nor a seed,
+        a direction not of unit norm, and negative numbers (inside a compiled function values are not checked).
     """
     recipe = Recipe() if recipe is None else recipe
     whole = make_whole(make_stages(model, recipe), recipe.num_epochs)
+    dimension = int(np.prod(model.image_shape))
 
     def train(
         key: jax.Array,
@@ -132,12 +134,16 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
         noise: Noise,
     ) -> tuple[Any, TrainMetrics]:
         key = ensemble.resolve_key(key)
+        check_record("noise", noise, Noise)
+        noise = Noise(*(jnp.asarray(real_array("noise", split, f"[B, {dimension}]")) for split in noise))
         if (len(noise.train), len(noise.test)) != (recipe.num_train, recipe.num_test):
             raise InputError(
                 f"noise: the recipe has {recipe.num_train} and {recipe.num_test} samples, "
                 f"got {len(noise.train)} and {len(noise.test)}"
             )
-        return whole(key, direction, epsilon, sigma, learning_rate, noise)
+        direction = check_units("direction", real_array("direction", direction, f"[{dimension}]"))
+        epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
+        return whole(key, direction, epsilon, sigma, check_scalar("learning_rate", learning_rate), noise)
 
     return train
 
@@ -214,14 +220,9 @@ def network_key(seed: int, direction: np.ndarray) -> jax.Array:
 
 
 def _check_directions(directions: Any, dimension: int) -> np.ndarray:
-    directions = np.asarray(directions, np.float32)
-    if directions.ndim != 2 or directions.shape[1] != dimension or not len(directions):
-        raise InputError(f"directions: must be [N, {dimension}] for this model, got shape {directions.shape}")
-    norms = np.linalg.norm(directions, axis=1)
-    for index, norm in enumerate(norms):
-        if not abs(norm - 1) <= 1e-3:
-            raise InputError(f"directions: direction {index} has norm {norm:.4g}, expected 1")
-    return directions / norms[:, None]
+    directions = host_array("directions", directions, f"[N, {dimension}]")
+    directions = check_units("directions", directions).astype(np.float32)
+    return directions / np.linalg.norm(directions, axis=1)[:, None]
 
 
 def train_many(

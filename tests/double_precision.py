@@ -109,7 +109,10 @@ def _functions() -> Iterator[tuple[str, np.ndarray]]:
     x, labels = nad_jax.sample_separable(key, directions[0], 8, np.float64(2.0), np.float64(0.5))
     yield "sample_separable", x
     yield "bayes_classifier", nad_jax.bayes_classifier(x, directions[0])
-    yield "competing_accuracy", nad_jax.competing_accuracy(directions[:2], directions[1:3] + directions[0], 1.0, 2.0)
+    yield (
+        "competing_accuracy",
+        nad_jax.competing_accuracy(directions[:2], (directions[1:3] + directions[0]) / 2**0.5, 1.0, 2.0),
+    )
     yield "noise", np.concatenate(nad_jax.sample_noise(key, 4, 2, 16))
     yield "rank_correlation", nad_jax.rank_correlation(images[0].ravel(), images[1].ravel())
     yield "overlap", nad_jax.subspace_overlap(directions[:4], nad_jax.basis_pixel(SHAPE), (1, 4))

@@ -135,7 +135,7 @@ def test_bad_input_is_named():
     data, model = _data(), _model()
     carriers, coefficients = (array[None] for array in _carriers())
     for change, message in [
-        ({"train_images": data.train_images[..., :1]}, r"train_images: must be \[B, 8, 8, 3\]"),
+        ({"train_images": data.train_images[..., :1]}, r"train_images: must be real numbers \[B, 8, 8, 3\]"),
         ({"test_images": data.test_images.astype(int)}, "test_images: must be uint8 or real numbers, got int64"),
         ({"test_images": data.test_images * np.float32("nan")}, "test_images: hold entries that are not finite"),
         ({"train_labels": data.train_labels + 1}, r"train_labels: must be in 0 … 3, got 4"),
@@ -146,7 +146,7 @@ def test_bad_input_is_named():
             train_many_images(model, data._replace(**change), recipe=SMALL)
     for arguments, message in [
         ({"mean": (0.1, 0.2)}, "mean: must be a finite number or one for each of the 3 channels"),
-        ({"std": 0.0}, "std: must be positive, got 0.0"),
+        ({"std": 0.0}, "std: must be positive, got 0"),
         ({"seed": [0, 1, 2], "arrays": (carriers, coefficients)}, r"arrays: must have one leading axis \[3\]"),
         ({"learning_rate": [0.1, 0.2], "seed": [0, 1, 2]}, "learning_rate: must be a number or one for each of the 3"),
         ({"recipe": dataclasses.replace(SMALL, batch_size=0)}, "batch_size: must be an integer of at least 1"),

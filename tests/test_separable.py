@@ -74,5 +74,5 @@ def test_noise_belongs_to_replicate_and_split_alone(basis):
 def test_bad_input_is_refused(basis):
     with pytest.raises(InputError, match="num_samples: must be even"):
         separable.sample_separable(make_key(0), basis[0], 7)
-    with pytest.raises(InputError, match=r"direction: must be a vector \[D\], got shape \(2, 24\)"):
+    with pytest.raises(InputError, match=r"direction: must be real numbers \[D\], got shape \(2, 24\)"):
         separable.sample_separable(make_key(0), basis[:2], 8)

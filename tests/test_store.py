@@ -129,7 +129,8 @@ def test_incomplete_and_compressed_archives_are_refused(tmp_path, nads):
     np.savez_compressed(path, directions=np.zeros((4000, 4000)))
     with pytest.raises(InputError, match="compressed"):
         read_directions(path)
-    save_nads(path, nads._replace(eigenvalues=nads.eigenvalues[:3]))
+    save_nads(path, nads)
+    store.write_npz(path, {**store.read_npz(path), "eigenvalues": nads.eigenvalues[:3]})
     with pytest.raises(InputError, match=r"eigenvalues has shape \(3,\)"):
         load_nads(path)
 

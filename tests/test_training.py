@@ -418,8 +418,8 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match=r"needs 2 logits.*has 1"):
         make_train(create_model("logreg", SHAPE))
     for arguments, message in [
-        ({"directions": directions[0]}, r"directions: must be \[N, 64\]"),
-        ({"directions": 2 * directions}, "direction 0 has norm 2, expected 1"),
+        ({"directions": directions[0]}, r"directions: must be real numbers \[N, 64\]"),
+        ({"directions": 2 * directions}, "directions: row 0 has norm 2, expected 1"),
         ({"sigma": -1.0}, "sigma: must be a finite number at least 0"),
         ({"sigma": [1.0, 2.0, 3.0]}, "sigma: must be a number or one for each of the 2 networks"),
         ({"seed": 0.5}, "seed: must be an integer"),
