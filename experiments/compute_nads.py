@@ -172,8 +172,8 @@ def _remove_cut_units(point: Point) -> None:
 
 
 def _ensemble(result: NADs) -> dict[str, Any]:
-    """What tells a record from others of the same folder."""
-    return {"num_networks": result.num_networks, "symmetrized": result.config["symmetrized"]}
+    """What tells a record from others of the same folder; those from before symmetries do not say `symmetrized`."""
+    return {"num_networks": result.num_networks, "symmetrized": result.config.get("symmetrized")}
 
 
 def _compare(

@@ -630,18 +630,23 @@ def test_an_ensemble_is_spread_over_the_local_devices(tmp_path):
         np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-5 * np.abs(one[name]).max())
 
 
-def test_a_derivative_too_long_to_be_summed_is_left_out():
-    model = from_functions(
-        lambda key: jax.random.normal(key, (4, 1)) * jax.numpy.where(jax.random.bernoulli(key, 0.3), 1e25, 1.0),
-        lambda weights, x: x.reshape(len(x), -1) @ weights,
-        (2, 2, 1),
-    )
-    estimator = Estimator(derivative="input_gradient", readout="sampled", chunk_size=4)
-    halves = accumulation.make_accumulate(model, estimator, 40)[0](
-        jax.random.key(0), accumulation.init_halves(4), 0, 40
-    )
-    assert 0 < halves.diverged < 40 and halves.even.count + halves.odd.count == 40 - halves.diverged
-    assert np.isfinite(halves.even.scatter).all() and np.isfinite(halves.odd.scatter).all()
+def test_a_derivative_that_is_not_finite_is_left_out_and_long_ones_are_not():
+    def count(long):
+        model = from_functions(
+            lambda key: jax.random.normal(key, (4, 1)) * jax.numpy.where(jax.random.bernoulli(key, 0.3), long, 1.0),
+            lambda weights, x: x.reshape(len(x), -1) @ weights,
+            (2, 2, 1),
+        )
+        estimator = Estimator(derivative="input_gradient", readout="sampled", chunk_size=4)
+        halves = accumulation.make_accumulate(model, estimator, 40)[0](
+            jax.random.key(0), accumulation.init_halves(4), 0, 40
+        )
+        assert np.isfinite(halves.even.scatter).all() and np.isfinite(halves.odd.scatter).all()
+        assert halves.even.count + halves.odd.count == 40 - halves.diverged
+        return int(halves.diverged)
+
+    assert count(1e25) == 0
+    assert 0 < count(np.inf) < 40
 
 
 def test_a_file_that_another_process_moves_aside_is_no_error(finished, tmp_path, monkeypatch):
