@@ -1,7 +1,7 @@
 """What a module's `__call__` takes besides the images: the mode under its usual names, and values that users give."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from nad_jax.errors import InputError
@@ -26,6 +26,7 @@ def make_call_arguments(
     evaluation: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     supplied: tuple[str, ...] = (),
+    left: Container[str] = (),
 ) -> Callable[..., Arguments]:
     """Builds `arguments(train, **supplied) -> (positional, keyword)`, what follows the images in a call.
 
@@ -36,6 +37,7 @@ def make_call_arguments(
       evaluation: values of arguments that are no mode flags, by name.
       training: those that differ in training mode.
       supplied: names of arguments that every call supplies itself.
+      left: names of flags that are left at their default: the module has the mode itself.
 
     Raises:
       InputError: for arguments that are neither flags, nor given, nor supplied, and given ones that do not exist.
@@ -57,9 +59,13 @@ def make_call_arguments(
     if unknown:
         values = ", ".join(f"{parameter.name!r}: {_default(parameter)}" for parameter in unknown)
         raise InputError(
-            f"module: {name} takes {', '.join(repr(parameter.name) for parameter in unknown)}, which is no mode flag "
-            f"that is known ({', '.join(mode_flags(True))}); give its value: arguments={{{values}}}, "
-            "and train_arguments={…} where it differs in training"
+            f"module: {name} takes {', '.join(repr(parameter.name) for parameter in unknown)}: give its value, "
+            f"arguments={{{values}}}, and train_arguments={{…}} where it differs in training (known are the mode "
+            f"flags {', '.join(mode_flags(True))})"
+        )
+    for flag in set(mode_flags(True)) & ({*given} - _as_values("train_arguments", training).keys()):
+        raise InputError(
+            f"arguments: {flag!r} is a mode flag, which is passed by itself; give it in train_arguments, too"
         )
     names = [parameter.name for parameter in parameters]
     for argument in given_in_training:
@@ -70,6 +76,8 @@ def make_call_arguments(
         values = mode_flags(train) | values | (given_in_training if train else given)
         positional, keyword = [], {}
         for parameter in parameters:
+            if parameter.name in left and parameter.default is not parameter.empty:
+                values[parameter.name] = parameter.default
             if parameter.name not in values:  # it is given in training alone
                 if parameter.default is parameter.empty:
                     raise InputError(f"arguments: {name} needs {parameter.name!r} in evaluation mode too")

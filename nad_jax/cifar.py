@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from nad_jax.errors import InputError, as_path, first_line
-from nad_jax.pickled import PickleError, read_pickle, to_array, to_integer
+from nad_jax.pickled import read_pickle, to_array, to_integer
 
 # Of the training images, per channel, in [0, 1] (NAD, reference code).
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -99,7 +99,7 @@ def _read_labels(labels: Any, name: str) -> np.ndarray:
         for place, label in enumerate(labels):
             try:
                 numbers.append(to_integer(label))
-            except PickleError as error:
+            except Exception as error:  # anything may stand there
                 found = type(label).__name__
                 raise InputError(f"{name}: record {place} has label {found}, allowed are integers 0 … 9") from error
             if not 0 <= numbers[-1] <= 9:

@@ -34,10 +34,10 @@ def reported(program: str) -> Iterator[None]:
 
 def name_path(path: tuple[Any, ...]) -> str:
     """The name of a leaf of variables, as in "params/Dense_0/kernel"."""
-    keys = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path)
-    names = [str(key) for key in keys]
-    # The value inside a box, or inside an NNX variable, is not part of the name.
-    return "/".join(names[:-1] if len(names) > 1 and names[-1] == "value" else names)
+    # The value inside a box, or inside an NNX variable, is an attribute and not part of the name.
+    if len(path) > 1 and getattr(path[-1], "name", None) == "value":
+        path = path[:-1]
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -104,29 +104,47 @@ def _takes_one_image(model: Any, variables: Any) -> bool:
 class _Seen(NamedTuple):
     """What the tiny evaluation gives: logits [2, K] and features [2, F], where there are any, of two images.
 
-    together, again: in one batch, twice. alone: of each in a batch of its own.
+    together, again: in one batch, twice.
+    alone: [4, …] of each in a batch of its own, and of the same changed in their last digits.
+    mixed: whether what one image gives has a derivative in another one.
+    unsettled: [leaves] whether initialization gives another value where it is shown other images; empty: not asked.
     changed: [leaves] whether training mode changed a leaf; empty where there is no training mode.
     """
 
     together: tuple[jax.Array, ...]
     again: tuple[jax.Array, ...]
     alone: tuple[jax.Array, ...]
+    mixed: jax.Array
+    unsettled: jax.Array
     changed: jax.Array
 
 
-def check_behavior(model: Any, statistics: Callable[[Any], list[bool]] | None = None) -> None:
+class Probes(NamedTuple):
+    """What the test of a model can use, beyond its functions, where an adapter knows more.
+
+    statistics: which leaves of variables training mode must change, at least one for each layer; by default those of
+      the collection "batch_stats".
+    called_twice: the logits of a second call of the same module, which keeps what the first one has left in it.
+    init_at: the variables of a key where initialization is shown other images.
+    """
+
+    statistics: Callable[[Any], list[bool]] | None = None
+    called_twice: Callable[[Any, jax.Array], jax.Array] | None = None
+    init_at: Callable[[jax.Array, jax.Array], Any] | None = None
+
+
+def check_behavior(model: Any, probes: Probes | None = None) -> None:
     """Evaluates two images of one initialization, in one compiled program, and raises `InputError` where
 
-    - the logits of an image depend on its batch, on the size of the batch, or change from call to call;
+    - the logits of an image depend on its batch (by more than rounding, or by a derivative that is not zero), on the
+      size of the batch, or change from call to call;
+    - initialization depends on the images that it is shown;
     - training mode leaves the statistics of a layer as they were, so that nobody has told that layer its mode;
     - training mode changes a leaf that the optimizer changes, too: that change would be lost.
 
     A model without a training mode is tested in evaluation mode alone.
-
-    Args:
-      statistics: which leaves of variables training mode must change, at least one for each layer; by default those of
-        the collection "batch_stats".
     """
+    probes = probes or Probes()
     variables = shape_of_variables(model)
     trains = _has_training_mode(model, variables)
     functions = [model.apply] if model.features is None else [model.apply, model.features]
@@ -134,24 +152,52 @@ def check_behavior(model: Any, statistics: Callable[[Any], list[bool]] | None = 
     def observe(given: Any, images: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(function(given, images) for function in functions)
 
+    def first_of(images: jax.Array, given: Any) -> jax.Array:
+        return sum(jnp.sum(values[0].astype(jnp.float32)) for values in observe(given, images))
+
+    differentiable = _is_differentiable(first_of, _images(model, 2), variables)
+
     def evaluate(key: jax.Array) -> _Seen:
         init_key, image_key, train_key = jax.random.split(key, 3)
         images = jax.random.normal(image_key, (2, *model.image_shape), jnp.float32)
-        given = _off_zero(model, model.init(init_key))
-        alone = jax.lax.map(lambda image: tuple(values[0] for values in observe(given, image[None])), images)
+        drawn = model.init(init_key)
+        given, unsettled, mixed = _off_zero(model, drawn), jnp.zeros(0, bool), jnp.zeros((), bool)
+        if probes.init_at is not None:
+            unsettled = _differences(drawn, probes.init_at(init_key, images[:1]))
+        if differentiable:
+            mixed = jnp.any(jax.grad(first_of)(images, given)[1] != 0)
+        nearby = jnp.concatenate([images, images * (1 + 2.0**-21)])
+        alone = jax.lax.map(lambda image: tuple(values[0] for values in observe(given, image[None])), nearby)
         changed = jnp.zeros(0, bool)
         if trains:
             _, updated = model.apply(given, images, train_key, train=True)
-            pairs = zip(jax.tree.leaves(given), jax.tree.leaves(updated), strict=True)
-            changed = jnp.array([_differs(before, after) for before, after in pairs], bool)
-        return _Seen(observe(given, images), observe(given, images), alone, changed)
+            changed = _differences(given, updated)
+        again = observe(given, images)
+        if probes.called_twice is not None:
+            again = (probes.called_twice(given, images), *again[1:])
+        return _Seen(observe(given, images), again, alone, mixed, unsettled, changed)
 
+    with jax.default_matmul_precision("highest"):  # the defaults of accelerators round as batches of other sizes do not
+        lowered = jax.jit(evaluate).lower(jax.random.key(0))
     # Seconds of optimization would save microseconds here.
-    lowered = jax.jit(evaluate).lower(jax.random.key(0))
     seen = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
     _check_evaluation(jax.device_get(seen), _rounding(lowered.as_text()))
+    trained = jax.tree.leaves(model.trainable(variables))
+    for (name, _), unsettled, mine in zip(named_leaves(variables), np.asarray(seen.unsettled), trained, strict=False):
+        if unsettled and mine:
+            raise InputError(
+                f"model: initialization of {name} depends on the image it is shown, which is one of zeros here: "
+                f"draw it from the key alone; {_ACCEPT}"
+            )
     if trains:
-        _check_updates(model, variables, np.asarray(seen.changed), statistics or _batch_statistics)
+        _check_updates(model, variables, np.asarray(seen.changed), probes.statistics or _batch_statistics)
+
+
+def _is_differentiable(function: Callable, images: jax.ShapeDtypeStruct, variables: Any) -> bool:
+    with contextlib.suppress(InputError):  # of a callback, say; central differences need no derivative
+        jax.eval_shape(jax.grad(function), images, variables)
+        return True
+    return False
 
 
 def _off_zero(model: Any, variables: Any) -> Any:
@@ -173,6 +219,12 @@ def _has_training_mode(model: Any, variables: Any) -> bool:
     return False
 
 
+def _differences(before: Any, after: Any) -> jax.Array:
+    """Whether the leaves of two trees differ: [leaves]."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return jnp.array([_differs(*pair) for pair in pairs], bool)
+
+
 def _differs(before: jax.Array, after: jax.Array) -> jax.Array:
     if jnp.issubdtype(before.dtype, jax.dtypes.prng_key):
         before, after = jax.random.key_data(before), jax.random.key_data(after)
@@ -186,24 +238,34 @@ def _rounding(program: str) -> float:
 
 
 def _check_evaluation(seen: _Seen, rounding: float) -> None:
+    alone, nudged = (tuple(values[part] for values in seen.alone) for part in (slice(2), slice(2, 4)))
+    with np.errstate(invalid="ignore"):  # of what is not finite
+        differences = [np.subtract(*pair, dtype=np.float64) for pair in zip(alone, nudged, strict=True)]
+    changes = [np.nan_to_num(np.abs(difference)).max() for difference in differences]
     for other, depend in (
         (seen.again, "change from one call to the next: something besides variables and images enters"),
-        (seen.alone, "depend on the other images of the batch, or on its size"),
+        (alone, "depend on the other images of the batch, or on its size"),
     ):
-        for what, left, right in zip(("logits", "features"), seen.together, other, strict=False):
-            left, right = left.astype(np.float64), right.astype(np.float64)
+        for what, *pair, change in zip(("logits", "features"), seen.together, other, changes, strict=False):
+            left, right = (array.astype(np.float64) for array in pair)
             finite = np.isfinite(left)
-            largest = np.abs(left[finite]).max(initial=0.0)
-            apart = np.abs(np.where(finite, left, 0.0) - np.where(finite, right, 0.0)) > rounding * largest
+            one, two = (np.where(finite, array, 0.0) for array in (left, right))
+            # A chaotic network amplifies what batches of other sizes round, as it does a change of the last digits.
+            apart = np.abs(one - two) > rounding * np.abs(one).max() + 10 * change
             if (apart | (finite != np.isfinite(right))).any():
                 raise InputError(
                     f"model: the {what} of an image {depend}; in evaluation mode the same image must always give the "
                     f"same (here {_numbers(left[0])} and {_numbers(right[0])}); {_ACCEPT}"
                 )
+    if seen.mixed:
+        raise InputError(
+            "model: the logits of an image depend on the other images of the batch: their derivative in another image "
+            f"is not zero; {_ACCEPT}"
+        )
 
 
 def _numbers(values: np.ndarray) -> str:
-    return ", ".join(f"{value:.4g}" for value in values[:3]) + (", …" if len(values) > 3 else "")
+    return ", ".join(f"{value:.7g}" for value in values[:3]) + (", …" if len(values) > 3 else "")
 
 
 def _batch_statistics(variables: Any) -> list[bool]:
@@ -222,13 +284,13 @@ def _check_updates(model: Any, variables: Any, changed: np.ndarray, statistics: 
     layers: dict[str, bool] = {}
     for name, moved, statistic in zip(names, changed, statistics(variables), strict=True):
         if statistic:
-            layer = name.rpartition("/")[0]
+            layer = name.rpartition("/")[0] or name
             layers[layer] = layers.get(layer, False) or bool(moved)
     for layer, moved in layers.items():
         if not moved:
             raise InputError(
-                f"model: training mode leaves the statistics {layer} as they are, so that layer is not told the mode; "
-                f"pass the flag of __call__ on to it; {_ACCEPT}"
+                f"model: training mode leaves the statistics {layer} as they are: that layer is not told the mode (by "
+                f"the flag of __call__, say), or meant to stay frozen; {_ACCEPT}"
             )
 
 

@@ -77,7 +77,7 @@ def explain_zero(model: Model, estimator: Estimator, key: jax.Array) -> str:
         return f"model: every derivative of the networks looked at is smaller than {_TINY:.2g}, the smallest float32"
     if estimator.derivative == "central_difference":
         for factor in (1e2, 1e4, 1e6):
-            if differs(function, points, step=factor * estimator.step):
+            if factor * estimator.step < 1e36 and differs(function, points, step=factor * estimator.step):
                 return (
                     f"step: {what} at x + h and x − h are equal to the last digit with h = {estimator.step:g}, not "
                     f"with {factor * estimator.step:g}; take a larger step, or derivative='input_gradient'"
@@ -112,7 +112,7 @@ def explain_zero(model: Model, estimator: Estimator, key: jax.Array) -> str:
         )
     return (
         f"model: {what} differ between images, but every derivative is exactly zero wherever it was looked at: they "
-        "are rounded or compared (round, sign, argmax), which has no derivative"
+        "are rounded or compared (round, sign, argmax), or their gradient is stopped"
     )
 
 

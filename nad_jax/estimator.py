@@ -123,7 +123,7 @@ def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> 
         if model.features is None:
             raise InputError(
                 f"readout: {choice} needs the input of the last linear layer, which this model does not expose; "
-                "give the model `features`, or use readout='sampled' with num_readouts=1"
+                "take readout='sampled' with num_readouts=1, or give `features` (from_functions, from_nnx)"
             )
         _check_real(model, "features")
         if model.readout_variance is None:

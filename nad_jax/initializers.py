@@ -44,12 +44,23 @@ def _library_layer(owners: Mapping[tuple[str, ...], nn.Module], path: tuple[str,
     return None
 
 
-def _find_law(owner: nn.Module | None) -> str | None:
+def find_law(owner: nn.Module | None) -> str | None:
     """The law of the variables of a module; None where PyTorch's defaults do not settle it."""
     if owner is None:
         return None
     kind = _written_classes(owner)[0]
-    return getattr(kind, "reference_law", None) or _LAWS.get(kind)
+    own = vars(kind).get("reference_law")  # of the class itself: a subclass may mean something else
+    if own is not None:
+        check_choice(f"{kind.__name__}.reference_law", own, dict.fromkeys(_LAWS.values()))
+    return own or _LAWS.get(kind)
+
+
+def _is_reparametrized(owners: Mapping[tuple[str, ...], nn.Module], path: tuple[str, ...]) -> bool:
+    """Whether `nn.map_variables` stands between stored variables and those that a module at a path sees."""
+    kinds = (type(owners[path[:length]]) for length in range(len(path) + 1) if path[:length] in owners)
+    return any(
+        kind.__module__ == nn.transforms.__name__ and kind.__name__.startswith("Map_variables") for kind in kinds
+    )
 
 
 def _is_stacked(owner: nn.Module, law: str, kernel: Any) -> bool:
@@ -72,10 +83,12 @@ def _plan_leaf(
       siblings: the leaves of its module in this collection, by name.
     """
     owner, name = owners.get(path[1:-1]), path[-1]
-    law, outer = _find_law(owner), _library_layer(owners, path[1:-1])
+    law, outer = find_law(owner), _library_layer(owners, path[1:-1])
     kind = f"a {type(owner).__name__}" if owner is not None else "no module"
     kind += f" inside a {type(outer).__name__}" if outer is not None else ""
-    if outer is None and jnp.issubdtype(leaf.dtype, jnp.floating):
+    if _is_reparametrized(owners, path[1:-1]):
+        kind += ", under nn.map_variables"
+    elif outer is None and jnp.issubdtype(leaf.dtype, jnp.floating):
         if law == "normalization" and name in _IDENTITY:
             return "constant", _IDENTITY[name]
         if law in ("dense", "convolution") and name in ("kernel", "bias") and "kernel" in siblings:

@@ -1,6 +1,7 @@
 """Models from Flax Linen modules."""
 
 import contextlib
+import dataclasses
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -12,10 +13,10 @@ import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 
 from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode_flags
-from nad_jax.contract import reported
+from nad_jax.contract import Probes, reported
 from nad_jax.ensemble import named_key
 from nad_jax.errors import InputError, check_choice, check_image_shape
-from nad_jax.initializers import flax_readout_variance, reference_initialization, reference_readout_variance
+from nad_jax.initializers import find_law, flax_readout_variance, reference_initialization, reference_readout_variance
 from nad_jax.models import Model, complete_model
 
 INITIALIZATIONS = ("reference", "flax")
@@ -23,6 +24,7 @@ INITIALIZATIONS = ("reference", "flax")
 
 class _DenseCall(NamedTuple):
     module: nn.Dense
+    kernel: jax.Array
     inputs: jax.Array
     outputs: jax.Array
 
@@ -30,12 +32,13 @@ class _DenseCall(NamedTuple):
 class _Module(NamedTuple):
     """A Linen module as functions of its variables.
 
-    init(key) -> variables. evaluate(variables, x) -> logits. train(variables, x, rngs, mutable) -> (logits, updated).
-    describe(): the shapes of its variables, and every module by its path; to be called once, before `init` is traced.
+    init(key, image: zeros by default) -> variables. evaluate(variables, x) -> logits.
+    train(variables, x, rngs, mutable) -> (logits, updated).
+    describe(): the shapes of its variables, and every module by its path.
     record_dense(variables, x) -> (logits, every call of an `nn.Dense`).
     """
 
-    init: Callable[[jax.Array], Any]
+    init: Callable[..., Any]
     evaluate: Callable[[Any, jax.Array], jax.Array]
     train: Callable[..., Any]
     describe: Callable[[], tuple[Any, dict[tuple[str, ...], nn.Module]]]
@@ -47,15 +50,15 @@ def _is_plain_dense(module: nn.Module) -> bool:
     return type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
 
 
-def _with_mode(module: nn.Module, train: bool) -> nn.Module:
-    """The module in a mode, where that is an attribute of it instead of an argument of its `__call__`."""
-    taken = inspect.signature(type(module).__call__).parameters
-    flags = {
-        name: value
-        for name, value in mode_flags(train).items()
-        if name not in taken and isinstance(getattr(module, name, None), bool)
+def _own_flags(module: nn.Module) -> set[str]:
+    """The mode flags that are attributes of a module, and no arguments of its `__call__` that must be given."""
+    parameters = inspect.signature(type(module).__call__).parameters
+    fields = {field.name for field in dataclasses.fields(module) if field.init}
+    return {
+        name
+        for name in fields & set(mode_flags(True))
+        if isinstance(getattr(module, name), bool) and (name not in parameters or parameters[name].default is None)
     }
-    return module.clone(**flags) if flags else module
 
 
 def _make_module(
@@ -65,11 +68,15 @@ def _make_module(
     train_arguments: Mapping[str, Any] | None,
 ) -> _Module:
     name = f"module: {type(module).__name__}"
-    call = make_call_arguments(type(module), arguments, train_arguments)
-    modules = {train: _with_mode(module, train) for train in (False, True)}
-    image = jnp.zeros((1, *image_shape), jnp.float32)
+    own = _own_flags(module)
+    call = make_call_arguments(type(module), arguments, train_arguments, left=own)
+    modules = {
+        train: module.clone(**{flag: mode_flags(train)[flag] for flag in own}) if own else module
+        for train in (False, True)
+    }
+    zeros = jnp.zeros((1, *image_shape), jnp.float32)
 
-    def init(key: jax.Array) -> Any:
+    def init(key: jax.Array, image: jax.Array = zeros) -> Any:
         positional, keyword = call(False)
         with reported(f"{name}.init"):
             return modules[False].init({"params": key}, image, *positional, **keyword)
@@ -89,11 +96,14 @@ def _make_module(
 
         def record(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
             if context.module.scope is not None:  # an unbound module, whose path is that of the whole, owns nothing
-                owners.setdefault(context.module.path, context.module)
+                first = owners.setdefault(context.module.path, context.module)
+                shared = context.module.scope is first.scope  # as `nn.share_scope` has it
+                if shared and find_law(first) is None and find_law(context.module) is not None:
+                    owners[context.module.path] = context.module
             return next_function(*args, **kwargs)
 
         with nn.intercept_methods(record):
-            return jax.eval_shape(init, jax.random.key(0)), owners
+            return jax.eval_shape(lambda key: init(key), jax.random.key(0)), owners
 
     def record_dense(variables: Any, x: jax.Array) -> tuple[jax.Array, list[_DenseCall]]:
         """Logits in evaluation mode, and every call of an `nn.Dense` on the way, in order."""
@@ -102,7 +112,8 @@ def _make_module(
         def record(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
             outputs = next_function(*args, **kwargs)
             if _is_plain_dense(context.module) and context.method_name == "__call__":
-                calls.append(_DenseCall(context.module, args[0], outputs))
+                kernel = nn.unbox(context.module.get_variable("params", "kernel"))
+                calls.append(_DenseCall(context.module, kernel, args[0], outputs))
             elif isinstance(context.module, nn.WeightNorm | nn.SpectralNorm):
                 calls.clear()  # the layer inside multiplies by a normalized kernel, not by the one that was drawn
             return outputs
@@ -114,38 +125,67 @@ def _make_module(
     return _Module(init, evaluate, train, describe, record_dense)
 
 
-def _readout(logits: jax.Array, calls: list[_DenseCall]) -> _DenseCall | None:
-    """The call whose output is the logits, if it is a layer used once on flat features."""
+def _readout(variables: Any, logits: jax.Array, calls: list[_DenseCall]) -> _DenseCall | None:
+    """The call whose output is the logits, if it is a layer used once on flat features, with the kernel as stored."""
     if not calls or calls[-1].outputs is not logits or calls[-1].inputs.ndim != 2:
+        return None
+    stored = variables["params"]
+    for name in (*calls[-1].module.path, "kernel"):
+        stored = stored.get(name) if isinstance(stored, Mapping) else None
+    if nn.unbox(stored) is not calls[-1].kernel:  # nn.map_variables stands between
         return None
     return calls[-1] if sum(call.module.path == calls[-1].module.path for call in calls) == 1 else None
 
 
-_PATCHING = threading.Lock()
+_WATCHING = threading.Lock()
+
+
+class _Asked(NamedTuple):
+    """What a module asks for while it is traced: names of random streams, and of collections that it sows into."""
+
+    streams: dict[str, None]
+    sown: dict[str, None]
 
 
 @contextlib.contextmanager
-def _recorded_streams(names: dict[str, None]) -> Iterator[None]:
-    """Adds to `names` every random stream that a module asks for, or asks whether it is there.
+def _watched(asked: _Asked) -> Iterator[None]:
+    """Adds to `asked` what modules of this thread ask for.
 
-    `nn.intercept_methods` does not see these two methods of the base class, so they are replaced for the while.
+    `nn.intercept_methods` does not see these methods of the base class, so they are replaced for the while.
     """
-    make_rng, has_rng = nn.Module.make_rng, nn.Module.has_rng
+    thread = threading.get_ident()
+    methods = {}
 
-    def recorded_make_rng(self: nn.Module, name: str = "params") -> jax.Array:
-        names[name] = None
-        return make_rng(self, name)
+    def note(names: dict[str, None], name: str) -> None:
+        if threading.get_ident() == thread:
+            names[name] = None
 
-    def recorded_has_rng(self: nn.Module, name: str) -> bool:
-        names[name] = None
-        return has_rng(self, name)
+    def make_rng(self: nn.Module, name: str = "params") -> jax.Array:
+        note(asked.streams, name)
+        return methods["make_rng"](self, name)
 
-    with _PATCHING:
-        nn.Module.make_rng, nn.Module.has_rng = recorded_make_rng, recorded_has_rng
+    def has_rng(self: nn.Module, name: str) -> bool:
+        note(asked.streams, name)
+        return methods["has_rng"](self, name)
+
+    def sow(self: nn.Module, col: str, *args: Any, **kwargs: Any) -> bool:
+        note(asked.sown, col)
+        return methods["sow"](self, col, *args, **kwargs)
+
+    def perturb(self: nn.Module, name: str, value: Any, collection: str = "perturbations") -> Any:
+        note(asked.sown, collection)
+        return methods["perturb"](self, name, value, collection)
+
+    with _WATCHING:
+        watching = {"make_rng": make_rng, "has_rng": has_rng, "sow": sow, "perturb": perturb}
+        methods |= {name: getattr(nn.Module, name) for name in watching}
         try:
+            for name, method in watching.items():
+                setattr(nn.Module, name, method)
             yield
         finally:
-            nn.Module.make_rng, nn.Module.has_rng = make_rng, has_rng
+            for name, method in methods.items():
+                setattr(nn.Module, name, method)
 
 
 def _without(variables: Mapping[str, Any], collections: tuple[str, ...]) -> Mapping[str, Any]:
@@ -160,19 +200,22 @@ def _state(variables: Mapping[str, Any]) -> list[str]:
     return [name for name in variables if name != "params"]
 
 
-def _find_streams(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct) -> tuple[str, ...]:
-    """The random streams that training mode asks for. Where it fails for another reason, training it will say so."""
-    names: dict[str, None] = {}
+def _find_asked(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct) -> _Asked:
+    """What a module asks for in both modes. Where it fails for another reason, `check` or training will say so."""
+    asked = _Asked({}, {})
+
+    def trace(function: Callable, *args: Any) -> None:
+        with contextlib.suppress(InputError), _watched(asked):
+            jax.eval_shape(lambda *arrays: function(*arrays), *args)
+
+    trace(module.evaluate, shapes, images)
+    asked.streams.clear()  # evaluation has none
     while True:
-        known = tuple(names)
-
-        def trace(variables: Any, x: jax.Array, known: tuple[str, ...] = known) -> Any:
-            return module.train(variables, x, _make_rngs(jax.random.key(0), known), _state(shapes))
-
-        with contextlib.suppress(InputError), _recorded_streams(names):
-            jax.eval_shape(trace, shapes, images)
-        if tuple(names) == known:
-            return known
+        known = tuple(asked.streams)
+        rngs = _make_rngs(jax.random.key(0), known)
+        trace(lambda variables, x, rngs=rngs: module.train(variables, x, rngs, _state(shapes)), shapes, images)
+        if tuple(asked.streams) == known:
+            return asked
 
 
 def _make_rngs(key: jax.Array, streams: tuple[str, ...]) -> dict[str, jax.Array]:
@@ -180,14 +223,14 @@ def _make_rngs(key: jax.Array, streams: tuple[str, ...]) -> dict[str, jax.Array]
     return {name: key if name == "dropout" else named_key(key, name) for name in streams}
 
 
-def _find_sown(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct, streams: tuple[str, ...]) -> tuple[str, ...]:
-    """The collections that a module writes and never reads: it runs in both modes without them."""
+def _find_sown(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct, asked: _Asked) -> tuple[str, ...]:
+    """The collections that a module sows into and runs without in both modes."""
 
     def runs_without(name: str) -> bool:
         left = _without(shapes, (name,))
 
         def train(variables: Any, x: jax.Array) -> Any:
-            return module.train(variables, x, _make_rngs(jax.random.key(0), streams), _state(left))
+            return module.train(variables, x, _make_rngs(jax.random.key(0), tuple(asked.streams)), _state(left))
 
         with contextlib.suppress(InputError):
             jax.eval_shape(module.evaluate, left, images)
@@ -195,7 +238,7 @@ def _find_sown(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct, strea
             return True
         return False
 
-    return tuple(name for name in _state(shapes) if runs_without(name))
+    return tuple(name for name in _state(shapes) if name in asked.sown and runs_without(name))
 
 
 def make_linen_model(
@@ -216,14 +259,16 @@ def make_linen_model(
     check_choice("initialization", initialization, INITIALIZATIONS)
     functions = _make_module(module, image_shape, arguments, train_arguments)
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    (shapes, owners), sown = functions.describe(), ()
-    if streams is None:
-        streams = _find_streams(functions, shapes, images)
-        sown = _find_sown(functions, shapes, images, streams)
-        shapes = _without(shapes, sown)
+    # Without `jit`, inside the module: what was traced before would not be run again, and nothing of it seen.
+    with contextlib.nullcontext() if streams is not None else jax.disable_jit():
+        (shapes, owners), sown = functions.describe(), ()
+        if streams is None:
+            asked = _find_asked(functions, shapes, images)
+            streams, sown = tuple(asked.streams), _find_sown(functions, shapes, images, asked)
+            shapes = _without(shapes, sown)
 
-    def init_flax(key: jax.Array) -> Any:
-        return _without(functions.init(key), sown)
+    def init_flax(key: jax.Array, *image: jax.Array) -> Any:
+        return _without(functions.init(key, *image), sown)
 
     init = init_flax
     if initialization == "reference":
@@ -238,13 +283,13 @@ def make_linen_model(
         return logits, freeze(updated) if isinstance(variables, FrozenDict) else updated
 
     def features(variables: Any, x: jax.Array) -> jax.Array:
-        return _readout(*functions.record_dense(variables, x)).inputs
+        return _readout(variables, *functions.record_dense(variables, x)).inputs
 
     found: list[_DenseCall | None] = []
 
     def trace(variables: Any, x: jax.Array) -> jax.Array:
         logits, calls = functions.record_dense(variables, x)
-        found.append(_readout(logits, calls))
+        found.append(_readout(variables, logits, calls))
         return logits
 
     jax.eval_shape(trace, shapes, images)
@@ -293,7 +338,8 @@ def from_linen(
     Args:
       module: the module.
       image_shape: (H, W, C) of one input.
-      initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own).
+      initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own, shown one image of
+        zeros).
       readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under "flax" for a
         layer with Flax's default kernel initializer; otherwise state it to marginalize.
       reference_convolution: passed to `initializers.reference_initialization`.
@@ -310,4 +356,5 @@ def from_linen(
         module, image_shape, initialization, readout_variance, reference_convolution, symmetries, arguments,
         train_arguments,
     )  # fmt: skip
-    return complete_model(model._replace(description={**model.description, "checked": check}), check)
+    model = model._replace(description={**model.description, "checked": check})
+    return complete_model(model, check, Probes(init_at=model.init if initialization == "flax" else None))

@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nad_jax.contract import as_arrays, check_behavior, check_shapes, check_trainable, reported, shape_of_variables
+from nad_jax.contract import (
+    Probes,
+    as_arrays,
+    check_behavior,
+    check_shapes,
+    check_trainable,
+    reported,
+    shape_of_variables,
+)
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_number
 from nad_jax.symmetries import check_symmetries
 
@@ -63,12 +71,12 @@ def split_trainable(model: Model, variables: Any) -> tuple[list[jax.Array], list
     return trained, others, join
 
 
-def complete_model(model: Model, check: bool = True, statistics: Callable[[Any], list[bool]] | None = None) -> Model:
+def complete_model(model: Model, check: bool = True, probes: Probes | None = None) -> Model:
     """The model with its number of logits, tested against the contract.
 
     Args:
       check: whether its behavior is tested (see `contract.check_behavior`), besides the shapes.
-      statistics: as in `contract.check_behavior`.
+      probes: what the adapter knows besides.
 
     Raises:
       InputError: where it breaks the contract.
@@ -80,7 +88,7 @@ def complete_model(model: Model, check: bool = True, statistics: Callable[[Any],
     symmetries = check_symmetries(model.symmetries, model.image_shape)
     model = model._replace(num_logits=check_shapes(model), symmetries=symmetries)
     if check:
-        check_behavior(model, statistics)
+        check_behavior(model, probes)
     return model
 
 

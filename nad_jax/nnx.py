@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from nad_jax.call_arguments import describe_arguments, make_call_arguments
-from nad_jax.contract import reported
+from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode_flags
+from nad_jax.contract import Probes, reported
 from nad_jax.ensemble import named_key
 from nad_jax.errors import InputError, check_image_shape
 from nad_jax.models import Model, complete_model
@@ -69,8 +69,8 @@ def from_nnx(
 ) -> Model:
     """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
 
-    The mode is set by `module.train()` and `module.eval()`, by the attributes `training` and `is_training` where there
-    are such, and passed where `__call__` takes it, under the names of `call_arguments`. In training mode every random
+    The mode is set as NNX's `train()` and `eval()` do, in all attributes of modules that are truth values under the
+    names of `call_arguments`, and passed where `__call__` takes it. In training mode every random
     stream of the module has new keys in each call, and an argument `rngs` of `__call__` gets an `nnx.Rngs`; in
     evaluation mode it is None. Parameters (`nnx.Param`) are trained.
 
@@ -88,7 +88,10 @@ def from_nnx(
         argument of `__call__` is not known.
     """
     if isinstance(factory, nnx.Module) or not callable(factory):
-        raise InputError(f"factory: must be a function of nnx.Rngs that builds the module, got {factory!r}")
+        raise InputError(
+            f"factory: must be a function of nnx.Rngs that builds the module, as lambda rngs: Net(rngs=rngs), got "
+            f"{type(factory).__name__}"
+        )
     image_shape = check_image_shape(image_shape)
     if features is not None and not callable(features):
         raise InputError(f"features: must be a function, got {features!r}")
@@ -111,10 +114,11 @@ def from_nnx(
     def rebuild(variables: Any, train: bool) -> nnx.Module:
         # A module writes into the state it was merged from: a fresh tree keeps the caller's variables as they are.
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, variables))
-        if train:
-            module.train(training=True, is_training=True)
-        else:
-            module.eval(training=False, is_training=False)
+        (nnx.Module.train if train else nnx.Module.eval)(module)  # of NNX, whatever the module itself calls so
+        for _, node in nnx.iter_graph(module):
+            for flag, value in mode_flags(train).items() if isinstance(node, nnx.Module) else ():
+                if isinstance(vars(node).get(flag), bool):
+                    setattr(node, flag, value)
         return module
 
     def apply(variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False) -> Any:
@@ -132,6 +136,13 @@ def from_nnx(
         with reported(f"{name} in training mode"):
             logits = module(x, *positional, **keyword)
             return logits, _updated(variables, nnx.split(module)[1])
+
+    def called_twice(variables: Any, x: jax.Array) -> jax.Array:
+        module = rebuild(variables, train=False)
+        positional, keyword = call(False, rngs=None)
+        with reported(f"{name} in evaluation mode"):
+            module(x, *positional, **keyword)
+            return module(x, *positional, **keyword)
 
     def evaluate_features(variables: Any, x: jax.Array) -> jax.Array:
         with reported("model: features"):
@@ -154,4 +165,4 @@ def from_nnx(
         trainable=lambda variables: _mask(variables, nnx.Param),
         symmetries=symmetries,
     )
-    return complete_model(model, check, statistics)
+    return complete_model(model, check, Probes(statistics, called_twice))

@@ -36,7 +36,7 @@ class Net(nn.Module):
 
 
 def _estimates(dtype: type) -> Iterator[tuple[str, np.ndarray]]:
-    model = nad_jax.from_linen(Net(1, dtype), SHAPE, readout_variance=1 / 6)
+    model = nad_jax.from_linen(Net(1, dtype), SHAPE, readout_variance=1 / 6, check=False)
     for derivative in ("input_gradient", "central_difference"):
         for readout, count in (("marginalized", 1), ("sampled", 1), ("sampled", 3)):
             choices = {"derivative": derivative, "readout": readout, "num_readouts": count, "point": "fresh"}
@@ -52,7 +52,7 @@ def _estimates(dtype: type) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _training(dtype: type) -> Iterator[tuple[str, np.ndarray]]:
-    model = nad_jax.from_linen(Net(2, dtype), SHAPE)
+    model = nad_jax.from_linen(Net(2, dtype), SHAPE, check=False)
     sizes = {"num_train": 40, "num_test": 20, "num_epochs": 2, "batch_size": 20, "loss_window": 2}
     recipe = nad_jax.Recipe("sgd", {"momentum": np.float64(0.9)}, weight_decay=1e-3, **sizes)
     directions = np.eye(16)[:2]

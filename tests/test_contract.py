@@ -1,5 +1,7 @@
 """Models that break the contract, or that an adapter must treat with care."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import flax
 import flax.linen as nn
 import jax
@@ -77,6 +79,7 @@ def _sort_batch(variables, x):
         (lambda v, x: _logits(v, x) / len(x), "or on its size"),
         (lambda v, x: _logits(v, x) + 0.01 * jnp.arange(len(x))[:, None], "other images of the batch"),
         (_sort_batch, "other images of the batch"),
+        (lambda v, x: _logits(v, x) + 1e-6 * _logits(v, x).mean(0)[None], "their derivative in another image"),
         (_count_calls(), "change from one call to the next"),
         (_draw_outside, "change from one call to the next"),
         (lambda v, x: _logits(v, x).astype(int), "real floating-point logits, got int32"),
@@ -110,6 +113,20 @@ def test_variables_that_are_no_arrays_are_refused_by_name():
         from_functions(lambda key: {**_init(key), "name": "net"}, _logits, SHAPE)
 
 
+def test_a_network_that_amplifies_rounding_is_no_mixture_of_images():
+    def init(key):
+        return {"hidden": 0.75 * jax.random.normal(key, (60, 16, 16)), "w": jnp.ones((16, 2))}
+
+    def apply(variables, x):
+        for kernel in variables["hidden"]:
+            x = jnp.tanh(_flat(x) @ kernel)
+        return _logits(variables, x)
+
+    from_functions(init, apply, SHAPE)
+    with pytest.raises(InputError, match="depend on the other images"):
+        from_functions(init, lambda v, x: apply(v, x) + x.mean(), SHAPE)
+
+
 def test_features_depend_on_their_image_alone():
     def features(variables, x):
         return _flat(x) - _flat(x).mean(0)[None]
@@ -128,6 +145,43 @@ def test_behind_a_head_of_zeros_the_batch_is_still_seen():
 
     with pytest.raises(InputError, match="the logits of an image depend on the other images"):
         from_linen(Net(), SHAPE)
+
+
+def test_initialization_that_depends_on_images_is_refused_by_name():
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = _flat(x)
+            return nn.Dense(1)(x * self.param("scale", lambda key: 1 / (x.std() + 1e-6)))
+
+    with pytest.raises(InputError, match="initialization of params/scale depends on the image"):
+        from_linen(Scaled(), SHAPE)
+
+
+class Counts(nnx.Module):
+    """Keeps how often it was called; where that enters its output, a call is no evaluation."""
+
+    def __init__(self, rngs, enters):
+        self.readout, self.count, self.enters = nnx.Linear(16, 2, rngs=rngs), nnx.Variable(jnp.ones(())), enters
+
+    def __call__(self, x):
+        self.count[...] = self.count[...] + 1.0
+        return self.readout(_flat(x)) * (self.count[...] if self.enters else 1.0)
+
+
+class NoisyEvaluation(nnx.Module):
+    def __init__(self, rngs):
+        self.readout, self.rngs = nnx.Linear(16, 2, rngs=rngs), rngs
+
+    def __call__(self, x):
+        return self.readout(_flat(x)) * jax.random.normal(self.rngs.noise())
+
+
+def test_what_an_nnx_module_keeps_does_not_enter_its_evaluation():
+    assert from_nnx(lambda rngs: Counts(rngs, enters=False), SHAPE).num_logits == 2
+    for factory in (lambda rngs: Counts(rngs, enters=True), NoisyEvaluation):
+        with pytest.raises(InputError, match="change from one call to the next"):
+            from_nnx(factory, SHAPE)
 
 
 def test_statistics_that_training_leaves_alone_are_refused_by_name():
@@ -261,7 +315,9 @@ def test_modes_are_passed_under_the_names_that_modules_give_them():
 
 
 def test_arguments_that_are_not_known_are_refused_by_name_or_given():
-    with pytest.raises(InputError, match=r"Learning.__call__ takes 'scale', 'is_learning'.*'is_learning': False"):
+    with pytest.raises(
+        InputError, match=r"Learning.__call__ takes 'scale', 'is_learning': give .*'is_learning': False"
+    ):
         from_linen(Learning(""), SHAPE)
     values = {"arguments": {"scale": 0.5, "is_learning": False}, "train_arguments": {"is_learning": True}}
     model = from_linen(Learning(""), SHAPE, **values)
@@ -297,6 +353,97 @@ def test_a_mode_that_is_an_attribute_of_the_module_is_set():
         variables, x = model.init(make_key(0)), jnp.ones((5, *SHAPE))
         first, other = (model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1))
         assert not np.allclose(first, other)
+
+
+class ByProperty(nn.Module):
+    train: bool = False
+
+    @property
+    def deterministic(self):
+        return not self.train
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=self.deterministic)(_flat(x)))
+
+
+class Merged(nn.Module):
+    deterministic: bool | None = True
+
+    @nn.compact
+    def __call__(self, x, deterministic=None):
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        return nn.Dense(2)(nn.Dropout(0.5)(_flat(x), deterministic=deterministic))
+
+
+class OwnTrain(nnx.Module):
+    """Calls its mode as NNX calls a method."""
+
+    def __init__(self, rngs):
+        self.readout, self.drop, self.train = nnx.Linear(16, 2, rngs=rngs), nnx.Dropout(0.5, rngs=rngs), False
+
+    def __call__(self, x):
+        return self.readout(self.drop(_flat(x), deterministic=not self.train))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: from_linen(ByProperty(), SHAPE),
+        lambda: from_linen(Merged(), SHAPE),
+        lambda: from_linen(Merged(None), SHAPE),
+        lambda: from_nnx(OwnTrain, SHAPE),
+    ],
+)
+def test_modes_kept_in_other_ways_are_set(make):
+    model = make()
+    variables, x = model.init(make_key(0)), jnp.ones((5, *SHAPE))
+    first, other = (model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1))
+    assert not np.allclose(first, other)
+    np.testing.assert_array_equal(model.apply(variables, x), model.apply(variables, x))
+
+
+def test_a_mode_flag_is_not_fixed_in_training_unasked():
+    with pytest.raises(InputError, match="arguments: 'is_training' is a mode flag"):
+        from_linen(IsTraining(""), SHAPE, arguments={"is_training": False})
+
+
+class Jitted(nn.Module):
+    """Its layers are traced once by Flax: a second model must find the same streams and owners."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        class Noise(nn.Module):
+            @nn.compact
+            def __call__(self, x, train):
+                if self.has_rng("noise"):
+                    x += jax.random.normal(self.make_rng("noise"), x.shape) * train
+                return nn.Dense(4)(x)
+
+        return nn.Dense(2)(JIT(Noise)(_flat(x), train))
+
+
+JITTED = {}
+
+
+def JIT(kind):
+    return JITTED.setdefault("one", nn.jit(kind, static_argnums=2))()
+
+
+def test_layers_that_were_traced_before_are_seen_again():
+    for _ in range(2):
+        model = from_linen(Jitted(), SHAPE, "reference")
+        variables, x = model.init(make_key(0)), jnp.ones((5, *SHAPE))
+        first, other = (model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1))
+        assert not np.allclose(first, other)
+
+
+def test_models_made_in_threads_leave_flax_as_it_was():
+    methods = nn.Module.make_rng, nn.Module.has_rng, nn.Module.sow, nn.Module.perturb
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: from_linen(Noisy(), SHAPE, check=False), range(8)))
+    assert methods == (nn.Module.make_rng, nn.Module.has_rng, nn.Module.sow, nn.Module.perturb)
+    assert len({model.num_logits for model in made}) == 1
 
 
 class Noisy(nn.Module):
@@ -368,6 +515,21 @@ def test_what_is_only_sown_is_no_variable(collection):
     assert 0 <= _train(model) <= 1
 
 
+class Guarded(nn.Module):
+    """Reads a statistic only where it is there."""
+
+    @nn.compact
+    def __call__(self, x):
+        mean = self.get_variable("stats", "mean") if self.has_variable("stats", "mean") else 0.0
+        if self.is_mutable_collection("stats"):
+            self.put_variable("stats", "mean", x.mean())
+        return nn.Dense(2)(_flat(x) - mean)
+
+
+def test_a_collection_that_is_read_where_it_is_there_is_kept():
+    assert set(from_linen(Guarded(), SHAPE).init(make_key(0))) == {"params", "stats"}
+
+
 class Remembers(nn.Module):
     """Reads what it writes: that is a variable, whatever its collection is called."""
 
@@ -434,6 +596,22 @@ def test_a_fault_of_the_users_program_is_said_to_be_one():
                 _init, lambda v, x, key=None, train=False: (_logits(v, x), {}) if train else _logits(v, x), SHAPE
             )
         )
+
+
+def test_a_read_out_behind_mapped_variables_is_no_plain_one():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(1)(nn.relu(nn.Dense(6)(_flat(x))))
+
+    def scaled(factor):
+        return lambda variables: jax.tree.map(lambda leaf: factor * leaf, variables)
+
+    module = nn.map_variables(Net, "params", trans_in_fn=scaled(10.0), trans_out_fn=scaled(0.1), init=True)()
+    model = from_linen(module, SHAPE)
+    assert model.features is None and model.readout_variance is None
+    with pytest.raises(InputError, match=r"of a Dense, under nn\.map_variables"):
+        from_linen(module, SHAPE, "reference")
 
 
 def test_the_read_out_is_a_plain_dense_layer_or_none():
@@ -537,7 +715,7 @@ def test_nnx_arguments_are_known_given_or_refused():
         def __call__(self, x, mask=None):
             return self.readout(_flat(x) if mask is None else _flat(x) * mask)
 
-    with pytest.raises(InputError, match=r"Masked.__call__ takes 'mask', .*arguments=\{'mask': None\}"):
+    with pytest.raises(InputError, match=r"Masked.__call__ takes 'mask': .*arguments=\{'mask': None\}"):
         from_nnx(Masked, SHAPE)
     model = from_nnx(Masked, SHAPE, arguments={"mask": 0.0})
     assert (

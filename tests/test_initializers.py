@@ -144,6 +144,42 @@ def test_variables_whose_law_is_not_settled_are_refused_by_name_and_owner(part, 
     assert from_linen(Net(part, images), (4, 4, 1), check=False).num_logits == 1
 
 
+class Kernel(nn.Module):
+    reference_law = "dense"
+
+    @nn.compact
+    def __call__(self, x):
+        return x @ self.param("kernel", nn.initializers.zeros, (x.shape[-1], 400))
+
+
+class OtherKernel(Kernel):
+    pass
+
+
+class Shared(nn.Module):
+    """A wrapper whose layer has its variables in the wrapper's own scope."""
+
+    def setup(self):
+        self.layer = nn.Dense(4)
+        nn.share_scope(self, self.layer)
+
+    def __call__(self, x):
+        return self.layer(x)
+
+
+def test_a_module_of_ones_own_may_state_its_law_for_itself():
+    def make(part):
+        return from_linen(Net(part), (4, 4, 1), "reference").init(jax.random.key(0))["params"]["part"]["kernel"]
+
+    np.testing.assert_allclose(jnp.abs(make(Kernel())).max(), 1 / 2, rtol=0.02)
+    assert 0 < jnp.abs(make(Shared())).max() <= 1 / 2
+    with pytest.raises(InputError, match=r"params/part/kernel .* of a OtherKernel"):
+        make(OtherKernel())
+    wrong = type("Wrong", (Kernel,), {"reference_law": "Dense", "__module__": __name__})
+    with pytest.raises(InputError, match=r"Wrong\.reference_law: unknown value 'Dense'"):
+        make(wrong())
+
+
 def test_layers_that_are_only_wrapped_keep_their_law():
     def weights(part, images=False):
         model = from_linen(Net(part, images), (4, 4, 1), initialization="reference")
