@@ -165,7 +165,8 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
         if probes.init_at is not None:
             unsettled = _differences(drawn, probes.init_at(init_key, images[:1]))
         if differentiable:
-            mixed = jnp.any(jax.grad(first_of)(images, given)[1] != 0)
+            other = jax.grad(first_of)(images, given)[1]
+            mixed = jnp.any((other != 0) & jnp.isfinite(other))
         nearby = jnp.concatenate([images, images * (1 + 2.0**-21)])
         alone = jax.lax.map(lambda image: tuple(values[0] for values in observe(given, image[None])), nearby)
         changed = jnp.zeros(0, bool)
