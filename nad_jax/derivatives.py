@@ -41,9 +41,11 @@ def input_gradient(function: Function, x: jax.Array, readouts: jax.Array | None)
       InputError: for an image, read-outs or outputs of another shape or that are not real.
     """
     x = _check_point(function, x)
-    outputs, pullback = jax.vjp(lambda image: function(image[None])[0], x)
-    real_array("function(x)", outputs, "[F]", finite=False)
 
+    def outputs_at(image: jax.Array) -> jax.Array:
+        return real_array("function(x)", function(image[None]), "[1, F]", finite=False)[0]
+
+    outputs, pullback = jax.vjp(outputs_at, x)
     together = max(1, min(_PULLBACKS, _PIXELS // (x.shape[0] * x.shape[1])))
 
     def row(cotangent: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from nad_jax.errors import InputError, check_choice, check_integer
+from nad_jax.errors import InputError, check_choice, check_integer, shown
 
 MAPPINGS = ("vectorized", "sequential")
 
@@ -46,7 +46,7 @@ def resolve_key(key: jax.Array | int) -> jax.Array:
     try:
         return make_key(key)
     except InputError:
-        raise InputError(f"{needed}, got {key!r}") from None
+        raise InputError(f"{needed}, got {shown(key)}") from None
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:

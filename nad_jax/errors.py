@@ -243,7 +243,7 @@ def problems(*checks: Callable[[], None]) -> list[str]:
 def check_image_shape(image_shape: Any) -> tuple[int, int, int]:
     """Returns `image_shape` as (height, width, channels); raises `InputError` otherwise."""
     image_shape = plain(image_shape)
-    shape = tuple(image_shape) if isinstance(image_shape, Iterable) else ()
+    shape = tuple(image_shape) if isinstance(image_shape, list | tuple) else ()
     if len(shape) != 3 or any(not _is_number(n, numbers.Integral) or n < 1 for n in shape):
         raise InputError(
             f"image_shape: must be three positive integers (height, width, channels), got {shown(image_shape)}"

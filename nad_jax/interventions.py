@@ -73,7 +73,8 @@ def set_coefficients(images: jax.Array, directions: jax.Array, coefficients: jax
     images = _check_images(images)
     # Directions that were read in double precision do not make the images so.
     dtype = jnp.result_type(images, jnp.float32)
-    directions = jnp.asarray(real_array("directions", directions, "[B, D]"), dtype)
+    directions = check_units("directions", real_array("directions", directions, "[B, D]"), zero=True)
+    directions = jnp.asarray(directions, dtype)
     coefficients = jnp.asarray(real_array("coefficients", coefficients, "[B]"), dtype)
     x = images.reshape(len(images), -1)
     if directions.shape != x.shape or coefficients.shape != x.shape[:1]:
@@ -81,7 +82,6 @@ def set_coefficients(images: jax.Array, directions: jax.Array, coefficients: jax
             f"directions, coefficients: must be {x.shape} and {x.shape[:1]} for these images, "
             f"got {directions.shape} and {coefficients.shape}"
         )
-    check_units("directions", directions, zero=True)
     # A sum of products, in full precision on every backend.
     along = jnp.sum(x * directions, axis=1)
     return (x + (coefficients - along)[:, None] * directions).reshape(images.shape)
@@ -106,7 +106,8 @@ def poison(images: jax.Array, labels: jax.Array, carriers: jax.Array, coefficien
     """
     images = _check_images(images)
     dtype = jnp.result_type(images, jnp.float32)
-    carriers = jnp.asarray(real_array("carriers", carriers, "[T, D]"), dtype)
+    carriers = check_units("carriers", real_array("carriers", carriers, "[T, D]"), zero=True)
+    carriers = jnp.asarray(carriers, dtype)
     coefficients = jnp.asarray(real_array("coefficients", coefficients, "[T]"), dtype)
     labels = jnp.asarray(check_labels("labels", labels, len(carriers)))
     if carriers.shape[1] != images[0].size or coefficients.shape != carriers.shape[:1]:
@@ -116,7 +117,6 @@ def poison(images: jax.Array, labels: jax.Array, carriers: jax.Array, coefficien
         )
     if labels.shape != images.shape[:1]:
         raise InputError(f"labels: must be one for each of the {len(images)} images, got shape {labels.shape}")
-    check_units("carriers", carriers, zero=True)
     of_label = partial(jnp.take, indices=labels, axis=0, mode="fill", fill_value=jnp.nan)
     return set_coefficients(images, of_label(carriers), of_label(coefficients))
 

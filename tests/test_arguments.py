@@ -46,7 +46,11 @@ CASES = [
     # derivatives
     (lambda: _gradient(function=3), "function: must be a function, got 3"),
     (lambda: _gradient(function=None), "function: must be a function, got None"),
-    (lambda: _gradient(function=lambda x: x.sum()[None] * 1j), r"function(x): must be real numbers [F], got shape"),
+    (
+        lambda: _gradient(function=lambda x: x.sum()[None] * 1j),
+        r"function(x): must be real numbers [1, F], got shape (1,) of c",
+    ),
+    (lambda: _gradient(function=lambda x: None), "function(x): must be real numbers [1, F], got None"),
     (lambda: _gradient(x="a"), "x: must be real numbers [H, W, C], got 'a'"),
     (lambda: _gradient(x=IMAGES), "x: must be real numbers [H, W, C], got shape (6, 4, 4, 1)"),
     (lambda: _gradient(x=IMAGES[0] * np.nan), "x: has entries that are not finite"),
@@ -70,6 +74,7 @@ CASES = [
     (lambda: n.complete_basis(EYE, "a"), "tolerance: must be a finite number at least 0.0, got 'a'"),
     (lambda: jax.jit(n.complete_basis)(EYE), "directions: must be known while a function is compiled"),
     (lambda: n.create_model("lenet", np.arange(900).reshape(30, 30)), "image_shape: must be three positive integers"),
+    (lambda: n.to_images(EYE, np.array("x")), "image_shape: must be three positive integers"),
     # spectra
     (lambda: n.eigh_dense("a"), "matrix: must be real numbers [D, D], got 'a'"),
     (lambda: n.eigh_dense([[1, 1j], [1j, 1]]), "matrix: must be real numbers [D, D], got shape (2, 2) of complex"),
@@ -108,6 +113,7 @@ CASES = [
     (lambda: n.rank_correlation([1, 2], [1, np.nan]), "right: has entries that are not finite"),
     (lambda: n.rank_correlation([1], [1]), "left, right: must be of one length >= 2, got 1 and 1"),
     # separable
+    (lambda: n.sample_noise(NADS, 2, 2, 4), "key: must be a seed, an integer in 0 … 4294967295, or one key as of"),
     (lambda: n.sample_separable(0, "abc", 4), "direction: must be real numbers [D], got 'abc'"),
     (lambda: n.sample_separable(0, 3 * EYE[0], 4), "direction: has norm 3, expected 1"),
     (lambda: n.sample_separable(0, 1e200 * np.eye(2)[0], 4), "direction: has norm inf, expected 1"),

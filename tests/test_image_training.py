@@ -137,7 +137,7 @@ def test_bad_input_is_named():
     for change, message in [
         ({"train_images": data.train_images[..., :1]}, r"train_images: must be real numbers \[B, 8, 8, 3\]"),
         ({"test_images": data.test_images.astype(int)}, "test_images: must be uint8 or real numbers, got int64"),
-        ({"test_images": data.test_images * np.float32("nan")}, "test_images: hold entries that are not finite"),
+        ({"test_images": data.test_images * np.float32("nan")}, "test_images: has entries that are not finite"),
         ({"train_labels": data.train_labels + 1}, r"train_labels: must be in 0 … 3, got 4"),
         ({"train_labels": data.train_labels / 2}, r"train_labels: must be integers \[B\]"),
         ({"test_labels": data.test_labels[1:]}, "test_labels: must be one for each of the 60 images, got 59"),

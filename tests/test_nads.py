@@ -259,7 +259,7 @@ def test_directional_energy_is_the_quadratic_form_of_the_second_moment():
     np.testing.assert_allclose(directional_energy(nads, nads.directions[:9]), nads.eigenvalues[:9], rtol=1e-4)
     mixed = (nads.directions[0] + nads.directions[5]) / np.sqrt(2)
     assert directional_energy(nads, mixed[None])[0] == pytest.approx(nads.eigenvalues[[0, 5]].mean(), rel=1e-4)
-    with pytest.raises(InputError, match=r"must be \[K, 256\]"):
+    with pytest.raises(InputError, match=r"must be real numbers \[K, 256\]"):
         directional_energy(nads, np.eye(4))
 
 
