@@ -60,7 +60,7 @@ def test_shapes_of_logits_and_features(architecture, shape):
     assert features.shape[0] == 2 and len(last) == 1
 
 
-@pytest.mark.parametrize("architecture", ["logreg", "mlp", "lenet", "vgg11", "resnet18_w16"])
+@pytest.mark.parametrize("architecture", ["logreg", "mlp", "lenet", "vgg11"])
 def test_entries_keep_the_contract_that_models_of_users_are_tested_for(architecture):
     check_behavior(create_model(architecture, num_logits=2))
 
