@@ -69,7 +69,7 @@ def from_nnx(
 ) -> Model:
     """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
 
-    The mode is set as the methods of NNX do that are called so, in all attributes of modules that are truth values under the
+    The mode is set as `nnx.Module` sets it, in all attributes of modules that are truth values under the
     names of `call_arguments`, and passed where `__call__` takes it. In training mode every random
     stream of the module has new keys in each call, and an argument `rngs` of `__call__` gets an `nnx.Rngs`; in
     evaluation mode it is None. Parameters (`nnx.Param`) are trained.
