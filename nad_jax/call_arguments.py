@@ -43,8 +43,8 @@ def make_call_arguments(
       InputError: for arguments that are neither flags, nor given, nor supplied, and given ones that do not exist.
     """
     name = f"{module_class.__name__}.__call__"
-    given = _as_values("arguments", evaluation)
-    given_in_training = given | _as_values("train_arguments", training)
+    given, changed = _as_values("arguments", evaluation), _as_values("train_arguments", training)
+    given_in_training = given | changed
     parameters = list(inspect.signature(module_class.__call__).parameters.values())[1:]
     if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
         raise InputError(f"module: {name} must take images as its first argument, got {_describe(parameters)}")
@@ -63,7 +63,7 @@ def make_call_arguments(
             f"arguments={{{values}}}, and train_arguments={{…}} where it differs in training (known are the mode "
             f"flags {', '.join(mode_flags(True))})"
         )
-    for flag in set(mode_flags(True)) & ({*given} - _as_values("train_arguments", training).keys()):
+    for flag in mode_flags(True).keys() & (given.keys() - changed.keys()):
         raise InputError(
             f"arguments: {flag!r} is a mode flag, which is passed by itself; give it in train_arguments, too"
         )
@@ -73,7 +73,8 @@ def make_call_arguments(
             raise InputError(f"arguments: {name} takes no {argument!r}; it takes {', '.join(names) or 'images alone'}")
 
     def arguments(train: bool, **values: Any) -> Arguments:
-        values = mode_flags(train) | values | (given_in_training if train else given)
+        chosen = given_in_training if train else given
+        values = mode_flags(train) | values | chosen
         positional, keyword = [], {}
         for parameter in parameters:
             if parameter.name in left and parameter.default is not parameter.empty:
@@ -86,7 +87,6 @@ def make_call_arguments(
                 keyword[parameter.name] = values[parameter.name]
             else:
                 positional.append(values[parameter.name])
-        chosen = given_in_training if train else given
         return positional, keyword | {extra: chosen[extra] for extra in chosen if extra not in names}
 
     return arguments

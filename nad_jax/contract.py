@@ -146,7 +146,7 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
     """
     probes = probes or Probes()
     variables = shape_of_variables(model)
-    trains = _has_training_mode(model, variables)
+    trains = _has_training_mode(model)
     functions = [model.apply] if model.features is None else [model.apply, model.features]
 
     def observe(given: Any, images: jax.Array) -> tuple[jax.Array, ...]:
@@ -180,7 +180,7 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
 
     with jax.default_matmul_precision("highest"):  # the defaults of accelerators round as batches of other sizes do not
         lowered = jax.jit(evaluate).lower(jax.random.key(0))
-    # Seconds of optimization would save microseconds here.
+    # It runs once: there is nothing that optimization could pay for.
     seen = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
     _check_evaluation(jax.device_get(seen), _rounding(lowered.as_text()))
     trained = jax.tree.leaves(model.trainable(variables))
@@ -212,7 +212,7 @@ def _off_zero(model: Any, variables: Any) -> Any:
     return jax.tree.map(shifted, variables, model.trainable(variables))
 
 
-def _has_training_mode(model: Any, variables: Any) -> bool:
+def _has_training_mode(model: Any) -> bool:
     """Whether `apply` in training mode returns logits and variables as given; why not is said when it is trained."""
     with contextlib.suppress(InputError):
         check_training(model, 2)

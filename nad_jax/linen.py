@@ -241,7 +241,7 @@ def _find_sown(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct, asked
     return tuple(name for name in _state(shapes) if name in asked.sown and runs_without(name))
 
 
-def make_linen_model(
+def from_linen(
     module: nn.Module,
     image_shape: tuple[int, int, int],
     initialization: str = "flax",
@@ -251,8 +251,35 @@ def make_linen_model(
     arguments: Mapping[str, Any] | None = None,
     train_arguments: Mapping[str, Any] | None = None,
     streams: tuple[str, ...] | None = None,
+    check: bool = True,
 ) -> Model:
-    """`from_linen` without its checks; `streams` are the random streams where they are known, and nothing is sown."""
+    """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps images [B, H, W, C] to logits [B, K].
+
+    The mode is passed under the name that `__call__` gives it, one of `call_arguments.TRAINING_FLAGS` or
+    `EVALUATION_FLAGS`, or set where it is an attribute of that name. Every random stream that training asks for has a
+    key of its own. Collections that the module writes and never reads (`sow`) are no variables of the model.
+
+    The features are found by themselves: they are the input of the `nn.Dense` whose output is returned. A module
+    that ends in anything else, a subclass of `nn.Dense` included, has none (`features` is None).
+
+    Args:
+      module: the module.
+      image_shape: (H, W, C) of one input.
+      initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own, shown one image of
+        zeros).
+      readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under "flax" for a
+        layer with Flax's default kernel initializer; otherwise state it to marginalize.
+      reference_convolution: passed to `initializers.reference_initialization`.
+      symmetries: as in `from_functions`.
+      arguments: values of all further arguments of `__call__`, by name; those with a default, too.
+      train_arguments: the values that differ in training mode.
+      streams: the random streams of training mode, where they are known and nothing is sown; None: found out.
+      check: as in `from_functions`.
+
+    Raises:
+      InputError: where the module raises or breaks the contract (see `contract.check_behavior`), an argument of
+        `__call__` is not known, or the reference initialization does not cover a variable.
+    """
     if not isinstance(module, nn.Module):
         raise InputError(f"module: must be an instance of a Linen module, got {module!r}")
     image_shape = check_image_shape(image_shape)
@@ -300,7 +327,7 @@ def make_linen_model(
             readout_variance = reference_readout_variance(num_features)
         elif readout.module.kernel_init is nn.Dense.kernel_init:
             readout_variance = flax_readout_variance(num_features)
-    return Model(
+    model = Model(
         init,
         apply,
         image_shape,
@@ -310,51 +337,8 @@ def make_linen_model(
             "model": type(module).__name__,
             "initialization": initialization,
             **describe_arguments(arguments, train_arguments),
+            "checked": check,
         },
         symmetries=symmetries,
     )
-
-
-def from_linen(
-    module: nn.Module,
-    image_shape: tuple[int, int, int],
-    initialization: str = "flax",
-    readout_variance: float | None = None,
-    reference_convolution: str = "uniform",
-    symmetries: tuple[str, ...] = (),
-    arguments: Mapping[str, Any] | None = None,
-    train_arguments: Mapping[str, Any] | None = None,
-    check: bool = True,
-) -> Model:
-    """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps images [B, H, W, C] to logits [B, K].
-
-    The mode is passed under the name that `__call__` gives it, one of `call_arguments.TRAINING_FLAGS` or
-    `EVALUATION_FLAGS`, or set where it is an attribute of that name. Every random stream that training asks for has a
-    key of its own. Collections that the module writes and never reads (`sow`) are no variables of the model.
-
-    The features are found by themselves: they are the input of the `nn.Dense` whose output is returned. A module
-    that ends in anything else, a subclass of `nn.Dense` included, has none (`features` is None).
-
-    Args:
-      module: the module.
-      image_shape: (H, W, C) of one input.
-      initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own, shown one image of
-        zeros).
-      readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under "flax" for a
-        layer with Flax's default kernel initializer; otherwise state it to marginalize.
-      reference_convolution: passed to `initializers.reference_initialization`.
-      symmetries: as in `from_functions`.
-      arguments: values of all further arguments of `__call__`, by name; those with a default, too.
-      train_arguments: the values that differ in training mode.
-      check: as in `from_functions`.
-
-    Raises:
-      InputError: where the module raises or breaks the contract (see `contract.check_behavior`), an argument of
-        `__call__` is not known, or the reference initialization does not cover a variable.
-    """
-    model = make_linen_model(
-        module, image_shape, initialization, readout_variance, reference_convolution, symmetries, arguments,
-        train_arguments,
-    )  # fmt: skip
-    model = model._replace(description={**model.description, "checked": check})
-    return complete_model(model, check, Probes(init_at=model.init if initialization == "flax" else None))
+    return complete_model(model, check, Probes(init_at=init if initialization == "flax" else None))

@@ -24,7 +24,7 @@ from nad_jax.contract import (
     reported,
     shape_of_variables,
 )
-from nad_jax.errors import InputError, check_choice, check_image_shape, check_number
+from nad_jax.errors import check_choice, check_function, check_image_shape, check_number
 from nad_jax.symmetries import check_symmetries
 
 
@@ -122,8 +122,7 @@ def from_functions(
       InputError: where the functions raise or break the contract, saying which one and how.
     """
     for name, function in {"init": init, "apply": apply, "features": features, "trainable": trainable}.items():
-        if not callable(function) and (function is not None or name in ("init", "apply")):
-            raise InputError(f"{name}: must be a function, got {function!r}")
+        check_function(name, function, optional=name not in ("init", "apply"))
 
     def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ from flax import nnx
 from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode_flags
 from nad_jax.contract import Probes, reported
 from nad_jax.ensemble import named_key
-from nad_jax.errors import InputError, check_image_shape
+from nad_jax.errors import InputError, check_function, check_image_shape
 from nad_jax.models import Model, complete_model
 
 
@@ -53,7 +53,7 @@ def _updated(variables: Any, after: Any) -> Any:
             kept.append((path, node))
         elif not isinstance(node, nnx.Intermediate) and not isinstance(node.get_value(), tuple):
             name = "/".join(map(str, path))
-            raise InputError(f"variable {name} is made in a call of the module; make it when the module is built")
+            raise InputError(f"module: variable {name} is made in a call; make it when the module is built")
     return nnx.from_flat_state(kept)
 
 
@@ -69,10 +69,10 @@ def from_nnx(
 ) -> Model:
     """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
 
-    The mode is set as `nnx.Module` sets it, in all attributes of modules that are truth values under the
-    names of `call_arguments`, and passed where `__call__` takes it. In training mode every random
-    stream of the module has new keys in each call, and an argument `rngs` of `__call__` gets an `nnx.Rngs`; in
-    evaluation mode it is None. Parameters (`nnx.Param`) are trained.
+    The mode is set as `nnx.Module` sets it, in all attributes of modules that are truth values under the names of
+    `call_arguments`, and passed where `__call__` takes it. In training mode every random stream of the module has new
+    keys in each call, and an argument `rngs` of `__call__` gets an `nnx.Rngs`; in evaluation mode it is None.
+    Parameters (`nnx.Param`) are trained.
 
     Args:
       factory: builds the module from `nnx.Rngs`; the module maps images [B, H, W, C] to logits [B, K].
@@ -93,8 +93,7 @@ def from_nnx(
             f"{type(factory).__name__}"
         )
     image_shape = check_image_shape(image_shape)
-    if features is not None and not callable(features):
-        raise InputError(f"features: must be a function, got {features!r}")
+    check_function("features", features)
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         with reported("factory:"):
@@ -121,28 +120,26 @@ def from_nnx(
                     setattr(node, flag, value)
         return module
 
+    def run(module: nnx.Module, x: jax.Array, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        positional, keyword = call(train, rngs=rngs)
+        with reported(f"{name} in {'training' if train else 'evaluation'} mode"):
+            return module(x, *positional, **keyword)
+
     def apply(variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False) -> Any:
         if not train:
-            module = rebuild(variables, train)
-            positional, keyword = call(False, rngs=None)
-            with reported(f"{name} in evaluation mode"):
-                return module(x, *positional, **keyword)
+            return run(rebuild(variables, train), x, train)
         rngs = None
         if key is not None:
             variables = _with_fresh_keys(variables, key)
             rngs = nnx.Rngs(named_key(key, "call"))
         module = rebuild(variables, train)
-        positional, keyword = call(True, rngs=rngs)
-        with reported(f"{name} in training mode"):
-            logits = module(x, *positional, **keyword)
-            return logits, _updated(variables, nnx.split(module)[1])
+        logits = run(module, x, train, rngs)
+        return logits, _updated(variables, nnx.split(module)[1])
 
     def called_twice(variables: Any, x: jax.Array) -> jax.Array:
         module = rebuild(variables, train=False)
-        positional, keyword = call(False, rngs=None)
-        with reported(f"{name} in evaluation mode"):
-            module(x, *positional, **keyword)
-            return module(x, *positional, **keyword)
+        run(module, x, train=False)
+        return run(module, x, train=False)
 
     def evaluate_features(variables: Any, x: jax.Array) -> jax.Array:
         with reported("model: features"):

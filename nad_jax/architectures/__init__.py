@@ -25,8 +25,8 @@ from nad_jax.architectures.resnet import ResNet18, ResNet18ImageNet
 from nad_jax.architectures.vgg import VGG11
 from nad_jax.convolution import CONVOLUTIONS, resolve_convolution
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer
-from nad_jax.linen import make_linen_model
-from nad_jax.models import Model, complete_model
+from nad_jax.linen import from_linen
+from nad_jax.models import Model
 
 
 class Architecture(NamedTuple):
@@ -109,13 +109,14 @@ def create_model(
     height, width, _ = image_shape
     symmetries = ("flip",) * (entry.flips(height, pooling) and entry.flips(width, pooling))
     symmetries += ("transpose",) * (height == width)
-    model = make_linen_model(
+    model = from_linen(
         entry.build(num_logits, pooling, CONVOLUTIONS[convolution]),
         image_shape,
         initialization,
         reference_convolution=entry.reference_convolution,
         symmetries=symmetries,
         streams=("dropout",),
+        check=False,  # the tests of the table check it
     )
     description = {
         "architecture": architecture,
@@ -125,4 +126,4 @@ def create_model(
         "initialization": initialization,
         "convolution": convolution,
     }
-    return complete_model(model._replace(description=description), check=False)  # the tests of the table check it
+    return model._replace(description=description)
