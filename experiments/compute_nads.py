@@ -27,6 +27,7 @@ from experiments.ensembles import (
     read_unit,
     report_eigenvalues,
     split_networks,
+    write_directions_table,
 )
 from experiments.estimate import choose_chunk, measure_ensemble
 from experiments.fields import check_known, check_sweep
@@ -36,10 +37,17 @@ from experiments.units import read_intact
 from nad_jax import accumulation, errors, nads, plotting, store, subspaces
 from nad_jax.accumulation import Halves
 from nad_jax.diagnosis import check_not_zero
+from nad_jax.directions import check_orthonormal
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_integer
 from nad_jax.estimation import finalize
-from nad_jax.estimator import check_num_networks, check_symmetrized, find_group, record_choices, resolve_estimator
+from nad_jax.estimator import (
+    check_num_networks,
+    check_symmetrized,
+    find_representations,
+    record_choices,
+    resolve_estimator,
+)
 from nad_jax.nads import NADs
 from nad_jax.snapshots import Snapshots
 
@@ -113,6 +121,11 @@ def _problems(config: ConfigDict) -> list[str]:
 
 def _read_comparison(config: ConfigDict, dimension: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     directions = store.read_directions(config.compare, dimension) if config.compare else None
+    if directions is not None:
+        try:
+            check_orthonormal(directions)
+        except InputError as error:  # copies of one direction would overlap with its subspace as a whole basis does
+            raise InputError(f"{config.compare}: {error}") from error
     values = None
     if config.compare_singular_values:
         values = store.read_singular_values(config.compare_singular_values)
@@ -223,8 +236,9 @@ def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | N
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
     choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
     choices["diverged"] = int(halves.diverged)
-    result = finalize(halves, num_networks, choices, find_group(model, estimator), estimator.centred)
+    result = finalize(halves, num_networks, choices, find_representations(model, estimator), estimator.centred)
     store.save_nads(point.workdir / "nads.npz", result)
+    write_directions_table(point.workdir / "nads.csv", result)
     comparison = _compare(result, config, directions, values)
     if config.compare or config.compare_singular_values:
         store.write_npz(point.workdir / "comparison.npz", comparison)
@@ -371,7 +385,7 @@ def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
     band = nads.null_band(result) if nads.has_null_band(result) else None
     figures = {
         "nads.png": plotting.plot_directions(
-            result.directions[: config.figure_directions], image_shape, f"Leading NADs: {title}"
+            result.directions[: config.figure_directions], image_shape, f"Leading NADs: {title}", result.symmetry
         ),
         "spectrum.png": plotting.plot_spectrum(
             result.eigenvalues, result.eigenvalue_sem, title, band, comparison.get("compared_eigenvalues")

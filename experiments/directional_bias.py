@@ -295,9 +295,12 @@ def _make_example(config: ConfigDict, program: tuple[Any, ...], chunk_size: int)
 
 
 def _energies(config: ConfigDict, groups: dict[str, list[results.Row]]) -> dict[str, np.ndarray]:
-    """vᵀGv of the directions of each group, in the order of `by_direction`; empty where `config.nads` gives no G."""
+    """vᵀGv of the directions of each group, in the order of `by_direction`; empty where `config.nads` gives no G.
+
+    Leading NADs do not: a direction that they leave out may have any energy below theirs.
+    """
     spectrum = read_spectrum(config)
-    if spectrum is None:
+    if spectrum is None or len(spectrum.directions) < spectrum.directions.shape[1] - 1:
         return {}
     directions = make_directions(config)
     energies = nads.directional_energy(spectrum, directions.rows)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments import results
 from nad_jax import nads, store
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError, check_integer
@@ -78,7 +79,32 @@ def report_eigenvalues(result: NADs) -> None:
     if result.config["diverged"]:
         print(f"  {result.config['diverged']} more networks have derivatives that are not finite and are left out")
     for index in range(min(4, len(result.eigenvalues))):
-        print(f"  eigenvalue {index}: {result.eigenvalues[index]:.4g} ± {result.eigenvalue_sem[index]:.1g}")
+        label = f" ({result.symmetry[index]})" if result.symmetry[index] else ""
+        print(f"  eigenvalue {index}{label}: {result.eigenvalues[index]:.4g} ± {result.eigenvalue_sem[index]:.1g}")
     groups, tolerance = nads.degenerate_groups(result)
-    for first, last in groups:
-        print(f"  directions {first}–{last}: eigenvalues equal within {tolerance:.0%}, single ones are not determined")
+    for group in groups:
+        label = f" ({result.symmetry[group[0]]})" if result.symmetry[group[0]] else ""
+        equal = f"eigenvalues equal within {tolerance:.0%}, single ones are not determined"
+        print(f"  directions {_name_indices(group)}{label}: {equal}")
+
+
+def _name_indices(group: list[int]) -> str:
+    """Ascending indices as text, runs as 3–7; the end of a long list is left out."""
+    runs: list[list[int]] = []
+    for index in group:
+        if runs and runs[-1][1] == index - 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    text = [str(first) if first == last else f"{first}–{last}" for first, last in runs]
+    return ", ".join(text if len(text) <= 8 else [*text[:6], "…", text[-1]])
+
+
+def write_directions_table(path: Path, result: NADs) -> None:
+    """Writes a row for each direction: index, eigenvalue, its standard error and representation."""
+    columns = ("index", "eigenvalue", "eigenvalue_sem", "symmetry")
+    values = zip(
+        range(len(result.eigenvalues)), result.eigenvalues, result.eigenvalue_sem, result.symmetry, strict=True
+    )
+    rows = [dict(zip(columns, row, strict=True)) for row in values]
+    store.write_text(path, results.format_table(rows, columns))

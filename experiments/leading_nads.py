@@ -30,6 +30,7 @@ from experiments.ensembles import (
     read_unit,
     report_eigenvalues,
     split_networks,
+    write_directions_table,
 )
 from experiments.estimate import choose_chunk, measure_ensemble
 from experiments.fields import check_known
@@ -41,7 +42,14 @@ from nad_jax.accumulation import Halves
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_image_shape, check_integer
-from nad_jax.estimator import check_num_networks, check_symmetrized, find_group, record_choices, resolve_estimator
+from nad_jax.estimator import (
+    check_num_networks,
+    check_symmetrized,
+    find_group,
+    find_representations,
+    record_choices,
+    resolve_estimator,
+)
 from nad_jax.leading import LeadingNADs
 from nad_jax.nads import has_null_band, null_band
 from nad_jax.snapshots import Snapshots
@@ -205,7 +213,8 @@ def _find_leading(folder: Folder, basis: Basis, halves: Halves) -> tuple[leading
     """What the units of a pass say, and `pass_overlap` up to this pass."""
     config = folder.config
     check_not_zero(halves, read_model(config), read_estimator(config), make_key(config.seed))
-    found = leading.find_leading(halves, config.num_directions, config.num_extra, config.centred)
+    representations = find_representations(read_model(config), read_estimator(config))
+    found = leading.find_leading(halves, config.num_directions, config.num_extra, representations, config.centred)
     if basis.number == 0:
         return found, basis.pass_overlap
     return found, np.vstack([basis.pass_overlap, leading.compare_passes(found, basis.directions, folder.sizes)])
@@ -298,6 +307,7 @@ def _collect(folder: Folder) -> None:
     store.save_nads(
         folder.workdir / "nads.npz", result.nads, pass_overlap=result.pass_overlap, trace=np.asarray(result.trace)
     )
+    write_directions_table(folder.workdir / "nads.csv", result.nads)
     _report(result)
 
 
@@ -392,7 +402,10 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         curves["last pass against the one before"] = (sizes, arrays["pass_overlap"][-1])
     figures = {
         "nads.png": plotting.plot_directions(
-            result.directions[: config.figure_directions], tuple(choices["image_shape"]), f"Leading NADs: {title}"
+            result.directions[: config.figure_directions],
+            tuple(choices["image_shape"]),
+            f"Leading NADs: {title}",
+            result.symmetry,
         ),
         "spectrum.png": plotting.plot_spectrum(result.eigenvalues, result.eigenvalue_sem, title, band),
         "overlap.png": plotting.plot_overlap(curves, result.directions.shape[1], title),

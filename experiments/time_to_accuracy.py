@@ -33,18 +33,18 @@ from experiments.estimate import measure_ensemble
 from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
-from nad_jax import accumulation, covariance, errors, plotting, spectral, store
+from nad_jax import accumulation, covariance, errors, plotting, store
 from nad_jax.accumulation import Halves
 from nad_jax.architectures import create_model
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
 from nad_jax.estimation import finalize
-from nad_jax.estimator import DERIVATIVES, Estimator, resolve_estimator
+from nad_jax.estimator import DERIVATIVES, Estimator, check_symmetrized, resolve_estimator
 from nad_jax.models import Model
 from nad_jax.snapshots import Snapshots
 from nad_jax.store import DamagedError
 from nad_jax.subspaces import subspace_overlap
-from nad_jax.symmetries import permutations, symmetrize
+from nad_jax.symmetries import eigh_symmetric, representations
 
 MODEL_FIELDS = ("architecture", "image_shape", "pooling", "initialization", "convolution")
 # Fields that determine what a unit holds: a folder holds one set of them.
@@ -98,6 +98,12 @@ def validate(config: ConfigDict) -> None:
         if config.reference_seed in config.seeds:
             raise InputError(f"reference_seed: must not be among the seeds, got {config.reference_seed!r}")
 
+    def check_symmetries() -> None:
+        model = _create_model(config)
+        for derivative in config.derivatives if model.symmetries else ():
+            chosen = _create_estimator(config, derivative, "marginalized")
+            check_symmetrized(dataclasses.replace(chosen, symmetrized=True), model)
+
     problems = _create_estimator(config, DERIVATIVES[0], "marginalized").problems() + errors.problems(
         lambda: _create_model(config),
         check_sizes,
@@ -111,6 +117,7 @@ def validate(config: ConfigDict) -> None:
         check_reference_seed,
         check_target,
     )
+    problems = problems or errors.problems(check_symmetries)
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
 
@@ -164,17 +171,17 @@ def _shapes(config: ConfigDict, ensemble: Ensemble) -> dict[str, tuple[int, ...]
     return {**shapes, "split_half_overlap": (len(config.sizes),)} if ensemble.readout == "reference" else shapes
 
 
-def _read_off(config: ConfigDict, ensemble: Ensemble, halves: Halves, group: np.ndarray) -> dict[str, np.ndarray]:
+def _read_off(config: ConfigDict, ensemble: Ensemble, halves: Halves, symmetries: tuple[str, ...]) -> dict[str, Any]:
     """The arrays of `_shapes` that an accumulated state gives."""
     largest = max(config.sizes)
+    plain, symmetrized = (representations(names, tuple(config.image_shape)) for names in ((), symmetries))
     if ensemble.readout == "reference":
-        nads = finalize(halves, 0, {}, group, sizes=tuple(config.sizes))
+        nads = finalize(halves, 0, {}, symmetrized, sizes=tuple(config.sizes))
         overlap = nads.split_half_overlap[np.searchsorted(nads.overlap_sizes, config.sizes)]
         return {"reference": nads.directions[:largest], "split_half_overlap": overlap}
     matrix = covariance.second_moment(covariance.merge(halves.even, halves.odd))
-    matrices = (matrix, symmetrize(matrix, group))  # of a variant as it is, and of the symmetrized one
-    found = zip(ensemble.variants, matrices, strict=False)
-    return {variant: spectral.eigh_dense(matrix)[1][:largest] for variant, matrix in found}
+    found = zip(ensemble.variants, (plain, symmetrized), strict=False)
+    return {variant: eigh_symmetric(matrix, group).directions[:largest] for variant, group in found}
 
 
 def _stack(curve: dict[str, list]) -> dict[str, np.ndarray]:
@@ -191,7 +198,6 @@ def _make_program(
     looks, shapes = _plan_looks(ensemble.num_networks, at_once), _shapes(config, ensemble)
     chosen = dataclasses.replace(chosen, chunk_size=chunk_size or chosen.chunk_size)
     accumulate, _ = accumulation.make_accumulate(model, chosen, config.first_networks)
-    group = permutations(model.symmetries, model.image_shape)
     how = {"mapping": chosen.mapping, "chunk_size": chosen.chunk_size}
 
     def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
@@ -208,7 +214,7 @@ def _make_program(
             begun = time.perf_counter()
             halves = jax.block_until_ready(accumulate(key, halves, done, look, report))
             seconds += time.perf_counter() - begun
-            found = {"networks": look, "seconds": seconds, **_read_off(config, ensemble, halves, group)}
+            found = {"networks": look, "seconds": seconds, **_read_off(config, ensemble, halves, model.symmetries)}
             for name, values in curve.items():
                 values.append(found[name])
             if snapshots.due():

@@ -94,6 +94,11 @@ def replicated(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
     return NamedSharding(_mesh(devices), PartitionSpec())
 
 
+def spread(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
+    """The leading axis spread over the devices, or all of the array on the only one."""
+    return NamedSharding(_mesh(devices), PartitionSpec("networks"))
+
+
 def shard_members(function: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
     """`function(shared, *args)` with the leading axis of each of `args` spread over the devices, `shared` copied.
 

@@ -6,14 +6,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from nad_jax import covariance, ensemble, spectral, subspaces
+from nad_jax import covariance, ensemble, subspaces
 from nad_jax.accumulation import Halves, check_finite, init_halves, make_accumulate
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.errors import InputError, check_function, check_integer, check_number
-from nad_jax.estimator import check_num_networks, create_estimator, find_group, record_choices
+from nad_jax.estimator import check_num_networks, create_estimator, find_representations, record_choices
 from nad_jax.models import Model
 from nad_jax.nads import NADs
-from nad_jax.symmetries import symmetrize
+from nad_jax.symmetries import Eigenvectors, Representation, eigh_symmetric, mean_of_pairs
+
+# Eigenvalues below this share of the largest are the rounding errors of float32 sums.
+ROUNDING = 1e-6
 
 
 def estimate_nads(
@@ -62,35 +65,36 @@ def estimate_nads(
             raise InputError(f"stop_overlap: must be at most 1, got {stop_overlap}")
         stop_size = check_integer("stop_size", stop_size, 1, dimension - 1)
         looks = _plan_looks(num_networks, estimator.chunk_size * jax.local_device_count())
-    group = find_group(model, estimator)
+    representations = find_representations(model, estimator)
     for done, look in zip([0, *looks], looks, strict=False):
         report = None if progress is None else lambda networks, done=done: progress(done + networks)
         halves = accumulate(key, halves, done, look, report)
         check_finite(halves, look)
         check_not_zero(halves, model, estimator, key)
         if look < num_networks:
-            _, even, odd = _moments(halves, group, estimator.centred)
-            if _overlap(even, odd, (stop_size,))[0] >= stop_overlap:
+            halved = (eigh_symmetric(part, representations) for part in _moments(halves, estimator.centred)[1:])
+            if _overlap(*halved, (stop_size,))[0] >= stop_overlap:
                 break
     sizes = () if stop_overlap is None else (stop_size,)
-    return finalize(halves, look, record_choices(model, estimator, key), group, estimator.centred, sizes)
+    choices = record_choices(model, estimator, key)
+    return finalize(halves, look, choices, representations, estimator.centred, sizes)
 
 
 def finalize(
     halves: Halves,
     num_networks: int,
     config: dict[str, Any],
-    group: np.ndarray,
+    representations: list[Representation],
     centred: bool = False,
     sizes: tuple[int, ...] = (),
 ) -> NADs:
-    """The NADs of an accumulated state of at least two networks: three dense eigendecompositions.
+    """The NADs of an accumulated state of at least two networks: three eigendecompositions.
 
     Args:
       halves: the state, with both halves non-empty.
       num_networks: N, recorded.
       config: every choice that was made, recorded.
-      group: permutations [S, D] of pixels to average over, from `find_group`.
+      representations: of the group of permutations of pixels to average over, from `find_representations`.
       centred: read off the centred covariance.
       sizes: of subspaces whose overlap is reported, besides the default ones.
 
@@ -102,33 +106,37 @@ def finalize(
         raise InputError(
             f"model: a half of the ensemble has too few finite derivatives; {int(halves.diverged)} networks have none"
         )
-    matrix, even, odd = _moments(halves, group, centred)
-    if not np.trace(matrix) > 0:
+    moments = _moments(halves, centred)
+    if not np.trace(moments[0]) > 0:
         same = "the same, so that nothing is left without their mean" if centred else "exactly zero"
         raise InputError(f"model: all derivatives are {same}; there are no directions to rank")
-    eigenvalues, directions = spectral.eigh_dense(matrix)
-    sizes = tuple(sorted({*subspaces.default_sizes(matrix.shape[0]), *sizes}))
-    difference = np.einsum("kd,kd->k", directions @ (even - odd), directions)
+    whole, even, odd = (eigh_symmetric(moment, representations) for moment in moments)
+    sizes = tuple(sorted({*subspaces.default_sizes(len(whole.directions)), *sizes}))
+    difference = np.einsum("kd,kd->k", whole.directions @ (moments[1] - moments[2]), whole.directions)
     return NADs(
-        directions=directions,
-        eigenvalues=eigenvalues,
-        eigenvalue_sem=np.abs(difference) / 2,
+        directions=whole.directions,
+        eigenvalues=whole.eigenvalues,
+        eigenvalue_sem=np.abs(mean_of_pairs(difference, whole.symmetry)) / 2,
         overlap_sizes=np.array(sizes),
         split_half_overlap=_overlap(even, odd, sizes).astype(np.float32),
         num_networks=num_networks,
         config=config,
+        symmetry=whole.symmetry,
     )
 
 
-def _moments(halves: Halves, group: np.ndarray, centred: bool) -> list[np.ndarray]:
-    """E[g gᵀ], or the covariance, of all members, of the even and of the odd ones, averaged over a group; float64."""
+def _moments(halves: Halves, centred: bool) -> list[np.ndarray]:
+    """E[g gᵀ], or the covariance, of all members, of the even and of the odd ones; float64."""
     moment = covariance.covariance if centred else covariance.second_moment
     parts = (covariance.merge(halves.even, halves.odd), halves.even, halves.odd)
-    return [symmetrize(moment(part), group) for part in parts]
+    return [moment(part) for part in parts]
 
 
-def _overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-    return subspaces.subspace_overlap(spectral.eigh_dense(left)[1], spectral.eigh_dense(right)[1], sizes)
+def _overlap(left: Eigenvectors, right: Eigenvectors, sizes: tuple[int, ...]) -> np.ndarray:
+    """The overlaps [S] of leading subspaces; nan beyond the numerical rank of either, where directions are rounding."""
+    rank = min(np.count_nonzero(part.eigenvalues > ROUNDING * part.eigenvalues[0]) for part in (left, right))
+    overlaps = subspaces.subspace_overlap(left.directions, right.directions, sizes)
+    return np.where(np.array(sizes) <= rank, overlaps, np.nan)
 
 
 def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:

@@ -12,7 +12,7 @@ from nad_jax import ensemble, errors
 from nad_jax.derivatives import check_step
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, check_record, unknown
 from nad_jax.models import Model
-from nad_jax.symmetries import permutations
+from nad_jax.symmetries import Representation, permutations, representations
 
 DERIVATIVES = ("central_difference", "input_gradient")
 POINTS = ("shared", "fresh")
@@ -33,7 +33,8 @@ class Estimator:
       τ² (only this second moment enters E[g gᵀ]) on the same features.
     logit: which of several logits; None where there is one.
     symmetrized: average E[g gᵀ] over the symmetries that the model states, see `symmetries`: worth several times the
-      networks. With a shared point it is then that of the mean over the images of the point.
+      networks. With a shared point it is then that of the mean over the images of the point. Not for exact gradients at
+      the origin where they jump there, as with max-pooling.
     centred: subtract the mean derivative, as the published PCA does; only with "sampled" (the mean is exactly 0).
     block_size: pixels per forward pass of the central difference.
     mapping: how members are mapped: "vectorized", "sequential" or "auto" (sequential on a CPU).
@@ -98,10 +99,38 @@ def check_num_networks(num_networks: int, estimator: Estimator) -> int:
 
 
 def check_symmetrized(estimator: Estimator, model: Model) -> None:
-    """Raises `InputError` where symmetries are asked for that the model does not state."""
-    if estimator.symmetrized and not model.symmetries:
+    """Raises `InputError` where symmetries are asked for that the model does not state, or its derivative not have."""
+    if not estimator.symmetrized:
+        return
+    if not model.symmetries:
         height, width, _ = model.image_shape
         raise InputError(f"symmetrized: must be False, this model states no symmetries for images of {height}×{width}")
+    if (
+        estimator.derivative == "input_gradient"
+        and estimator.point_scale == 0
+        and _has_ties(model, estimator.logit or 0)
+    ):
+        raise InputError(
+            "symmetrized: must be False for exact gradients of this network at the origin (point_scale 0): they jump "
+            "there (max-pooling takes the first of equals); take a positive point_scale, or "
+            "derivative 'central_difference'"
+        )
+
+
+def _has_ties(model: Model, logit: int) -> bool:
+    """Whether the gradient of a network jumps at the origin, where a choice between equals is not symmetric."""
+    key, near_key = jax.random.split(jax.random.key(0))
+
+    @jax.jit
+    def gradients(x: jax.Array) -> jax.Array:
+        variables = model.init(key)
+        return jax.vmap(jax.grad(lambda image: model.apply(variables, image[None])[0, logit]))(x)
+
+    near = 1e-5 * jax.random.normal(near_key, model.image_shape, jnp.float32)
+    origin, beside = gradients(jnp.stack([jnp.zeros_like(near), near]))
+    jump = jnp.linalg.norm((origin - beside).ravel())
+    # A gradient of zero is that of a dead network, which has an error of its own.
+    return bool(jnp.any(origin != 0) & (jump > 0.01 * jnp.linalg.norm(beside.ravel())))
 
 
 def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> tuple[Estimator, int]:
@@ -115,8 +144,8 @@ def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> 
         raise InputError(f"logit: the model has {model.num_logits} logits; choose one in 0 … {model.num_logits - 1}")
     if estimator.logit is not None and estimator.logit >= model.num_logits:
         raise InputError(f"logit: must be in 0 … {model.num_logits - 1}, got {estimator.logit}")
-    check_symmetrized(estimator, model)
     _check_real(model, "apply")
+    check_symmetrized(estimator, model)
     num_rows = estimator.num_readouts
     if estimator.readout == "marginalized" or num_rows > 1:
         choice = f"readout={estimator.readout!r}" + (f" with num_readouts={num_rows}" if num_rows > 1 else "")
@@ -153,6 +182,11 @@ def _check_real(model: Model, name: str) -> None:
 def find_group(model: Model, estimator: Estimator) -> np.ndarray:
     """The permutations [S, D] of pixels that an estimate is averaged over: the identity unless it is symmetrized."""
     return permutations(model.symmetries if estimator.symmetrized else (), model.image_shape)
+
+
+def find_representations(model: Model, estimator: Estimator) -> list[Representation]:
+    """Those of the group of `find_group`, in which eigenvectors are found."""
+    return representations(model.symmetries if estimator.symmetrized else (), model.image_shape)
 
 
 def num_features(model: Model) -> int:

@@ -266,16 +266,29 @@ def make_chunk(stages: Stages, mapping: str, devices: list[jax.Device]) -> Stage
     def mapped(stage: Callable) -> Callable:
         return lambda shared, *members: ensemble.map_members(lambda *member: stage(shared, *member), mapping, *members)
 
-    start = ensemble.shard_members(mapped(lambda shared, *member: stages.start(*member)), devices)
-    epoch = ensemble.shard_members(mapped(lambda shared, state, *member: stages.epoch(state, shared, *member)), devices)
-    finish = ensemble.shard_members(
+    start_all = ensemble.shard_members(mapped(lambda shared, *member: stages.start(*member)), devices)
+    epoch_all = ensemble.shard_members(
+        mapped(lambda shared, state, *member: stages.epoch(state, shared, *member)), devices
+    )
+    finish_all = ensemble.shard_members(
         mapped(lambda shared, state, *member: stages.finish(state, shared, *member)[1]), devices
     )
-    return Stages(
-        jax.jit(lambda *members: start(None, *members)),
-        jax.jit(lambda state, shared, *members: epoch(shared, state, *members), donate_argnums=0),
-        jax.jit(lambda state, shared, *members: finish(shared, state, *members)),
-    )
+    # Stated, so that the first epoch meets the same placement as all others: else it is compiled once more.
+    placed = ensemble.spread(devices)
+
+    @partial(jax.jit, out_shardings=placed)
+    def start(*members: jax.Array) -> FitState:
+        return start_all(None, *members)
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=placed)
+    def epoch(state: FitState, shared: Any, *members: jax.Array) -> FitState:
+        return epoch_all(shared, state, *members)
+
+    @jax.jit
+    def finish(state: FitState, shared: Any, *members: jax.Array) -> Any:
+        return finish_all(shared, state, *members)
+
+    return Stages(start, epoch, finish)
 
 
 class Batch(NamedTuple):
@@ -324,7 +337,8 @@ def map_networks(
         batches_done, epochs_done = int(kept["batches_done"]), int(kept["epochs_done"])
         state = chunk.start(*padded(batches[0]))
         metrics = jax.eval_shape(chunk.finish, state, batches[0].shared(), *padded(batches[0]))
-        state = _restore("state", state, kept)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+        state = jax.device_put(_restore("state", state, kept), placed)
         results = [_restore("results", metrics, kept)] if batches_done else []
     num_done = sum(len(batch.members[0]) for batch in batches[:batches_done])
     for number, batch in list(enumerate(batches))[batches_done:]:

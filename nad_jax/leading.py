@@ -15,10 +15,11 @@ from nad_jax import ensemble, errors, sketch, subspaces
 from nad_jax.accumulation import Halves, check_finite, make_accumulate
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.errors import InputError, check_function, check_integer
-from nad_jax.estimator import Estimator, check_num_networks, create_estimator, record_choices
+from nad_jax.estimator import Estimator, check_num_networks, create_estimator, find_representations, record_choices
 from nad_jax.models import Model
 from nad_jax.nads import NADs
 from nad_jax.sketch import Leading
+from nad_jax.symmetries import Representation
 
 
 class LeadingNADs(NamedTuple):
@@ -26,7 +27,7 @@ class LeadingNADs(NamedTuple):
 
     nads: the record of K directions; the statistical errors in it are those of the ensemble.
     pass_overlap: [P − 1, S] ‖U_k V_kᵀ‖²/k between each pass and the one before, for the sizes k of
-      `nads.overlap_sizes`. The last row is the estimate of the numerical error: changes shrink from pass to pass.
+      `nads.overlap_sizes`: what a pass changed. Changes shrink from pass to pass, but bound nothing.
     trace: tr E[g gᵀ], of all D directions.
     """
 
@@ -81,8 +82,10 @@ def first_basis(key: jax.Array, num_directions: int, num_extra: int, dimension: 
     return sketch.random_basis(ensemble.named_key(key, "sketch"), size, dimension)
 
 
-def find_leading(halves: Halves, num_directions: int, num_extra: int, centred: bool) -> Found:
-    """What the sketches of a whole pass say.
+def find_leading(
+    halves: Halves, num_directions: int, num_extra: int, representations: list[Representation], centred: bool
+) -> Found:
+    """What the sketches of a whole pass say; `representations` from `estimator.find_representations`.
 
     Raises:
       InputError: where a half of the ensemble gives fewer independent derivatives than directions, or none at all.
@@ -94,7 +97,7 @@ def find_leading(halves: Halves, num_directions: int, num_extra: int, centred: b
         )
     check_rows(min(int(part.count) for part in parts) - centred, num_directions)
     kept = min(num_directions + num_extra, len(halves.even.basis))
-    found = Found(*(sketch.leading(part, kept, centred) for part in parts))
+    found = Found(*(sketch.leading(part, kept, representations, centred) for part in parts))
     check_rows(min(len(part.directions) for part in found), num_directions)
     return found
 
@@ -141,6 +144,7 @@ def finish(
         ),
         num_networks=num_networks,
         config=config,
+        symmetry=found.whole.symmetry[:num_directions],
     )
     return LeadingNADs(record, np.array(pass_overlap).reshape(-1, len(sizes)), found.whole.trace)
 
@@ -157,7 +161,7 @@ def estimate_leading_nads(
 ) -> LeadingNADs:
     """The leading NADs of a model, in memory proportional to L·D instead of D², L = 3·(K + extra).
 
-    The same networks, derivatives and moments as `estimate_nads`, which it agrees with up to `pass_overlap`. The test
+    The same networks, derivatives and moments as `estimate_nads`, which it approaches from pass to pass. The test
     directions of a pass are the leading eigenvectors found for all networks and for either half, so that the halves
     stay independent of each other.
 
@@ -184,7 +188,7 @@ def estimate_leading_nads(
     accumulate, estimator = make_accumulate(model, estimator, num_networks)
     dimension = int(np.prod(model.image_shape))
     num_directions, num_passes, num_extra = check_passes(num_directions, num_passes, num_extra, dimension)
-    sizes = overlap_sizes(num_directions, dimension)
+    sizes, representations = overlap_sizes(num_directions, dimension), find_representations(model, estimator)
 
     basis, pass_overlap = first_basis(key, num_directions, num_extra, dimension), []
     for number in range(num_passes):
@@ -193,7 +197,7 @@ def estimate_leading_nads(
         halves = accumulate(key, halves, 0, num_networks, report)
         check_finite(halves, num_networks)
         check_not_zero(halves, model, estimator, key)
-        found = find_leading(halves, num_directions, num_extra, estimator.centred)
+        found = find_leading(halves, num_directions, num_extra, representations, estimator.centred)
         if number > 0:
             pass_overlap.append(compare_passes(found, basis, sizes))
         if number < num_passes - 1:

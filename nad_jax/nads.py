@@ -24,9 +24,12 @@ class NADs(NamedTuple):
                         are biased upward, by 2 to 4 of these errors at 40 networks.
     overlap_sizes:      [S] subspace sizes k.
     split_half_overlap: [S] ‖U_k V_kᵀ‖²/k between the NADs of even and of odd members: an estimate of the
-                        agreement of two ensembles of half the size.
+                        agreement of two ensembles of half the size. nan where a half has fewer directions than k.
     num_networks:       N.
     config:             every choice that was made.
+    symmetry:           [K] the representation of the group of symmetries that a direction belongs to, see
+                        `symmetries.Representation`; "" where no symmetries were used. The two of a pair (E) follow each
+                        other.
     """
 
     directions: np.ndarray
@@ -36,6 +39,7 @@ class NADs(NamedTuple):
     split_half_overlap: np.ndarray
     num_networks: int
     config: dict[str, Any]
+    symmetry: np.ndarray
 
 
 def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
@@ -67,17 +71,23 @@ def has_null_band(nads: NADs) -> bool:
     return nads.config.get("readout") == "sampled" and not nads.config.get("symmetrized", False)
 
 
-def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[tuple[int, int]], float]:
-    """Runs (first, last) of leading directions that are not determined one by one, and the tolerance applied.
+def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[list[int]], float]:
+    """Indices of leading directions that are not determined one by one, in groups, and the tolerance applied.
 
-    Eigenvalues count as equal within 5 %, or within two standard errors of a difference where that is more
-    (median relative `eigenvalue_sem` of the leading ones). A run starts among the `leading` directions and may go
-    on beyond. Runs of a smooth spectrum end where the tolerance does, not at a gap.
+    Those of a group belong to one representation; there eigenvalues count as equal within 5 %, or within two standard
+    errors of a difference where that is more (median relative `eigenvalue_sem` of the leading ones). A group starts
+    among the `leading` directions and may go on beyond. Groups of a smooth spectrum end where the tolerance does, not
+    at a gap. The two of a pair (E) are equal by symmetry and determined all the same.
     """
     sem = nads.eigenvalue_sem[:leading] / np.maximum(nads.eigenvalues[:leading], np.finfo(np.float64).tiny)
     tolerance = min(max(0.05, 2.0 * np.sqrt(2.0) * float(np.median(sem))), 1.0)
-    groups = spectral.near_degenerate_groups(nads.eigenvalues, tolerance)
-    return [group for group in groups if group[0] < leading], tolerance
+    groups = []
+    for label in dict.fromkeys(nads.symmetry.tolist()):
+        places = np.flatnonzero(nads.symmetry == label)
+        width = 2 if label == "E" else 1
+        runs = spectral.near_degenerate_groups(nads.eigenvalues[places[::width]], tolerance)
+        groups += [places[first * width : (last + 1) * width].tolist() for first, last in runs]
+    return sorted(group for group in groups if group[0] < leading), tolerance
 
 
 class Spectrum(NamedTuple):
@@ -87,18 +97,41 @@ class Spectrum(NamedTuple):
     eigenvalues: np.ndarray
 
 
-def directional_energy(nads: NADs | Spectrum, directions: np.ndarray) -> np.ndarray:
-    """vᵀ E[g gᵀ] v for rows v of `directions` [K, D]: the mean squared derivative along each, [K].
+def directional_energy(
+    nads: NADs | Spectrum, directions: np.ndarray, trace: float | None = None
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """vᵀ E[g gᵀ] v for rows v of `directions` [N, D]: the mean squared derivative along each, [N].
 
     By Chebyshev's inequality P(|vᵀg| ≥ η) ≤ vᵀ E[g gᵀ] v / η² (NAD, Section 3): what a network can see along v.
 
+    Args:
+      nads: K eigenvalues of D. One that is missing (the published arrays hold 1,023 of 1,024) counts as zero.
+      directions: v, of any length.
+      trace: tr E[g gᵀ] (`LeadingNADs.trace`). With it the result is (lower, upper), [N] each: bounds from what the
+        other D − K eigenvalues can be, which are not above the last known one and sum up to the rest of the trace.
+
     Raises:
-      InputError: where D is not that of the NADs, or an entry is not finite.
+      InputError: where D is not that of the NADs, an entry is not finite, more than one eigenvalue is missing and there
+        is no trace, or the trace is less than the sum of the eigenvalues.
     """
     check_record("nads", nads, NADs, Spectrum)
     basis = host_array("nads: directions", nads.directions, "[K, D]")
     eigenvalues = host_array("nads: eigenvalues", nads.eigenvalues, f"[{len(basis)}]")
-    return (host_array("directions", directions, f"[K, {basis.shape[1]}]") @ basis.T) ** 2 @ eigenvalues
+    missing = basis.shape[1] - len(basis)
+    directions = host_array("directions", directions, f"[N, {basis.shape[1]}]")
+    squares = (directions @ basis.T) ** 2
+    energies = squares @ eigenvalues
+    if trace is None:
+        if missing > 1:
+            raise InputError(f"trace: needed where there are {len(basis)} eigenvalues of D = {basis.shape[1]}")
+        return energies
+    rest = check_number("trace", trace, 0.0) - eigenvalues.sum()
+    if rest < -1e-4 * eigenvalues.sum():  # more than rounding
+        raise InputError(f"trace: must be at least the sum of the eigenvalues {eigenvalues.sum():.6g}, got {trace:.6g}")
+    outside = np.maximum((directions**2).sum(1) - squares.sum(1), 0.0)
+    largest = min(max(rest, 0.0), eigenvalues[-1])
+    smallest = max(rest - (missing - 1) * largest, 0.0)
+    return energies + min(smallest, largest) * outside, energies + largest * outside
 
 
 def singular_values(eigenvalues: np.ndarray, num_networks: int = 10_000) -> np.ndarray:

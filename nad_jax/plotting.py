@@ -17,10 +17,16 @@ def fourier_energy(image: np.ndarray) -> np.ndarray:
     return np.fft.fftshift(spectrum.sum(-1))
 
 
-def plot_directions(directions: np.ndarray, image_shape: tuple[int, int, int], title: str) -> Figure:
+def plot_directions(
+    directions: np.ndarray,
+    image_shape: tuple[int, int, int],
+    title: str,
+    symmetry: np.ndarray | tuple[str, ...] = (),
+) -> Figure:
     """Directions [K, D] as images (diverging, symmetric about 0; channels side by side) over their Fourier energy.
 
-    Each panel has its own scale. Frequencies are in cycles per image.
+    Each panel has its own scale and, where given, names the representation of its direction (`NADs.symmetry`, [K]).
+    Frequencies are in cycles per image.
     """
     images = np.asarray(to_images(np.asarray(directions), image_shape))
     height, width, channels = image_shape
@@ -41,7 +47,8 @@ def plot_directions(directions: np.ndarray, image_shape: tuple[int, int, int], t
         limit = np.abs(image).max()
         tiled = np.concatenate([image[..., channel] for channel in range(channels)], axis=1)
         pixel.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        pixel.set_title(f"$u_{{{index}}}$", fontsize=9)
+        label = f" {symmetry[index]}" if len(symmetry) else ""
+        pixel.set_title(f"$u_{{{index}}}${label}", fontsize=9)
         extent = (-(width // 2) - 0.5, width - width // 2 - 0.5, height - height // 2 - 0.5, -(height // 2) - 0.5)
         fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent)
         for panel, label in ((pixel, "pixels"), (fourier, "Fourier energy")):

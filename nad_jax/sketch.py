@@ -15,6 +15,7 @@ import numpy as np
 
 from nad_jax.errors import InputError
 from nad_jax.scaling import SMALLEST, find_exponent, power_of_two
+from nad_jax.symmetries import Representation, collect, fold
 
 
 class Sketch(NamedTuple):
@@ -86,23 +87,28 @@ def merge(left: Sketch, right: Sketch) -> Sketch:
 class Leading(NamedTuple):
     """Leading eigenvectors and what is known of the rest.
 
-    eigenvalues: [K], descending. directions: [K, D] unit rows; the largest entry of each is positive.
-    trace: of the whole second moment, exact.
+    eigenvalues, directions, symmetry: [K], see `symmetries.Eigenvectors`. trace: of the whole second moment, exact.
     """
 
     eigenvalues: np.ndarray
     directions: np.ndarray
+    symmetry: np.ndarray
     trace: float
 
 
-def leading(sketch: Sketch, num_directions: int, centred: bool = False) -> Leading:
+def leading(
+    sketch: Sketch, num_directions: int, representations: list[Representation], centred: bool = False
+) -> Leading:
     """Leading eigenvectors of the second moment, or of the covariance, of the rows seen; float64 on the host.
+
+    They are those within each representation of the group that the rows were averaged over.
 
     The eigenvalues are too small rather than too large: the Nyström approximation is below G. There are fewer than K
     where the rows seen, or what of them the test directions meet, span fewer.
 
     Args:
       num_directions: K in 1 … L.
+      representations: of that group, see `symmetries.representations`.
       centred: of the covariance Σ (g − mean)(g − mean)ᵀ/(count − 1) instead of Σ g gᵀ/count.
 
     Raises:
@@ -112,17 +118,23 @@ def leading(sketch: Sketch, num_directions: int, centred: bool = False) -> Leadi
     if not 1 <= num_directions <= size:
         raise InputError(f"num_directions: must be in 1 … {size} test directions, got {num_directions}")
     basis, product, trace = _moment(sketch, centred)
-    core, square = basis @ product.T, product @ product.T
-    del basis  # as large as the product: these two take up most of the memory
+    found = []
+    for one in representations:
+        sides = (False,) if one.turn is None else (False, True)  # of a pair either vector meets the same matrix
+        tests, products = (np.concatenate([fold(part, one, side) for side in sides]) for part in (basis, product))
+        found.append((one, *_nystrom(tests, products, num_directions)))
+    return Leading(*collect(found, num_directions), trace)
+
+
+def _nystrom(tests: np.ndarray, products: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leading eigenvalues [K] and eigenvectors [K, n] of G, from test vectors Q [L, n] and their products Q G."""
+    core, square = tests @ products.T, products @ products.T
     values, vectors = np.linalg.eigh((core + core.T) / 2)
-    kept = values > size * np.finfo(np.float32).eps * values[-1]  # the rest is rounding
+    kept = values > len(tests) * np.finfo(np.float32).eps * values[-1]  # the rest is rounding
     root = (vectors[:, kept] / np.sqrt(values[kept])).T  # (root Y)ᵀ(root Y) is the approximation of G
     values, vectors = np.linalg.eigh(root @ square @ root.T)
-    order = np.argsort(values)[::-1][:num_directions]
-    directions = ((vectors[:, order] / np.sqrt(values[order])).T @ root) @ product
-    largest = np.take_along_axis(directions, np.abs(directions).argmax(1)[:, None], axis=1)
-    directions = (directions * np.sign(largest)).astype(np.float32)
-    return Leading(values[order], directions, trace)
+    order = np.argsort(values)[::-1][:most]
+    return values[order], ((vectors[:, order] / np.sqrt(values[order])).T @ root) @ products
 
 
 def energies(sketch: Sketch, directions: np.ndarray, centred: bool = False) -> np.ndarray:

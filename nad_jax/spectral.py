@@ -7,17 +7,8 @@ import numpy as np
 from nad_jax.errors import InputError, check_integer, check_number, host_array
 
 
-def eigh_dense(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues [D], descending, and eigenvectors as unit rows [D, D] of a symmetric positive semi-definite matrix.
-
-    Float64 LAPACK on the host: a float32 solver would blur the small eigenvalues of steep spectra.
-    Negative rounding residues are returned as zero. Each vector's largest entry is positive. Eigenvalues are float64,
-    which holds the squares of numbers of any size, eigenvectors float32.
-
-    Raises:
-      InputError: where the matrix is not square, finite, or, to 1 % of its largest entry, symmetric and positive
-        semi-definite.
-    """
+def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `eigh_dense`, eigenvectors in float64 and of either sign."""
     matrix = host_array("matrix", matrix, "[D, D]")
     if matrix.shape[0] != matrix.shape[1]:
         raise InputError(f"matrix: must be square, got shape {matrix.shape}")
@@ -27,9 +18,29 @@ def eigh_dense(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     eigenvalues, columns = np.linalg.eigh((matrix + matrix.T) / 2)
     if eigenvalues[0] < -rounding:
         raise InputError(f"matrix: must be positive semi-definite, but has the eigenvalue {eigenvalues[0]:.4g}")
-    rows = columns.T[::-1]
-    largest = np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], axis=1)
-    return np.maximum(eigenvalues[::-1], 0.0), (rows * np.sign(largest)).astype(np.float32)
+    return np.maximum(eigenvalues[::-1], 0.0), columns.T[::-1]
+
+
+def orient(rows: np.ndarray) -> np.ndarray:
+    """Rows [K, D] with a sign that rounding does not choose: the first entry within 1e-6 of the largest is positive."""
+    sizes = np.abs(rows)
+    first = (sizes >= (1 - 1e-6) * sizes.max(1, keepdims=True)).argmax(1)
+    return rows * np.sign(rows[np.arange(len(rows)), first])[:, None]
+
+
+def eigh_dense(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues [D], descending, and eigenvectors as unit rows [D, D] of a symmetric positive semi-definite matrix.
+
+    Float64 LAPACK on the host: a float32 solver would blur the small eigenvalues of steep spectra.
+    Negative rounding residues are returned as zero. Of the entries of each vector, the first one within 1e-6 of the
+    largest is positive. Eigenvalues are float64, which holds the squares of numbers of any size, eigenvectors float32.
+
+    Raises:
+      InputError: where the matrix is not square, finite, or, to 1 % of its largest entry, symmetric and positive
+        semi-definite.
+    """
+    eigenvalues, rows = eigh(matrix)
+    return eigenvalues, orient(rows).astype(np.float32)
 
 
 def marchenko_pastur_band(variance: float, dimension: int, num_samples: int) -> tuple[float, float]:

@@ -126,8 +126,12 @@ def read_npy(path: str | Path) -> np.ndarray:
     return _read_array(content, str(path))
 
 
-def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+def read_npz(
+    path: str | Path, names: tuple[str, ...] | None = None, optional: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
     """The named arrays (None: all) of an untrusted `.npz` file written uncompressed; checksums are verified.
+
+    Besides the named ones, those `optional` ones that are there.
 
     Raises:
       InputError: naming the file and the reason it cannot be opened or read.
@@ -137,7 +141,8 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            for name in entries if names is None else names:
+            names = tuple(entries) if names is None else (*names, *(name for name in optional if name in entries))
+            for name in names:
                 if name not in entries:
                     raise DamagedError(f"{path}: array {name!r} is missing")
                 if entries[name].compress_type != zipfile.ZIP_STORED:
@@ -145,10 +150,7 @@ def read_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
             if sum(info.file_size for info in entries.values()) > path.stat().st_size:
                 raise DamagedError(f"{path}: says that its arrays are larger than itself")
             # Reading a whole member verifies its CRC-32.
-            return {
-                name: _read_array(archive.read(entries[name]), f"{path}: {name}")
-                for name in (entries if names is None else names)
-            }
+            return {name: _read_array(archive.read(entries[name]), f"{path}: {name}") for name in names}
     except DamagedError:
         raise
     except OSError as error:
@@ -177,15 +179,17 @@ def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
         config = json.dumps(plain(nads.config))
     except (TypeError, ValueError) as error:
         raise InputError(f"nads: config must be JSON values ({error})") from error
-    arrays = {name: np.asarray(number_array(f"nads: {name}", getattr(nads, name))) for name in NADs._fields[:-1]}
-    arrays["config"] = np.asarray(config)
+    arrays = {name: np.asarray(number_array(f"nads: {name}", getattr(nads, name))) for name in NADs._fields[:-2]}
+    arrays |= {"config": np.asarray(config), "symmetry": np.asarray(nads.symmetry)}
     _check_nads(dict(arrays), "nads")
     write_npz(path, {**arrays, **beside})
 
 
 def load_nads(path: str | Path) -> NADs:
     """Reads a record written by `save_nads`; raises `InputError` naming the file and what is wrong with it."""
-    return _check_nads(read_npz(path, NADs._fields), str(path))
+    arrays = read_npz(path, NADs._fields[:-1], optional=("symmetry",))
+    # Earlier versions did not write it: their directions are of no representation in particular.
+    return _check_nads({"symmetry": np.full(len(np.atleast_1d(arrays["directions"])), ""), **arrays}, str(path))
 
 
 def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
@@ -199,12 +203,20 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
         "split_half_overlap": (num_sizes,),
         "num_networks": (),
         "config": (),
+        "symmetry": (num_directions,),
     }
     for name, shape in expected.items():
         if arrays[name].shape != shape:
             raise InputError(f"{path}: {name} has shape {arrays[name].shape}, expected {shape}")
-        if name != "config" and (arrays[name].dtype.kind not in "iuf" or not np.isfinite(arrays[name]).all()):
+        if name in ("config", "symmetry"):
+            continue
+        if arrays[name].dtype.kind not in "iuf":
             raise InputError(f"{path}: {name} is not an array of finite numbers")
+        undefined = np.isnan(arrays[name]) & (name == "split_half_overlap")  # beyond the rank of a half
+        if not (np.isfinite(arrays[name]) | undefined).all():
+            raise InputError(f"{path}: {name} is not an array of finite numbers")
+    if arrays["symmetry"].dtype.kind != "U":
+        raise InputError(f"{path}: symmetry is not an array of text")
     try:
         config = json.loads(str(arrays.pop("config")))
     except ValueError as error:

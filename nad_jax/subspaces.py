@@ -41,7 +41,8 @@ def subspace_overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]
     if not isinstance(sizes, list | tuple):
         raise InputError(f"sizes: must be a tuple of integers, got {shown(sizes)}")
     sizes = [check_integer("sizes", size, 1, largest) for size in sizes]
-    squares = (left @ right.T) ** 2
+    most = max(sizes, default=0)
+    squares = (left[:most] @ right[:most].T) ** 2
     return np.array([squares[:size, :size].sum() / size for size in sizes])
 
 

@@ -6,11 +6,17 @@ the mean of P G Pᵀ over the group of all P estimates E[g gᵀ] averaged over t
 times as many networks would leave. (Derived here; the group average is a Rao–Blackwell estimate. At the origin, where
 Px = x, it is that of E[g gᵀ] itself. Ties of max-pooling there, which go to the first entry, break the symmetry of
 exact gradients.)
+
+A matrix that does not change under the group maps each of its representations to itself. Its eigenvectors are taken
+from there, one representation after the other: eigenvalues that are equal by symmetry then do not leave them open.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 from nad_jax.errors import InputError
+from nad_jax.spectral import eigh, orient
 
 SYMMETRIES = ("flip", "transpose")
 
@@ -50,6 +56,132 @@ _FORWARD, _BACKWARD = slice(None), slice(None, None, -1)
 _REVERSALS = ((_FORWARD, _FORWARD), (_BACKWARD, _FORWARD), (_FORWARD, _BACKWARD), (_BACKWARD, _BACKWARD))
 
 
-def symmetrize(matrix: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """The mean of P M Pᵀ over the permutations [S, D] of a group, for a matrix [D, D]."""
-    return sum(matrix[np.ix_(moved, moved)] for moved in group) / len(group)
+class Representation(NamedTuple):
+    """Vectors that a group of permutations changes in one way, and coordinates of them.
+
+    label: with "flip" and "transpose" A1, A2, B1, B2 or E, of the symmetries of the square (B1 does not change under
+      reversals, B2 not under transposition); with "flip" the signs under reversal along columns (of the order of the
+      rows) and along rows, "++" … "−−"; with "transpose" alone "+" or "−"; without symmetries "".
+    moved: [S, D] permutations, and signs: [S] what each of them multiplies the vectors by.
+    seeds: [n] a pixel of each set of pixels that are moved to each other; the coordinates of a vector belong to them.
+    norms: [n] of the signed sums of such sets.
+    turn: [D] where there are pairs of vectors (E): the second of each is the first, u[turn]. None elsewhere.
+    """
+
+    label: str
+    moved: np.ndarray
+    signs: np.ndarray
+    seeds: np.ndarray
+    norms: np.ndarray
+    turn: np.ndarray | None
+
+
+def representations(names: tuple[str, ...], image_shape: tuple[int, int, int]) -> list[Representation]:
+    """Those of the group of `permutations`, without the ones that have no vectors of this shape; raises as it does.
+
+    Of the pairs of E the first is the one that does not change under transposition.
+    """
+    moved = permutations(names, image_shape)
+    reversals = {sign: np.array([1, rows, columns, rows * columns]) for sign, (rows, columns) in _SIGNS.items()}
+    if {*names} == {"flip", "transpose"}:
+        labels = {"A1": ("++", 1), "A2": ("−−", -1), "B1": ("++", -1), "B2": ("−−", 1)}
+        found = [
+            _represent(label, moved, np.kron(reversals[sign], [1, exchanged]))
+            for label, (sign, exchanged) in labels.items()
+        ]
+        # What E leaves of the group to its first vectors: both reversals at once, and transposition.
+        kept = moved.reshape(4, 2, -1)[[0, 3]].reshape(4, -1)
+        found.append(_represent("E", kept, np.array([1, 1, -1, -1]), turn=moved[3]))
+    elif "flip" in names:
+        found = [_represent(sign, moved, signs) for sign, signs in reversals.items()]
+    elif "transpose" in names:
+        found = [_represent("+", moved, np.array([1, 1])), _represent("−", moved, np.array([1, -1]))]
+    else:
+        found = [_represent("", moved, np.array([1]))]
+    return [representation for representation in found if len(representation.seeds)]
+
+
+_SIGNS = {"++": (1, 1), "+−": (1, -1), "−+": (-1, 1), "−−": (-1, -1)}  # under reversal of rows, of columns
+
+
+def _represent(label: str, moved: np.ndarray, signs: np.ndarray, turn: np.ndarray | None = None) -> Representation:
+    pixels = np.arange(moved.shape[1])
+    squares = len(moved) * (signs[:, None] * (moved == pixels)).sum(0)  # zero where signs cancel
+    seeds = np.flatnonzero((moved.min(0) == pixels) & (squares > 0))
+    return Representation(label, moved, signs, seeds, np.sqrt(squares[seeds]), turn)
+
+
+def fold(rows: np.ndarray, representation: Representation, turned: bool = False) -> np.ndarray:
+    """The coordinates [..., n] of rows [..., D] in a representation; of second vectors of its pairs if `turned`."""
+    moved = representation.turn[representation.moved] if turned else representation.moved
+    places = moved[:, representation.seeds]
+    total = sum(sign * rows[..., place] for sign, place in zip(representation.signs, places, strict=True))
+    return total / representation.norms
+
+
+def unfold(coordinates: np.ndarray, representation: Representation) -> np.ndarray:
+    """The rows [K, D] of coordinates [K, n] in a representation, each followed by its second vector where it has one.
+
+    The first entry within 1e-6 of the largest is positive.
+    """
+    rows = np.zeros((len(coordinates), representation.moved.shape[1]))
+    for sign, place in zip(representation.signs, representation.moved[:, representation.seeds], strict=True):
+        rows[:, place] += sign * (coordinates / representation.norms)
+    pairs = [rows] if representation.turn is None else [rows, rows[:, representation.turn]]
+    return np.stack([orient(part) for part in pairs], axis=1).reshape(-1, rows.shape[1])
+
+
+def block(matrix: np.ndarray, representation: Representation) -> np.ndarray:
+    """What the mean of P M Pᵀ over the group is in a representation, [n, n], for a matrix M [D, D]."""
+
+    def fold_both(turned: bool) -> np.ndarray:
+        return fold(fold(matrix, representation, turned).T, representation, turned).T
+
+    if representation.turn is None:
+        return fold_both(False)
+    return (fold_both(False) + fold_both(True)) / 2
+
+
+class Eigenvectors(NamedTuple):
+    """Eigenvectors of a matrix that does not change under a group, taken from its representations.
+
+    eigenvalues: [K] descending, float64. directions: [K, D] unit rows, float32. symmetry: [K] the labels of the
+    representations; the two of a pair follow each other.
+    """
+
+    eigenvalues: np.ndarray
+    directions: np.ndarray
+    symmetry: np.ndarray
+
+
+def eigh_symmetric(matrix: np.ndarray, representations: list[Representation]) -> Eigenvectors:
+    """All eigenvectors of the mean of P M Pᵀ over a group, for a positive semi-definite matrix M [D, D].
+
+    A direction is determined where its eigenvalue is apart from both neighbors in its representation. See
+    `spectral.eigh` for precision, rounding and what is raised; see `unfold` for signs.
+    """
+    return collect([(one, *eigh(block(matrix, one))) for one in representations])
+
+
+def collect(found: list[tuple[Representation, np.ndarray, np.ndarray]], most: int | None = None) -> Eigenvectors:
+    """The `most` leading ones of what was found, eigenvalues [n] and coordinates [n, ·] in each representation."""
+
+    def repeated(representation: Representation, values: np.ndarray) -> np.ndarray:
+        return np.repeat(values, 1 if representation.turn is None else 2)
+
+    leading = np.sort(np.concatenate([repeated(one, values) for one, values, _ in found]))[::-1][:most]
+    smallest = leading.min(initial=np.inf)
+    found = [(one, values[values >= smallest], rows[values >= smallest]) for one, values, rows in found]
+    eigenvalues = np.concatenate([repeated(one, values) for one, values, _ in found])
+    directions = np.concatenate([unfold(rows, one).astype(np.float32) for one, _, rows in found])
+    symmetry = np.concatenate([repeated(one, np.full(len(values), one.label)) for one, values, _ in found])
+    order = np.argsort(-eigenvalues, kind="stable")[:most]  # stable: a pair stays together
+    return Eigenvectors(eigenvalues[order], directions[order], symmetry[order])
+
+
+def mean_of_pairs(energies: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
+    """Quadratic forms [K] of M as those of the mean of P M Pᵀ: the two of each pair (E) get their mean."""
+    energies = energies.copy()
+    pairs = np.flatnonzero(symmetry == "E").reshape(-1, 2)
+    energies[pairs] = energies[pairs].mean(1, keepdims=True)
+    return energies

@@ -132,12 +132,30 @@ def test_comparison_with_itself_is_perfect(finished, tmp_path, capsys):
     assert compute_nads.draw(_config(), workdir)
 
 
+def test_what_is_compared_with_must_be_a_basis(finished, tmp_path):
+    record = load_nads(finished / "nads.npz")
+    np.save(tmp_path / "copies.npy", np.repeat(record.directions[:1], 64, axis=0))
+    with pytest.raises(InputError, match=r"copies\.npy: directions: rows are not orthonormal \(largest error 1"):
+        compute_nads.run(_config(compare=str(tmp_path / "copies.npy")), finished)
+
+
+def test_every_direction_has_its_row_and_its_representation(finished):
+    record = load_nads(finished / "nads.npz")
+    assert set(record.symmetry) == {"A1", "A2", "B1", "B2", "E"}
+    header, *rows = (finished / "nads.csv").read_text().splitlines()
+    assert header == "index,eigenvalue,eigenvalue_sem,symmetry" and len(rows) == 256
+    assert [row.split(",")[3] for row in rows] == record.symmetry.tolist()
+    np.testing.assert_allclose([float(row.split(",")[1]) for row in rows], record.eigenvalues, rtol=1e-5)
+
+
 def test_a_record_from_before_symmetries_is_drawn(finished, tmp_path, monkeypatch):
     workdir = _copy(finished, tmp_path)
     arrays = store.read_npz(workdir / "nads.npz")
     config = json.loads(str(arrays["config"]))
     del config["symmetrized"]
+    arrays = {name: array for name, array in arrays.items() if name != "symmetry"}
     store.write_npz(workdir / "nads.npz", {**arrays, "config": np.asarray(json.dumps(config))})
+    assert set(load_nads(workdir / "nads.npz").symmetry) == {""}
     comparison = {"num_networks": np.asarray(10), "overlap_sizes": np.array([1]), "overlap": np.ones(1)}
     store.write_npz(workdir / "comparison.npz", comparison)
     drawn = []

@@ -26,8 +26,9 @@ from nad_jax.accumulation import init_halves, make_accumulate, merge_halves
 from nad_jax.errors import InputError
 from nad_jax.estimation import _plan_looks, finalize
 from nad_jax.estimator import Estimator
-from nad_jax.nads import degenerate_groups
+from nad_jax.nads import Spectrum, degenerate_groups
 from nad_jax.store import read_singular_values
+from nad_jax.symmetries import representations
 
 SMALL = {"image_shape": (16, 16, 1)}
 
@@ -69,7 +70,7 @@ def _ensembles(model, num_networks, seeds, **choices):
             accumulate(make_key(seed), init_halves(dimension), 0, num_networks),
             num_networks,
             {},
-            np.arange(dimension)[None],
+            representations((), model.image_shape),
         )
         matrices.append(_matrix(nads))
     return np.array(matrices)
@@ -170,8 +171,8 @@ def test_growing_an_ensemble_keeps_its_members():
     key = jax.random.key(0, impl="philox4x32")
     first = accumulate(key, init_halves(256), 0, 6)
     second = accumulate(key, init_halves(256), 6, 10)
-    grown = finalize(merge_halves(first, second), 10, {}, np.arange(256)[None])
-    whole = finalize(accumulate(key, init_halves(256), 0, 10), 10, {}, np.arange(256)[None])
+    grown = finalize(merge_halves(first, second), 10, {}, representations((), (16, 16, 1)))
+    whole = finalize(accumulate(key, init_halves(256), 0, 10), 10, {}, representations((), (16, 16, 1)))
     assert np.abs(grown.eigenvalues - whole.eigenvalues).max() <= 1e-5 * whole.eigenvalues[0]
     assert estimator.chunk_size <= 10
     with pytest.raises(InputError, match="first: must be even"):
@@ -247,7 +248,7 @@ def test_halves_are_even_and_odd_members():
     accumulate, _ = make_accumulate(model, Estimator(readout="sampled", derivative="input_gradient"), 7)
     halves = accumulate(jax.random.key(0), init_halves(256), 0, 7)
     assert (int(halves.even.count), int(halves.odd.count)) == (4, 3)
-    nads = finalize(halves, 7, {}, np.arange(halves.even.mean.size)[None])
+    nads = finalize(halves, 7, {}, representations((), model.image_shape))
     # Uncentred, the eigenvalue is the weighted mean of the halves' energies, whose half difference is its error.
     assert nads.eigenvalue_sem[0] > 0
     assert (nads.split_half_overlap > 0).all() and (nads.split_half_overlap <= 1).all()
@@ -259,17 +260,58 @@ def test_directional_energy_is_the_quadratic_form_of_the_second_moment():
     np.testing.assert_allclose(directional_energy(nads, nads.directions[:9]), nads.eigenvalues[:9], rtol=1e-4)
     mixed = (nads.directions[0] + nads.directions[5]) / np.sqrt(2)
     assert directional_energy(nads, mixed[None])[0] == pytest.approx(nads.eigenvalues[[0, 5]].mean(), rel=1e-4)
-    with pytest.raises(InputError, match=r"must be real numbers \[K, 256\]"):
+    with pytest.raises(InputError, match=r"must be real numbers \[N, 256\]"):
         directional_energy(nads, np.eye(4))
+
+
+def test_energy_beyond_leading_eigenvalues_is_bounded_by_the_trace():
+    rng = np.random.default_rng(0)
+    basis, eigenvalues = np.linalg.qr(rng.normal(size=(8, 8)))[0], np.array([5, 4, 2, 1.5, 1.2, 1, 0.5, 0.1])
+    probes = rng.normal(size=(20, 8))
+    exact = (probes @ basis.T) ** 2 @ eigenvalues
+    for count in range(1, 9):
+        leading = Spectrum(basis[:count], eigenvalues[:count])
+        lower, upper = directional_energy(leading, probes, eigenvalues.sum())
+        assert (lower <= exact * (1 + 1e-9)).all() and (exact <= upper * (1 + 1e-9)).all()
+        if count >= 7:  # what is missing is the rest of the trace
+            np.testing.assert_allclose(lower, exact)
+            np.testing.assert_allclose(upper, exact)
+            np.testing.assert_allclose(
+                directional_energy(leading, probes), (probes @ basis[:count].T) ** 2 @ eigenvalues[:count]
+            )
+        else:
+            with pytest.raises(InputError, match=f"trace: needed where there are {count} eigenvalues of D = 8"):
+                directional_energy(leading, probes)
+    # Bounds are reached: all of the rest in one direction, or as evenly as the last eigenvalue allows.
+    known = Spectrum(np.eye(4)[:2], np.array([3.0, 1.0]))
+    assert [part.item() for part in directional_energy(known, np.eye(4)[2:3], 4.5)] == [0.0, 0.5]
+    assert [part.item() for part in directional_energy(known, np.eye(4)[2:3], 5.7)] == pytest.approx([0.7, 1.0])
+    with pytest.raises(InputError, match=r"trace: must be at least the sum of the eigenvalues 4, got 3\.9"):
+        directional_energy(known, np.eye(4), 3.9)
+
+
+def test_overlaps_beyond_the_rank_of_a_half_are_unknown_and_stop_nothing():
+    model = create_model("logreg", (4, 4, 1))
+    choices = {"readout": "sampled", "derivative": "input_gradient", "chunk_size": 2}
+    nads = estimate_nads(model, 7, **choices, stop_overlap=1.0, stop_size=5)
+    sizes = dict(zip(nads.overlap_sizes.tolist(), nads.split_half_overlap, strict=True))
+    assert nads.num_networks == 7 and set(sizes) == {1, 4, 5}
+    assert np.isfinite(sizes[1]) and np.isnan(sizes[4]) and np.isnan(sizes[5])  # three networks in the odd half
+    assert np.isfinite(estimate_nads(model, 40, **choices).split_half_overlap).all()
 
 
 def test_degenerate_directions_are_pointed_out_within_their_error():
     nads = estimate_nads(create_model("logreg", (4, 4, 1)), 2, derivative="input_gradient")
-    assert degenerate_groups(nads, leading=4) == ([(0, 15)], 0.05)  # exactly isotropic
+    assert degenerate_groups(nads, leading=4) == ([list(range(16))], 0.05)  # exactly isotropic
     steep = nads._replace(eigenvalues=np.float32([10, 8.8, 5, 4.9, 1]), eigenvalue_sem=np.zeros(5, np.float32))
-    assert degenerate_groups(steep) == ([(2, 3)], 0.05)
+    steep = steep._replace(symmetry=nads.symmetry[:5])
+    assert degenerate_groups(steep) == ([[2, 3]], 0.05)
+    assert degenerate_groups(steep._replace(symmetry=np.array(["A1", "A1", "A1", "B1", "A1"])))[0] == []
+    pairs = np.float32([10, 10, 8, 8, 7.9, 7.9, 7.9, 5])
+    paired = steep._replace(eigenvalues=pairs, symmetry=np.array(["E"] * 4 + ["A1"] + ["E"] * 2 + ["A1"]))
+    assert degenerate_groups(paired)[0] == [[2, 3, 5, 6]]
     groups, tolerance = degenerate_groups(steep._replace(eigenvalue_sem=0.05 * steep.eigenvalues))
-    assert groups == [(0, 1), (2, 3)] and tolerance == pytest.approx(0.1 * np.sqrt(2))
+    assert groups == [[0, 1], [2, 3]] and tolerance == pytest.approx(0.1 * np.sqrt(2))
 
 
 def test_points_are_shared_or_fresh_and_scaled():

@@ -7,8 +7,10 @@ import pytest
 
 from nad_jax import sketch, subspaces
 from nad_jax.errors import InputError
+from nad_jax.symmetries import representations
 
 DIMENSION, LEADING = 120, 8
+ALONE = representations((), (DIMENSION, 1, 1))
 
 
 def _rows(count, mean=0.0):
@@ -41,7 +43,7 @@ def test_passes_converge_to_the_dense_eigenvectors(centred):
     values, vectors = _dense(rows, centred)
     basis, errors = sketch.random_basis(jax.random.key(0), 3 * LEADING, DIMENSION), []
     for _ in range(4):
-        found = sketch.leading(_see(rows, basis), 3 * LEADING, centred)
+        found = sketch.leading(_see(rows, basis), 3 * LEADING, ALONE, centred)
         errors.append(1 - subspaces.subspace_overlap(found.directions, vectors, (LEADING,))[0])
         basis = jnp.asarray(found.directions)
     assert all(later < 0.5 * earlier + 1e-6 for earlier, later in itertools.pairwise(errors))
@@ -54,7 +56,7 @@ def test_passes_converge_to_the_dense_eigenvectors(centred):
 def test_as_many_test_directions_as_dimensions_are_exact_in_one_pass():
     rows = _rows(300)
     values, vectors = _dense(rows, False)
-    found = sketch.leading(_see(rows, sketch.random_basis(jax.random.key(1), DIMENSION, DIMENSION)), LEADING)
+    found = sketch.leading(_see(rows, sketch.random_basis(jax.random.key(1), DIMENSION, DIMENSION)), LEADING, ALONE)
     np.testing.assert_allclose(found.eigenvalues, values[:LEADING], rtol=1e-4)
     assert subspaces.subspace_overlap(found.directions, vectors, (LEADING,))[0] > 0.9999
 
@@ -72,7 +74,7 @@ def test_sketches_of_parts_merge_and_rows_that_are_not_valid_are_left_out():
 
 def test_fewer_rows_than_test_directions_are_spanned_exactly():
     rows = _rows(5)
-    found = sketch.leading(_see(rows, sketch.random_basis(jax.random.key(3), 16, DIMENSION)), 5)
+    found = sketch.leading(_see(rows, sketch.random_basis(jax.random.key(3), 16, DIMENSION)), 5, ALONE)
     values, vectors = _dense(rows, False)
     np.testing.assert_allclose(found.eigenvalues, values[:5], rtol=1e-3)
     assert subspaces.subspace_overlap(found.directions, vectors, (5,))[0] > 0.999
@@ -82,4 +84,4 @@ def test_bad_sizes_are_refused():
     with pytest.raises(InputError, match="size: must be in 1 … D = 10, got 11"):
         sketch.random_basis(jax.random.key(0), 11, 10)
     with pytest.raises(InputError, match="num_directions: must be in 1 … 4 test directions, got 5"):
-        sketch.leading(_see(_rows(9), sketch.random_basis(jax.random.key(0), 4, DIMENSION)), 5)
+        sketch.leading(_see(_rows(9), sketch.random_basis(jax.random.key(0), 4, DIMENSION)), 5, ALONE)

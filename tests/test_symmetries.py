@@ -1,3 +1,5 @@
+import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -15,7 +17,9 @@ from nad_jax import (
 )
 from nad_jax.architectures import ARCHITECTURES
 from nad_jax.errors import InputError
-from nad_jax.symmetries import permutations, symmetrize
+from nad_jax.estimator import Estimator, check_symmetrized
+from nad_jax.sketch import init, leading, random_basis, update
+from nad_jax.symmetries import eigh_symmetric, permutations, representations
 
 MOVES = {
     "flip": (lambda array: array[::-1], lambda array: array[:, ::-1], lambda array: array[::-1, ::-1]),
@@ -34,13 +38,75 @@ def test_permutations_are_the_group_of_moves(names, size):
     assert {tuple(move(image).reshape(-1)) for name in names for move in MOVES[name]} <= found
 
 
-def test_symmetrized_matrices_do_not_change_under_the_group():
-    group = permutations(("flip", "transpose"), (3, 3, 2))
-    matrix = np.random.default_rng(0).standard_normal((18, 18))
-    mean = symmetrize(matrix, group)
-    assert all(np.allclose(mean[np.ix_(moved, moved)], mean) for moved in group)
-    np.testing.assert_allclose(np.trace(mean), np.trace(matrix))
-    np.testing.assert_array_equal(symmetrize(matrix, permutations((), (3, 3, 2))), matrix)
+def _mean(matrix, names, shape):
+    """The mean of P M Pᵀ over a group."""
+    return np.mean([matrix[np.ix_(moved, moved)] for moved in permutations(names, shape)], axis=0)
+
+
+# How the vectors of a representation change under reversal of rows, of columns, and under exchange of both (None: not
+# into a multiple of themselves).
+CHARACTERS = {
+    ("flip", "transpose"): {"A1": (1, 1, 1), "A2": (-1, -1, -1), "B1": (1, 1, -1), "B2": (-1, -1, 1)},
+    ("flip",): {"++": (1, 1, None), "+−": (1, -1, None), "−+": (-1, 1, None), "−−": (-1, -1, None)},
+    ("transpose",): {"+": (None, None, 1), "−": (None, None, -1)},
+    (): {"": (None, None, None)},
+}
+GRIDS = [(names, shape) for names in CHARACTERS for shape in ((4, 4, 1), (5, 5, 2), (1, 1, 3))]
+GRIDS += [(names, shape) for names in ((), ("flip",)) for shape in ((1, 6, 1), (4, 3, 2))]
+
+
+@pytest.mark.parametrize(("names", "shape"), GRIDS)
+def test_eigenvectors_are_those_of_the_mean_over_the_group_and_belong_to_its_representations(names, shape):
+    dimension = int(np.prod(shape))
+    rows = np.random.default_rng(0).standard_normal((3 * dimension, dimension))
+    matrix = rows.T @ rows
+    found, mean = eigh_symmetric(matrix, representations(names, shape)), _mean(matrix, names, shape)
+    np.testing.assert_allclose(found.eigenvalues, np.linalg.eigvalsh(mean)[::-1], rtol=1e-10)
+    np.testing.assert_allclose(mean @ found.directions.T, found.directions.T * found.eigenvalues, atol=1e-4)
+    np.testing.assert_allclose(found.directions @ found.directions.T, np.eye(dimension), atol=1e-6)
+    images = found.directions.reshape(-1, *shape)
+    moved = images[:, ::-1], images[:, :, ::-1], images.swapaxes(1, 2)
+    for label, characters in CHARACTERS[names].items():
+        chosen = found.symmetry == label
+        for image, sign in zip(moved, characters, strict=True):
+            if sign is not None:
+                np.testing.assert_allclose(image[chosen], sign * images[chosen], atol=1e-6)
+    pairs = np.flatnonzero(found.symmetry == "E").reshape(-1, 2)
+    assert set(found.symmetry) <= {*CHARACTERS[names], "E"} and (len(pairs) > 0) == (len(names) == 2 and shape[0] > 1)
+    for first, second in pairs:
+        assert second == first + 1 and found.eigenvalues[first] == found.eigenvalues[second]
+        np.testing.assert_allclose(images[first].swapaxes(0, 1), images[first], atol=1e-6)
+        np.testing.assert_allclose(abs(found.directions[second] @ np.rot90(images[first]).ravel()), 1, atol=1e-6)
+        assert np.abs(images[first][::-1, ::-1] + images[first]).max() < 1e-6
+    for direction in found.directions:
+        largest = np.flatnonzero(np.abs(direction) >= np.abs(direction).max() * (1 - 1e-6))
+        assert direction[largest[0]] > 0
+
+
+def test_rounding_does_not_choose_among_eigenvectors_that_symmetry_makes_equal():
+    shape, names = (6, 6, 1), ("flip", "transpose")
+    rows = np.random.default_rng(0).standard_normal((50, 36)) * 0.9 ** np.arange(36)
+    matrix = rows.T @ rows
+    noise = np.random.default_rng(1).standard_normal((36, 36)) * 1e-7 * matrix.max()
+    one, other = (eigh_symmetric(m, representations(names, shape)) for m in (matrix, matrix + noise + noise.T))
+    assert (one.symmetry[:24] == other.symmetry[:24]).all()
+    assert (np.einsum("kd,kd->k", one.directions[:24], other.directions[:24]) > 0.999).all()
+    # As single vectors of the mean they are lost.
+    dense = [np.linalg.eigh(_mean(m, names, shape))[1].T[::-1] for m in (matrix, matrix + noise + noise.T)]
+    assert (np.abs(np.einsum("kd,kd->k", *dense))[:24] < 0.99).any()
+
+
+def test_a_sketch_finds_leading_eigenvectors_in_each_representation():
+    shape, names = (6, 6, 1), ("flip", "transpose")
+    rows = np.random.default_rng(0).standard_normal((50, 36)) * 0.9 ** np.arange(36)
+    group, moved = representations(names, shape), permutations(names, shape)
+    exact = eigh_symmetric(rows.T @ rows / len(rows), group)
+    basis, images = random_basis(jax.random.key(0), 20, 36), jnp.asarray(rows[:, moved].reshape(-1, 36), jnp.float32)
+    found = leading(update(init(basis), images, np.ones(len(images), bool)), 12, group)
+    assert (found.symmetry == exact.symmetry[:12]).all()
+    assert (np.einsum("kd,kd->k", found.directions, exact.directions[:12]) > 0.999).all()
+    np.testing.assert_allclose(found.eigenvalues, exact.eigenvalues[:12], rtol=1e-4)
+    np.testing.assert_allclose(found.trace, exact.eigenvalues.sum(), rtol=1e-5)
 
 
 def _move_network(variables, move, flat_shape):
@@ -78,8 +144,8 @@ def test_architectures_have_the_symmetries_that_they_state_and_no_others(
 ):
     model = create_model(architecture, (side, side, 1), pooling=pooling, convolution="lax")
     assert model.symmetries == symmetries
-    variables = jax.jit(model.init)(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (side, side, 1))
+    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+    x = np.asarray(jax.random.normal(jax.random.key(1), (side, side, 1)))
     apply = jax.jit(lambda variables, image: model.apply(variables, image[None])[0, 0])
     logit = apply(variables, x)
     for name, moves in MOVES.items():
@@ -135,6 +201,14 @@ def test_what_is_not_a_symmetry_is_refused():
         _functions(("rotate",))
     with pytest.raises(InputError, match=r"symmetries: 'transpose' needs square images, got 4×5"):
         _functions(("transpose",), (4, 5, 1))
+    for pooling, refused in (("max", True), ("avg", False)):
+        estimator = Estimator("input_gradient", point_scale=0.0, symmetrized=True)
+        model = create_model("lenet", (16, 16, 1), pooling=pooling)
+        match = "symmetrized: must be False for exact gradients of this network at the origin"
+        with pytest.raises(InputError, match=match) if refused else contextlib.nullcontext():
+            check_symmetrized(estimator, model)
+        for other in ({"point_scale": 1.0}, {"derivative": "central_difference"}, {"symmetrized": False}):
+            check_symmetrized(dataclasses.replace(estimator, **other), model)
     with pytest.raises(InputError, match=r"symmetrized: must be False, this model states no symmetries for .* 4×4"):
         estimate_nads(_functions(()), 4, readout="sampled", symmetrized=True)
     assert jnp.isfinite(estimate_nads(_functions(("flip",)), 4, readout="sampled", symmetrized=True).eigenvalues).all()
