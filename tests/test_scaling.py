@@ -43,7 +43,7 @@ def _model(size, image_shape=(3, 4, 1), spread=0.0):
     def apply(variables, x):
         return features(variables, x) @ variables["readout"] * variables["factor"]
 
-    return from_functions(init, apply, image_shape, features, readout_variance=size**2)
+    return from_functions(init, apply, image_shape, features, readout_variance=size**2, check=False)
 
 
 def test_powers_of_two_are_exact_and_exponents_bound_the_largest_entry():
