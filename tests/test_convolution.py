@@ -43,23 +43,21 @@ def _pair(strides, padding):
 
 @pytest.mark.parametrize(("shape", "kernel_shape", "strides", "padding"), CASES)
 def test_products_equal_lax_in_value_and_gradients(shape, kernel_shape, strides, padding):
-    x, kernel = _draw(shape, kernel_shape)
-    plain, fast = _pair(strides, padding)
-    _close(fast(x, kernel), plain(x, kernel))
+    given = _draw(shape, kernel_shape)
 
-    def loss(convolve, x, kernel):
-        return jnp.sum(jnp.sin(convolve(x, kernel)))
+    @functools.partial(jax.jit, static_argnums=0)
+    def evaluate(convolve, x, kernel):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(convolve(x, kernel)))
 
-    for actual, expected in zip(
-        jax.jit(jax.grad(functools.partial(loss, fast), (0, 1)))(x, kernel),
-        jax.jit(jax.grad(functools.partial(loss, plain), (0, 1)))(x, kernel),
-        strict=True,
-    ):
+        tangents = (jnp.ones_like(x), jnp.ones_like(kernel))
+        value, tangent = jax.jvp(convolve, (x, kernel), tangents)
+        # The gradient with respect to one argument alone takes another path through the custom derivative.
+        return value, tangent, jax.grad(loss, (0, 1))(x, kernel), jax.grad(loss)(x, kernel)
+
+    plain, fast = (jax.tree.leaves(evaluate(convolve, *given)) for convolve in _pair(strides, padding))
+    for actual, expected in zip(fast, plain, strict=True):
         _close(actual, expected)
-    # The gradient with respect to one argument alone takes another path through the custom derivative.
-    _close(jax.grad(functools.partial(loss, fast))(x, kernel), jax.grad(functools.partial(loss, plain))(x, kernel))
-    tangents = (jnp.ones_like(x), jnp.ones_like(kernel))
-    _close(jax.jvp(fast, (x, kernel), tangents)[1], jax.jvp(plain, (x, kernel), tangents)[1])
 
 
 @pytest.mark.parametrize(
@@ -77,23 +75,26 @@ def test_many_channels_and_pixels_equal_lax_however_many_images_at_a_time(
     shape, kernel_shape, strides, padding, at_a_time, monkeypatch
 ):
     monkeypatch.setattr(convolution, "_CHUNK", at_a_time * math.prod(shape[1:]))
-    x, kernel = _draw(shape, kernel_shape)
-    plain, fast = _pair(strides, padding)
-    _close(fast(x, kernel), plain(x, kernel))
-    cotangent = jnp.sin(jnp.arange(plain(x, kernel).size, dtype=jnp.float32)).reshape(plain(x, kernel).shape)
-    expected = jax.vjp(plain, x, kernel)[1](cotangent)
-    for actual, other in zip(jax.jit(lambda *a: jax.vjp(fast, *a)[1](cotangent))(x, kernel), expected, strict=True):
-        _close(actual, other)
-    _close(jax.vmap(fast)(x[None], kernel[None])[0], plain(x, kernel))
+    given = _draw(shape, kernel_shape)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def evaluate(convolve, x, kernel):
+        value, pullback = jax.vjp(convolve, x, kernel)
+        cotangent = jnp.sin(jnp.arange(value.size, dtype=jnp.float32)).reshape(value.shape)
+        return value, jax.vmap(convolve)(x[None], kernel[None])[0], *pullback(cotangent)
+
+    plain, fast = (evaluate(convolve, *given) for convolve in _pair(strides, padding))
+    for actual, expected in zip(fast, plain, strict=True):
+        _close(actual, expected)
 
 
 @pytest.mark.parametrize(("shape", "kernel_shape", "strides", "padding"), CASES[:2] + CASES[4:6])
 def test_mapped_over_kernels_equals_a_loop(shape, kernel_shape, strides, padding):
-    x, kernel = _draw(shape, kernel_shape, members=3)
+    given = _draw(shape, kernel_shape, members=3)
     plain, fast = _pair(strides, padding)
-    expected = jnp.stack([plain(*member) for member in zip(x, kernel, strict=True)])
-    _close(jax.vmap(fast)(x, kernel), expected)
-    _close(jax.lax.map(lambda member: fast(*member), (x, kernel)), expected)
+    expected = jax.jit(lambda *given: jnp.stack([plain(*member) for member in zip(*given, strict=True)]))(*given)
+    _close(jax.jit(jax.vmap(fast))(*given), expected)
+    _close(jax.lax.map(lambda member: fast(*member), given), expected)
 
 
 def _pool_by_window(x, kind, size, stride=None, padding=0):
@@ -111,11 +112,13 @@ def _pool_by_window(x, kind, size, stride=None, padding=0):
 )
 def test_pooling_equals_reduce_window(kind, height, width, window):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
-    _close(convolution.pool(x, kind, *window), _pool_by_window(x, kind, *window))
-    _close(
-        jax.grad(lambda x: jnp.sum(convolution.pool(x, kind, *window) ** 2))(x),
-        jax.grad(lambda x: jnp.sum(_pool_by_window(x, kind, *window) ** 2))(x),
-    )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def evaluate(pool, x):
+        return pool(x, kind, *window), jax.grad(lambda x: jnp.sum(pool(x, kind, *window) ** 2))(x)
+
+    for actual, expected in zip(evaluate(convolution.pool, x), evaluate(_pool_by_window, x), strict=True):
+        _close(actual, expected)
 
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 4, 0), (3, 2, 1), (3, 2, 0)])
@@ -143,17 +146,21 @@ def test_every_window_has_exactly_one_winner_whatever_it_holds():
 
 @pytest.mark.parametrize(("shape", "kernel_shape", "strides", "padding"), CASES)
 def test_pooled_convolution_equals_convolution_then_pooling(shape, kernel_shape, strides, padding):
-    x, kernel = _draw(shape, kernel_shape)
+    given = _draw(shape, kernel_shape)
     plain, _ = _pair(strides, padding)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def evaluate(convolve, x, kernel):
+        value, pullback = jax.vjp(convolve, x, kernel)
+        return value, *pullback(2 * value)
+
+    expected = evaluate(lambda *given: _pool_by_window(plain(*given), "max", 2), *given)
     for base in convolution.CONVOLUTIONS.values():
         fused = functools.partial(
             convolution.max_pooled(base), window_strides=strides, padding=padding, dimension_numbers=NHWC
         )
-        _close(fused(x, kernel), _pool_by_window(plain(x, kernel), "max", 2))
-        actual = jax.grad(lambda *a, f=fused: jnp.sum(f(*a) ** 2), (0, 1))(x, kernel)
-        expected = jax.grad(lambda *a: jnp.sum(_pool_by_window(plain(*a), "max", 2) ** 2), (0, 1))(x, kernel)
-        for a, b in zip(actual, expected, strict=True):
-            _close(a, b)
+        for one, other in zip(evaluate(fused, *given), expected, strict=True):
+            _close(one, other)
 
 
 def test_what_products_cannot_do_is_refused():

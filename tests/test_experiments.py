@@ -16,6 +16,7 @@ from experiments import compute_nads, runner
 from experiments.main import EXPERIMENTS, _read_json
 from nad_jax import load_nads, store
 from nad_jax.errors import InputError
+from tests.commands import Command
 from tests.test_configs import ROOT, load_config
 
 
@@ -202,18 +203,6 @@ def test_all_bad_values_are_reported_at_once(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def _command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.main", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        check=False,
-    )
-
-
 RECIPE = "--config=configs/compute_nads.py:lenet"
 
 
@@ -245,17 +234,17 @@ def test_the_command_line_answers_bad_input_in_one_line(arguments, message, tmp_
         "--workdir=W": f"--workdir={tmp_path / 'run'}",
         "--config.compare=D": f"--config.compare={tmp_path / 'd.npy'}",
     }
-    result = _command(*(places.get(argument, argument) for argument in arguments))
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr and len(result.stderr.splitlines()) == 1
+    command = Command(*(places.get(argument, argument) for argument in arguments))
+    assert command.wait() == 2
+    assert message in command.errors
+    assert "Traceback" not in command.errors and len(command.errors.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
 def test_what_a_recipe_leaves_empty_can_be_given_as_none(tmp_path):
     (tmp_path / "fields.json").write_text('\ufeff{"compare": null, "sweep": {"seed": null, "step": [10, 20]}}')
     fields = ["logit=2", "logit=None", "compare_singular_values=None", "sweep.seed=0,1", "sweep.point=None"]
-    result = _command(
+    command = Command(
         "--config=configs/compute_nads.py:logreg",
         f"--workdir={tmp_path / 'run'}",
         "--config.image_shape=4,4,1",
@@ -263,7 +252,7 @@ def test_what_a_recipe_leaves_empty_can_be_given_as_none(tmp_path):
         "--config.compare=None",
         f"--config_json={tmp_path / 'fields.json'}",
     )
-    assert result.returncode == 0, result.stderr
+    assert command.wait() == 0, command.errors
     points = sorted((tmp_path / "run").glob("step=*"))
     assert [path.name for path in points] == ["step=10.0", "step=20.0"]  # as without the fields that are None
     assert [load_nads(path / "nads.npz").config["logit"] for path in points] == [None, None]
@@ -294,9 +283,10 @@ def test_null_in_json_is_what_the_recipe_leaves_empty_or_one_line(name, tmp_path
 
 
 def test_the_command_line_runs_a_recipe(tmp_path):
-    result = _command(
-        "--config=configs/compute_nads.py:logreg", f"--workdir={tmp_path / 'run'}", "--config.image_shape=8,8,1"
-    )
+    command = [sys.executable, "-m", "experiments.main", "--config=configs/compute_nads.py:logreg"]
+    command += [f"--workdir={tmp_path / 'run'}", "--config.image_shape=8,8,1"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "10/10 networks" in result.stderr and "0 diverged" in result.stderr
     assert "logreg: NADs of 10 networks" in result.stdout

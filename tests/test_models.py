@@ -56,7 +56,7 @@ def _images(count=3):
 
 
 def test_linen_features_are_found_and_the_variance_of_the_read_out_is_known():
-    model = from_linen(Net(), SHAPE)
+    model = from_linen(Net(), SHAPE, check=False)
     variables = model.init(make_key(0))
     dense = variables["params"]["Dense_1"]
     np.testing.assert_allclose(
@@ -65,8 +65,8 @@ def test_linen_features_are_found_and_the_variance_of_the_read_out_is_known():
         atol=1e-6,
     )
     assert model.readout_variance == pytest.approx(1 / 6)
-    assert from_linen(Net(), SHAPE, initialization="reference").readout_variance == pytest.approx(1 / 18)
-    assert from_linen(Net(), SHAPE, readout_variance=0.5).readout_variance == 0.5
+    assert from_linen(Net(), SHAPE, initialization="reference", check=False).readout_variance == pytest.approx(1 / 18)
+    assert from_linen(Net(), SHAPE, readout_variance=0.5, check=False).readout_variance == 0.5
 
 
 def test_training_mode_draws_dropout_and_updates_statistics():
@@ -84,7 +84,7 @@ def test_training_mode_draws_dropout_and_updates_statistics():
 
 
 def test_a_module_without_a_training_argument_is_taken_as_it_is():
-    model = from_linen(Plain(), SHAPE)
+    model = from_linen(Plain(), SHAPE, check=False)
     variables = model.init(make_key(0))
     logits, updated = model.apply(variables, _images(), jax.random.key(0), train=True)
     np.testing.assert_array_equal(logits, model.apply(variables, _images()))
@@ -93,7 +93,9 @@ def test_a_module_without_a_training_argument_is_taken_as_it_is():
 
 
 def test_nnx_model_maps_over_initializations_and_marginalizes():
-    model = from_nnx(lambda rngs: NNXNet(rngs=rngs), SHAPE, lambda net, x: net.features(x), readout_variance=1 / 6)
+    model = from_nnx(
+        lambda rngs: NNXNet(rngs=rngs), SHAPE, lambda net, x: net.features(x), readout_variance=1 / 6, check=False
+    )
     keys = jax.random.split(make_key(0), 3)
     logits = jax.vmap(lambda key: model.apply(model.init(key), _images()))(keys)
     assert logits.shape == (3, 3, 1) and not np.allclose(logits[0], logits[1])
@@ -110,7 +112,7 @@ class Normalized(nn.Module):
 
 @pytest.mark.parametrize("module", [Net(squash=True), Net(twice=True), Normalized()])
 def test_without_a_reachable_read_out_marginalizing_is_refused(module):
-    model = from_linen(module, SHAPE)
+    model = from_linen(module, SHAPE, check=False)
     assert model.features is None
     logit = 0 if model.num_logits > 1 else None
     for choice in ({"readout": "marginalized"}, {"readout": "sampled", "num_readouts": 3}):
@@ -121,7 +123,7 @@ def test_without_a_reachable_read_out_marginalizing_is_refused(module):
 
 
 def test_several_logits_need_a_choice():
-    model = from_linen(Net(logits=3), SHAPE)
+    model = from_linen(Net(logits=3), SHAPE, check=False)
     for readout in ("marginalized", "sampled"):
         with pytest.raises(InputError, match="logit: the model has 3 logits"):
             estimate_nads(model, 4, readout=readout)
@@ -133,8 +135,8 @@ def test_several_logits_need_a_choice():
 def test_a_custom_read_out_initializer_needs_its_variance():
     module = Net(readout=nn.initializers.normal(0.1))
     with pytest.raises(InputError, match="readout_variance"):
-        estimate_nads(from_linen(module, SHAPE), 4)
-    stated = from_linen(module, SHAPE, readout_variance=0.01)
+        estimate_nads(from_linen(module, SHAPE, check=False), 4)
+    stated = from_linen(module, SHAPE, readout_variance=0.01, check=False)
     assert estimate_nads(stated, 4, derivative="input_gradient").eigenvalues[0] > 0
 
 

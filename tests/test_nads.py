@@ -53,7 +53,7 @@ def _linear_cnn(length, stride, pooling_filter, filter_length):
     def apply(variables, x):
         return features(variables, x) @ variables["phi"][:, None]
 
-    return from_functions(init, apply, (1, length, 1), features, readout_variance=1.0)
+    return from_functions(init, apply, (1, length, 1), features, readout_variance=1.0, check=False)
 
 
 LENGTH, STRIDE = 16, 4
@@ -235,6 +235,7 @@ def test_a_network_that_is_flat_at_the_point_is_refused():
                 lambda key: jax.random.normal(key, (4, 8)),
                 lambda w, x: jax.nn.relu(x.reshape(-1, 4) @ w).sum(1, keepdims=True),
                 (2, 2, 1),
+                check=False,
             ),
             4,
             readout="sampled",

@@ -44,7 +44,7 @@ def _model(size, image_shape=(3, 4, 1), spread=0.0):
     def apply(variables, x):
         return features(variables, x) @ variables["readout"] * variables["factor"]
 
-    return from_functions(init, apply, image_shape, features, readout_variance=size**2)
+    return from_functions(init, apply, image_shape, features, readout_variance=size**2, check=False)
 
 
 def test_powers_of_two_are_exact_and_exponents_bound_the_largest_entry():
@@ -127,12 +127,17 @@ def _same(one, other, size):
     np.testing.assert_allclose(one.split_half_overlap, other.split_half_overlap, atol=1e-4)
 
 
-@pytest.mark.parametrize("derivative", ["input_gradient", "central_difference"])
 @pytest.mark.parametrize(
-    ("choices", "sizes"),
-    [({"readout": "marginalized"}, (1e-30, 1e30)), ({"readout": "sampled"}, (1e-19, 1e15)),
-     ({"readout": "sampled", "num_readouts": 3}, (1e-30,)), ({"readout": "sampled", "centred": True}, (1e30,))],
-)  # fmt: skip
+    ("derivative", "choices", "sizes"),
+    [
+        ("input_gradient", {"readout": "marginalized"}, (1e-30, 1e15)),
+        ("central_difference", {"readout": "marginalized"}, (1e30,)),
+        ("input_gradient", {"readout": "sampled"}, (1e-19, 1e30)),
+        ("central_difference", {"readout": "sampled"}, (1e-30,)),
+        ("input_gradient", {"readout": "sampled", "num_readouts": 3}, (1e-30,)),
+        ("input_gradient", {"readout": "sampled", "centred": True}, (1e30,)),
+    ],
+)
 def test_networks_of_any_size_have_the_same_nads(derivative, choices, sizes):
     choices = {**choices, "derivative": derivative, "chunk_size": 8}
     reference = estimate_nads(_model(1.0), 16, **choices)
@@ -157,11 +162,9 @@ def test_the_largest_networks_of_an_ensemble_rule_it():
     assert wild.eigenvalues[0] > 0.99 * wild.eigenvalues.sum() > 0
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e30])
-def test_stored_units_of_such_networks_merge(size, tmp_path, monkeypatch):
-    monkeypatch.setattr(compute_nads.plotting, "plot_directions", compute_nads.plotting.plot_directions)
+def test_stored_units_of_such_networks_merge(tmp_path, monkeypatch):
     records = {}
-    for factor in (1.0, size):
+    for factor in (1.0, 1e-30, 1e30):
         for module in (ensembles, compute_nads, leading_nads):
             create = lambda config, factor=factor: _model(factor)._replace(  # noqa: E731
                 description={"architecture": "mlp"}
@@ -177,11 +180,12 @@ def test_stored_units_of_such_networks_merge(size, tmp_path, monkeypatch):
             assert module.run(config, workdir)
             assert len(list((workdir / "units").glob("*networks*"))) == 2
             records[experiment, factor] = load_nads(workdir / "nads.npz")
-            assert all(path.exists() for path in module.draw(config, workdir))
-    for experiment in ("compute_nads", "leading_nads"):
-        _same(records[experiment, size], records[experiment, 1.0], size)
-    together = estimate_nads(_model(size), 16, derivative="input_gradient", readout="sampled")
-    _same(together, records["compute_nads", size], 1.0)
+            if factor == 1e-30:
+                assert all(path.exists() for path in module.draw(config, workdir))
+    for (experiment, factor), record in records.items():
+        _same(record, records[experiment, 1.0], factor)
+    together = estimate_nads(_model(1e30), 16, derivative="input_gradient", readout="sampled")
+    _same(together, records["compute_nads", 1e30], 1.0)
 
 
 def test_what_an_earlier_version_stored_is_refused(tmp_path):

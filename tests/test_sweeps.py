@@ -25,7 +25,8 @@ from experiments.main import EXPERIMENTS
 from experiments.shards import Shard
 from nad_jax import Estimator, accumulation, create_model, ensemble, from_functions, store
 from nad_jax.errors import InputError
-from tests.test_configs import ROOT, load_config
+from tests.commands import ROOT, Command
+from tests.test_configs import load_config
 
 SWEEP = [
     "--config=configs/directional_bias.py:accuracy_map,logreg",
@@ -48,87 +49,31 @@ NADS = [
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
-# Runs the command line with a part of it replaced, as the first argument says.
-DRIVER = """
-import os, signal, sys, threading, time
-from experiments import runner
-from experiments.main import _parse_flags, app, main
-from nad_jax import accumulation, ensemble, fitting, store
-
-runner.SNAPSHOT_SECONDS = 0.0  # after every epoch and chunk
-place, _, which = sys.argv.pop(1).partition(":")
-
-class Replaced:  # a module but for some of its functions
-    def __init__(self, module, **functions):
-        self.__dict__.update(functions)
-        self._module = module
-    def __getattr__(self, name):
-        return getattr(self._module, name)
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def at_call(function, before, after=lambda: None):
-    calls = []
-    def replaced(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == int(which):
-            before()
-        result = function(*args, **kwargs)
-        if len(calls) == int(which):
-            after()
-        return result
-    return replaced
-
-def half_written(file, **arrays):
-    file.write(b"PK half of it")
-    file.flush()
-    kill()
-
-def send():
-    open(os.environ["SENT"], "w").close()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-def long_lasting(*args, **kwargs):
-    threading.Timer(0.2, send).start()
-    time.sleep(20)
-
-if place == "no temporary file":
-    store.tempfile = Replaced(store.tempfile, mkstemp=at_call(store.tempfile.mkstemp, kill))
-elif place == "empty temporary file":
-    store.tempfile = Replaced(store.tempfile, mkstemp=at_call(store.tempfile.mkstemp, lambda: None, kill))
-elif place == "half a temporary file":
-    store.np = Replaced(store.np, savez=half_written)
-elif place == "before the rename":
-    store.os = Replaced(os, replace=at_call(os.replace, kill))
-elif place == "after the rename":
-    store.os = Replaced(os, replace=at_call(os.replace, lambda: None, kill))
-elif place == "evaluation":
-    make_chunk = fitting.make_chunk
-    from nad_jax import training
-    training.make_chunk = lambda *args: make_chunk(*args)._replace(finish=long_lasting)
-elif place == "collecting":
-    from experiments import compute_nads
-    compute_nads.finalize = long_lasting
-app.run(main, flags_parser=_parse_flags)
-"""
-
-
-def _start(arguments, place="nothing", environment=None):
-    command = [sys.executable, "-c", DRIVER, place, *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment or ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+def _start(arguments, place="nothing", **variables):
+    return Command(*arguments, place=place, variables=variables)
 
 
 def _run(arguments, place="nothing"):
     process = _start(arguments, place)
-    printed = process.communicate(timeout=300)[1]
-    return process.returncode, printed
+    return process.wait(), process.errors
 
 
 def _arrays(workdir):
     """Every stored unit and table, by its path."""
     paths = [*workdir.rglob("units/*.npz"), *workdir.rglob("results.csv"), *workdir.rglob("nads.npz")]
     return {str(path.relative_to(workdir)): path.read_bytes() for path in paths}
+
+
+def _values(workdir):
+    """What they hold: a bit may change in a file and in no value."""
+    return {
+        name: {
+            key: (array.dtype, array.shape, array.tobytes()) for key, array in store.read_npz(workdir / name).items()
+        }
+        if name.endswith(".npz")
+        else content
+        for name, content in _arrays(workdir).items()
+    }
 
 
 def _remains(workdir):
@@ -178,8 +123,7 @@ def test_a_sweep_killed_at_every_write_and_at_random_ends_as_if_it_had_not_been(
         _wait(lambda wanted=wanted: len(list(workdir.glob("units/*.npz"))) >= wanted, process)
         time.sleep(order.random() * 0.02)
         process.kill()
-        process.communicate()
-        assert not (workdir / "results.csv").exists() or process.returncode == 0
+        assert process.wait() == 0 or not (workdir / "results.csv").exists()
     code, printed = _run(command)
     assert code == 0, printed
     for place in (
@@ -223,9 +167,7 @@ def test_a_signal_that_is_not_ignored_asks_for_the_same_command_again(number):
 @pytest.mark.parametrize(
     ("phase", "arguments", "number"),
     [
-        ("compilation", DENSENET, signal.SIGTERM),
         ("compilation", DENSENET, signal.SIGUSR1),
-        ("training", LONG, signal.SIGTERM),
         ("training", LONG, signal.SIGUSR2),
         ("evaluation", SWEEP, signal.SIGTERM),
         ("accumulation", NADS, signal.SIGTERM),
@@ -235,15 +177,15 @@ def test_a_signal_that_is_not_ignored_asks_for_the_same_command_again(number):
 def test_a_signal_ends_every_phase_within_five_seconds(phase, arguments, number, clean, tmp_path):
     workdir = tmp_path / "run"
     command = [*arguments, f"--workdir={workdir}"]
-    environment = {**ENVIRONMENT, "SENT": str(tmp_path / "sent")}
+    variables = {"SENT": str(tmp_path / "sent")}
     if phase == "compilation":
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
+        variables["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
     begun = {
         "compilation": lambda: workdir.glob("progress/*"),
         "training": lambda: workdir.glob("snapshots/*"),
         "accumulation": lambda: workdir.glob("units/*"),
     }
-    process = _start(command, phase, environment)
+    process = _start(command, phase if phase in ("evaluation", "collecting") else "nothing", **variables)
     if phase in begun:
         _wait(lambda: list(begun[phase]()), process)
         time.sleep(2.0 if phase == "compilation" else 0.0)
@@ -252,9 +194,9 @@ def test_a_signal_ends_every_phase_within_five_seconds(phase, arguments, number,
     else:  # sends it to itself, and says when
         _wait(lambda: (tmp_path / "sent").exists(), process)
         sent = time.monotonic()
-    printed = process.communicate(timeout=60)[1]
+    code, printed = process.wait(60), process.errors
     assert time.monotonic() - sent < 5
-    assert process.returncode == 75 and "the same command goes on" in printed and "Traceback" not in printed
+    assert code == 75 and "the same command goes on" in printed and "Traceback" not in printed
     assert not (workdir / "results.csv").exists() and not (workdir / "nads.npz").exists()
     if phase == "training":
         assert list(workdir.glob("snapshots/*.npz"))
@@ -266,7 +208,7 @@ def test_a_signal_ends_every_phase_within_five_seconds(phase, arguments, number,
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
     arguments = [*DENSENET, f"--workdir={tmp_path / 'run'}"]
-    process = _start(arguments, environment={**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")})
+    process = _start(arguments, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
     _wait(lambda: list(tmp_path.glob("run/progress/*")), process)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
@@ -274,8 +216,7 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     sent = time.monotonic()
-    process.communicate(timeout=60)
-    assert process.returncode == 75 and time.monotonic() - sent < 1
+    assert process.wait(60) == 75 and time.monotonic() - sent < 1
 
 
 def _config(**changes):
@@ -322,7 +263,8 @@ def _damaged(content, kind, order):
 def test_every_damaged_file_is_computed_again_or_refused(name, kind, finished, tmp_path):
     experiment, config, order = EXPERIMENTS[name], CASES[name](), random.Random(kind)
     files = sorted(path.relative_to(finished / name) for path in (finished / name).rglob("*.*"))
-    assert len(files) >= 8
+    files = [file for file in files if file.suffix != ".png"]  # which nothing reads
+    assert len(files) >= 4
     for file in files:
         for draw_only in (True, False) if file.parent == Path() else (False,):  # figures are drawn from the others
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
@@ -338,7 +280,7 @@ def test_every_damaged_file_is_computed_again_or_refused(name, kind, finished, t
                 assert file.suffix != ".npz" or draw_only  # units are computed again
                 continue
             if not draw_only:
-                assert _arrays(workdir) == _arrays(finished / name), file
+                assert _values(workdir) == _values(finished / name), file
 
 
 @pytest.mark.parametrize("name", ["directional_bias", "compute_nads"])
@@ -420,8 +362,7 @@ def test_two_processes_on_the_same_units_write_the_same(clean, tmp_path):
     command = [*NADS, f"--workdir={tmp_path / 'run'}"]
     processes = [_start(command) for _ in range(2)]
     for process in processes:
-        printed = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, printed
+        assert process.wait(120) == 0, process.errors
     assert _arrays(tmp_path / "run") == _arrays(clean / "nads")
     assert not _remains(tmp_path / "run")
 
@@ -494,7 +435,7 @@ def test_diverged_networks_are_contained_and_counted(tmp_path, capsys, monkeypat
         weights = jax.random.normal(key, (16, 1))
         return jax.numpy.where(weights[0] > 0.5, jax.numpy.nan, weights)
 
-    model = from_functions(init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1))
+    model = from_functions(init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1), check=False)
     monkeypatch.setattr(compute_nads, "read_model", lambda config: model)
     compute_nads.run(_nads_config(num_networks=40, readout="sampled", symmetrized=False), tmp_path / "nads")
     record = store.load_nads(tmp_path / "nads" / "nads.npz")
@@ -587,20 +528,20 @@ def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        places = {**ENVIRONMENT, "JAX_COORDINATOR_ADDRESS": address}
         command = [*NADS, f"--workdir={tmp_path / 'run'}", "--distributed"]
-        return [_start([*command, f"--shard={index}/{count}"], environment=places) for index in range(count)]
+        return [
+            _start([*command, f"--shard={index}/{count}"], JAX_COORDINATOR_ADDRESS=address) for index in range(count)
+        ]
 
     killed, *others = start(3)
     _wait(lambda: (tmp_path / "run" / "progress" / "0-of-3.jsonl").exists(), killed)
     killed.kill()
-    killed.communicate()
-    assert [(process.communicate(timeout=120), process.returncode)[1] for process in others] == [0, 0]
+    killed.wait()
+    assert [process.wait(120) for process in others] == [0, 0]
     assert not (tmp_path / "run" / "nads.npz").exists()
     processes = start(2)
-    printed = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], printed
-    assert _arrays(tmp_path / "run") == _arrays(clean / "nads"), printed
+    assert [process.wait(120) for process in processes] == [0, 0], [process.errors for process in processes]
+    assert _arrays(tmp_path / "run") == _arrays(clean / "nads")
 
 
 SPREAD = """
@@ -636,6 +577,7 @@ def test_a_derivative_that_is_not_finite_is_left_out_and_long_ones_are_not():
             lambda key: jax.random.normal(key, (4, 1)) * jax.numpy.where(jax.random.bernoulli(key, 0.3), long, 1.0),
             lambda weights, x: x.reshape(len(x), -1) @ weights,
             (2, 2, 1),
+            check=False,
         )
         estimator = Estimator(derivative="input_gradient", readout="sampled", chunk_size=4)
         halves = accumulation.make_accumulate(model, estimator, 40)[0](
@@ -676,7 +618,11 @@ def test_a_shard_does_not_depend_on_how_networks_are_grouped(tmp_path):
 
 
 def test_a_reader_of_messages_that_is_gone_does_not_keep_the_process_alive(tmp_path):
-    process = _start([*LONG, f"--workdir={tmp_path}"])
+    program = (
+        "from experiments import main, runner; runner.SNAPSHOT_SECONDS = 0.0; main.app.run(main.main, flags_parser="
+    )
+    command = [sys.executable, "-c", f"{program}main._parse_flags)", *LONG, f"--workdir={tmp_path}"]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
     _wait(lambda: list(tmp_path.glob("snapshots/*")), process)
     process.stderr.close()
     process.send_signal(signal.SIGTERM)

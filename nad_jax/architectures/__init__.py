@@ -13,9 +13,12 @@ unbiased (by B·H·W/(B·H·W − 1)).
 
 import functools
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
 
 from nad_jax.architectures.densenet import DenseNet
 from nad_jax.architectures.lenet import LeNet
@@ -25,7 +28,7 @@ from nad_jax.architectures.resnet import ResNet18, ResNet18ImageNet
 from nad_jax.architectures.vgg import VGG11
 from nad_jax.convolution import CONVOLUTIONS, resolve_convolution
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer
-from nad_jax.linen import from_linen
+from nad_jax.linen import INITIALIZATIONS, from_linen
 from nad_jax.models import Model
 
 
@@ -105,7 +108,23 @@ def create_model(
         raise InputError(f"pooling: 'none' makes no sense for {architecture!r}; it is there for {removable}")
     if entry.pooling is None or pooling == "default":
         pooling = entry.pooling
-    convolution = resolve_convolution(convolution)
+    initialization = check_choice("initialization", initialization, INITIALIZATIONS)
+    choices = architecture, image_shape, num_logits, pooling, initialization, resolve_convolution(convolution)
+    return _create_model(*choices, jnp.result_type(float))
+
+
+@functools.lru_cache(maxsize=64)  # commands ask again and again, and tracing DenseNet121 takes seconds
+def _create_model(
+    architecture: str,
+    image_shape: tuple[int, int, int],
+    num_logits: int,
+    pooling: str | None,
+    initialization: str,
+    convolution: str,
+    precision: np.dtype,  # of JAX, which the shapes kept with a model depend on
+) -> Model:
+    del precision
+    entry = ARCHITECTURES[architecture]
     height, width, _ = image_shape
     symmetries = ("flip",) * (entry.flips(height, pooling) and entry.flips(width, pooling))
     symmetries += ("transpose",) * (height == width)
@@ -126,4 +145,4 @@ def create_model(
         "initialization": initialization,
         "convolution": convolution,
     }
-    return model._replace(description=description)
+    return model._replace(description=MappingProxyType(description))
