@@ -209,27 +209,37 @@ def test_a_network_does_not_depend_on_its_company(mapping):
 
 
 SHARDED = """
-import jax, numpy as np
+import collections, jax, numpy as np
 from nad_jax import ImageData, cifar_recipe, create_model, train_many, train_many_images
 from tests.test_training import LENET_RECIPE, LENET_SHAPE, _directions, lenet_chunk
 assert jax.local_device_count() == 4
 metrics, program = lenet_chunk("sequential", jax.local_devices())
 np.savez(f"{OUT}/sharded.npz", **metrics._asdict())
 open(f"{OUT}/sharded.txt", "w").write(program)
+compiled = collections.Counter()
+def count(event, seconds, fun_name="", **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        compiled[fun_name] += 1
+jax.monitoring.register_event_duration_secs_listener(count)
+def check_compiled_once():
+    assert [compiled[f"jit({stage})"] for stage in ("start", "epoch", "finish")] == [1, 1, 1], compiled
+    compiled.clear()
 model = create_model("lenet", LENET_SHAPE, num_logits=2)
 for num_devices in (1, 4):  # the last chunk of four is not full
     metrics = train_many(model, _directions(5, LENET_SHAPE), recipe=LENET_RECIPE, num_devices=num_devices)
     np.savez(f"{OUT}/{num_devices}.npz", **metrics._asdict())
+    check_compiled_once()
 images, labels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8), np.arange(64) % 4
 data = ImageData(images, labels, images, labels)
 colour, recipe = create_model("logreg", (8, 8, 3), 4), cifar_recipe(num_epochs=2)
 for num_devices in (1, 4):
     metrics = train_many_images(colour, data, seed=[0, 1, 2], recipe=recipe, num_devices=num_devices)
     np.savez(f"{OUT}/images{num_devices}.npz", **metrics._asdict())
+    check_compiled_once()
 """
 
 
-def test_sharded_training_agrees_and_does_not_communicate(sequential, tmp_path):
+def test_sharded_training_agrees_does_not_communicate_and_is_compiled_once(sequential, tmp_path):
     script = f"OUT = {str(tmp_path)!r}\n" + SHARDED
     subprocess.run(
         [sys.executable, "-c", script],
