@@ -93,7 +93,7 @@ CASES = [
     (lambda: n.singular_values([1.0], 0), "num_networks: must be an integer of at least 2, got 0"),
     # records
     (lambda: n.directional_energy(None, EYE), "nads: must be NADs, got NoneType"),
-    (lambda: n.directional_energy(NADS, [["a"] * 16]), "directions: must be real numbers [K, 16], got [['a'"),
+    (lambda: n.directional_energy(NADS, [["a"] * 16]), "directions: must be real numbers [N, 16], got [['a'"),
     (lambda: n.directional_energy(NADS, NAN), "directions: has entries that are not finite"),
     (lambda: n.directional_energy(NADS._replace(eigenvalues=[1]), EYE), "nads: eigenvalues: must be real numbers [16]"),
     (lambda: n.null_band(n.LeadingNADs(NADS, np.ones((0, 1)), 1.0)), "nads: must be NADs, got LeadingNADs"),

@@ -291,4 +291,13 @@ def test_the_command_line_runs_a_recipe(tmp_path):
     assert "10/10 networks" in result.stderr and "0 diverged" in result.stderr
     assert "logreg: NADs of 10 networks" in result.stdout
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "nads.npz", "nads.png", "overlap.png", "progress", "spectrum.png", "units"}
+    assert names == {
+        "config.json",
+        "nads.csv",
+        "nads.npz",
+        "nads.png",
+        "overlap.png",
+        "progress",
+        "spectrum.png",
+        "units",
+    }
