@@ -1,5 +1,4 @@
 import io
-import zipfile
 
 import hypothesis
 import hypothesis.strategies as st
@@ -105,16 +104,22 @@ def test_no_bytes_raise_anything_else(tmp_path_factory, noise, position, kept):
         assert str(path) in str(error)
 
 
-def test_every_flipped_bit_of_a_record_is_detected(tmp_path, nads):
+def test_every_flipped_bit_of_a_record_is_detected_or_changes_nothing_that_is_read(tmp_path, nads):
     path = tmp_path / "nads.npz"
     save_nads(path, nads)
-    content = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo("eigenvalues.npy")
-    for offset in range(info.header_offset + 200, info.header_offset + 260, 3):
-        path.write_bytes(content[:offset] + bytes([content[offset] ^ 4]) + content[offset + 1 :])
-        with pytest.raises(InputError, match=r"nads\.npz"):
-            load_nads(path)
+    content, original = path.read_bytes(), load_nads(path)
+    offsets, unread = range(0, len(content), 7), 0
+    for offset in offsets:
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ 1 << offset % 8]) + content[offset + 1 :])
+        try:
+            loaded = load_nads(path)
+        except InputError as error:
+            assert "nads.npz" in str(error)
+            continue
+        unread += 1  # a date, say, which each version of Python reads or not as it likes
+        for name, value, expected in zip(original._fields, loaded, original, strict=True):
+            assert np.array_equal(value, expected), (offset, name)
+    assert unread < 0.1 * len(offsets)
     for length in (0, 1, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
         with pytest.raises(InputError, match=r"nads\.npz"):
