@@ -1,4 +1,6 @@
+import copy
 import io
+import zipfile
 
 import hypothesis
 import hypothesis.strategies as st
@@ -187,3 +189,43 @@ def test_a_run_folder_refuses_another_configuration(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
         store.open_run_folder(tmp_path / "file" / "run", {})
+
+
+def test_directions_are_unit_vectors_to_a_thousandth(tmp_path):
+    path = tmp_path / "directions.npy"
+    for norm, allowed in ((0.9991, True), (1.0009, True), (0.9988, False), (1.0012, False)):
+        np.save(path, np.diag([1.0, 1.0, norm]))
+        if allowed:
+            np.testing.assert_array_equal(read_directions(path)[2], np.float32([0, 0, norm]))
+        else:
+            with pytest.raises(InputError, match=r"directions\.npy: direction 2 has norm .*, expected 1"):
+                read_directions(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("eigenvalues", np.full(16, np.nan), "eigenvalues is not an array of finite numbers"),
+        ("eigenvalue_sem", np.full(16, np.inf), "eigenvalue_sem is not an array of finite numbers"),
+        ("num_networks", np.asarray("4"), "num_networks is not an array of finite numbers"),
+        ("config", np.asarray("[]"), "config is not a JSON object"),
+        ("config", np.asarray("{"), "config is not JSON"),
+    ],
+)
+def test_records_of_anything_else_are_refused(tmp_path, nads, name, value, message):
+    path = tmp_path / "nads.npz"
+    save_nads(path, nads)
+    store.write_npz(path, {**store.read_npz(path), name: value})
+    with pytest.raises(InputError, match=rf"nads\.npz: {message}"):
+        load_nads(path)
+
+
+def test_an_archive_whose_arrays_share_their_bytes_is_refused(tmp_path):
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", _npy(np.zeros(1000)))
+        again = copy.copy(archive.infolist()[0])
+        again.filename = "b.npy"
+        archive.filelist.append(again)
+    with pytest.raises(InputError, match=r"bomb\.npz: says that its arrays are larger than itself"):
+        store.read_npz(path)
