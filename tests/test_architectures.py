@@ -50,9 +50,8 @@ def test_the_resnet_for_imagenet_is_that_of_torchvision():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("shape", [(32, 32, 3), (64, 48, 1)])
-def test_shapes_of_logits_and_features(architecture, shape):
-    model = create_model(architecture, image_shape=shape, num_logits=10)
+def test_shapes_of_logits_and_features(architecture):
+    model = create_model(architecture, (64, 48, 3), num_logits=10)
     variables, images = _shapes(model)
     assert jax.eval_shape(model.apply, variables, images).shape == (2, 10)
     features = jax.eval_shape(model.features, variables, images)
@@ -60,28 +59,14 @@ def test_shapes_of_logits_and_features(architecture, shape):
     assert features.shape[0] == 2 and len(last) == 1
 
 
-@pytest.mark.parametrize("architecture", ["logreg", "mlp", "lenet", "vgg11"])
+@pytest.mark.parametrize("architecture", ["logreg", "lenet"])  # of the others `test_reference_networks` says more
 def test_entries_keep_the_contract_that_models_of_users_are_tested_for(architecture):
     check_behavior(create_model(architecture, num_logits=2))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_training_apply_updates_statistics_alone(architecture):
-    model = create_model(architecture, num_logits=2)
-    variables, images = _shapes(model)
-    logits, updated = jax.eval_shape(
-        lambda v, x, key: model.apply(v, x, key, train=True), variables, images, jax.random.key(0)
-    )
-    assert logits.shape == (2, 2)
-    assert jax.tree.map(jnp.shape, updated) == jax.tree.map(jnp.shape, variables)
-
-
-LOOPED = ("logreg", "mlp", "lenet", "resnet18_w16")  # the others are the same code, and slow to compile
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architecture):
-    model = create_model(architecture)
+@pytest.mark.parametrize(("architecture", "side"), [("logreg", 16), ("mlp", 16), ("lenet", 16), ("resnet18_w16", 32)])
+def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architecture, side):
+    model = create_model(architecture, (side, side, 1))
     x = jax.random.normal(make_key(1), model.image_shape)
 
     def gradient(key):
@@ -91,52 +76,8 @@ def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architect
     keys = jax.random.split(make_key(0), 2)
     mapped = np.asarray(jax.jit(jax.vmap(gradient))(keys))
     assert np.isfinite(mapped).all() and (np.abs(mapped).max(1) > 0).all()
-    if architecture in LOOPED:
-        looped = np.asarray(jax.jit(lambda keys: jax.lax.map(gradient, keys))(keys))
-        np.testing.assert_allclose(mapped, looped, atol=1e-4 * np.abs(looped).max())
-
-
-@pytest.mark.parametrize("architecture", ["logreg", "mlp", "lenet", "vgg11", "resnet18"])
-def test_logits_are_the_read_out_of_the_features(architecture):
-    model = create_model(architecture, num_logits=3)
-    variables = model.init(make_key(0))
-    images = jax.random.normal(make_key(1), (2, *model.image_shape))
-    features = model.features(variables, images)
-    (read_out,) = [
-        layer
-        for path, layer in jax.tree_util.tree_leaves_with_path(
-            variables["params"], is_leaf=lambda node: isinstance(node, dict) and "kernel" in node
-        )
-        if isinstance(layer, dict) and layer["kernel"].shape == (features.shape[-1], 3)
-    ]
-    kernel, bias = read_out["kernel"], read_out["bias"]
-    np.testing.assert_allclose(features @ kernel + bias[None], model.apply(variables, images), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("architecture", ["lenet", "resnet18"])
-def test_without_pooling_the_dense_layer_grows(architecture):
-    variables, images = _shapes(create_model(architecture, pooling="none"))
-    widest = max(leaf.shape[0] for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim == 2)
-    assert widest == {"lenet": 24 * 24 * 16, "resnet18": 32 * 32 * 512}[architecture]
-    model = create_model(architecture, pooling="none")
-    assert jax.eval_shape(model.apply, variables, images).shape == (2, 1)
-
-
-def test_pooling_choices_change_the_function_and_not_the_parameters():
-    images = jax.random.normal(make_key(1), (2, 32, 32, 1))
-    models = [create_model("lenet", pooling=pooling) for pooling in ("default", "max", "avg")]
-    variables = models[0].init(make_key(0))
-    default, maximum, average = (model.apply(variables, images) for model in models)
-    np.testing.assert_array_equal(default, maximum)
-    assert float(jnp.abs(maximum - average).max()) > 1e-3
-
-
-def test_convolutions_give_the_same_network():
-    images = jax.random.normal(make_key(1), (2, 32, 32, 1))
-    for architecture in ("lenet", "resnet18"):
-        models = [create_model(architecture, convolution=name) for name in ("lax", "product")]
-        plain, fast = (jax.jit(model.apply)(models[0].init(make_key(0)), images) for model in models)
-        np.testing.assert_allclose(fast, plain, atol=1e-5 * float(jnp.abs(plain).max()) + 1e-6)
+    looped = np.asarray(jax.jit(lambda keys: jax.lax.map(gradient, keys))(keys))
+    np.testing.assert_allclose(mapped, looped, atol=1e-4 * np.abs(looped).max())
 
 
 @pytest.mark.parametrize(
@@ -180,27 +121,22 @@ def test_statistics_of_channels_far_from_zero_are_no_nan():
     assert (var >= 0).all() and jnp.isfinite(mean).all()
 
 
-def test_a_dense_block_in_loops_is_the_one_of_plain_layers(monkeypatch):
+def test_a_dense_block_in_loops_has_the_gradients_of_plain_layers(monkeypatch):
     monkeypatch.setattr(densenet, "LOOPED", 2)
-    x = jax.random.normal(jax.random.key(1), (8, 16, 16, 40))
+    monkeypatch.setattr(densenet, "GROWTH", 8)
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 10))
     looped, plain = densenet.DenseBlock(3, product_convolution), _PlainDenseBlock(3)
-    variables = jax.tree.map(  # scales, biases and statistics that are not those of the identity
-        lambda leaf: leaf + 0.02 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
-        plain.init(jax.random.key(0), x, False),
-    )
-    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, looped.init(jax.random.key(0), x, False))
+    shapes, other = (jax.eval_shape(lambda key, b=b: b.init(key, x, False), jax.random.key(0)) for b in (looped, plain))
+    assert shapes == other
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 0.5, leaf.shape).astype(np.float32), shapes)
 
-    def train(block, variables, x):
-        y, updated = block.apply(variables, x, True, mutable=["batch_stats"])
-        return jnp.vdot(y, jnp.cos(jnp.arange(y.size)).reshape(y.shape)), updated["batch_stats"]
+    def gradients(block):
+        def train(variables, x):
+            y, updated = block.apply(variables, x, True, mutable=["batch_stats"])
+            return jnp.vdot(y, jnp.cos(jnp.arange(y.size)).reshape(y.shape)), updated["batch_stats"]
 
-    def evaluate(block):
-        (_, statistics), gradients = jax.value_and_grad(
-            lambda v, x: train(block, v, x), (0, 1), has_aux=True, allow_int=True
-        )(variables, x)
-        return block.apply(variables, x, False), statistics, gradients
+        return jax.jit(jax.grad(train, (0, 1), has_aux=True))(variables, x)
 
-    for actual, expected in zip(
-        *(jax.tree.leaves(jax.jit(evaluate, static_argnums=0)(b)) for b in (looped, plain)), strict=True
-    ):
+    for actual, expected in zip(*(jax.tree.leaves(gradients(block)) for block in (looped, plain)), strict=True):
         np.testing.assert_allclose(actual, expected, atol=2e-5 * float(jnp.abs(expected).max()) + 1e-5)

@@ -20,12 +20,14 @@ from nad_jax import (
     null_band,
     read_directions,
     singular_values,
+    sketch,
     subspace_overlap,
 )
-from nad_jax.accumulation import init_halves, make_accumulate, merge_halves
+from nad_jax.accumulation import Halves, init_halves, make_accumulate, merge_halves
 from nad_jax.errors import InputError
 from nad_jax.estimation import _plan_looks, finalize
 from nad_jax.estimator import Estimator
+from nad_jax.leading import find_leading, finish
 from nad_jax.nads import Spectrum, degenerate_groups
 from nad_jax.store import read_singular_values
 from nad_jax.symmetries import representations
@@ -418,3 +420,52 @@ def test_keys_whose_draws_depend_on_company_are_refused():
         estimate_nads(model, 4, key=jax.random.key(0, impl="rbg"))
     with pytest.raises(InputError, match="num_networks: must be an integer"):
         estimate_nads(model, 1e2)
+
+
+SPECTRUM = 3.0 ** -np.arange(12)
+
+
+def _diagonal_model():
+    """f = Σ w_i φ_i, φ_i = √(λ_i r_i) x_i: JᵀJ is diagonal, its entries λ_i times r_i uniform in ½ … 3/2."""
+
+    def init(key):
+        factors, readout = jax.random.split(key)
+        factors = jax.random.uniform(factors, SPECTRUM.shape, minval=0.5, maxval=1.5)
+        return {"scale": jnp.sqrt(SPECTRUM * factors), "readout": jax.random.normal(readout, (SPECTRUM.size, 1))}
+
+    def features(variables, x):
+        return x.reshape(len(x), -1) * variables["scale"][None]
+
+    def apply(variables, x):
+        return features(variables, x) @ variables["readout"]
+
+    return from_functions(init, apply, (1, SPECTRUM.size, 1), features, readout_variance=1.0, check=False)
+
+
+@pytest.mark.parametrize("kind", ["dense", "leading"])
+def test_errors_of_eigenvalues_are_their_fluctuation_over_seeds(kind):
+    # Directions are the pixels and in the order of λ whatever the seed: nothing but the eigenvalues fluctuates.
+    networks, seeds, size = 16, 80, SPECTRUM.size - 1
+    accumulate, _ = make_accumulate(_diagonal_model(), Estimator(derivative="input_gradient"), networks)
+    empty, records, alone = init_halves(SPECTRUM.size), [], representations((), (1, SPECTRUM.size, 1))
+    if kind == "leading":
+        basis = jnp.eye(SPECTRUM.size)  # complete, so that one pass is exact
+        empty = Halves(sketch.init(basis), sketch.init(basis), jnp.int32(0))
+    for seed in range(seeds):
+        halves = accumulate(make_key(seed), empty, 0, networks)
+        if kind == "dense":
+            records.append(finalize(halves, networks, {}, alone))
+        else:
+            found = find_leading(halves, size, 1, alone, False)
+            records.append(finish(halves, found, [], size, networks, {}, False).nads)
+    for record in records:
+        np.testing.assert_allclose(record.directions[:size], np.eye(size, SPECTRUM.size), atol=1e-4)
+    eigenvalues, sem = (
+        np.array([getattr(record, name)[:size] for record in records]) / SPECTRUM[:size]
+        for name in ("eigenvalues", "eigenvalue_sem")
+    )
+    variance = 1 / 12 / networks  # of a mean of uniform numbers
+    # Either is a mean of 880 squares of nearly normal numbers, known to 4.8 %; a factor √2 in `sem` is one of 2 here.
+    tolerance = 4.5 * np.sqrt(2 / (seeds * size))
+    assert abs(eigenvalues.var(0, ddof=1).mean() / variance - 1) < tolerance
+    assert abs((sem**2).mean() / variance - 1) < tolerance

@@ -482,3 +482,20 @@ def test_an_optimizer_whose_state_changes_its_form_is_refused(change, monkeypatc
     monkeypatch.setattr(optax, "drifting", drifting, raising=False)
     reason = "its updates are not" if change == "updates" else "its state changes its form"
     assert reason in Recipe("drifting").problems()[0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("linear", [0.75, 0.5, 0.25, 0.0]),
+        ("cosine", [(2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0.0]),
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_the_rate_of_every_step_is_that_of_the_schedule(schedule, factors):
+    recipe = Recipe(schedule=schedule, clip_norm=0.0, batch_size=4, num_epochs=2, num_train=8)
+    optimizer = recipe.make_optimizer(0.5)
+    state = optimizer.init(jnp.zeros(1))
+    for factor in factors:
+        update, state = optimizer.update(jnp.ones(1), state)
+        assert float(update[0]) == pytest.approx(-0.5 * factor, abs=1e-7)
