@@ -6,12 +6,13 @@ such a folder of its own in the run folder, beside `results.csv`, one row per po
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ from experiments.ensembles import (
     MODEL_FIELDS,
     check_unit_size,
     describe_unit,
+    describe_units,
     read_estimator,
     read_model,
     read_unit,
@@ -54,7 +56,8 @@ SWEEP_FIELDS = (
 INDICES = (0, 1, 2, 3, 10, 100, 500)  # at which singular values are compared
 
 
-class Point(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Point:
     """One ensemble of a command: its folder, its fields without the sweep, and its coordinates in the sweep."""
 
     workdir: Path
@@ -64,6 +67,11 @@ class Point(NamedTuple):
     @property
     def identity(self) -> dict[str, Any]:
         return {name: value for name, value in self.config.items() if name not in FREE_FIELDS}
+
+    @functools.cached_property
+    def num_rows(self) -> int:
+        """R, the rows that one network gives."""
+        return resolve_estimator(read_model(self.config), read_estimator(self.config), self.config.unit_size)[1]
 
 
 def make_points(config: ConfigDict, workdir: Path) -> list[Point]:
@@ -132,7 +140,7 @@ def _read_unit(point: Point, networks: tuple[int, int]) -> Halves:
     dimension = int(np.prod(point.config.image_shape))
     shapes = {"count": (), "exponent": (), "mean": (dimension,), "scatter": (dimension, dimension)}
     path = _unit_path(point.workdir, *networks)
-    return accumulation.halves_from_arrays(read_unit(path, point.identity, shapes, networks=list(networks)))
+    return accumulation.halves_from_arrays(read_unit(path, point.identity, shapes, networks, point.num_rows))
 
 
 def _stored_units(workdir: Path) -> list[Path]:
@@ -140,8 +148,13 @@ def _stored_units(workdir: Path) -> list[Path]:
     return list(workdir.glob(f"units/networks_{digits}_{digits}.npz"))
 
 
+def _networks(path: Path) -> tuple[int, int]:
+    """First and stop of the networks of a stored unit."""
+    return int(path.stem[-15:-8]), int(path.stem[-7:])
+
+
 def _check_not_lowered(num_networks: int, workdir: Path) -> None:
-    stored = max((int(path.stem[-7:]) for path in _stored_units(workdir)), default=0)
+    stored = max((_networks(path)[1] for path in _stored_units(workdir)), default=0)
     if stored > num_networks:
         raise InputError(
             f"num_networks: can be raised, not lowered; {workdir} already holds {stored}, got {num_networks}"
@@ -158,16 +171,23 @@ def _merge(point: Point) -> Halves:
     """The state of all stored units, in their order, so that an interruption cannot change a bit."""
     total = accumulation.init_halves(int(np.prod(point.config.image_shape)))
     for networks, path in _paths(point).items():
-        if path.exists():
-            total = accumulation.merge_halves(total, _read_unit(point, networks))
+        halves = read_intact(path, partial(_read_unit, point, networks), True)
+        if halves is None:  # a command of more networks may have put a longer unit in its place
+            _check_not_lowered(point.config.num_networks, point.workdir)
+        else:
+            total = accumulation.merge_halves(total, halves)
     return total
 
 
 def _remove_cut_units(point: Point) -> None:
-    """Removes last units cut short by an earlier, smaller num_networks: their networks now lie in full ones."""
-    paths = _paths(point).values()
+    """Removes last units cut short by an earlier, smaller num_networks: their networks now lie in full ones.
+
+    The units of the point are stored. One that goes beyond them is of another command.
+    """
+    units = _paths(point)
     for path in _stored_units(point.workdir):
-        if path not in paths:
+        first, stop = _networks(path)
+        if (first, stop) not in units and any(begin <= first and stop <= end for begin, end in units):
             store.remove(path)
 
 
@@ -222,7 +242,7 @@ def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | N
     check_not_zero(halves, model, estimator, make_key(config.seed))
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
     choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
-    choices["diverged"] = int(halves.diverged)
+    choices |= {"diverged": int(halves.diverged), **describe_units(_paths(point).values())}
     result = finalize(halves, num_networks, choices, find_group(model, estimator), estimator.centred)
     store.save_nads(point.workdir / "nads.npz", result)
     comparison = _compare(result, config, directions, values)
@@ -342,6 +362,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         lambda program, chunk_size: _make_program(of_program[program], points, chunk_size),
         lambda program: _measure(of_program[program]),
         collect,
+        [point.workdir for point in points],
     )
 
 
