@@ -73,12 +73,15 @@ def test_a_unit_that_is_gone_is_computed_again_to_the_bit(finished, tmp_path):
     assert damaged.with_name(damaged.name + ".corrupt").exists()
 
 
-def _interrupt(workdir, monkeypatch, devices):
-    """Computes until the second pass has kept a snapshot of its first unit."""
+def _interrupt(finished, workdir, monkeypatch, devices):
+    """Computes the second pass again until its first unit has kept a snapshot."""
+    shutil.copytree(finished, workdir)
+    for name in LAST_PASS[1:]:
+        (workdir / "units" / f"{name}.npz").unlink()
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * devices)
 
     def check():
-        if list(workdir.glob(f"snapshots/{LAST_PASS[1]}.*")):
+        if list(workdir.glob("snapshots/*")):
             raise interruption.Interrupted
 
     with monkeypatch.context() as patch:
@@ -91,22 +94,22 @@ def _interrupt(workdir, monkeypatch, devices):
     return snapshot
 
 
-def test_a_unit_is_resumed_to_the_bit_and_on_other_devices_to_rounding(finished, tmp_path, monkeypatch):
-    for devices in (1, 2):
-        workdir = tmp_path / str(devices)
-        kept = store.read_npz(_interrupt(workdir, monkeypatch, devices))
-        assert int(kept["done"]) == 2 * devices and not [name for name in kept if "basis" in name]
-        assert leading_nads.run(_config(), workdir) and not list(workdir.glob("snapshots/*"))
-        if devices == 1:
-            assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
-        resumed, straight = (load_nads(folder / "nads.npz") for folder in (workdir, finished))
-        np.testing.assert_allclose(resumed.eigenvalues, straight.eigenvalues, rtol=1e-4)
-        assert resumed.num_networks == 20
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_unit_is_resumed_to_the_bit_and_from_other_devices_to_rounding(devices, finished, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    kept = store.read_npz(_interrupt(finished, workdir, monkeypatch, devices))
+    assert int(kept["done"]) == 2 * devices and not [name for name in kept if "basis" in name]
+    assert leading_nads.run(_config(), workdir) and not list(workdir.glob("snapshots/*"))
+    if devices == 1:
+        assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
+    resumed, straight = (load_nads(folder / "nads.npz") for folder in (workdir, finished))
+    np.testing.assert_allclose(resumed.eigenvalues, straight.eigenvalues, rtol=1e-4)
+    assert resumed.num_networks == 20
 
 
 def test_a_snapshot_of_other_test_directions_is_not_taken_up(finished, tmp_path, monkeypatch):
     workdir, folder = tmp_path / "run", leading_nads.Folder(tmp_path / "run", _config())
-    snapshot = _interrupt(workdir, monkeypatch, 1)
+    snapshot = _interrupt(finished, workdir, monkeypatch, 1)
     basis = leading_nads._read_basis(folder, 1)
     leading_nads._store_basis(folder, 1, basis.directions[::-1].copy(), basis.pass_overlap)
     shutil.copytree(workdir, tmp_path / "anew")

@@ -125,21 +125,6 @@ def test_keys_and_short_floats_of_a_state_survive():
     assert restored["step"] == 7 and restored["weights"].dtype == jnp.bfloat16
 
 
-def test_a_resumed_ensemble_is_bit_for_bit_an_uninterrupted_one(tmp_path):
-    estimator = Estimator(derivative="input_gradient", chunk_size=2)
-    accumulate, _ = accumulation.make_accumulate(create_model("mlp", (8, 8, 1)), estimator, 8)
-    straight = accumulate(make_key(0), accumulation.init_halves(64), 4, 11)
-    with pytest.raises(Stopped):
-        accumulate(
-            make_key(0), accumulation.init_halves(64), 4, 11, _stop_at(2), _snapshots(tmp_path, urgent=lambda: True)
-        )
-    done = []
-    resumed = accumulate(make_key(0), accumulation.init_halves(64), 4, 11, done.append, _snapshots(tmp_path))
-    assert done == [6, 7]
-    for name, array in accumulation.halves_to_arrays(straight).items():
-        np.testing.assert_array_equal(array, accumulation.halves_to_arrays(resumed)[name])
-
-
 @pytest.fixture(scope="module")
 def accumulate():
     """Adds networks of a linear model, two at a time, some of which diverge, to moments or to sketches."""

@@ -441,7 +441,7 @@ def test_a_unit_that_does_not_hold_its_networks_is_computed_again(finished, tmp_
 
 
 def test_a_command_that_ends_leaves_units_and_snapshots_of_others(finished, tmp_path):
-    workdir = tmp_path / "run"
+    workdir = Path(shutil.copytree(finished / "compute_nads", tmp_path / "run"))
     longer = _nads_config(num_networks=14)
     straight = tmp_path / "straight"
     compute_nads.run(longer, straight)
@@ -451,22 +451,17 @@ def test_a_command_that_ends_leaves_units_and_snapshots_of_others(finished, tmp_
         """The end of the shorter command, after the longer one has done something."""
         return plan._replace(collect=lambda missing: (meanwhile(), plan.collect(missing)))
 
-    def leave_snapshots():
-        store.make_folder(workdir / "snapshots")
-        for name in ("networks_0000000_0000004.0", "networks_0000000_0000004.1", "networks_0000012_0000014.0"):
-            (workdir / "snapshots" / f"{name}.npz").write_text("")
-
-    leave_snapshots()
-    store.open_run_folder(workdir, compute_nads.make_points(longer, workdir)[0].identity)
+    (workdir / "snapshots").mkdir()  # some of a process that was killed after it had stored its unit
+    for name in ("networks_0000000_0000004.0", "networks_0000000_0000004.1", "networks_0000012_0000014.0"):
+        (workdir / "snapshots" / f"{name}.npz").write_text("")
     runner.run(collect(lambda: compute_nads.run(longer, workdir, Shard(0, 2))), workdir)
     assert [path.stem[9:] for path in sorted(workdir.glob("units/*.npz"))] == [
         "0000000_0000004", "0000004_0000008", "0000008_0000010", "0000008_0000012",
     ]  # fmt: skip
     assert store.load_nads(workdir / "nads.npz").num_networks == 10
-    assert [path.stem for path in workdir.glob("snapshots/*")] == ["networks_0000012_0000014.0"]
-    shutil.copytree(workdir, tmp_path / "again")
+    assert [path.stem for path in workdir.glob("snapshots/*.npz")] == ["networks_0000012_0000014.0"]
     compute_nads.run(longer, workdir)
-    assert _arrays(workdir) == _arrays(straight) and not list(workdir.glob("snapshots/*"))
+    assert _arrays(workdir) == _arrays(straight) and not list(workdir.glob("snapshots/*.npz"))
     (workdir / "units" / "networks_0000008_0000012.npz").unlink()  # as if the longer command came to its end later
     (workdir / "units" / "networks_0000012_0000014.npz").unlink()
     with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 10"):

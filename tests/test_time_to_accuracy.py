@@ -84,43 +84,42 @@ def test_an_interrupted_run_ends_with_the_same_directions_and_a_rerun_computes_n
     time_to_accuracy.run(_config(), workdir)
 
 
-@pytest.mark.parametrize(("before", "after", "looks"), [(4, 1, [64, 96, 128]), (1, 4, [16, 32, 48, 64, 128])])
-def test_a_reference_resumed_on_other_devices_has_all_its_networks(
-    before, after, looks, finished, tmp_path, monkeypatch
-):
-    workdir = _copy(finished, tmp_path)
-    path = workdir / "units" / "input_gradient,reference,seed=1000.npz"
-    was = store.read_npz(path)
-    path.unlink()
+@pytest.mark.parametrize(
+    ("before", "after", "saves", "looks"), [(4, 1, 1, [64, 96, 128]), (1, 4, 3, [16, 32, 48, 64, 128])]
+)
+def test_a_reference_resumed_on_other_devices_has_all_its_networks(before, after, saves, looks, tmp_path, monkeypatch):
+    config = _config(architecture="mlp", image_shape=(4, 4, 1), sizes=(4,))
+    saved, save = [], Snapshots.save
+    monkeypatch.setattr(Snapshots, "due", lambda snapshots: True)
+    monkeypatch.setattr(Snapshots, "save", lambda *args: saved.append(args[1]) or save(*args))
 
-    def use_devices(number):
-        monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * number)
-        monkeypatch.setattr(jax, "local_device_count", lambda: number)
+    def compute(workdir, devices):
+        monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * devices)
+        monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+        plan = time_to_accuracy.make_plan(config, workdir)
+        plan.open_folder()
+        (reference, *_) = plan.list_units(Shard())
+        plan = plan._replace(list_units=lambda shard: [reference], find_missing=lambda *how: [reference])
+        runner._compute(plan, workdir, Shard(), False)
+        return store.read_npz(workdir / "units" / f"{reference.name}.npz")
 
     def check():
-        if len(saved) == (1 if before == 4 else 3):
+        if len(saved) == saves:
             raise interruption.Interrupted
 
-    saved, save = [], Snapshots.save
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "SNAPSHOT_SECONDS", 0.0)
-        patch.setattr(Snapshots, "save", lambda *args: saved.append(args[1]) or save(*args))
         patch.setattr(interruption, "check", check)
-        use_devices(before)
         with pytest.raises(interruption.Interrupted):
-            time_to_accuracy.run(_config(), workdir)
-    use_devices(after)
-    if before == 4:  # a snapshot that lacks networks is not taken up
-        anew = Path(shutil.copytree(workdir, tmp_path / "anew"))
-        (snapshot,) = (anew / "snapshots").iterdir()
+            compute(tmp_path / "run", before)
+    anew = Path(shutil.copytree(tmp_path / "run", tmp_path / "anew"))
+    resumed = compute(tmp_path / "run", after)
+    assert resumed["networks"].tolist() == looks
+    for snapshot in (anew / "snapshots").iterdir():  # those that lack a network are not taken up
         kept = store.read_npz(snapshot)
         store.write_npz(snapshot, {**kept, "even_count": kept["even_count"] - 1})
-        time_to_accuracy.run(_config(), anew)
-        assert len(store.read_npz(anew / "units" / path.name)["networks"]) == 6
-    time_to_accuracy.run(_config(), workdir)
-    now = store.read_npz(path)
-    assert now["networks"].tolist() == looks
-    np.testing.assert_allclose(now["split_half_overlap"][-1], was["split_half_overlap"][-1], rtol=1e-4)
+    straight = compute(anew, after)
+    assert straight["networks"].tolist() == time_to_accuracy._plan_looks(128, 16 * after)
+    np.testing.assert_allclose(resumed["split_half_overlap"][-1], straight["split_half_overlap"][-1], rtol=1e-4)
 
 
 def test_a_unit_that_ends_before_its_networks_and_its_time_is_damaged(finished, tmp_path):
