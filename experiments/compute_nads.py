@@ -161,6 +161,16 @@ def _check_not_lowered(num_networks: int, workdir: Path) -> None:
         )
 
 
+def _check_not_extended(point: Point) -> None:
+    """Raises `InputError` where a command of more networks has come to its end meanwhile: its record would be lost."""
+    try:
+        record = store.load_nads(point.workdir / "nads.npz")
+    except InputError:  # none, or one that is damaged and written again
+        return
+    if record.num_networks + record.config.get("diverged", 0) > point.config.num_networks:
+        _check_not_lowered(point.config.num_networks, point.workdir)
+
+
 def _paths(point: Point) -> dict[tuple[int, int], Path]:
     """The file of each unit of a point."""
     units = split_networks(point.config.num_networks, point.config.unit_size)
@@ -346,6 +356,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             if not any(path.exists() for path in _paths(point).values()):
                 continue
             try:
+                _check_not_extended(point)
                 collected.append((point, _collect(point, directions, values)))
             except InputError as error:  # its networks have no directions to rank; those of other points may
                 failed.append(f"{point.workdir}: {error}")

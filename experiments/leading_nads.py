@@ -375,6 +375,10 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             or (unit.members[0] == basis.number and _read_unit(folder, basis, unit.members[1], repair) is None)
         ]
 
+    def collect(num_missing: int) -> None:
+        _check_not_lowered(folder)  # a command of more passes may have begun one meanwhile
+        _collect(folder)
+
     def measure_program(program: str) -> Cost:
         del program
         model, make_empty = read_model(config), partial(_init_zeros, folder)
@@ -388,7 +392,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         find_missing,
         lambda program, chunk_size: _make_program(folder, chunk_size),
         measure_program,
-        lambda num_missing: _collect(folder),
+        collect,
         [workdir],
     )
 

@@ -164,8 +164,10 @@ def test_a_folder_goes_on_with_more_passes(finished, tmp_path, monkeypatch):
     more, fewer = (store.read_npz(folder / "nads.npz", ("pass_overlap",)) for folder in (workdir, finished))
     np.testing.assert_array_equal(more["pass_overlap"][:1], fewer["pass_overlap"])
     assert (more["pass_overlap"][1] > more["pass_overlap"][0]).all()
-    with pytest.raises(InputError, match=r"num_passes: can be raised, not lowered; .* has come to pass 3, got 2"):
-        leading_nads.run(_config(), workdir)
+    plan = leading_nads.make_plan(_config(), workdir)
+    for act in (lambda: runner.run(plan, workdir), lambda: plan.collect(0)):  # collect: it has gone on meanwhile
+        with pytest.raises(InputError, match=r"num_passes: can be raised, not lowered; .* has come to pass 3, got 2"):
+            act()
 
 
 def test_figures_estimates_and_what_is_stored_so_far(finished, tmp_path, capsys):

@@ -185,6 +185,15 @@ def test_of_two_configurations_that_open_a_folder_at_once_one_is_refused(links, 
         assert json.loads((tmp_path / name / "config.json").read_text()) == theirs
 
 
+def test_units_from_before_packages_were_told_apart_are_of_no_other_version():
+    origin = json.loads(str(store.describe_origin({})))
+    assert store.compare_versions(origin) == []
+    versions = {name: version for name, version in origin["versions"].items() if name != "nad_jax"}
+    assert store.compare_versions({**origin, "versions": versions}) == []
+    differing = store.compare_versions({"device": "abacus", "versions": {**versions, "jax": "0.1"}})
+    assert [line.split(":")[0].strip() for line in differing] == ["device", "jax"]
+
+
 def _no_links(*args):
     raise PermissionError(1, "Operation not permitted")
 

@@ -467,6 +467,9 @@ def test_a_command_that_ends_leaves_units_and_snapshots_of_others(finished, tmp_
     with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 10"):
         runner.run(collect(lambda: compute_nads.run(longer, workdir)), workdir)
     assert _arrays(workdir) == _arrays(straight)  # not a record of what the other has left
+    with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 8"):
+        compute_nads.make_plan(_nads_config(num_networks=8), workdir).collect(0)  # whose units are all there
+    assert _arrays(workdir) == _arrays(straight)
 
 
 @pytest.mark.parametrize("name", CASES)
