@@ -5,7 +5,7 @@ PYTHON ?= python3
 
 .PHONY: demo test
 
-.venv/installed: setup.py
+.venv/installed: setup.py nad_jax/versions.py
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --editable .
 	touch $@

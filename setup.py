@@ -1,12 +1,15 @@
 """Installation of nad_jax: `pip install -e .`, with `[test]` and `[benchmark]` extras."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+VERSIONS = Path(__file__).with_name("nad_jax").joinpath("versions.py").read_text(encoding="utf-8")
+
 setup(
     name="nad_jax",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+?)"', VERSIONS, re.MULTILINE)[1],
     description="Neural anisotropy directions: the directional inductive bias of neural networks, in JAX",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

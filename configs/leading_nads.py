@@ -6,7 +6,8 @@ The argument after the colon is the architecture, resnet18_imagenet without one.
 a shard that comes to a pass before the others have finished the one before ends with exit code 75 and is run again.
 
 On a 2-core CPU (AMD EPYC, AVX-512) 256 networks of 16 read-outs take 9 min 26 s for three passes, compilation (19 s,
-50 s beside other programs) and figures included, 3.0 GiB of memory and at most 1.8 GB of disk. Sizes 1 / 4 / 16 / 64:
+50 s beside other programs) and figures included, 3.0 GiB of memory and at most 1.8 GB of disk, without the snapshots of
+a unit (.7 GB). Sizes 1 / 4 / 16 / 64:
     split-half overlap          .484 / .243 / .062 / .017
     changed by the last pass    .009 / .058 / .19 / .19
 The first two directions stand out, eigenvalues 1.67e-5 and 1.64e-5 ± 2e-7: they are the symmetric and the

@@ -228,7 +228,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         def compute(unit: Unit, progress: Callable[[float], None], snapshots: Any) -> int:
             del snapshots
             result = measure(_specification(config, variant), interpreter, progress)
-            content = {"variant": variant._asdict(), **result}
+            origin = json.loads(str(store.describe_origin(identity)))
+            content = {**origin, "variant": variant._asdict(), **result}
             store.write_text(_unit_path(workdir, variant), json.dumps(content, indent=1) + "\n")
             return 0
 
@@ -262,6 +263,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         make_program,
         estimate,
         collect,
+        [workdir],
         counts="timings",
     )
 

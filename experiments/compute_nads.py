@@ -6,12 +6,13 @@ such a folder of its own in the run folder, beside `results.csv`, one row per po
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ from experiments.ensembles import (
     MODEL_FIELDS,
     check_unit_size,
     describe_unit,
+    describe_units,
     read_estimator,
     read_model,
     read_unit,
@@ -62,7 +64,8 @@ SWEEP_FIELDS = (
 INDICES = (0, 1, 2, 3, 10, 100, 500)  # at which singular values are compared
 
 
-class Point(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Point:
     """One ensemble of a command: its folder, its fields without the sweep, and its coordinates in the sweep."""
 
     workdir: Path
@@ -72,6 +75,11 @@ class Point(NamedTuple):
     @property
     def identity(self) -> dict[str, Any]:
         return {name: value for name, value in self.config.items() if name not in FREE_FIELDS}
+
+    @functools.cached_property
+    def num_rows(self) -> int:
+        """R, the rows that one network gives."""
+        return resolve_estimator(read_model(self.config), read_estimator(self.config), self.config.unit_size)[1]
 
 
 def make_points(config: ConfigDict, workdir: Path) -> list[Point]:
@@ -145,7 +153,7 @@ def _read_unit(point: Point, networks: tuple[int, int]) -> Halves:
     dimension = int(np.prod(point.config.image_shape))
     shapes = {"count": (), "exponent": (), "mean": (dimension,), "scatter": (dimension, dimension)}
     path = _unit_path(point.workdir, *networks)
-    return accumulation.halves_from_arrays(read_unit(path, point.identity, shapes, networks=list(networks)))
+    return accumulation.halves_from_arrays(read_unit(path, point.identity, shapes, networks, point.num_rows))
 
 
 def _stored_units(workdir: Path) -> list[Path]:
@@ -153,12 +161,27 @@ def _stored_units(workdir: Path) -> list[Path]:
     return list(workdir.glob(f"units/networks_{digits}_{digits}.npz"))
 
 
+def _networks(path: Path) -> tuple[int, int]:
+    """First and stop of the networks of a stored unit."""
+    return int(path.stem[-15:-8]), int(path.stem[-7:])
+
+
 def _check_not_lowered(num_networks: int, workdir: Path) -> None:
-    stored = max((int(path.stem[-7:]) for path in _stored_units(workdir)), default=0)
+    stored = max((_networks(path)[1] for path in _stored_units(workdir)), default=0)
     if stored > num_networks:
         raise InputError(
             f"num_networks: can be raised, not lowered; {workdir} already holds {stored}, got {num_networks}"
         )
+
+
+def _check_not_extended(point: Point) -> None:
+    """Raises `InputError` where a command of more networks has come to its end meanwhile: its record would be lost."""
+    try:
+        record = store.load_nads(point.workdir / "nads.npz")
+    except InputError:  # none, or one that is damaged and written again
+        return
+    if record.num_networks + record.config.get("diverged", 0) > point.config.num_networks:
+        _check_not_lowered(point.config.num_networks, point.workdir)
 
 
 def _paths(point: Point) -> dict[tuple[int, int], Path]:
@@ -171,16 +194,23 @@ def _merge(point: Point) -> Halves:
     """The state of all stored units, in their order, so that an interruption cannot change a bit."""
     total = accumulation.init_halves(int(np.prod(point.config.image_shape)))
     for networks, path in _paths(point).items():
-        if path.exists():
-            total = accumulation.merge_halves(total, _read_unit(point, networks))
+        halves = read_intact(path, partial(_read_unit, point, networks), True)
+        if halves is None:  # a command of more networks may have put a longer unit in its place
+            _check_not_lowered(point.config.num_networks, point.workdir)
+        else:
+            total = accumulation.merge_halves(total, halves)
     return total
 
 
 def _remove_cut_units(point: Point) -> None:
-    """Removes last units cut short by an earlier, smaller num_networks: their networks now lie in full ones."""
-    paths = _paths(point).values()
+    """Removes last units cut short by an earlier, smaller num_networks: their networks now lie in full ones.
+
+    The units of the point are stored. One that goes beyond them is of another command.
+    """
+    units = _paths(point)
     for path in _stored_units(point.workdir):
-        if path not in paths:
+        first, stop = _networks(path)
+        if (first, stop) not in units and any(begin <= first and stop <= end for begin, end in units):
             store.remove(path)
 
 
@@ -235,7 +265,7 @@ def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | N
     check_not_zero(halves, model, estimator, make_key(config.seed))
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
     choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
-    choices["diverged"] = int(halves.diverged)
+    choices |= {"diverged": int(halves.diverged), **describe_units(_paths(point).values())}
     result = finalize(halves, num_networks, choices, find_representations(model, estimator), estimator.centred)
     store.save_nads(point.workdir / "nads.npz", result)
     write_directions_table(point.workdir / "nads.csv", result)
@@ -340,6 +370,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             if not any(path.exists() for path in _paths(point).values()):
                 continue
             try:
+                _check_not_extended(point)
                 collected.append((point, _collect(point, directions, values)))
             except InputError as error:  # its networks have no directions to rank; those of other points may
                 failed.append(f"{point.workdir}: {error}")
@@ -356,6 +387,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         lambda program, chunk_size: _make_program(of_program[program], points, chunk_size),
         lambda program: _measure(of_program[program]),
         collect,
+        [point.workdir for point in points],
     )
 
 

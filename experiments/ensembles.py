@@ -1,6 +1,6 @@
 """What the experiments that compute NADs have in common: their fields, units of networks, and what is printed."""
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments import results
 from nad_jax import nads, store
+from nad_jax.accumulation import count_rows
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError, check_integer
 from nad_jax.estimator import Estimator
@@ -47,13 +48,40 @@ def describe_unit(identity: dict[str, Any], estimator: Estimator, **unit: Any) -
     return store.describe_origin(identity, **unit, mapping=estimator.mapping, chunk_size=estimator.chunk_size)
 
 
+def describe_units(paths: Iterable[Path]) -> dict[str, Any]:
+    """What computed stored units: versions, device and chunk size; sorted lists of them where units differ."""
+    return join_origins([store.read_origin(path) for path in paths if path.exists()])
+
+
+def join_origins(origins: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `describe_units` says of units that say this of themselves."""
+
+    def join(said: list[dict[str, Any]], name: str) -> Any:
+        values = [value for one in said if name in one for value in np.atleast_1d(one[name]).tolist()]
+        return values[0] if len(set(values)) == 1 else sorted(set(values))
+
+    versions = [origin["versions"] for origin in origins]
+    names = sorted({name for one in versions for name in one})
+    return {
+        "versions": {name: join(versions, name) for name in names},
+        **{name: join(origins, name) for name in ("device", "chunk_size")},
+    }
+
+
 def read_unit(
-    path: Path, identity: dict[str, Any], shapes: dict[str, tuple[int, ...]], **unit: Any
+    path: Path,
+    identity: dict[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    networks: tuple[int, int],
+    num_rows: int,
+    **unit: Any,
 ) -> dict[str, np.ndarray]:
-    """The arrays of a stored unit of networks: even_<name> and odd_<name> of these shapes, and diverged.
+    """The arrays of a stored unit of networks first … stop − 1, of `num_rows` rows each.
+
+    They are even_<name> and odd_<name> of these shapes, and diverged.
 
     Raises:
-      DamagedError: where it is not intact, or says that it is another `unit`.
+      DamagedError: where it is not intact, says that it is another `unit`, or holds more or fewer networks.
       InputError: where it is of another configuration, or of an earlier version, whose sums had no exponent.
     """
     expected = {f"{half}_{name}": shape for half in ("even", "odd") for name, shape in shapes.items()}
@@ -64,14 +92,17 @@ def read_unit(
         raise InputError(f"{path}: its sums have no exponent, an earlier version wrote it; name another folder")
     if missing:
         raise DamagedError(f"{path}: array {missing[0]!r} is missing")
-    store.check_origin(path, arrays["config"], identity)
-    said = json.loads(str(arrays["config"]))
-    if any(said.get(name) != value for name, value in unit.items()):
+    said = store.check_origin(path, arrays["config"], identity)
+    if any(said.get(name) != value for name, value in {"networks": list(networks), **unit}.items()):
         raise DamagedError(f"{path}: is a unit of other networks or test directions")
     for name, shape in expected.items():
-        if arrays[name].shape != shape:
-            raise DamagedError(f"{path}: {name} has shape {arrays[name].shape}")
-    return {name: arrays[name] for name in expected}
+        if arrays[name].shape != shape or arrays[name].dtype.kind not in "iuf":
+            raise DamagedError(f"{path}: {name} has shape {arrays[name].shape} of {arrays[name].dtype}")
+    arrays = {name: arrays[name] for name in expected}
+    held, (first, stop) = count_rows(arrays, num_rows) / num_rows, networks
+    if held != stop - first:
+        raise DamagedError(f"{path}: holds {held:g} networks, counted or diverged, not {stop - first}")
+    return arrays
 
 
 def report_eigenvalues(result: NADs) -> None:

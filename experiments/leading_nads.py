@@ -7,6 +7,7 @@ A pass begins when all units of the one before are stored, by whichever process;
 """
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from experiments.ensembles import (
     MODEL_FIELDS,
     check_unit_size,
     describe_unit,
+    join_origins,
     read_estimator,
     read_model,
     read_unit,
@@ -60,7 +62,8 @@ OWN_FIELDS = ("num_networks", "seed", "num_directions", "num_extra", "unit_size"
 FREE_FIELDS = ("num_passes", "figure_directions")
 
 
-class Folder(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Folder:
     """A run folder and the config that it belongs to."""
 
     workdir: Path
@@ -69,6 +72,11 @@ class Folder(NamedTuple):
     @property
     def identity(self) -> dict[str, Any]:
         return {name: value for name, value in self.config.items() if name not in FREE_FIELDS}
+
+    @functools.cached_property
+    def num_rows(self) -> int:
+        """The rows that one network gives, its mirror images included."""
+        return _rows_per_network(self.config)
 
     @property
     def dimension(self) -> int:
@@ -171,11 +179,22 @@ def _read_current(folder: Folder, repair: bool) -> Basis | None:
     return None
 
 
-def _store_basis(folder: Folder, number: int, directions: np.ndarray, pass_overlap: np.ndarray) -> Basis:
-    """Stores the test directions of a pass and removes the files of those before."""
+def _describe_passes(folder: Folder, basis: Basis) -> dict[str, Any]:
+    """What computed the pass that is under way, and those before it, see `describe_units`."""
+    units = split_networks(folder.config.num_networks, folder.config.unit_size)
+    said = store.read_origin(folder.basis_path(basis.number))
+    before = [said["before"]] if "before" in said else []
+    units = [folder.unit_path(basis.number, *networks) for networks in units]
+    return join_origins([said, *before, *(store.read_origin(path) for path in units if path.exists())])
+
+
+def _store_basis(
+    folder: Folder, number: int, directions: np.ndarray, pass_overlap: np.ndarray, **before: dict[str, Any]
+) -> Basis:
+    """Stores the test directions of a pass, and `before`: what computed the passes before, whose files are removed."""
     basis = Basis(number, directions, pass_overlap, digest(directions))
     arrays = {name: np.asarray(value) for name, value in basis._asdict().items() if name != "number"}
-    store.write_npz(folder.basis_path(number), {**arrays, "config": store.describe_origin(folder.identity)})
+    store.write_npz(folder.basis_path(number), {**arrays, "config": store.describe_origin(folder.identity, **before)})
     for earlier in range(number):
         for path in folder.workdir.glob(f"units/pass_{earlier}_*.npz"):
             store.remove(path)
@@ -192,7 +211,7 @@ def _read_unit(folder: Folder, basis: Basis, networks: tuple[int, int], repair: 
         "square": (),
         "product": basis.directions.shape,
     }
-    read = partial(read_unit, path, folder.identity, shapes, networks=list(networks), basis=basis.digest)
+    read = partial(read_unit, path, folder.identity, shapes, networks, folder.num_rows, basis=basis.digest)
     return read_intact(path, read, repair)
 
 
@@ -248,7 +267,8 @@ def _begin_pass(folder: Folder, number: int) -> Basis:
                 "computed them"
             )
         found, pass_overlap = _find_leading(folder, basis, halves)
-        basis = _store_basis(folder, basis.number + 1, leading.next_basis(found), pass_overlap)
+        before = _describe_passes(folder, basis)
+        basis = _store_basis(folder, basis.number + 1, leading.next_basis(found), pass_overlap, before=before)
     return basis
 
 
@@ -271,12 +291,12 @@ def _make_program(folder: Folder, chunk_size: int) -> Program:
     accumulate, estimator = accumulation.make_accumulate(model, chosen, config.unit_size)
 
     def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
-        del snapshots  # none are kept: one is larger than the unit, which should take no more than a few minutes
         number, (first, stop) = unit.members
         basis = _begin_pass(folder, number)
         if basis.number > number:  # another process has gone on
             return 0
-        halves = accumulate(make_key(config.seed), _init_halves(basis.directions), first, stop, progress)
+        snapshots.bind(basis=basis.digest)
+        halves = accumulate(make_key(config.seed), _init_halves(basis.directions), first, stop, progress, snapshots)
         arrays = accumulation.halves_to_arrays(halves)
         arrays = {name: array for name, array in arrays.items() if not name.endswith("_basis")}
         origin = describe_unit(folder.identity, estimator, networks=[first, stop], basis=basis.digest)
@@ -301,6 +321,7 @@ def _collect(folder: Folder) -> None:
         "num_extra": config.num_extra,
         "seed": config.seed,
         "diverged": int(halves.diverged),
+        **_describe_passes(folder, basis),
     }
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // _rows_per_network(config)
     result = leading.finish(halves, found, pass_overlap, config.num_directions, num_networks, choices, config.centred)
@@ -364,6 +385,10 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             or (unit.members[0] == basis.number and _read_unit(folder, basis, unit.members[1], repair) is None)
         ]
 
+    def collect(num_missing: int) -> None:
+        _check_not_lowered(folder)  # a command of more passes may have begun one meanwhile
+        _collect(folder)
+
     def measure_program(program: str) -> Cost:
         del program
         model, make_empty = read_model(config), partial(_init_zeros, folder)
@@ -377,7 +402,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         find_missing,
         lambda program, chunk_size: _make_program(folder, chunk_size),
         measure_program,
-        lambda num_missing: _collect(folder),
+        collect,
+        [workdir],
     )
 
 

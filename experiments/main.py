@@ -7,6 +7,7 @@
     python -m experiments.main --config=... --workdir=... --shard=auto                   (a task of a Slurm array, ...)
     python -m experiments.main --config=... --workdir=... --collect                      (results of what is stored)
     python -m experiments.main --config=... --workdir=... --figures_only                 (redraws stored results)
+    python -m experiments.main --config=... --workdir=... --allow_other_versions         (adds to units of others)
 
 Run from the root of the repository. The same command resumes an interrupted run. It ends with 0 when its work is done,
 75 when it was interrupted and can be run again, 2 where the input is bad, 74 where the disk is full or fails.
@@ -101,6 +102,11 @@ _SHARD = flags.DEFINE_string(
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Take the shard from the cluster that jax.distributed finds: TPU pods, Slurm, GKE, MPI."
+)
+_ALLOW_OTHER_VERSIONS = flags.DEFINE_bool(
+    "allow_other_versions",
+    False,
+    "Add units to a folder whose units were computed with other versions of packages, or on another kind of device.",
 )
 _CONFIG_JSON = flags.DEFINE_string(
     "config_json", "", "A JSON object of config fields, read last. (Config files are programs; this is only data.)"
@@ -226,7 +232,10 @@ def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard)
         if _DRY_RUN.value:
             runner.describe(plan, shard)
             return 0
-        complete = runner.collect(plan, workdir) if _COLLECT.value else runner.run(plan, workdir, shard)
+        if _COLLECT.value:
+            complete = runner.collect(plan, workdir)
+        else:
+            complete = runner.run(plan, workdir, shard, _ALLOW_OTHER_VERSIONS.value)
     if complete or _COLLECT.value:
         for figure in experiment.draw(config, workdir):
             print(figure)

@@ -1,6 +1,7 @@
 """What an experiment is asked to compute: units that do not depend on each other, each stored as one file."""
 
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.shards import Shard
@@ -56,6 +57,7 @@ class Plan(NamedTuple):
       be compiled to find what fits.
     measure(program): what it costs.
     collect(num_missing): writes and prints the results of what is stored; how many networks are not.
+    folders: where its units are stored, in `units`, each of which says what computed it (see `store.describe_origin`).
     counts: what its numbers of networks are called.
     """
 
@@ -66,4 +68,5 @@ class Plan(NamedTuple):
     make_program: Callable[[Any, int], Program]
     measure: Callable[[Any], Cost]
     collect: Callable[[int], None]
+    folders: list[Path]
     counts: str = "networks"

@@ -3,6 +3,8 @@
 import itertools
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from experiments import interruption
 from experiments.plan import Plan, Unit
 from experiments.progress import Progress, clock, compile_seconds
 from experiments.shards import Shard
+from experiments.units import read_intact
 from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.snapshots import Snapshots
@@ -26,22 +29,23 @@ class RunAgain(Exception):
     """The same command will do what this one could not."""
 
 
-def run(plan: Plan, workdir: Path, shard: Shard = ALONE) -> bool:
+def run(plan: Plan, workdir: Path, shard: Shard = ALONE, allow_other_versions: bool = False) -> bool:
     """Computes what is missing of a shard, and collects if then nothing of the plan is missing: whether that is so.
 
     Raises:
+      InputError: where it would add to units of other versions, or of another kind of device, and must not.
       RunAgain: where units were damaged after they had been written, or need those that other shards compute.
     """
     plan.open_folder()
-    _compute(plan, workdir, shard)
+    _compute(plan, workdir, shard, allow_other_versions)
+    for unit in plan.list_units(shard):  # of a process that was killed after it had stored its unit
+        Snapshots(_snapshots_path(workdir, unit), {}, SNAPSHOT_SECONDS).clear()
     missing = plan.find_missing(ALONE, True)
     if missing:
         if plan.find_missing(shard, True):
             raise RunAgain(f"{workdir}: units were damaged after they had been written; run the same command again")
         print(f"shard {shard.name} is done; other shards have {_count(plan, missing)} to go")
         return False
-    for path in (workdir / "snapshots").glob("*.npz"):  # of a process that was killed after it had stored its unit
-        store.remove(path)
     plan.collect(0)
     return True
 
@@ -62,8 +66,33 @@ def collect(plan: Plan, workdir: Path) -> bool:
     return not missing
 
 
-def _compute(plan: Plan, workdir: Path, shard: Shard) -> None:
-    missing = plan.find_missing(shard, True)
+def _snapshots_path(workdir: Path, unit: Unit) -> Path:
+    return workdir / "snapshots" / unit.name
+
+
+def _check_versions(plan: Plan, checked: set[Path]) -> None:
+    """Raises `InputError` where other versions, or another kind of device, computed a stored unit.
+
+    What is in `checked` is not read again.
+    """
+    stored = {path for folder in plan.folders for path in folder.glob("units/*") if path.suffix in (".npz", ".json")}
+    for path in sorted(stored - checked):
+        origin = read_intact(path, partial(store.read_origin, path), False)
+        if origin is None:
+            continue
+        checked.add(path)
+        if lines := store.compare_versions(origin):
+            message = f"{path}: was computed with other versions or on another kind of device"
+            raise InputError("\n".join([f"{message}; --allow_other_versions adds to its folder nevertheless", *lines]))
+
+
+def _compute(plan: Plan, workdir: Path, shard: Shard, allow_other_versions: bool) -> None:
+    missing, checked = plan.find_missing(shard, True), set()
+
+    def check_versions() -> None:  # before every unit: others may be at work in the folder
+        if not allow_other_versions:
+            _check_versions(plan, checked)
+
     total = _num_networks(plan.list_units(shard))
     log = workdir / "progress" / f"{shard.name}.jsonl"
     progress = Progress(log, total, total - _num_networks(missing), speaks=shard.index == 0, counts=plan.counts)
@@ -75,14 +104,16 @@ def _compute(plan: Plan, workdir: Path, shard: Shard) -> None:
     try:
         with interruption.resumable():
             for key, group in itertools.groupby(missing, lambda unit: unit.program):
-                _compute_group(plan, key, list(group), workdir, progress)
+                _compute_group(plan, key, list(group), workdir, progress, check_versions)
     except interruption.Interrupted:
         progress.event("interrupted")
         raise
     progress.event("end")
 
 
-def _compute_group(plan: Plan, key: Any, units: list[Unit], workdir: Path, progress: Progress) -> None:
+def _compute_group(
+    plan: Plan, key: Any, units: list[Unit], workdir: Path, progress: Progress, check_versions: Callable[[], None]
+) -> None:
     """Computes and stores the units of one program, in smaller chunks from where the device is out of memory."""
 
     def report(networks_done: float) -> None:
@@ -91,12 +122,13 @@ def _compute_group(plan: Plan, key: Any, units: list[Unit], workdir: Path, progr
 
     program, chunk_size = None, 0
     for unit in units:
+        check_versions()
         compiled, diverged = compile_seconds(), None
         while diverged is None:
             program = program or plan.make_program(key, chunk_size)
             chunk_size = program.chunk_size
             identity = {**program.identity, "unit": unit.name, "chunk_size": chunk_size}
-            path = workdir / "snapshots" / unit.name
+            path = _snapshots_path(workdir, unit)
             snapshots = Snapshots(path, identity, SNAPSHOT_SECONDS, interruption.requested)
             try:
                 diverged = program.compute(unit, report, snapshots)

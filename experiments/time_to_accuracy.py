@@ -34,7 +34,7 @@ from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
 from nad_jax import accumulation, covariance, errors, plotting, store
-from nad_jax.accumulation import Halves
+from nad_jax.accumulation import Halves, count_rows
 from nad_jax.architectures import create_model
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
@@ -193,21 +193,28 @@ def _make_program(
 ) -> Program:
     """What computes the ensembles that differ from `ensemble` in their seed at most."""
     model, chosen = _create_model(config), _create_estimator(config, ensemble.derivative, ensemble.readout)
-    chosen, _ = resolve_estimator(model, chosen, config.first_networks)
+    chosen, num_rows = resolve_estimator(model, chosen, config.first_networks)
     at_once = chosen.chunk_size * jax.local_device_count()
     looks, shapes = _plan_looks(ensemble.num_networks, at_once), _shapes(config, ensemble)
     chosen = dataclasses.replace(chosen, chunk_size=chunk_size or chosen.chunk_size)
     accumulate, _ = accumulation.make_accumulate(model, chosen, config.first_networks)
     how = {"mapping": chosen.mapping, "chunk_size": chosen.chunk_size}
 
+    def check_kept(kept: dict[str, np.ndarray]) -> None:
+        seen, networks = count_rows(kept, num_rows) / num_rows, kept["networks"]
+        if not len(networks) or seen != networks[-1] or any(len(kept[name]) != len(networks) for name in shapes):
+            raise DamagedError(f"it holds {seen:g} networks and looks at {networks.tolist()}")
+
     def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
         key, halves = make_key(unit.members.seed), accumulation.init_halves(int(np.prod(model.image_shape)))
         jax.block_until_ready(accumulate(key, halves, 0, looks[0]))  # compiles
         curve: dict[str, list] = {name: [] for name in shapes}
-        if (kept := snapshots.load()) is not None:
+        if (kept := snapshots.load(check_kept)) is not None:
             halves, curve = accumulation.halves_from_arrays(kept), {name: list(kept[name]) for name in shapes}
-        for look in looks[len(curve["networks"]) :]:
+        for look in looks:
             done, seconds = (curve[name][-1] if curve[name] else 0 for name in ("networks", "seconds"))
+            if look <= done:  # looks of a snapshot are those of as many devices as there were then
+                continue
             if done and seconds * look / done > ensemble.max_seconds:
                 break
             report = partial(lambda before, networks: progress(before + networks), done)
@@ -223,7 +230,7 @@ def _make_program(
         store.write_npz(_unit_path(workdir, unit.name), {**_stack(curve), "config": origin})
         return int(halves.diverged)
 
-    return Program(compute, chosen.chunk_size, 2, {**identity, **how})
+    return Program(compute, chosen.chunk_size, 2, json.loads(str(store.describe_origin(identity, **how))))
 
 
 def _measure(config: ConfigDict, ensemble: Ensemble) -> Cost:
@@ -247,12 +254,16 @@ def _read_unit(
     path, shapes = _unit_path(workdir, ensemble.name), _shapes(config, ensemble)
     arrays = store.read_npz(path, (*shapes, "config"))
     origin = arrays.pop("config")
-    store.check_origin(path, origin, identity)
-    if json.loads(str(origin)).get("unit") != ensemble.name:
+    if store.check_origin(path, origin, identity).get("unit") != ensemble.name:
         raise DamagedError(f"{path}: is a unit of another ensemble")
     for name, array in arrays.items():
-        if array.shape != (arrays["networks"].size, *shapes[name]) or not array.size:
-            raise DamagedError(f"{path}: {name} has shape {array.shape}")
+        if array.shape != (arrays["networks"].size, *shapes[name]) or array.dtype.kind not in "iuf" or not array.size:
+            raise DamagedError(f"{path}: {name} has shape {array.shape} of {array.dtype}")
+    networks, most = arrays["networks"], ensemble.num_networks
+    # Its time is over where the longest possible next look would not have been within it.
+    early = networks[-1] < most and arrays["seconds"][-1] * most / networks[-1] <= ensemble.max_seconds
+    if early or networks[-1] > most or (np.diff(networks, prepend=0) <= 0).any():
+        raise DamagedError(f"{path}: looks at {networks.tolist()} networks, expected them to grow up to {most}")
     return arrays
 
 
@@ -347,6 +358,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         lambda program, chunk_size: _make_program(config, workdir, identity, of_program[program], chunk_size),
         lambda program: _measure(config, of_program[program]),
         collect,
+        [workdir],
     )
 
 

@@ -170,6 +170,7 @@ def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
         make_program,
         measure,
         sweep.collect,
+        [workdir],
     )
 
 

@@ -46,6 +46,7 @@ from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_
 from nad_jax.store import load_nads, read_directions, save_nads
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
 from nad_jax.training import TrainMetrics, make_train, make_train_many, train_many
+from nad_jax.versions import __version__
 
 __all__ = [
     "ARCHITECTURES",
@@ -59,6 +60,7 @@ __all__ = [
     "Recipe",
     "Snapshots",
     "TrainMetrics",
+    "__version__",
     "basis_dct",
     "basis_dft",
     "basis_pixel",

@@ -21,6 +21,7 @@ from nad_jax.estimator import Estimator, find_group, num_features, resolve_estim
 from nad_jax.models import Model
 from nad_jax.sketch import Sketch
 from nad_jax.snapshots import Snapshots
+from nad_jax.store import DamagedError
 
 
 class Halves(NamedTuple):
@@ -80,13 +81,31 @@ def halves_from_arrays(arrays: dict[str, np.ndarray]) -> Halves:
     return Halves(even, odd, jnp.asarray(arrays["diverged"]))
 
 
-def _pack(halves: Halves, place: int) -> list[tuple[str, np.ndarray]]:
-    return [(f"{place}_{name}", array) for name, array in halves_to_arrays(halves).items()]
+def count_rows(arrays: dict[str, Any], num_rows: int) -> int:
+    """The rows of all networks that stored states have seen, `num_rows` of each; diverged ones count as well."""
+    counted = sum(int(array) for name, array in arrays.items() if name.endswith("_count"))
+    return counted + num_rows * sum(int(array) for name, array in arrays.items() if name.endswith("diverged"))
 
 
-def _unpack(arrays: dict[str, np.ndarray], place: int) -> Halves:
-    start = f"{place}_"
-    return halves_from_arrays({name.removeprefix(start): a for name, a in arrays.items() if name.startswith(start)})
+def _pack(states: list[Halves]) -> dict[str, np.ndarray]:
+    """States as named arrays, each under its number; without the test directions, which the computation has."""
+    return {
+        f"{place}_{name}": array
+        for place, state in enumerate(states)
+        for name, array in halves_to_arrays(state).items()
+        if not name.endswith("_basis")
+    }
+
+
+def _unpack(arrays: dict[str, np.ndarray], like: Halves) -> list[Halves]:
+    """The inverse of `_pack`, whatever the number of states; test directions are those of `like`."""
+    states: list[dict[str, Any]] = [{} for name in arrays if name.endswith("_diverged")]
+    for place, state in enumerate(states):
+        start = f"{place}_"
+        state |= {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+        if isinstance(like.even, Sketch):
+            state |= {"even_basis": like.even.basis, "odd_basis": like.odd.basis}
+    return [halves_from_arrays(state) for state in states]
 
 
 def check_finite(halves: Halves, num_networks: int) -> None:
@@ -211,14 +230,16 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
     `accumulate` adds the networks first … stop − 1 (`first` even) to the state, its chunks spread over the local
     devices; a network whose derivative is not finite is counted and left out. `progress(done)` is called after each
     chunk with the number of networks done so far; with `snapshots`, see `Snapshots`, a call that was interrupted is
-    taken up again by the same one. Memory does not depend on the number of networks.
+    taken up again by the same one: to the bit with as many devices, to rounding with more or fewer. What the state is
+    before and, of a sketch, its test directions must be part of their identity. Memory does not depend on the number
+    of networks.
     `num_networks` is how many it will be given at a time: no automatic chunk is larger.
 
     Raises:
       InputError: where the estimator's values are wrong or do not fit the model.
     """
     add_chunk, estimator, num_rows = make_add_chunk(model, estimator, num_networks)
-    chunk_size, devices = estimator.chunk_size, jax.local_devices()
+    chunk_size = estimator.chunk_size
 
     def accumulate(
         key: jax.Array,
@@ -233,12 +254,21 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
         counted = num_rows * (len(find_group(model, estimator)) if isinstance(halves.even, Sketch) else 1)
         if stop * counted >= 2**31:
             raise InputError(f"num_networks: at most {2**31 // counted} of {counted} rows each are counted, got {stop}")
+
+        def check_kept(kept: dict[str, np.ndarray]) -> None:
+            before = {"even_count": halves.even.count, "odd_count": halves.odd.count, "diverged": halves.diverged}
+            networks = (count_rows(kept, counted) - count_rows(before, counted)) / counted
+            if networks != int(kept["done"]) - first:
+                raise DamagedError(f"it holds {networks:g} networks, not {int(kept['done']) - first}")
+
         # One state on each device, so that none waits for another; they are merged in the end.
-        parts = [halves, *(_init_like(halves) for _ in devices[1:])]
-        states, done = [jax.device_put(part, d) for part, d in zip(parts, devices, strict=True)], first
-        if snapshots is not None and (kept := snapshots.load()) is not None:
-            states = [jax.device_put(_unpack(kept, place), d) for place, d in enumerate(devices)]
-            done = int(kept["done"])
+        devices, parts, done = jax.local_devices(), [halves], first
+        if snapshots is not None and (kept := snapshots.load(check_kept)) is not None:
+            parts, done = _unpack(kept, halves), int(kept["done"])
+        parts += [_init_like(halves)] * (len(devices) - len(parts))
+        # Of more states than there are devices now, each takes several.
+        parts = [functools.reduce(merge_halves, parts[place :: len(devices)]) for place in range(len(devices))]
+        states = [jax.device_put(part, d) for part, d in zip(parts, devices, strict=True)]
         states = jax.tree.map(jnp.copy, states)  # the caller's arrays are not donated
         for begin in range(done, stop, chunk_size * len(devices)):
             for place, start in enumerate(range(begin, stop, chunk_size)[: len(devices)]):
@@ -248,8 +278,7 @@ def make_accumulate(model: Model, estimator: Estimator, num_networks: int) -> tu
             if progress is not None or snapshots is not None:
                 jax.block_until_ready(states)
             if snapshots is not None and snapshots.due():
-                kept = {name: array for place, state in enumerate(states) for name, array in _pack(state, place)}
-                snapshots.save(done, {**kept, "done": np.asarray(done)})
+                snapshots.save(done, {**_pack(states), "done": np.asarray(done)})
             if progress is not None:
                 progress(done - first)
         total, *others = (jax.device_put(state, devices[0]) for state in states)

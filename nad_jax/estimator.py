@@ -13,6 +13,7 @@ from nad_jax.derivatives import check_step
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, check_record, unknown
 from nad_jax.models import Model
 from nad_jax.symmetries import Representation, permutations, representations
+from nad_jax.versions import device_kind, versions
 
 DERIVATIVES = ("central_difference", "input_gradient")
 POINTS = ("shared", "fresh")
@@ -197,11 +198,13 @@ def num_features(model: Model) -> int:
 
 
 def record_choices(model: Model, estimator: Estimator, key: jax.Array) -> dict[str, Any]:
-    """Everything that determines an ensemble's networks and how they were measured, as JSON values."""
+    """Everything that determines an ensemble's networks and how they are measured, here and now, as JSON values."""
     choices = {
         "image_shape": list(model.image_shape),
         **model.description,
         **dataclasses.asdict(estimator),
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
+        "versions": versions(),
+        "device": device_kind(),
     }
     return json.loads(json.dumps(errors.plain(choices), default=repr))

@@ -19,7 +19,8 @@ class Snapshots:
 
     Args:
       path: the two files are this path followed by .0.npz and .1.npz; its folder is created when needed.
-      identity: JSON values that determine the computation; what another one has left is not taken up.
+      identity: JSON values that determine the computation; what another one has left is not taken up. `bind` adds to
+        them.
       seconds: between snapshots; a computation that is done sooner writes none. Where writing one is slow, it is
         fifty times what that took.
       urgent: says that a snapshot is wanted now, because the process is about to end.
@@ -36,16 +37,27 @@ class Snapshots:
             raise InputError(f"path: must end in a name, got {str(path)!r}")
         check_function("urgent", urgent, optional=False)
         self._paths = [path.with_name(f"{path.name}.{slot}.npz") for slot in (0, 1)]
-        try:
-            self._identity = json.dumps(plain(identity), sort_keys=True)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"identity: must be JSON values ({error})") from error
+        self._identity = "{}"
+        self.bind(**identity)
         self._seconds, self._urgent = check_number("seconds", seconds, 0.0), urgent
         self._next = 0
         self._kept, self._cost = time.monotonic(), 0.0
 
-    def load(self) -> dict[str, np.ndarray] | None:
-        """The arrays that were saved at the highest position; a damaged file is moved aside, and the other taken."""
+    def bind(self, **identity: Any) -> None:
+        """Adds what determines the computation and is not known before it begins; raises `InputError` as above."""
+        try:
+            self._identity = json.dumps({**json.loads(self._identity), **plain(identity)}, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"identity: must be JSON values ({error})") from error
+
+    def load(
+        self, check: Callable[[dict[str, np.ndarray]], None] = lambda arrays: None
+    ) -> dict[str, np.ndarray] | None:
+        """The arrays that were saved at the highest position.
+
+        A damaged file is moved aside, and the other taken; `check` raises `DamagedError` for arrays that are not what
+        the computation saved.
+        """
         newest, highest = None, -1
         for slot, path in enumerate(self._paths):
             if not path.exists():
@@ -53,11 +65,14 @@ class Snapshots:
             try:
                 arrays = store.read_npz(path)
                 identity, position = str(arrays.pop("identity")), int(arrays.pop("position"))
+                if identity != self._identity or position <= highest:
+                    continue
+                check(arrays)
             except (DamagedError, KeyError, TypeError, ValueError) as error:
-                logging.warning("snapshot %s; kept as %s", error, store.quarantine(path).name)
+                aside = store.quarantine(path).name
+                logging.warning("snapshot %s is not taken up: %s; kept as %s", path.name, error, aside)
                 continue
-            if identity == self._identity and position > highest:
-                newest, highest, self._next = arrays, position, 1 - slot
+            newest, highest, self._next = arrays, position, 1 - slot
         return newest
 
     def due(self) -> bool:

@@ -14,17 +14,16 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
-from importlib import metadata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import jax
 import numpy as np
 from absl import logging
 
 from nad_jax.errors import InputError, as_path, check_integer, check_record, first_line, number_array, plain
 from nad_jax.nads import NADs
+from nad_jax.versions import device_kind, versions
 
 
 class DamagedError(InputError):
@@ -49,8 +48,11 @@ def _os_error(path: Path, error: OSError) -> InputError:
 
 
 @contextlib.contextmanager
-def _written_at_once(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its final name complete or not at all: temporary name, fsync, rename."""
+def _written_at_once(path: Path, rename: Callable[[str, Path], None] | None = None) -> Iterator[BinaryIO]:
+    """A file that appears under its final name complete or not at all: temporary name, fsync, rename.
+
+    Raises what `_write_bytes` does, and `FileExistsError` where `rename` does.
+    """
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
@@ -63,7 +65,9 @@ def _written_at_once(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        (rename or os.replace)(temporary, path)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise _os_error(path, error) from error
     finally:
@@ -283,18 +287,41 @@ def read_singular_values(path: str | Path) -> np.ndarray:
 
 def describe_origin(identity: dict[str, Any], **how: Any) -> np.ndarray:
     """What a unit carries as its array `config`, JSON: its configuration, how it was computed, versions and device."""
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
-    device = jax.local_devices()[0].device_kind
-    return np.asarray(json.dumps({"identity": identity, **how, "device": device, "versions": versions}))
+    return np.asarray(json.dumps({"identity": identity, **how, "device": device_kind(), "versions": versions()}))
 
 
-def check_origin(path: Path, origin: np.ndarray, identity: dict[str, Any]) -> None:
-    """Raises `InputError` where a unit, whose array `config` is given, is of another configuration than `identity`."""
+def _parse_origin(path: Path, origin: str) -> dict[str, Any]:
+    """What a unit says of itself; raises `DamagedError` where it does not."""
     try:
-        stored = dict(json.loads(str(origin))["identity"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path}: does not say what configuration it is of") from error
-    _check_same(f"{path}: is of another configuration", "file", stored, identity)
+        said = json.loads(origin)
+    except ValueError:
+        said = None
+    kinds = {"identity": dict, "versions": dict, "device": str}
+    if not isinstance(said, dict) or not all(isinstance(said.get(name), kind) for name, kind in kinds.items()):
+        raise DamagedError(f"{path}: does not say what configuration it is of, or what computed it")
+    return said
+
+
+def read_origin(path: Path) -> dict[str, Any]:
+    """What a stored unit says of itself, see `describe_origin`: its array `config`, or fields of a JSON object."""
+    return _parse_origin(
+        path, read_text(path) if path.suffix == ".json" else str(read_npz(path, ("config",))["config"])
+    )
+
+
+def check_origin(path: Path, origin: np.ndarray, identity: dict[str, Any]) -> dict[str, Any]:
+    """What the array `config` of a unit says; raises `InputError` where it is of another configuration."""
+    said = _parse_origin(path, str(origin))
+    _check_same(f"{path}: is of another configuration", "file", said["identity"], identity)
+    return said
+
+
+def compare_versions(origin: dict[str, Any]) -> list[str]:
+    """A line for each version, and for the kind of device, that a unit says and that is another one here and now."""
+    here = {"device": device_kind(), **versions()}
+    stored = {"device": origin["device"], **origin["versions"]}  # of earlier versions, nad_jax is not among them
+    differing = (name for name in stored if stored[name] != here.get(name))
+    return [f"  {name}: folder {stored[name]!r}, command {here.get(name)!r}" for name in differing]
 
 
 def _check_same(message: str, place: str, stored: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -349,9 +376,10 @@ def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
     A damaged config.json is moved aside and written again, if the units in the folder are of this configuration.
     """
     make_folder(workdir)
-    file = workdir / "config.json"
+    file, text = workdir / "config.json", json.dumps(identity, indent=2) + "\n"
     try:
-        written = check_run_folder(workdir, identity)
+        if not check_run_folder(workdir, identity) and not _create_text(file, text):
+            check_run_folder(workdir, identity)  # another command was first
     except DamagedError as error:
         for path in (workdir / "units").glob("*.npz"):
             with contextlib.suppress(DamagedError):
@@ -359,9 +387,7 @@ def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
         aside = file.with_name(file.name + ".corrupt")
         write_text(aside, file.read_text(encoding="utf-8", errors="replace"))  # the name itself is never empty
         logging.warning("%s; kept as %s, written again", error, aside.name)
-        written = False
-    if not written:
-        write_text(file, json.dumps(identity, indent=2) + "\n")
+        write_text(file, text)
     for folder in (workdir, workdir / "units", workdir / "snapshots"):
         _remove_remains(folder)
 
@@ -388,6 +414,27 @@ def read_text(path: str | Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, at once."""
     _write_bytes(path, text.encode())
+
+
+def _create_text(path: Path, text: str) -> bool:
+    """Writes a text file, at once, where there is none: whether that was so. Of several processes one is the first."""
+    try:
+        with _written_at_once(path, _rename_to_new) as file:
+            file.write(text.encode())
+    except FileExistsError:
+        return False
+    return True
+
+
+def _rename_to_new(temporary: str, path: Path) -> None:
+    """Gives a file a name that no other has; raises `FileExistsError`."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: for an instant the file is empty
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, path)
 
 
 def make_folder(folder: Path) -> None:

@@ -132,6 +132,8 @@ def _replace(place: str, which: str) -> None:
         store.tempfile = _Replaced(store.tempfile, mkstemp=at_call(store.tempfile.mkstemp, _nothing, _kill))
     elif place == "half a temporary file":
         store.np = _Replaced(store.np, savez=_half_written)
+    elif place == "before the link":
+        store.os = _Replaced(os, link=at_call(os.link, _kill))
     elif place == "before the rename":
         store.os = _Replaced(os, replace=at_call(os.replace, _kill))
     elif place == "after the rename":

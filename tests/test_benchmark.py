@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from experiments import benchmark, jax_programs, runner
 from experiments.shards import Shard
 from experiments.stopwatch import FailedError, Stopwatch
+from nad_jax import store
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT, load_config
 
@@ -212,3 +214,13 @@ def test_units_of_different_machines_make_no_table(finished, tmp_path, monkeypat
     (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
     with pytest.raises(InputError, match="was measured on different machines"):
         benchmark.run(config, tmp_path)
+
+
+def test_timings_of_other_versions_are_not_added_to(finished, tmp_path, monkeypatch):
+    workdir = Path(shutil.copytree(finished, tmp_path / "run"))
+    here = store.versions()
+    monkeypatch.setattr(store, "versions", lambda: {**here, "jaxlib": "99"})
+    with pytest.raises(
+        InputError, match=rf"--allow_other_versions .*\n  jaxlib: folder '{here['jaxlib']}', command '99'"
+    ):
+        benchmark.run(_config(tasks=("central_difference", "gradient")), workdir)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import nad_jax
 from tests.test_configs import ROOT
 
 SOURCE = sorted(path for folder in ("nad_jax", "experiments", "configs") for path in (ROOT / folder).rglob("*.py"))
@@ -23,6 +24,12 @@ def test_nothing_is_unpickled_extracted_or_private():
     ]
     assert not found  # what is pickled is read as data
     assert len(SOURCE) > 40
+
+
+def test_the_version_is_said_in_one_place():
+    files = (*SOURCE, ROOT / "setup.py", ROOT / "pyproject.toml")
+    said = [path.name for path in files if f'"{nad_jax.__version__}"' in path.read_text(encoding="utf-8")]
+    assert said == ["versions.py"]
 
 
 def test_importing_the_package_costs_less_than_importing_jax():

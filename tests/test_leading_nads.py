@@ -2,10 +2,11 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import leading_nads, runner
+from experiments import interruption, leading_nads, runner
 from experiments.shards import Shard
 from nad_jax import create_model, estimate_leading_nads, load_nads, null_band, store
 from nad_jax.errors import InputError
@@ -16,7 +17,7 @@ SIZES = {"num_networks": 20, "num_directions": 6, "num_extra": 4, "num_passes": 
 
 def _config(**changes):
     config = load_config("leading_nads").get_config("mlp")
-    config.update(image_shape=(8, 8, 1), num_readouts=4, unit_size=6, figure_directions=3, **SIZES)
+    config.update(image_shape=(8, 8, 1), num_readouts=4, unit_size=6, chunk_size=2, figure_directions=3, **SIZES)
     config.update(changes)
     return config
 
@@ -46,7 +47,7 @@ def test_units_give_what_one_call_gives(finished):
         "readout": "sampled",
         "num_readouts": 4,
         "symmetrized": True,
-        "chunk_size": 6,
+        "chunk_size": 2,
     }
     together = estimate_leading_nads(create_model("mlp", (8, 8, 1)), **SIZES, **choices)
     stored, arrays = load_nads(finished / "nads.npz"), store.read_npz(finished / "nads.npz")
@@ -72,6 +73,62 @@ def test_a_unit_that_is_gone_is_computed_again_to_the_bit(finished, tmp_path):
     assert damaged.with_name(damaged.name + ".corrupt").exists()
 
 
+def _interrupt(finished, workdir, monkeypatch, devices):
+    """Computes the second pass again until its first unit has kept a snapshot."""
+    shutil.copytree(finished, workdir)
+    for name in LAST_PASS[1:]:
+        (workdir / "units" / f"{name}.npz").unlink()
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * devices)
+
+    def check():
+        if list(workdir.glob("snapshots/*")):
+            raise interruption.Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "SNAPSHOT_SECONDS", 0.0)
+        patch.setattr(interruption, "check", check)
+        with pytest.raises(interruption.Interrupted):
+            leading_nads.run(_config(), workdir)
+    monkeypatch.undo()
+    (snapshot,) = workdir.glob("snapshots/*")
+    return snapshot
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_unit_is_resumed_to_the_bit_and_from_other_devices_to_rounding(devices, finished, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    kept = store.read_npz(_interrupt(finished, workdir, monkeypatch, devices))
+    assert int(kept["done"]) == 2 * devices and not [name for name in kept if "basis" in name]
+    assert leading_nads.run(_config(), workdir) and not list(workdir.glob("snapshots/*"))
+    if devices == 1:
+        assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
+    resumed, straight = (load_nads(folder / "nads.npz") for folder in (workdir, finished))
+    np.testing.assert_allclose(resumed.eigenvalues, straight.eigenvalues, rtol=1e-4)
+    assert resumed.num_networks == 20
+
+
+def test_a_snapshot_of_other_test_directions_is_not_taken_up(finished, tmp_path, monkeypatch):
+    workdir, folder = tmp_path / "run", leading_nads.Folder(tmp_path / "run", _config())
+    snapshot = _interrupt(finished, workdir, monkeypatch, 1)
+    basis = leading_nads._read_basis(folder, 1)
+    leading_nads._store_basis(folder, 1, basis.directions[::-1].copy(), basis.pass_overlap)
+    shutil.copytree(workdir, tmp_path / "anew")
+    (tmp_path / "anew" / "snapshots" / snapshot.name).unlink()
+    for name in ("run", "anew"):
+        assert leading_nads.run(_config(), tmp_path / name)
+    assert (workdir / "nads.npz").read_bytes() == (tmp_path / "anew" / "nads.npz").read_bytes()
+
+
+def test_a_unit_that_lacks_networks_is_computed_again(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    path = workdir / "units" / f"{LAST_PASS[1]}.npz"
+    arrays = store.read_npz(path)
+    assert arrays["even_count"] == 3 * 4 * 8  # read-outs and mirror images
+    store.write_npz(path, {**arrays, "even_count": arrays["even_count"] - 32})
+    assert leading_nads.run(_config(), workdir)
+    assert path.read_bytes() == (finished / "units" / path.name).read_bytes()
+
+
 def test_damaged_test_directions_begin_anew_and_end_the_same(finished, tmp_path):
     workdir = _copy(finished, tmp_path)
     basis = workdir / "units" / "pass_1_basis.npz"
@@ -91,16 +148,27 @@ def test_shards_wait_for_each_other_and_give_the_same_file(finished, tmp_path):
     assert (tmp_path / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
 
 
-def test_a_folder_goes_on_with_more_passes(finished, tmp_path):
-    workdir = _copy(finished, tmp_path)
-    assert leading_nads.run(_config(num_passes=3), workdir)
+def test_a_folder_goes_on_with_more_passes(finished, tmp_path, monkeypatch):
+    workdir, here = _copy(finished, tmp_path), store.versions()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "versions", lambda: {**here, "flax": "99"})
+        with pytest.raises(
+            InputError, match=rf"--allow_other_versions .*\n  flax: folder '{here['flax']}', command '99'"
+        ):
+            leading_nads.run(_config(num_passes=3), workdir)
+        assert _names(workdir) == LAST_PASS
+        assert runner.run(leading_nads.make_plan(_config(num_passes=3), workdir), workdir, allow_other_versions=True)
+    # The units of passes before are gone, but not forgotten.
+    assert load_nads(workdir / "nads.npz").config["versions"] == {**here, "flax": sorted([here["flax"], "99"])}
     assert {name[:6] for name in _names(workdir)} == {"pass_2"}
     more, fewer = (store.read_npz(folder / "nads.npz", ("pass_overlap",)) for folder in (workdir, finished))
     np.testing.assert_array_equal(more["pass_overlap"][:1], fewer["pass_overlap"])
     changed = 1 - more["pass_overlap"]
     assert (changed[1] < np.maximum(changed[0], 1e-6)).all()
-    with pytest.raises(InputError, match=r"num_passes: can be raised, not lowered; .* has come to pass 3, got 2"):
-        leading_nads.run(_config(), workdir)
+    plan = leading_nads.make_plan(_config(), workdir)
+    for act in (lambda: runner.run(plan, workdir), lambda: plan.collect(0)):  # collect: it has gone on meanwhile
+        with pytest.raises(InputError, match=r"num_passes: can be raised, not lowered; .* has come to pass 3, got 2"):
+            act()
 
 
 def test_figures_estimates_and_what_is_stored_so_far(finished, tmp_path, capsys):

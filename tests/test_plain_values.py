@@ -113,6 +113,9 @@ def test_whatever_describes_a_model_can_be_stored():
     model = nad_jax.from_linen(Net(1), (4, 4, 1), check=False)._replace(description=described)
     record = record_choices(model, nad_jax.Estimator(), nad_jax.make_key(0))
     assert _is_plain(record) and record["sizes"] == [0, 1, 2] and record["nested"] == {"deep": [2, None]}
+    assert record["versions"].keys() == {"nad_jax", "jax", "jaxlib", "flax", "optax", "numpy"}
+    assert record["versions"]["nad_jax"] == nad_jax.__version__
+    assert record["device"] == jax.local_devices()[0].device_kind
 
 
 @pytest.mark.parametrize("kind", KINDS)

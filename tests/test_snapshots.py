@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nad_jax import Estimator, accumulation, create_model, fitting, store, training
+from nad_jax import Estimator, accumulation, create_model, fitting, from_functions, sketch, store, training
+from nad_jax.accumulation import Halves
 from nad_jax.ensemble import make_key
+from nad_jax.errors import InputError
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
 
@@ -49,6 +51,20 @@ def test_a_resumed_computation_writes_over_the_older_of_the_two(tmp_path):
     assert positions == {5, 8}
     resumed.clear()
     assert not list((tmp_path / "folder").iterdir())
+
+
+def test_a_snapshot_is_bound_to_what_the_computation_finds_when_it_begins(tmp_path):
+    for basis in (None, "a", "b"):
+        snapshots = _snapshots(tmp_path)
+        if basis is not None:
+            snapshots.bind(basis=basis)
+        assert snapshots.load() is None
+        snapshots.save(1, {})
+        assert snapshots.load() is not None
+        snapshots.clear()
+        snapshots.save(1, {})
+    with pytest.raises(InputError, match="identity: must be JSON values"):
+        _snapshots(tmp_path).bind(basis=object())
 
 
 def test_snapshots_are_due_by_time_or_on_demand(tmp_path):
@@ -109,16 +125,61 @@ def test_keys_and_short_floats_of_a_state_survive():
     assert restored["step"] == 7 and restored["weights"].dtype == jnp.bfloat16
 
 
-def test_a_resumed_ensemble_is_bit_for_bit_an_uninterrupted_one(tmp_path):
-    estimator = Estimator(derivative="input_gradient", chunk_size=2)
-    accumulate, _ = accumulation.make_accumulate(create_model("mlp", (8, 8, 1)), estimator, 8)
-    straight = accumulate(make_key(0), accumulation.init_halves(64), 4, 11)
+@pytest.fixture(scope="module")
+def accumulate():
+    """Adds networks of a linear model, two at a time, some of which diverge, to moments or to sketches."""
+
+    def init(key):
+        weights = jax.random.normal(key, (16, 1))
+        return jnp.where(weights[0] > 1, jnp.nan, weights)
+
+    model = from_functions(init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1), check=False)
+    estimator = Estimator(derivative="input_gradient", readout="sampled", chunk_size=2)
+    add, _ = accumulation.make_accumulate(model, estimator, 31)
+
+    def accumulate(kind, *how):
+        basis = sketch.random_basis(make_key(1), 3, 16)
+        sketches = Halves(sketch.init(basis), sketch.init(basis), jnp.int32(0))
+        return add(make_key(0), accumulation.init_halves(16) if kind == "moments" else sketches, 4, 35, *how)
+
+    return accumulate
+
+
+def _use_devices(monkeypatch, number):
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * number)
+
+
+@pytest.mark.parametrize("kind", ["moments", "sketches"])
+def test_an_ensemble_is_resumed_on_any_number_of_devices_and_no_network_is_lost(
+    kind, accumulate, tmp_path, monkeypatch
+):
+    _use_devices(monkeypatch, 4)
+    straight = accumulation.halves_to_arrays(accumulate(kind))
+    assert accumulation.count_rows(straight, 1) == 31 and straight["diverged"] > 0
+    for number in (1, 2, 3, 4, 8):
+        _use_devices(monkeypatch, 4)
+        with pytest.raises(Stopped):
+            accumulate(kind, _stop_at(2), _snapshots(tmp_path / str(number), urgent=lambda: True))
+        assert not [name for path in tmp_path.rglob("*.npz") for name in np.load(path) if "basis" in name]
+        _use_devices(monkeypatch, number)
+        done = []
+        resumed = accumulation.halves_to_arrays(accumulate(kind, done.append, _snapshots(tmp_path / str(number))))
+        assert done[0] == min(16 + 2 * number, 31) and done[-1] == 31
+        for name, array in straight.items():
+            atol = 0 if number == 4 or array.dtype.kind == "i" else 1e-5 * np.abs(array).max()
+            np.testing.assert_allclose(resumed[name], array, rtol=0, atol=atol)
+
+
+def test_a_snapshot_that_lacks_networks_is_not_taken_up(accumulate, tmp_path, monkeypatch):
+    _use_devices(monkeypatch, 4)
+    straight = accumulation.halves_to_arrays(accumulate("moments"))
     with pytest.raises(Stopped):
-        accumulate(
-            make_key(0), accumulation.init_halves(64), 4, 11, _stop_at(2), _snapshots(tmp_path, urgent=lambda: True)
-        )
+        accumulate("moments", _stop_at(2), _snapshots(tmp_path, urgent=lambda: True))
+    newest = tmp_path / "folder" / "unit.1.npz"
+    store.write_npz(newest, {name: a for name, a in store.read_npz(newest).items() if not name.startswith("3_")})
     done = []
-    resumed = accumulate(make_key(0), accumulation.init_halves(64), 4, 11, done.append, _snapshots(tmp_path))
-    assert done == [6, 7]
-    for name, array in accumulation.halves_to_arrays(straight).items():
-        np.testing.assert_array_equal(array, accumulation.halves_to_arrays(resumed)[name])
+    resumed = accumulation.halves_to_arrays(accumulate("moments", done.append, _snapshots(tmp_path)))
+    assert done == [16, 24, 31]  # from the older one
+    assert newest.with_name("unit.1.npz.corrupt").exists()
+    for name, array in straight.items():
+        np.testing.assert_array_equal(resumed[name], array)

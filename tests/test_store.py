@@ -1,6 +1,9 @@
 import copy
 import io
+import json
+import os
 import zipfile
+from functools import partial
 
 import hypothesis
 import hypothesis.strategies as st
@@ -165,6 +168,41 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
         store.write_npz(path, {"a": np.arange(4)})
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["unit.npz"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_configurations_that_open_a_folder_at_once_one_is_refused(links, tmp_path, monkeypatch):
+    link = os.link
+
+    def first_another(theirs, temporary, path):
+        monkeypatch.setattr(store.os, "link", link if links else _no_links)
+        store.open_run_folder(path.parent, theirs)
+        store.os.link(temporary, path)
+
+    for name, theirs in (("equal", {"seed": 0}), ("other", {"seed": 1, "step": 2})):
+        monkeypatch.setattr(store.os, "link", partial(first_another, theirs))
+        if theirs == {"seed": 0}:
+            store.open_run_folder(tmp_path / name, {"seed": 0})
+        else:
+            with pytest.raises(
+                InputError, match=r"another configuration\n  seed: folder 1, command 0\n  step: folder 2"
+            ):
+                store.open_run_folder(tmp_path / name, {"seed": 0})
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["config.json"]
+        assert json.loads((tmp_path / name / "config.json").read_text()) == theirs
+
+
+def test_units_from_before_packages_were_told_apart_are_of_no_other_version():
+    origin = json.loads(str(store.describe_origin({})))
+    assert store.compare_versions(origin) == []
+    versions = {name: version for name, version in origin["versions"].items() if name != "nad_jax"}
+    assert store.compare_versions({**origin, "versions": versions}) == []
+    differing = store.compare_versions({"device": "abacus", "versions": {**versions, "jax": "0.1"}})
+    assert [line.split(":")[0].strip() for line in differing] == ["device", "jax"]
+
+
+def _no_links(*args):
+    raise PermissionError(1, "Operation not permitted")
 
 
 def test_a_run_folder_refuses_another_configuration(tmp_path):

@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import compute_nads, directional_bias, runner, units
+from experiments import compute_nads, directional_bias, main, runner, units
 from experiments.main import EXPERIMENTS
 from experiments.shards import Shard
 from nad_jax import Estimator, accumulation, create_model, ensemble, from_functions, store
@@ -101,8 +102,8 @@ def _wait(condition, process):
 
 
 WRITES = [  # config.json, units and snapshots
-    "no temporary file:1", "empty temporary file:3", "half a temporary file:1", "before the rename:1",
-    "after the rename:1", "before the rename:8", "after the rename:9",
+    "no temporary file:1", "before the link:1", "empty temporary file:3", "half a temporary file:1",
+    "before the rename:1", "after the rename:1", "before the rename:8", "after the rename:9",
 ]  # fmt: skip
 LAST_WRITES = ["before the rename:1", "after the rename:1", "before the rename:2", "after the rename:2"]  # the table
 
@@ -111,7 +112,7 @@ def test_a_sweep_killed_at_every_write_and_at_random_ends_as_if_it_had_not_been(
     workdir = tmp_path / "run"
     command = [*SWEEP, f"--workdir={workdir}"]
     kills = int(os.environ.get("NAD_KILLS", "2"))
-    for place in WRITES if kills > 2 else WRITES[2::2]:
+    for place in WRITES if kills > 2 else WRITES[3::2]:
         code, _ = _run(command, place)
         assert code == -signal.SIGKILL, place
     assert list(workdir.rglob("*.tmp"))  # left behind, and never taken for results
@@ -356,6 +357,110 @@ def test_a_unit_under_the_name_of_another_is_not_counted_twice(finished, tmp_pat
     compute_nads.run(_nads_config(), workdir)
     assert _arrays(workdir) == _arrays(finished / "compute_nads")
     assert second.with_name(second.name + ".corrupt").exists()
+
+
+def test_a_unit_that_does_not_hold_its_networks_is_computed_again(finished, tmp_path):
+    workdir = Path(shutil.copytree(finished / "compute_nads", tmp_path / "run"))
+    path = workdir / "units" / "networks_0000004_0000008.npz"
+    arrays = store.read_npz(path)
+    (point,) = compute_nads.make_points(_nads_config(), workdir)
+    rows = point.num_rows
+    assert rows > 1 and arrays["even_count"] == 2 * rows
+    for changes in ({"even_count": rows}, {"even_count": 2 * rows - 1}, {"diverged": 1}):
+        store.write_npz(path, {**arrays, **{name: np.int32(value) for name, value in changes.items()}})
+        with pytest.raises(
+            store.DamagedError, match=r"0008\.npz: holds [35]\.?\d* networks, counted or diverged, not 4"
+        ):
+            compute_nads._read_unit(point, (4, 8))
+    store.write_npz(path, {**arrays, "even_count": np.int32(rows), "diverged": np.int32(1)})
+    assert compute_nads._read_unit(point, (4, 8)).diverged == 1
+    store.write_npz(path, {**arrays, "even_count": np.int32(rows)})
+    compute_nads.run(_nads_config(), workdir)
+    assert _arrays(workdir) == _arrays(finished / "compute_nads")
+    assert path.with_name(path.name + ".corrupt").exists()
+
+
+def test_a_command_that_ends_leaves_units_and_snapshots_of_others(finished, tmp_path):
+    workdir = Path(shutil.copytree(finished / "compute_nads", tmp_path / "run"))
+    longer = _nads_config(num_networks=14)
+    straight = tmp_path / "straight"
+    compute_nads.run(longer, straight)
+    plan = compute_nads.make_plan(_nads_config(num_networks=10), workdir)
+
+    def collect(meanwhile):
+        """The end of the shorter command, after the longer one has done something."""
+        return plan._replace(collect=lambda missing: (meanwhile(), plan.collect(missing)))
+
+    (workdir / "snapshots").mkdir()  # some of a process that was killed after it had stored its unit
+    for name in ("networks_0000000_0000004.0", "networks_0000000_0000004.1", "networks_0000012_0000014.0"):
+        (workdir / "snapshots" / f"{name}.npz").write_text("")
+    runner.run(collect(lambda: compute_nads.run(longer, workdir, Shard(0, 2))), workdir)
+    assert [path.stem[9:] for path in sorted(workdir.glob("units/*.npz"))] == [
+        "0000000_0000004", "0000004_0000008", "0000008_0000010", "0000008_0000012",
+    ]  # fmt: skip
+    assert store.load_nads(workdir / "nads.npz").num_networks == 10
+    assert [path.stem for path in workdir.glob("snapshots/*.npz")] == ["networks_0000012_0000014.0"]
+    compute_nads.run(longer, workdir)
+    assert _arrays(workdir) == _arrays(straight) and not list(workdir.glob("snapshots/*.npz"))
+    (workdir / "units" / "networks_0000008_0000012.npz").unlink()  # as if the longer command came to its end later
+    (workdir / "units" / "networks_0000012_0000014.npz").unlink()
+    with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 10"):
+        runner.run(collect(lambda: compute_nads.run(longer, workdir)), workdir)
+    assert _arrays(workdir) == _arrays(straight)  # not a record of what the other has left
+    with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 8"):
+        compute_nads.make_plan(_nads_config(num_networks=8), workdir).collect(0)  # whose units are all there
+    assert _arrays(workdir) == _arrays(straight)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(name, finished, tmp_path, monkeypatch):
+    config, workdir = CASES[name](), Path(shutil.copytree(finished / name, tmp_path / "run"))
+    here = store.versions()
+    monkeypatch.setattr(store, "versions", lambda: {**here, "jax": "99"})
+    experiment, before = EXPERIMENTS[name], _arrays(workdir)
+    experiment.run(config, workdir)  # there is nothing to add
+    assert _arrays(workdir) == before
+    lost = sorted(workdir.glob("units/*.npz"))[0]
+    lost.unlink()
+    plan = experiment.make_plan(config, workdir)
+    assert not runner.collect(plan, workdir)
+    for changed, line in (
+        ("versions", rf"  jax: folder '{here['jax']}', command '99'"),
+        ("device_kind", "  device: .*"),
+    ):
+        with monkeypatch.context() as patch:
+            if changed == "device_kind":
+                patch.setattr(store, "versions", lambda: here)
+                patch.setattr(store, "device_kind", lambda: "abacus")
+            with pytest.raises(InputError, match=rf"\.npz: was computed .*; --allow_other_versions adds .*\n{line}$"):
+                runner.run(plan, workdir)
+        assert not lost.exists()
+    flags = {"_FIGURES_ONLY": False, "_DRY_RUN": False, "_COLLECT": False, "_ALLOW_OTHER_VERSIONS": True}
+    for flag, value in flags.items():
+        monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
+    assert main._carry_out(experiment, config, workdir, Shard()) == 0
+    said = store.read_origin(lost)
+    assert said["versions"] == {**here, "jax": "99"} and said["device"] == store.device_kind()
+    if name == "compute_nads":
+        said = store.load_nads(workdir / "nads.npz").config
+        assert said["versions"] == {**here, "jax": sorted([here["jax"], "99"])}
+        assert (said["device"], said["chunk_size"]) == (store.device_kind(), 2)
+
+
+def test_versions_of_units_that_others_store_meanwhile_are_seen(finished, tmp_path, monkeypatch):
+    plan, units = compute_nads.make_plan(_nads_config(), tmp_path), finished / "compute_nads" / "units"
+    here = store.versions()
+    monkeypatch.setattr(store, "versions", lambda: {**here, "numpy": "99"})
+
+    def make_program(*how):
+        shutil.copy(units / "networks_0000004_0000008.npz", tmp_path / "units")  # of another command
+        return plan.make_program(*how)
+
+    with pytest.raises(InputError, match=r"0008\.npz: was computed with other versions .*\n  numpy: folder .*'99'"):
+        runner.run(
+            plan._replace(make_program=make_program, find_missing=lambda *how: plan.list_units(Shard())), tmp_path
+        )
+    assert len(list(tmp_path.glob("units/*"))) == 2
 
 
 def test_two_processes_on_the_same_units_write_the_same(clean, tmp_path):

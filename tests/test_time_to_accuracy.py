@@ -1,7 +1,9 @@
 """The experiment `time_to_accuracy` at smoke size: what its curves say, how its folder resumes, what it refuses."""
 
 import shutil
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from experiments import interruption, results, runner, time_to_accuracy
 from experiments.shards import Shard
 from nad_jax import store
 from nad_jax.errors import InputError
+from nad_jax.snapshots import Snapshots
 from tests.test_configs import load_config
 
 VARIANTS = ("sampled", "sampled_4", "marginalized", "marginalized_symmetrized")
@@ -79,6 +82,64 @@ def test_an_interrupted_run_ends_with_the_same_directions_and_a_rerun_computes_n
         np.testing.assert_array_equal(was[name], now[name])
     monkeypatch.setattr(time_to_accuracy, "_make_program", lambda *args: pytest.fail("a unit was computed again"))
     time_to_accuracy.run(_config(), workdir)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "saves", "looks"), [(4, 1, 1, [64, 96, 128]), (1, 4, 3, [16, 32, 48, 64, 128])]
+)
+def test_a_reference_resumed_on_other_devices_has_all_its_networks(before, after, saves, looks, tmp_path, monkeypatch):
+    config = _config(architecture="mlp", image_shape=(4, 4, 1), sizes=(4,))
+    saved, save = [], Snapshots.save
+    monkeypatch.setattr(Snapshots, "due", lambda snapshots: True)
+    monkeypatch.setattr(Snapshots, "save", lambda *args: saved.append(args[1]) or save(*args))
+
+    def compute(workdir, devices):
+        monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * devices)
+        monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+        plan = time_to_accuracy.make_plan(config, workdir)
+        plan.open_folder()
+        (reference, *_) = plan.list_units(Shard())
+        plan = plan._replace(list_units=lambda shard: [reference], find_missing=lambda *how: [reference])
+        runner._compute(plan, workdir, Shard(), False)
+        return store.read_npz(workdir / "units" / f"{reference.name}.npz")
+
+    def check():
+        if len(saved) == saves:
+            raise interruption.Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption, "check", check)
+        with pytest.raises(interruption.Interrupted):
+            compute(tmp_path / "run", before)
+    anew = Path(shutil.copytree(tmp_path / "run", tmp_path / "anew"))
+    resumed = compute(tmp_path / "run", after)
+    assert resumed["networks"].tolist() == looks
+    for snapshot in (anew / "snapshots").iterdir():  # those that lack a network are not taken up
+        kept = store.read_npz(snapshot)
+        store.write_npz(snapshot, {**kept, "even_count": kept["even_count"] - 1})
+    straight = compute(anew, after)
+    assert straight["networks"].tolist() == time_to_accuracy._plan_looks(128, 16 * after)
+    np.testing.assert_allclose(resumed["split_half_overlap"][-1], straight["split_half_overlap"][-1], rtol=1e-4)
+
+
+def test_a_unit_that_ends_before_its_networks_and_its_time_is_damaged(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    plan = time_to_accuracy.make_plan(_config(), workdir)
+    for name in ("reference,seed=1000", "sampled,seed=0"):
+        path = workdir / "units" / f"input_gradient,{name}.npz"
+        arrays = store.read_npz(path)
+        short = {key: array if key == "config" else array[:-1] for key, array in arrays.items()}
+        store.write_npz(path, short)
+        (missing,) = plan.find_missing(Shard(), False)
+        assert missing.name == path.stem
+        store.write_npz(path, {**short, "networks": arrays["networks"][1:]})
+        assert not plan.find_missing(Shard(), False)
+        first, second, *others = arrays["networks"]
+        store.write_npz(path, {**arrays, "networks": np.array([second, first, *others])})
+        assert plan.find_missing(Shard(), False)
+        store.write_npz(path, {**short, "seconds": short["seconds"] + 999})  # its time was over, a reference has none
+        assert bool(plan.find_missing(Shard(), False)) == name.startswith("reference")
+        store.write_npz(path, arrays)
 
 
 @pytest.fixture(scope="module")
