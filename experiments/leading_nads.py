@@ -181,11 +181,11 @@ def _read_current(folder: Folder, repair: bool) -> Basis | None:
 
 def _describe_passes(folder: Folder, basis: Basis) -> dict[str, Any]:
     """What computed the pass that is under way, and those before it, see `describe_units`."""
-    units = split_networks(folder.config.num_networks, folder.config.unit_size)
+    networks = split_networks(folder.config.num_networks, folder.config.unit_size)
+    paths = [folder.unit_path(basis.number, *unit) for unit in networks]
     said = store.read_origin(folder.basis_path(basis.number))
     before = [said["before"]] if "before" in said else []
-    units = [folder.unit_path(basis.number, *networks) for networks in units]
-    return join_origins([said, *before, *(store.read_origin(path) for path in units if path.exists())])
+    return join_origins([said, *before, *(store.read_origin(path) for path in paths if path.exists())])
 
 
 def _store_basis(
