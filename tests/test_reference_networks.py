@@ -21,7 +21,7 @@ CASES = {
     ("vgg11_plain", "default"): (32, 32, 1),
     ("resnet18", "default"): (32, 28, 1),
     ("resnet18_w16", "none"): (4, 5, 1),
-    ("resnet18_imagenet", "default"): (64, 64, 3),
+    ("resnet18_imagenet", "default"): (40, 36, 3),
     ("densenet121", "default"): (32, 32, 1),
 }
 

@@ -499,3 +499,10 @@ def test_the_rate_of_every_step_is_that_of_the_schedule(schedule, factors):
     for factor in factors:
         update, state = optimizer.update(jnp.ones(1), state)
         assert float(update[0]) == pytest.approx(-0.5 * factor, abs=1e-7)
+
+
+def test_the_cosine_of_a_gradient_knows_neither_its_sign_nor_its_size():
+    (v,) = _directions(1)
+    for factor in (1.0, -1.0, -1e-30, 1e30):
+        assert float(training._cosine(jnp.float32(factor) * v, v)) == pytest.approx(1.0, abs=1e-6)
+    assert float(training._cosine(0 * v, v)) == 0.0
