@@ -13,7 +13,7 @@ import pytest
 from experiments import benchmark, jax_programs, runner
 from experiments.shards import Shard
 from experiments.stopwatch import FailedError, Stopwatch
-from nad_jax import store
+from nad_jax import architectures, store
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT, load_config
 
@@ -80,6 +80,7 @@ def test_operations_of_the_floor_are_those_of_the_layers(monkeypatch):
     vgg11 = sum(9 * before * after * side**2 for before, after, side in [*widths, (512, 512, 2)])
     assert _operations("vgg11") == 2 * (vgg11 + 512 * 512 * 2 + 512)
     monkeypatch.setattr(jax_programs.densenet, "BLOCKS", (2, 1))
+    monkeypatch.setattr(architectures, "_create_model", architectures._create_model.__wrapped__)  # not one made before
     first = 9 * 64 + 128 * (64 + 96) + 2 * 9 * 128 * 32 + 128 * 64  # stem, two layers, transition
     assert _operations("densenet121") == 2 * (32**2 * first + 16**2 * 128 * (64 + 9 * 32) + 4 * 4 * 96)
 

@@ -123,7 +123,7 @@ def test_every_flipped_bit_of_a_record_is_detected_or_changes_nothing_that_is_re
             continue
         unread += 1  # a date, say, which each version of Python reads or not as it likes
         for name, value, expected in zip(original._fields, loaded, original, strict=True):
-            assert np.array_equal(value, expected), (offset, name)
+            np.testing.assert_array_equal(value, expected, f"{name}, offset {offset}")
     assert unread < 0.2 * len(offsets)
     for length in (0, 1, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
