@@ -1,8 +1,8 @@
 """NADs of an architecture: an ensemble in stored units, the record, its comparison with stored NADs, figures.
 
-Writes into the run folder: `units/*.npz` (partial covariances), `nads.npz` (see `nad_jax.NADs`), and with
-`config.compare` or `config.compare_singular_values` a `comparison.npz`. With axes in `config.sweep` each point has
-such a folder of its own in the run folder, beside `results.csv`, one row per point.
+Writes into the run folder: `units/*.npz` (partial covariances), `nads.npz` (see `nad_jax.NADs`), `nads.csv` (a row per
+direction), and with `config.compare` or `config.compare_singular_values` a `comparison.npz`. With axes in
+`config.sweep` each point has such a folder of its own in the run folder, beside `results.csv`, one row per point.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ from nad_jax.estimator import (
     record_choices,
     resolve_estimator,
 )
-from nad_jax.nads import NADs
+from nad_jax.nads import NADs, numerical_rank
 from nad_jax.snapshots import Snapshots
 
 # Fields that extend or describe a folder; all others determine the numbers of its units.
@@ -226,7 +226,8 @@ def _compare(
     if directions is not None:
         sizes = tuple(int(size) for size in result.overlap_sizes if size <= len(directions))
         arrays["overlap_sizes"] = np.array(sizes)
-        arrays["overlap"] = subspaces.subspace_overlap(result.directions, directions, sizes)
+        overlap = subspaces.subspace_overlap(result.directions, directions, sizes)
+        arrays["overlap"] = np.where(np.array(sizes) <= numerical_rank(result.eigenvalues), overlap, np.nan)
     if values is not None:
         own = nads.singular_values(result.eigenvalues, config.compare_num_networks)
         arrays["singular_values"] = own[: len(values)]
@@ -257,16 +258,21 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
             print(f"  {index:6}  {own[index]:.4g}  {theirs[index]:.4g}  {ratio:.3f}")
 
 
-def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | None) -> NADs:
-    """Writes and prints the results of what is stored of one point."""
+def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | None, complete: bool) -> NADs:
+    """Writes and prints the results of what is stored of one point, which are all of its networks if `complete`."""
     config, halves = point.config, _merge(point)
     model, estimator = read_model(config), read_estimator(config)
     estimator, num_rows = resolve_estimator(model, estimator, config.unit_size)
     check_not_zero(halves, model, estimator, make_key(config.seed))
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
+    if complete and num_networks + int(halves.diverged) != config.num_networks:
+        raise runner.RunAgain(
+            f"{point.workdir}: units were damaged after they had been written; run the same command again"
+        )
     choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
     choices |= {"diverged": int(halves.diverged), **describe_units(_paths(point).values())}
     result = finalize(halves, num_networks, choices, find_representations(model, estimator), estimator.centred)
+    _check_not_extended(point)
     store.save_nads(point.workdir / "nads.npz", result)
     write_directions_table(point.workdir / "nads.csv", result)
     comparison = _compare(result, config, directions, values)
@@ -370,8 +376,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             if not any(path.exists() for path in _paths(point).values()):
                 continue
             try:
-                _check_not_extended(point)
-                collected.append((point, _collect(point, directions, values)))
+                collected.append((point, _collect(point, directions, values, not num_missing)))
             except InputError as error:  # its networks have no directions to rank; those of other points may
                 failed.append(f"{point.workdir}: {error}")
         if points[0].coordinates and collected:

@@ -2,7 +2,8 @@
 
 Writes into the run folder: `units/pass_P_basis.npz` (the test directions of the pass that is under way),
 `units/pass_P_networks_A_B.npz` (the sketches of the even and of the odd ones of its networks A … B − 1, without the
-test directions), `nads.npz` (the record, with `pass_overlap` and `trace` beside it, see `nad_jax.leading`) and figures.
+test directions), `nads.npz` (the record, with `pass_overlap` and `trace` beside it, see `nad_jax.leading`), `nads.csv`
+(a row per direction) and figures.
 A pass begins when all units of the one before are stored, by whichever process; the files of that one are then removed.
 """
 
@@ -182,19 +183,25 @@ def _read_current(folder: Folder, repair: bool) -> Basis | None:
 def _describe_passes(folder: Folder, basis: Basis) -> dict[str, Any]:
     """What computed the pass that is under way, and those before it, see `describe_units`."""
     networks = split_networks(folder.config.num_networks, folder.config.unit_size)
-    paths = [folder.unit_path(basis.number, *unit) for unit in networks]
-    said = store.read_origin(folder.basis_path(basis.number))
-    before = [said["before"]] if "before" in said else []
-    return join_origins([said, *before, *(store.read_origin(path) for path in paths if path.exists())])
+    paths = [folder.basis_path(basis.number), *(folder.unit_path(basis.number, *unit) for unit in networks)]
+    # Another process may have gone on and removed them: then what this one says is not stored either.
+    said = [read_intact(path, partial(store.read_origin, path), False) for path in paths]
+    said = [origin for origin in said if origin is not None]
+    return join_origins([*(origin["before"] for origin in said if "before" in origin), *said])
 
 
 def _store_basis(
-    folder: Folder, number: int, directions: np.ndarray, pass_overlap: np.ndarray, **before: dict[str, Any]
+    folder: Folder,
+    number: int,
+    directions: np.ndarray,
+    pass_overlap: np.ndarray,
+    before: dict[str, Any] | None = None,
 ) -> Basis:
     """Stores the test directions of a pass, and `before`: what computed the passes before, whose files are removed."""
     basis = Basis(number, directions, pass_overlap, digest(directions))
     arrays = {name: np.asarray(value) for name, value in basis._asdict().items() if name != "number"}
-    store.write_npz(folder.basis_path(number), {**arrays, "config": store.describe_origin(folder.identity, **before)})
+    origin = store.describe_origin(folder.identity, **({} if before is None else {"before": before}))
+    store.write_npz(folder.basis_path(number), {**arrays, "config": origin})
     for earlier in range(number):
         for path in folder.workdir.glob(f"units/pass_{earlier}_*.npz"):
             store.remove(path)
@@ -255,6 +262,7 @@ def _begin_pass(folder: Folder, number: int) -> Basis:
         basis = _store_basis(folder, 0, np.asarray(_first_basis(folder)), np.zeros((0, len(folder.sizes))))
     while basis.number < number:
         halves, missing = _merge(folder, basis)
+        before = _describe_passes(folder, basis)
         current = _read_current(folder, True)
         if current is not None and current.number > basis.number:  # another process has gone on
             basis = current
@@ -267,8 +275,7 @@ def _begin_pass(folder: Folder, number: int) -> Basis:
                 "computed them"
             )
         found, pass_overlap = _find_leading(folder, basis, halves)
-        before = _describe_passes(folder, basis)
-        basis = _store_basis(folder, basis.number + 1, leading.next_basis(found), pass_overlap, before=before)
+        basis = _store_basis(folder, basis.number + 1, leading.next_basis(found), pass_overlap, before)
     return basis
 
 
@@ -306,12 +313,18 @@ def _make_program(folder: Folder, chunk_size: int) -> Program:
     return Program(compute, estimator.chunk_size, 2, json.loads(str(describe_unit(folder.identity, estimator))))
 
 
-def _collect(folder: Folder) -> None:
-    """Writes and prints the results of what is stored of the pass that is under way."""
+def _collect(folder: Folder, complete: bool) -> None:
+    """Writes and prints the results of what is stored of the pass that is under way: of all of it, if `complete`."""
     config, basis = folder.config, _read_current(folder, True)
-    halves, _ = _merge(folder, basis)
+    halves, missing = _merge(folder, basis)
+    described = _describe_passes(folder, basis)
+    _check_not_lowered(folder)  # a command of more passes may have begun one meanwhile, and removed the units
     if halves is None:
         raise runner.RunAgain(f"{folder.workdir}: nothing of pass {basis.number + 1} is stored yet")
+    if complete and missing:
+        raise runner.RunAgain(
+            f"{folder.workdir}: units were damaged after they had been written; run the same command again"
+        )
     found, pass_overlap = _find_leading(folder, basis, halves)
     model, key = read_model(config), make_key(config.seed)
     estimator, _ = resolve_estimator(model, read_estimator(config), config.unit_size)
@@ -321,7 +334,7 @@ def _collect(folder: Folder) -> None:
         "num_extra": config.num_extra,
         "seed": config.seed,
         "diverged": int(halves.diverged),
-        **_describe_passes(folder, basis),
+        **described,
     }
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // _rows_per_network(config)
     result = leading.finish(halves, found, pass_overlap, config.num_directions, num_networks, choices, config.centred)
@@ -386,8 +399,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         ]
 
     def collect(num_missing: int) -> None:
-        _check_not_lowered(folder)  # a command of more passes may have begun one meanwhile
-        _collect(folder)
+        _check_not_lowered(folder)
+        _collect(folder, not num_missing)
 
     def measure_program(program: str) -> Cost:
         del program

@@ -11,8 +11,8 @@ networks again as the one before. An ensemble ends before the first look that is
 --dry_run and progress nevertheless count it as `max_networks`.
 
 Writes into the run folder: `units/*.npz` (the leading directions at each look of an ensemble, some 20 MB for LeNet),
-`results.csv` (one row per look; rows of variant `reference` hold the overlap of its own halves) and
-`time_to_accuracy.png`.
+`results.csv` (one row per look; rows of variant `reference` hold the overlap of its own halves; an overlap of more
+directions than have been sampled is nan) and `time_to_accuracy.png`.
 """
 
 import dataclasses
@@ -102,7 +102,13 @@ def validate(config: ConfigDict) -> None:
         model = _create_model(config)
         for derivative in config.derivatives if model.symmetries else ():
             chosen = _create_estimator(config, derivative, "marginalized")
-            check_symmetrized(dataclasses.replace(chosen, symmetrized=True), model)
+            try:
+                check_symmetrized(dataclasses.replace(chosen, symmetrized=True), model)
+            except InputError as error:
+                raise InputError(
+                    f"point_scale: must be at least 1e-6 with derivative {derivative!r}: the reference is symmetrized, "
+                    f"and gradients of this network jump at the origin, got {config.point_scale!r}"
+                ) from error
 
     problems = _create_estimator(config, DERIVATIVES[0], "marginalized").problems() + errors.problems(
         lambda: _create_model(config),
@@ -274,7 +280,10 @@ def _make_rows(
     rows = []
     for variant in ensemble.variants:
         overlaps = [subspace_overlap(directions, reference, tuple(config.sizes)) for directions in arrays[variant]]
-        overlaps = arrays.get("split_half_overlap", overlaps)
+        overlaps = np.array(arrays.get("split_half_overlap", overlaps))
+        if variant.startswith("sampled"):  # so many directions are all that have been seen
+            seen = arrays["networks"] * (1 if variant == "sampled" else config.num_readouts)
+            overlaps = np.where(np.array(config.sizes)[None] <= seen[:, None], overlaps, np.nan)
         for networks, seconds, overlap in zip(arrays["networks"], arrays["seconds"], overlaps, strict=True):
             values = (ensemble.derivative, variant, ensemble.seed, networks, seconds, *overlap)
             rows.append(dict(zip(_columns(config), values, strict=True)))
@@ -307,7 +316,7 @@ def _report(config: ConfigDict, rows: list[results.Row]) -> None:
             print(f"  {derivative}, size {size} (reference: {halves})")
             for (variant, seed), curve in curves.items():
                 reached = [row for row in curve if row[overlap] >= target]
-                row = reached[0] if reached else max(curve, key=lambda row: row[overlap])
+                row = reached[0] if reached else max(curve, key=lambda row: np.nan_to_num(row[overlap]))
                 text = f"{row['networks']:6} networks {row['seconds']:8.2f} s   {row[overlap]:.3f}"
                 print(f"    {variant:24} seed {seed} {text}{'' if reached else ', the best: not reached'}")
 

@@ -12,11 +12,8 @@ from nad_jax.diagnosis import check_not_zero
 from nad_jax.errors import InputError, check_function, check_integer, check_number
 from nad_jax.estimator import check_num_networks, create_estimator, find_representations, record_choices
 from nad_jax.models import Model
-from nad_jax.nads import NADs
+from nad_jax.nads import NADs, numerical_rank
 from nad_jax.symmetries import Eigenvectors, Representation, eigh_symmetric, mean_of_pairs
-
-# Eigenvalues below this share of the largest are the rounding errors of float32 sums.
-ROUNDING = 1e-6
 
 
 def estimate_nads(
@@ -134,7 +131,7 @@ def _moments(halves: Halves, centred: bool) -> list[np.ndarray]:
 
 def _overlap(left: Eigenvectors, right: Eigenvectors, sizes: tuple[int, ...]) -> np.ndarray:
     """The overlaps [S] of leading subspaces; nan beyond the numerical rank of either, where directions are rounding."""
-    rank = min(np.count_nonzero(part.eigenvalues > ROUNDING * part.eigenvalues[0]) for part in (left, right))
+    rank = min(numerical_rank(part.eigenvalues) for part in (left, right))
     overlaps = subspaces.subspace_overlap(left.directions, right.directions, sizes)
     return np.where(np.array(sizes) <= rank, overlaps, np.nan)
 

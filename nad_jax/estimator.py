@@ -1,7 +1,9 @@
 """The choices that define an estimate of NADs, and how they fit a model."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -34,8 +36,8 @@ class Estimator:
       τ² (only this second moment enters E[g gᵀ]) on the same features.
     logit: which of several logits; None where there is one.
     symmetrized: average E[g gᵀ] over the symmetries that the model states, see `symmetries`: worth several times the
-      networks. With a shared point it is then that of the mean over the images of the point. Not for exact gradients at
-      the origin where they jump there, as with max-pooling.
+      networks. With a shared point it is then that of the mean over the images of the point. Refused for exact
+      gradients at the origin where they jump, as with max-pooling.
     centred: subtract the mean derivative, as the published PCA does; only with "sampled" (the mean is exactly 0).
     block_size: pixels per forward pass of the central difference.
     mapping: how members are mapped: "vectorized", "sequential" or "auto" (sequential on a CPU).
@@ -106,32 +108,39 @@ def check_symmetrized(estimator: Estimator, model: Model) -> None:
     if not model.symmetries:
         height, width, _ = model.image_shape
         raise InputError(f"symmetrized: must be False, this model states no symmetries for images of {height}×{width}")
-    if (
-        estimator.derivative == "input_gradient"
-        and estimator.point_scale == 0
-        and _has_ties(model, estimator.logit or 0)
-    ):
+    from_features = estimator.readout == "marginalized" or estimator.num_readouts > 1
+    outputs = model.features if from_features and model.features is not None else model.apply
+    at_origin = estimator.derivative == "input_gradient" and estimator.point_scale < 1e-6
+    if at_origin and _has_ties(model.init, outputs, model.image_shape):
         raise InputError(
-            "symmetrized: must be False for exact gradients of this network at the origin (point_scale 0): they jump "
-            "there (max-pooling takes the first of equals); take a positive point_scale, or "
+            "symmetrized: must be False for exact gradients of this network at the origin (point_scale below 1e-6): "
+            "they jump there (max-pooling takes the first of equals); take a larger point_scale, or "
             "derivative 'central_difference'"
         )
 
 
-def _has_ties(model: Model, logit: int) -> bool:
-    """Whether the gradient of a network jumps at the origin, where a choice between equals is not symmetric."""
-    key, near_key = jax.random.split(jax.random.key(0))
+@functools.lru_cache(maxsize=64)
+def _has_ties(init: Callable[..., Any], outputs: Callable[..., jax.Array], image_shape: tuple[int, int, int]) -> bool:
+    """Whether gradients of four networks jump at the origin, where a choice between equals is not symmetric."""
+    *keys, near_key, weights_key = jax.random.split(jax.random.key(0), 6)
+    near = 1e-5 * jax.random.normal(near_key, image_shape, jnp.float32)
+    points = jnp.stack([jnp.zeros_like(near), near])
 
     @jax.jit
-    def gradients(x: jax.Array) -> jax.Array:
-        variables = model.init(key)
-        return jax.vmap(jax.grad(lambda image: model.apply(variables, image[None])[0, logit]))(x)
+    @jax.vmap
+    def gradients(key: jax.Array) -> jax.Array:
+        variables = init(key)
 
-    near = 1e-5 * jax.random.normal(near_key, model.image_shape, jnp.float32)
-    origin, beside = gradients(jnp.stack([jnp.zeros_like(near), near]))
-    jump = jnp.linalg.norm((origin - beside).ravel())
+        def weighted(image: jax.Array) -> jax.Array:
+            values = outputs(variables, image[None])[0]
+            return values @ jax.random.normal(weights_key, values.shape, values.dtype)
+
+        return jax.vmap(jax.grad(weighted))(points).reshape(len(points), -1)
+
+    origin, beside = np.moveaxis(np.asarray(gradients(jnp.stack(keys))), 1, 0)
+    jumps = np.linalg.norm(origin - beside, axis=1) > 0.01 * np.linalg.norm(beside, axis=1)
     # A gradient of zero is that of a dead network, which has an error of its own.
-    return bool(jnp.any(origin != 0) & (jump > 0.01 * jnp.linalg.norm(beside.ravel())))
+    return bool((jumps & (origin != 0).any(1)).any())
 
 
 def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> tuple[Estimator, int]:
@@ -146,7 +155,6 @@ def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> 
     if estimator.logit is not None and estimator.logit >= model.num_logits:
         raise InputError(f"logit: must be in 0 … {model.num_logits - 1}, got {estimator.logit}")
     _check_real(model, "apply")
-    check_symmetrized(estimator, model)
     num_rows = estimator.num_readouts
     if estimator.readout == "marginalized" or num_rows > 1:
         choice = f"readout={estimator.readout!r}" + (f" with num_readouts={num_rows}" if num_rows > 1 else "")
@@ -160,6 +168,7 @@ def resolve_estimator(model: Model, estimator: Estimator, num_networks: int) -> 
             raise InputError(f"readout_variance: {choice} needs τ², the variance of the last layer's weights")
         if estimator.readout == "marginalized":
             num_rows = num_features(model)
+    check_symmetrized(estimator, model)
     mapping = estimator.mapping
     if mapping == "auto":
         mapping = "sequential" if jax.default_backend() == "cpu" else "vectorized"
@@ -182,12 +191,16 @@ def _check_real(model: Model, name: str) -> None:
 
 def find_group(model: Model, estimator: Estimator) -> np.ndarray:
     """The permutations [S, D] of pixels that an estimate is averaged over: the identity unless it is symmetrized."""
-    return permutations(model.symmetries if estimator.symmetrized else (), model.image_shape)
+    return permutations(_symmetries(model, estimator), model.image_shape)
 
 
 def find_representations(model: Model, estimator: Estimator) -> list[Representation]:
     """Those of the group of `find_group`, in which eigenvectors are found."""
-    return representations(model.symmetries if estimator.symmetrized else (), model.image_shape)
+    return representations(_symmetries(model, estimator), model.image_shape)
+
+
+def _symmetries(model: Model, estimator: Estimator) -> tuple[str, ...]:
+    return model.symmetries if estimator.symmetrized else ()
 
 
 def num_features(model: Model) -> int:

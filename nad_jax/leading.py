@@ -19,7 +19,7 @@ from nad_jax.estimator import Estimator, check_num_networks, create_estimator, f
 from nad_jax.models import Model
 from nad_jax.nads import NADs
 from nad_jax.sketch import Leading
-from nad_jax.symmetries import Representation
+from nad_jax.symmetries import Representation, mean_of_pairs
 
 
 class LeadingNADs(NamedTuple):
@@ -137,7 +137,7 @@ def finish(
     record = NADs(
         directions=directions,
         eigenvalues=found.whole.eigenvalues[:num_directions],
-        eigenvalue_sem=np.abs(difference) / 2,
+        eigenvalue_sem=np.abs(mean_of_pairs(difference, found.whole.symmetry[:num_directions])) / 2,
         overlap_sizes=np.array(sizes),
         split_half_overlap=subspaces.subspace_overlap(found.even.directions, found.odd.directions, sizes).astype(
             np.float32

@@ -24,7 +24,7 @@ class NADs(NamedTuple):
                         are biased upward, by 2 to 4 of these errors at 40 networks.
     overlap_sizes:      [S] subspace sizes k.
     split_half_overlap: [S] ‖U_k V_kᵀ‖²/k between the NADs of even and of odd members: an estimate of the
-                        agreement of two ensembles of half the size. nan where a half has fewer directions than k.
+                        agreement of two ensembles of half the size. nan beyond the `numerical_rank` of a half.
     num_networks:       N.
     config:             every choice that was made.
     symmetry:           [K] the representation of the group of symmetries that a direction belongs to, see
@@ -90,6 +90,11 @@ def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[list[int]], f
     return sorted(group for group in groups if group[0] < leading), tolerance
 
 
+def numerical_rank(eigenvalues: np.ndarray) -> int:
+    """How many of eigenvalues [K], descending, are above 1e-6 of the largest; others are rounding of float32 sums."""
+    return np.count_nonzero(eigenvalues > 1e-6 * eigenvalues[0])
+
+
 class Spectrum(NamedTuple):
     """What stored NADs are at least: `directions` [K, D] with their `eigenvalues` [K]."""
 
@@ -109,10 +114,11 @@ def directional_energy(
       directions: v, of any length.
       trace: tr E[g gᵀ] (`LeadingNADs.trace`). With it the result is (lower, upper), [N] each: bounds from what the
         other D − K eigenvalues can be, which are not above the last known one and sum up to the rest of the trace.
+        They hold as far as the K are eigenvalues: leading NADs are up to what further passes would change.
 
     Raises:
       InputError: where D is not that of the NADs, an entry is not finite, more than one eigenvalue is missing and there
-        is no trace, or the trace is less than the sum of the eigenvalues.
+        is no trace, or the trace is not one that such eigenvalues can have.
     """
     check_record("nads", nads, NADs, Spectrum)
     basis = host_array("nads: directions", nads.directions, "[K, D]")
@@ -125,9 +131,13 @@ def directional_energy(
         if missing > 1:
             raise InputError(f"trace: needed where there are {len(basis)} eigenvalues of D = {basis.shape[1]}")
         return energies
-    rest = check_number("trace", trace, 0.0) - eigenvalues.sum()
-    if rest < -1e-4 * eigenvalues.sum():  # more than rounding
-        raise InputError(f"trace: must be at least the sum of the eigenvalues {eigenvalues.sum():.6g}, got {trace:.6g}")
+    known = eigenvalues.sum()
+    rest, most = check_number("trace", trace, 0.0) - known, known + missing * eigenvalues[-1]
+    if not -1e-4 * known <= rest <= most * (1 + 1e-4) - known:  # beyond rounding
+        raise InputError(
+            f"trace: must be in {known:.6g} … {most:.6g}, with {missing} more eigenvalues of at most the last one, got "
+            f"{trace:.6g}"
+        )
     outside = np.maximum((directions**2).sum(1) - squares.sum(1), 0.0)
     largest = min(max(rest, 0.0), eigenvalues[-1])
     smallest = max(rest - (missing - 1) * largest, 0.0)

@@ -118,19 +118,22 @@ def leading(
     if not 1 <= num_directions <= size:
         raise InputError(f"num_directions: must be in 1 … {size} test directions, got {num_directions}")
     basis, product, trace = _moment(sketch, centred)
-    found = []
+    found, scale = [], np.einsum("ld,ld->l", basis, product).max()  # one representation may hold rounding alone
     for one in representations:
         sides = (False,) if one.turn is None else (False, True)  # of a pair either vector meets the same matrix
         tests, products = (np.concatenate([fold(part, one, side) for side in sides]) for part in (basis, product))
-        found.append((one, *_nystrom(tests, products, num_directions)))
+        found.append((one, *_nystrom(tests, products, num_directions, scale)))
     return Leading(*collect(found, num_directions), trace)
 
 
-def _nystrom(tests: np.ndarray, products: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Leading eigenvalues [K] and eigenvectors [K, n] of G, from test vectors Q [L, n] and their products Q G."""
+def _nystrom(tests: np.ndarray, products: np.ndarray, most: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Leading eigenvalues [K] and eigenvectors [K, n] of G, from test vectors Q [L, n] and their products Q G.
+
+    What is small against `scale`, an entry of Q G Qᵀ, is rounding.
+    """
     core, square = tests @ products.T, products @ products.T
     values, vectors = np.linalg.eigh((core + core.T) / 2)
-    kept = values > len(tests) * np.finfo(np.float32).eps * values[-1]  # the rest is rounding
+    kept = values > len(tests) * np.finfo(np.float32).eps * max(values[-1], scale)
     root = (vectors[:, kept] / np.sqrt(values[kept])).T  # (root Y)ᵀ(root Y) is the approximation of G
     values, vectors = np.linalg.eigh(root @ square @ root.T)
     order = np.argsort(values)[::-1][:most]

@@ -7,12 +7,12 @@ import numpy as np
 from nad_jax.errors import InputError, check_integer, check_number, host_array
 
 
-def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `eigh_dense`, eigenvectors in float64 and of either sign."""
+def eigh(matrix: np.ndarray, scale: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """As `eigh_dense`, eigenvectors in float64 and of either sign; `scale` stands for its largest entry."""
     matrix = host_array("matrix", matrix, "[D, D]")
     if matrix.shape[0] != matrix.shape[1]:
         raise InputError(f"matrix: must be square, got shape {matrix.shape}")
-    rounding = 0.01 * np.abs(matrix).max()
+    rounding = 0.01 * (np.abs(matrix).max() if scale is None else scale)
     if np.abs(matrix / 2 - matrix.T / 2).max() > rounding / 2:
         raise InputError("matrix: must be symmetric")
     eigenvalues, columns = np.linalg.eigh((matrix + matrix.T) / 2)

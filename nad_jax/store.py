@@ -430,9 +430,10 @@ def _rename_to_new(temporary: str, path: Path) -> None:
     """Gives a file a name that no other has; raises `FileExistsError`."""
     try:
         os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: for an instant the file is empty
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links: for an instant the file is empty.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.replace(temporary, path)
 

@@ -56,16 +56,20 @@ _FORWARD, _BACKWARD = slice(None), slice(None, None, -1)
 _REVERSALS = ((_FORWARD, _FORWARD), (_BACKWARD, _FORWARD), (_FORWARD, _BACKWARD), (_BACKWARD, _BACKWARD))
 
 
+_SIGNS = {"++": (1, 1), "+−": (1, -1), "−+": (-1, 1), "−−": (-1, -1)}  # under reversal of rows, of columns
+
+
 class Representation(NamedTuple):
     """Vectors that a group of permutations changes in one way, and coordinates of them.
 
     label: with "flip" and "transpose" A1, A2, B1, B2 or E, of the symmetries of the square (B1 does not change under
-      reversals, B2 not under transposition); with "flip" the signs under reversal along columns (of the order of the
-      rows) and along rows, "++" … "−−"; with "transpose" alone "+" or "−"; without symmetries "".
+      reversals, B2 not under transposition); with "flip" the signs under reversal of the order of rows and of columns,
+      "++" … "−−"; with "transpose" alone "+" or "−"; without symmetries "".
     moved: [S, D] permutations, and signs: [S] what each of them multiplies the vectors by.
     seeds: [n] a pixel of each set of pixels that are moved to each other; the coordinates of a vector belong to them.
     norms: [n] of the signed sums of such sets.
-    turn: [D] where there are pairs of vectors (E): the second of each is the first, u[turn]. None elsewhere.
+    turn: [D] where there are pairs of vectors (E): the second of each is u[turn] of the first, up to its sign. None
+      elsewhere.
     """
 
     label: str
@@ -101,9 +105,6 @@ def representations(names: tuple[str, ...], image_shape: tuple[int, int, int]) -
     return [representation for representation in found if len(representation.seeds)]
 
 
-_SIGNS = {"++": (1, 1), "+−": (1, -1), "−+": (-1, 1), "−−": (-1, -1)}  # under reversal of rows, of columns
-
-
 def _represent(label: str, moved: np.ndarray, signs: np.ndarray, turn: np.ndarray | None = None) -> Representation:
     pixels = np.arange(moved.shape[1])
     squares = len(moved) * (signs[:, None] * (moved == pixels)).sum(0)  # zero where signs cancel
@@ -112,7 +113,7 @@ def _represent(label: str, moved: np.ndarray, signs: np.ndarray, turn: np.ndarra
 
 
 def fold(rows: np.ndarray, representation: Representation, turned: bool = False) -> np.ndarray:
-    """The coordinates [..., n] of rows [..., D] in a representation; of second vectors of its pairs if `turned`."""
+    """The coordinates [..., n] of rows [..., D] in a representation: of second vectors, up to the sign, if `turned`."""
     moved = representation.turn[representation.moved] if turned else representation.moved
     places = moved[:, representation.seeds]
     total = sum(sign * rows[..., place] for sign, place in zip(representation.signs, places, strict=True))
@@ -160,7 +161,8 @@ def eigh_symmetric(matrix: np.ndarray, representations: list[Representation]) ->
     A direction is determined where its eigenvalue is apart from both neighbors in its representation. See
     `spectral.eigh` for precision, rounding and what is raised; see `unfold` for signs.
     """
-    return collect([(one, *eigh(block(matrix, one))) for one in representations])
+    scale = np.abs(matrix).max()  # in a representation of its own there may be nothing but rounding
+    return collect([(one, *eigh(block(matrix, one), scale)) for one in representations])
 
 
 def collect(found: list[tuple[Representation, np.ndarray, np.ndarray]], most: int | None = None) -> Eigenvectors:
@@ -182,6 +184,7 @@ def collect(found: list[tuple[Representation, np.ndarray, np.ndarray]], most: in
 def mean_of_pairs(energies: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
     """Quadratic forms [K] of M as those of the mean of P M Pᵀ: the two of each pair (E) get their mean."""
     energies = energies.copy()
-    pairs = np.flatnonzero(symmetry == "E").reshape(-1, 2)
+    paired = np.flatnonzero(symmetry == "E")
+    pairs = paired[: len(paired) // 2 * 2].reshape(-1, 2)  # leading ones may end with the first of a pair
     energies[pairs] = energies[pairs].mean(1, keepdims=True)
     return energies

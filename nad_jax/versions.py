@@ -1,13 +1,15 @@
 """What numbers depend on besides their configuration: the versions of packages, and the kind of device."""
 
+import functools
 from importlib import metadata
 
 import jax
 
-__version__ = "0.1.0"  # said here alone: setup.py reads it
+__version__ = "0.2.0"  # said here alone: setup.py reads it
 _COMPUTE = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """The versions of this package and of those that it computes with, by their names."""
     return {"nad_jax": __version__, **{name: metadata.version(name) for name in _COMPUTE}}

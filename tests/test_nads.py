@@ -291,8 +291,9 @@ def test_energy_beyond_leading_eigenvalues_is_bounded_by_the_trace():
     known = Spectrum(np.eye(4)[:2], np.array([3.0, 1.0]))
     assert [part.item() for part in directional_energy(known, np.eye(4)[2:3], 4.5)] == [0.0, 0.5]
     assert [part.item() for part in directional_energy(known, np.eye(4)[2:3], 5.7)] == pytest.approx([0.7, 1.0])
-    with pytest.raises(InputError, match=r"trace: must be at least the sum of the eigenvalues 4, got 3\.9"):
-        directional_energy(known, np.eye(4), 3.9)
+    for trace in (3.9, 6.1):
+        with pytest.raises(InputError, match=rf"trace: must be in 4 … 6, with 2 more eigenvalues of .*, got {trace}"):
+            directional_energy(known, np.eye(4), trace)
 
 
 def test_overlaps_beyond_the_rank_of_a_half_are_unknown_and_stop_nothing():

@@ -32,7 +32,7 @@ def test_bad_matrices_are_refused(matrix):
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 2.0])
 def test_marchenko_pastur_edges_hold_the_spectrum_of_noise(ratio):
-    samples = 1500
+    samples = 1000
     dimension = int(ratio * samples)
     rows = 0.7 * np.random.default_rng(0).normal(size=(samples, dimension))
     values = np.linalg.svd(rows, compute_uv=False) ** 2 / samples
