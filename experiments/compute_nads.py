@@ -109,8 +109,11 @@ def validate(config: ConfigDict) -> None:
     problems = errors.problems(*(partial(check_sweep, name, values) for name, values in axes.items()))
     if problems:
         raise InputError("\n".join(problems))
-    for point in make_points(config, Path()):
+    points = make_points(config, Path())
+    for point in points:
         problems += _problems(point.config)
+    if not problems:  # what fits the model: before there is a folder that could be of another configuration
+        problems = errors.problems(*(lambda point=point: point.num_rows for point in points))
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
 

@@ -43,7 +43,8 @@ def subspace_overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]
     sizes = [check_integer("sizes", size, 1, largest) for size in sizes]
     most = max(sizes, default=0)
     squares = (left[:most] @ right[:most].T) ** 2
-    return np.array([squares[:size, :size].sum() / size for size in sizes])
+    overlaps = np.array([squares[:size, :size].sum() / size for size in sizes])
+    return np.where((overlaps > 1) & (overlaps < 1 + 1e-5), 1.0, overlaps)  # rounding; what is more is no basis
 
 
 def principal_angles(left: np.ndarray, right: np.ndarray) -> np.ndarray:

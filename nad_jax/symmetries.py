@@ -21,9 +21,10 @@ from nad_jax.spectral import eigh, orient
 SYMMETRIES = ("flip", "transpose")
 
 
-def check_symmetries(names: tuple[str, ...], image_shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """The names as a tuple; `InputError` for one that is not known or that an image of this shape cannot have."""
-    names = tuple(names) if isinstance(names, tuple | list) else (names,)
+def check_symmetries(names: tuple[str, ...] | None, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """The names as a tuple, each once; `InputError` for one that is unknown or not of images of this shape."""
+    names = () if names is None else names
+    names = tuple(dict.fromkeys(names)) if isinstance(names, tuple | list) else (names,)
     unknown = [name for name in names if name not in SYMMETRIES]
     if unknown:
         raise InputError(f"symmetries: must be among {', '.join(SYMMETRIES)}, got {unknown[0]!r}")

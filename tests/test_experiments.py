@@ -198,6 +198,8 @@ def test_all_bad_values_are_reported_at_once(tmp_path):
     incomplete = _config()
     with incomplete.unlocked():
         del incomplete.step
+    with pytest.raises(InputError, match="logit: the model has 3 logits; choose one in 0 … 2"):
+        compute_nads.run(_config(num_logits=3), tmp_path / "run")
     with pytest.raises(InputError, match="step: field is missing"):
         compute_nads.run(incomplete, tmp_path / "run")
     assert not (tmp_path / "run").exists()

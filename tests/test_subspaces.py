@@ -55,3 +55,10 @@ def test_bad_input_is_refused():
         subspaces.subspace_overlap(np.eye(3), np.eye(3), (4,))
     with pytest.raises(InputError, match="one length"):
         subspaces.rank_correlation(np.arange(3), np.arange(4))
+
+
+def test_rounding_makes_no_overlap_above_one_and_hides_no_rows_that_are_no_basis():
+    rows = np.linalg.qr(np.random.default_rng(0).normal(size=(50, 50)))[0].astype(np.float32) * np.float32(1 + 2e-7)
+    assert (subspaces.subspace_overlap(rows, rows, tuple(range(1, 50))) <= 1).all()
+    copies = np.repeat(np.eye(3)[:1], 3, axis=0)
+    assert subspaces.subspace_overlap(copies, copies, (3,))[0] == 3

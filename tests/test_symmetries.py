@@ -208,6 +208,7 @@ def _functions(symmetries, image_shape=(4, 4, 1)):
 
 
 def test_what_is_not_a_symmetry_is_refused():
+    assert _functions(None).symmetries == () and _functions(("flip", "flip")).symmetries == ("flip",)
     with pytest.raises(InputError, match=r"symmetries: must be among flip, transpose, got 'rotate'"):
         _functions(("rotate",))
     with pytest.raises(InputError, match=r"symmetries: 'transpose' needs square images, got 4×5"):
