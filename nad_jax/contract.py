@@ -181,7 +181,7 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
     with jax.default_matmul_precision("highest"):  # the defaults of accelerators round as batches of other sizes do not
         lowered = jax.jit(evaluate).lower(jax.random.key(0))
     # It runs once: there is nothing that optimization could pay for.
-    seen = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})(jax.random.key(0))
+    seen = lowered.compile(compiler_options=_quick_options())(jax.random.key(0))
     _check_evaluation(jax.device_get(seen), _rounding(lowered.as_text()))
     trained = jax.tree.leaves(model.trainable(variables))
     for (name, _), unsettled, mine in zip(named_leaves(variables), np.asarray(seen.unsettled), trained, strict=False):
@@ -192,6 +192,14 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
             )
     if trains:
         _check_updates(model, variables, np.asarray(seen.changed), probes.statistics or _batch_statistics)
+
+
+def _quick_options() -> dict[str, Any]:
+    """Options of XLA for a program that runs once."""
+    options: dict[str, Any] = {"xla_backend_optimization_level": 0}
+    if jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11):  # later versions cannot do without
+        options["xla_cpu_use_fusion_emitters"] = False
+    return options
 
 
 def _is_differentiable(function: Callable, images: jax.ShapeDtypeStruct, variables: Any) -> bool:

@@ -139,8 +139,8 @@ def test_marginalized_is_the_mean_of_sampled_read_outs():
         return np.einsum("kd,nde,ke->nk", probes, _ensembles(model, 40, seeds, **choices), probes)
 
     marginalized = energies(range(9), "marginalized")
-    # Same 40 networks and 80,000 read-outs: a few per cent of error from the read-outs alone.
-    np.testing.assert_allclose(energies([0], "sampled", 2000)[0], marginalized[0], rtol=0.05)
+    # Same 40 networks and 32,000 read-outs: some per cent of error from the read-outs alone.
+    np.testing.assert_allclose(energies([0], "sampled", 800)[0], marginalized[0], rtol=0.08)
     # And the network's own read-out, in standard errors over ensembles.
     difference = energies(range(9), "sampled") - marginalized
     assert (np.abs(difference.mean(0)) < 5 * difference.std(0, ddof=1) / np.sqrt(9)).all()
