@@ -302,7 +302,7 @@ def _make_program(folder: Folder, chunk_size: int) -> Program:
         basis = _begin_pass(folder, number)
         if basis.number > number:  # another process has gone on
             return 0
-        snapshots.bind(basis=basis.digest)
+        snapshots.bind({"basis": basis.digest})
         halves = accumulate(make_key(config.seed), _init_halves(basis.directions), first, stop, progress, snapshots)
         arrays = accumulation.halves_to_arrays(halves)
         arrays = {name: array for name, array in arrays.items() if not name.endswith("_basis")}

@@ -1,5 +1,6 @@
 """Carries out a plan: computes the missing units of one shard, collects the results, or says what there is to do."""
 
+import glob
 import itertools
 import os
 import sys
@@ -70,17 +71,21 @@ def _snapshots_path(workdir: Path, unit: Unit) -> Path:
     return workdir / "snapshots" / unit.name
 
 
-def _check_versions(plan: Plan, checked: set[Path]) -> None:
+def _check_versions(plan: Plan, checked: set[str]) -> None:
     """Raises `InputError` where other versions, or another kind of device, computed a stored unit.
 
     What is in `checked` is not read again.
     """
-    stored = {path for folder in plan.folders for path in folder.glob("units/*") if path.suffix in (".npz", ".json")}
-    for path in sorted(stored - checked):
+    # Names, not paths: there may be thousands, and this is asked before every unit.
+    names = {name for folder in plan.folders for name in glob.iglob(f"{glob.escape(str(folder))}/units/*")}
+    for name in sorted(names - checked):
+        path = Path(name)
+        if path.suffix not in (".npz", ".json"):
+            continue
         origin = read_intact(path, partial(store.read_origin, path), False)
         if origin is None:
             continue
-        checked.add(path)
+        checked.add(name)
         if lines := store.compare_versions(origin):
             message = f"{path}: was computed with other versions or on another kind of device"
             raise InputError("\n".join([f"{message}; --allow_other_versions adds to its folder nevertheless", *lines]))

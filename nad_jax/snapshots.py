@@ -38,12 +38,12 @@ class Snapshots:
         check_function("urgent", urgent, optional=False)
         self._paths = [path.with_name(f"{path.name}.{slot}.npz") for slot in (0, 1)]
         self._identity = "{}"
-        self.bind(**identity)
+        self.bind(identity)
         self._seconds, self._urgent = check_number("seconds", seconds, 0.0), urgent
         self._next = 0
         self._kept, self._cost = time.monotonic(), 0.0
 
-    def bind(self, **identity: Any) -> None:
+    def bind(self, identity: dict[str, Any]) -> None:
         """Adds what determines the computation and is not known before it begins; raises `InputError` as above."""
         try:
             self._identity = json.dumps({**json.loads(self._identity), **plain(identity)}, sort_keys=True)

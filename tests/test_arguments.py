@@ -210,6 +210,8 @@ CASES = [
     (lambda: n.Snapshots(3, {}, 1.0), "path: must be a path, got 3"),
     (lambda: n.Snapshots("/", {}, 1.0), "path: must end in a name, got '/'"),
     (lambda: n.Snapshots("a", {"a": {1}}, 1.0), "identity: must be JSON values"),
+    (lambda: n.Snapshots("a", ["a"], 1.0), "identity: must be JSON values"),
+    (lambda: n.Snapshots("a", {"self": 1, 2: n}, 1.0), "identity: must be JSON values"),
     (lambda: n.Snapshots("a", {}, "b"), "seconds: must be a finite number at least 0.0, got 'b'"),
     (lambda: n.Snapshots("a", {}, 1.0, True), "urgent: must be a function, got True"),
     # what is long is shown in one line

@@ -57,14 +57,14 @@ def test_a_snapshot_is_bound_to_what_the_computation_finds_when_it_begins(tmp_pa
     for basis in (None, "a", "b"):
         snapshots = _snapshots(tmp_path)
         if basis is not None:
-            snapshots.bind(basis=basis)
+            snapshots.bind({"basis": basis})
         assert snapshots.load() is None
         snapshots.save(1, {})
         assert snapshots.load() is not None
         snapshots.clear()
         snapshots.save(1, {})
     with pytest.raises(InputError, match="identity: must be JSON values"):
-        _snapshots(tmp_path).bind(basis=object())
+        _snapshots(tmp_path).bind({"basis": object()})
 
 
 def test_snapshots_are_due_by_time_or_on_demand(tmp_path):
