@@ -3,10 +3,11 @@
     python -m experiments.main --config=configs/benchmark.py --workdir=runs/benchmark
     python -m experiments.main --config=configs/benchmark.py:gpu --workdir=runs/benchmark_gpu
 
-PyTorch comes with the extra `[benchmark]`, or --config.python names an interpreter that has it; without, there is no
-baseline. Let nothing else run: all of it takes 41 minutes on a 2-core CPU (AMD EPYC, AVX-512). `gpu` trains more
-directions at a time, and times XLA's convolutions (grouped, where networks are mapped) against matrix products and full
-against lower precision; it has not been run on a GPU yet.
+PyTorch comes with the extra `[benchmark]`, or --config.python names an interpreter that has it;
+without, there is no baseline. Let nothing else run: all of it takes 41 minutes on a 2-core CPU (AMD
+EPYC, AVX-512). `gpu` trains more directions at a time, and times XLA's convolutions (grouped, where
+networks are mapped) against matrix products and full against lower precision; it has not been run
+on a GPU yet.
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +16,18 @@ from nad_jax.errors import unknown
 
 # (rounds, training steps in a timing, directions trained at once)
 SIZES = {
-    "cpu": {"lenet": (5, 32, 64), "vgg11": (3, 4, 4), "resnet18": (3, 2, 2), "densenet121": (3, 2, 2)},
-    "gpu": {"lenet": (5, 32, 256), "vgg11": (5, 16, 64), "resnet18": (5, 16, 64), "densenet121": (5, 8, 16)},
+    "cpu": {
+        "lenet": (5, 32, 64),
+        "vgg11": (3, 4, 4),
+        "resnet18": (3, 2, 2),
+        "densenet121": (3, 2, 2),
+    },
+    "gpu": {
+        "lenet": (5, 32, 256),
+        "vgg11": (5, 16, 64),
+        "resnet18": (5, 16, 64),
+        "densenet121": (5, 8, 16),
+    },
 }
 
 
@@ -30,7 +41,9 @@ def get_config(backend: str = "cpu") -> ConfigDict:
     config.architectures = tuple(SIZES[backend])
     config.tasks = ("initialization", "gradient", "central_difference", "step", "directions")
     config.convolutions = ("auto",) if backend == "cpu" else ("product", "lax")
-    config.precisions = ("default",) if backend == "cpu" else ("highest", "default", "bfloat16")  # of training
+    config.precisions = (
+        ("default",) if backend == "cpu" else ("highest", "default", "bfloat16")
+    )  # of training
     config.image_shape = (32, 32, 1)  # height, width, channels
     config.batch_size = 128
 

@@ -2,8 +2,9 @@
 
     python -m experiments.main --config=configs/compute_nads.py:lenet --workdir=runs/lenet
 
-The argument after the colon is the architecture; it also sets the number of networks and of networks per stored
-unit. Every other number is overridden by name, e.g. --config.num_networks=1200 --config.seed=1.
+The argument after the colon is the architecture; it also sets the number of networks and of
+networks per stored unit. Every other number is overridden by name, e.g. --config.num_networks=1200
+--config.seed=1.
 
 On a 2-core CPU (AMD EPYC, AVX-512), compilation and figures included:
     lenet         200 networks   16 s          overlap with the published top 64: .928
@@ -51,14 +52,18 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.seed = 0
 
     # The estimate; see nad_jax.Estimator.
-    config.derivative = "central_difference"  # central_difference (published), input_gradient (exact)
+    config.derivative = (
+        "central_difference"  # central_difference (published), input_gradient (exact)
+    )
     config.step = 100.0
     config.point = "shared"  # shared, fresh
     config.point_scale = 1.0
     config.readout = "marginalized"  # marginalized (closed form), sampled (published)
     config.num_readouts = 1
     config.centred = False
-    config.symmetrized = True  # average over the symmetries of the network; False where it has none for this shape
+    config.symmetrized = (
+        True  # average over the symmetries of the network; False where it has none for this shape
+    )
 
     # How it is computed.
     config.unit_size = ENSEMBLES[architecture][1]  # networks per stored unit
@@ -66,12 +71,14 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.block_size = 64  # pixels per forward pass of the central difference
     config.mapping = "auto"  # auto, sequential, vectorized
 
-    # Comparison with stored directions (.npy or nads.npz) and singular values (.npy) of an N×D matrix.
+    # Comparison with stored directions (.npy or nads.npz) and singular values (.npy) of an N×D
+    # matrix.
     config.compare = ""
     config.compare_singular_values = ""
     config.compare_num_networks = 10_000  # N
 
-    # Axes to sweep over, each a tuple of values of the field of that name; every point has a folder of its own.
+    # Axes to sweep over, each a tuple of values of the field of that name; every point has a folder
+    # of its own.
     config.sweep = ConfigDict()
     config.sweep.architecture = ()
     config.sweep.pooling = ()

@@ -1,10 +1,13 @@
-"""Directional bias: how well networks learn D(v), for v on a grid of Fourier vectors, along NADs, at random.
+"""Directional bias: how well networks learn D(v), for v on a grid of Fourier vectors, along NADs,
+at random.
 
-    python -m experiments.main --config=configs/directional_bias.py:accuracy_map --workdir=runs/accuracy_map
-    python -m experiments.main --config=configs/directional_bias.py:accuracy_map,resnet18 --workdir=...
+    python -m experiments.main --config=configs/directional_bias.py:accuracy_map
+    --workdir=runs/accuracy_map python -m experiments.main
+    --config=configs/directional_bias.py:accuracy_map,resnet18 --workdir=...
 
-The argument after the colon is a recipe of `RECIPES` and, after a comma, an architecture in place of LeNet. Every
-number is overridden by name, e.g. --config.seeds=0,1 --config.frequency_step=4 --config.sigmas=0.5,1.0,3.0.
+The argument after the colon is a recipe of `RECIPES` and, after a comma, an architecture in place
+of LeNet. Every number is overridden by name, e.g. --config.seeds=0,1 --config.frequency_step=4
+--config.sigmas=0.5,1.0,3.0.
 
 On a 2-core CPU (AMD EPYC, AVX-512); times marked * beside other programs:
     accuracy_map                    two seeds    31 min*        Pearson .971 with the published map
@@ -14,8 +17,9 @@ On a 2-core CPU (AMD EPYC, AVX-512); times marked * beside other programs:
     no_pooling                                   27 min*        mean 55.9 % with pooling, 95.4 % without
     random_directions, LeNet alone               3 min 35 s*     mean 59.7 %, all within 58.1 … 61.3 %
     resnet18_corner                              24 min*        99.7 % at (4, 4), 51.5 % at (6, 6)
-A LeNet takes 5 s. sigma_levels (768 of them) and steps_to_loss (130) are coarse_levels on every other frequency. For a
-GPU, and not measured: accuracy_map with vgg11, resnet18 and densenet121, and random_directions with ResNet18.
+A LeNet takes 5 s. sigma_levels (768 of them) and steps_to_loss (130) are coarse_levels on every
+other frequency. For a GPU, and not measured: accuracy_map with vgg11, resnet18 and densenet121, and
+random_directions with ResNet18.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +28,8 @@ from nad_jax.architectures import ARCHITECTURES
 from nad_jax.errors import unknown
 
 RECIPES = {
-    # Accuracy at sigma = 3 on every other frequency: figure 1 of the paper, one architecture at a time.
+    # Accuracy at sigma = 3 on every other frequency: figure 1 of the paper, one architecture at a
+    # time.
     "accuracy_map": {},
     # Cosine and sine parts at three noise levels, side by side.
     "sigma_levels": {"sigmas": (0.5, 1.0, 3.0), "phases": "both"},
@@ -48,8 +53,13 @@ RECIPES = {
     },
     # Every pooling and stride removed, next to the network as it is.
     "no_pooling": {"poolings": ("default", "none"), "frequency_step": 4},
-    # A frequency that ResNet18 learns, (4, 4), and one that it does not, (6, 6), at a quarter of its width: for a CPU.
-    "resnet18_corner": {"architectures": ("resnet18_w16",), "frequency_range": (4, 8), "indices": (0, 3)},
+    # A frequency that ResNet18 learns, (4, 4), and one that it does not, (6, 6), at a quarter of
+    # its width: for a CPU.
+    "resnet18_corner": {
+        "architectures": ("resnet18_w16",),
+        "frequency_range": (4, 8),
+        "indices": (0, 3),
+    },
 }
 
 
@@ -71,7 +81,8 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
 
     # The directions v.
     config.source = "dft"  # dft, nads, dct, pixel, random, file
-    # dft: first frequency and the one after the last, in cycles per image; an axis of N pixels has −N/2 … N/2 of them
+    # dft: first frequency and the one after the last, in cycles per image; an axis of N pixels has
+    #   −N/2 … N/2 of them
     config.frequency_range = (-16, 16)
     config.frequency_step = 2
     config.phases = "cosine"  # dft: cosine, sine, both
@@ -88,7 +99,8 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     config.num_test = 10_000
     config.seeds = (0,)
 
-    # Training; see nad_jax.Recipe. Optimizers are names of optax, with options as in adam:b1=0.8:learning_rate=0.001
+    # Training; see nad_jax.Recipe. Optimizers are names of optax, with options as in
+    # adam:b1=0.8:learning_rate=0.001
     config.optimizers = ("sgd",)
     config.learning_rate = 0.5
     config.schedule = "linear"  # linear, cosine, constant
@@ -106,8 +118,9 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     config.chunk_size = 0  # networks per call of the compiled program; 0: automatic
     config.num_devices = 0  # 0: all local devices
 
-    # NADs (.npz, or .npy with the singular values of an N×D matrix): the directions of source "nads", and for every
-    # source their vᵀGv is compared with the accuracies. A published table of accuracies (.csv).
+    # NADs (.npz, or .npy with the singular values of an N×D matrix): the directions of source
+    # "nads", and for every source their vᵀGv is compared with the accuracies. A published table of
+    # accuracies (.csv).
     config.nads = ""
     config.singular_values = ""
     config.singular_values_num_networks = 10_000  # N

@@ -5,8 +5,9 @@
 
 The argument after the colon is an architecture; the NADs are those of its one-channel network.
 
-On a 2-core CPU (AMD EPYC, AVX-512) LeNet takes 12 min 13 s and ends at 67.6 % in the original and 50.8 % in the flipped
-basis (published 69 and 48 %; images re-encoded as JPEG). For a GPU, and not measured: vgg11, resnet18, densenet121.
+On a 2-core CPU (AMD EPYC, AVX-512) LeNet takes 12 min 13 s and ends at 67.6 % in the original and
+50.8 % in the flipped basis (published 69 and 48 %; images re-encoded as JPEG). For a GPU, and not
+measured: vgg11, resnet18, densenet121.
 """
 
 from ml_collections import ConfigDict
@@ -22,14 +23,16 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config = ConfigDict()
     config.experiment = "flip_cifar"
 
-    # The images: a folder with CIFAR-10 in one of its official layouts. 0: all of them, otherwise the first so many.
+    # The images: a folder with CIFAR-10 in one of its official layouts. 0: all of them, otherwise
+    # the first so many.
     config.data_dir = ""
     config.num_train = 0
     config.num_test = 0
     config.mean = cifar.MEAN  # subtracted per channel after flipping
     config.std = cifar.STD  # and divided by
 
-    # The basis: NADs of one channel (.npz or .npy), completed; {architecture} in the path stands for its name.
+    # The basis: NADs of one channel (.npz or .npy), completed; {architecture} in the path stands
+    # for its name.
     config.nads = ""
     config.bases = ("original", "flipped")
     config.seeds = (0, 1)

@@ -1,19 +1,21 @@
-"""Leading NADs of inputs too large for a D×D matrix: the ImageNet ResNet18 at 224×224×3, D = 150,528.
+"""Leading NADs of inputs too large for a D×D matrix: the ImageNet ResNet18 at 224×224×3, D =
+150,528.
 
     python -m experiments.main --config=configs/leading_nads.py --workdir=runs/leading
 
-The argument after the colon is the architecture, resnet18_imagenet without one. A unit is a pass over some networks;
-a shard that comes to a pass before the others have finished the one before ends with exit code 75 and is run again.
+The argument after the colon is the architecture, resnet18_imagenet without one. A unit is a pass
+over some networks; a shard that comes to a pass before the others have finished the one before ends
+with exit code 75 and is run again.
 
-On a 2-core CPU (AMD EPYC, AVX-512) 256 networks of 16 read-outs take 9 min 26 s for three passes, compilation (19 s,
-50 s beside other programs) and figures included, 3.0 GiB of memory and at most 1.8 GB of disk, without the snapshots of
-a unit (.7 GB). Sizes 1 / 4 / 16 / 64:
+On a 2-core CPU (AMD EPYC, AVX-512) 256 networks of 16 read-outs take 9 min 26 s for three passes,
+compilation (19 s, 50 s beside other programs) and figures included, 3.0 GiB of memory and at most
+1.8 GB of disk, without the snapshots of a unit (.7 GB). Sizes 1 / 4 / 16 / 64:
     split-half overlap          .484 / .243 / .062 / .017
     changed by the last pass    .009 / .058 / .19 / .19
-The first two directions stand out, eigenvalues 1.67e-5 and 1.64e-5 ± 2e-7: they are the symmetric and the
-antisymmetric part of the shared point under transposition (cosines .81), for a network without biases has gᵀx = f(x)
-at initialization. All others are within their errors of each other (5.8e-6 ± 5e-6 and less); more networks would tell
-them apart.
+The first two directions stand out, eigenvalues 1.67e-5 and 1.64e-5 ± 2e-7: they are the symmetric
+and the antisymmetric part of the shared point under transposition (cosines .81), for a network
+without biases has gᵀx = f(x) at initialization. All others are within their errors of each other
+(5.8e-6 ± 5e-6 and less); more networks would tell them apart.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -49,7 +51,9 @@ def get_config(architecture: str = "resnet18_imagenet") -> ConfigDict:
     config.readout = "sampled"  # marginalized (a backward pass for every feature), sampled
     config.num_readouts = 16
     config.centred = False
-    config.symmetrized = True  # average over the symmetries of the network; False where it has none for this shape
+    config.symmetrized = (
+        True  # average over the symmetries of the network; False where it has none for this shape
+    )
 
     # What is found, and how closely; see nad_jax.estimate_leading_nads.
     config.num_directions = 64

@@ -1,13 +1,14 @@
-"""CIFAR-10 poisoned along NADs: which carriers a network takes up, by NAD index (published for ResNet18).
+"""CIFAR-10 poisoned along NADs: which carriers a network takes up, by NAD index (published for
+ResNet18).
 
     python -m experiments.main --config=configs/poison_cifar.py:lenet --workdir=runs/poison_lenet
         --config.data_dir=DATA --config.nads=runs/demo/nads.npz
 
 The argument after the colon is an architecture; the NADs are those of its one-channel network.
 
-On a 2-core CPU (AMD EPYC, AVX-512) LeNet with two seeds takes an hour beside other programs, 3 min a network, and ends
-at 32.6, 33.0, 60.0, 49.7, 47.3, 67.8, 66.9 % for the indices below, 67.5 % clean (images re-encoded as JPEG). For a
-GPU, and not measured: vgg11, resnet18, densenet121.
+On a 2-core CPU (AMD EPYC, AVX-512) LeNet with two seeds takes an hour beside other programs, 3 min
+a network, and ends at 32.6, 33.0, 60.0, 49.7, 47.3, 67.8, 66.9 % for the indices below, 67.5 %
+clean (images re-encoded as JPEG). For a GPU, and not measured: vgg11, resnet18, densenet121.
 """
 
 from ml_collections import ConfigDict
@@ -23,14 +24,16 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config = ConfigDict()
     config.experiment = "poison_cifar"
 
-    # The images: a folder with CIFAR-10 in one of its official layouts. 0: all of them, otherwise the first so many.
+    # The images: a folder with CIFAR-10 in one of its official layouts. 0: all of them, otherwise
+    # the first so many.
     config.data_dir = ""
     config.num_train = 0
     config.num_test = 0
     config.mean = cifar.MEAN  # subtracted per channel after poisoning
     config.std = cifar.STD  # and divided by
 
-    # The poison: ±epsilon along NADs of one channel (.npz or .npy); {architecture} in the path stands for its name.
+    # The poison: ±epsilon along NADs of one channel (.npz or .npy); {architecture} in the path
+    # stands for its name.
     config.nads = ""
     config.nad_indices = (0, 10, 50, 100, 200, 500, 900)
     config.epsilons = (0.05,)

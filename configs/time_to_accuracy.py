@@ -1,14 +1,15 @@
-"""Networks and seconds until leading subspaces agree with a converged reference, by read-out and derivative.
+"""Networks and seconds until leading subspaces agree with a converged reference, by read-out and
+derivative.
 
     python -m experiments.main --config=configs/time_to_accuracy.py --workdir=runs/time_to_accuracy
 
 The argument after the colon is the architecture; it also sets how long its ensembles grow.
 
-LeNet takes 4 min 32 s on a 2-core CPU (AMD EPYC, AVX-512). Central difference: the leading 64 directions overlap with
-the reference by .9 after 24 networks marginalized and symmetrized (.6 s), 156 marginalized (3.9 s), 832 with eight
-sampled read-outs (20 s), and by .70 after 832 with one (21 s). Exact gradients, the leading 256: 108, 1,128, 4,032 and
-20,224. Their leading 64 are not determined: the halves of the reference overlap by .70. (Other architectures are not
-measured.)
+LeNet takes 4 min 32 s on a 2-core CPU (AMD EPYC, AVX-512). Central difference: the leading 64
+directions overlap with the reference by .9 after 24 networks marginalized and symmetrized (.6 s),
+156 marginalized (3.9 s), 832 with eight sampled read-outs (20 s), and by .70 after 832 with one (21
+s). Exact gradients, the leading 256: 108, 1,128, 4,032 and 20,224. Their leading 64 are not
+determined: the halves of the reference overlap by .70. (Other architectures are not measured.)
 """
 
 from ml_collections import ConfigDict
@@ -50,15 +51,20 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     # The ensembles: one per derivative, read-out and seed.
     config.seeds = (0,)
     config.num_readouts = 8  # of the ensemble that samples several read-outs per network
-    config.first_networks = LENGTHS[architecture][0]  # at the first look; fewer where their rows take more than 4 MB
+    config.first_networks = LENGTHS[architecture][
+        0
+    ]  # at the first look; fewer where their rows take more than 4 MB
     config.max_networks = 65_536  # an ensemble ends with these,
-    config.max_seconds = LENGTHS[architecture][1]  # or with the last look that should come within this time
+    config.max_seconds = LENGTHS[architecture][
+        1
+    ]  # or with the last look that should come within this time
 
     # The reference of each derivative, marginalized and symmetrized.
     config.reference_seed = 1000
     config.reference_networks = LENGTHS[architecture][2]
 
-    # What is compared: the leading directions, at these sizes; the printed table says when the target is reached.
+    # What is compared: the leading directions, at these sizes; the printed table says when the
+    # target is reached.
     config.sizes = (64, 256)
     config.target_overlap = 0.9
 

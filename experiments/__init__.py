@@ -1,1 +1,3 @@
-"""Command-line experiments on top of `nad_jax`: one `run(config, workdir)` and one `draw(workdir)` each."""
+"""Command-line experiments on top of `nad_jax`: one `run(config, workdir)` and one `draw(workdir)`
+each.
+"""

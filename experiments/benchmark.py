@@ -1,11 +1,12 @@
 """Times what nad_jax computes against the same in PyTorch, and against what the arithmetic needs.
 
-A unit is one task of one architecture. Its programs run in processes of their own, in rounds that alternate between
-ours, the baseline and the machine's rates of matrix products and random numbers, so that a machine that slows down
-slows all of them. Without PyTorch there is no baseline, and a line that says so.
+A unit is one task of one architecture. Its programs run in processes of their own, in rounds that
+alternate between ours, the baseline and the machine's rates of matrix products and random numbers,
+so that a machine that slows down slows all of them. Without PyTorch there is no baseline, and a
+line that says so.
 
-Writes into the run folder: `units/*.json`, `benchmark.json` (all of them), `benchmark.md` (the table) and
-`benchmark.png`.
+Writes into the run folder: `units/*.json`, `benchmark.json` (all of them), `benchmark.md` (the
+table) and `benchmark.png`.
 """
 
 import functools
@@ -35,14 +36,31 @@ from experiments.units import read_intact
 from nad_jax import errors, plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.convolution import CONVOLUTIONS
-from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number, unknown
+from nad_jax.errors import (
+    InputError,
+    check_choice,
+    check_image_shape,
+    check_integer,
+    check_number,
+    unknown,
+)
 from nad_jax.recipe import PRECISIONS
 from nad_jax.store import DamagedError
 
 ARCHITECTURES = ("lenet", "vgg11", "resnet18", "densenet121")  # those that the baseline has
 TASKS = tuple(FORWARD_PASSES)
-TRAINING = ("step", "directions")  # tasks that a precision applies to: NADs are always computed in the highest
-IDENTITY_FIELDS = ("image_shape", "batch_size", "num_rounds", "num_steps", "num_directions", "seconds")
+TRAINING = (
+    "step",
+    "directions",
+)  # tasks that a precision applies to: NADs are always computed in the highest
+IDENTITY_FIELDS = (
+    "image_shape",
+    "batch_size",
+    "num_rounds",
+    "num_steps",
+    "num_directions",
+    "seconds",
+)
 FREE_FIELDS = ("architectures", "tasks", "convolutions", "precisions", "python")
 PER_ARCHITECTURE = ("num_rounds", "num_steps", "num_directions")
 
@@ -67,16 +85,28 @@ def validate(config: ConfigDict) -> None:
     problems = errors.problems(*(partial(check_sweep, field, config[field]) for field in sweeps))
     for field in PER_ARCHITECTURE:
         if not isinstance(config[field], ConfigDict):
-            problems.append(f"{field}: must have a number for each architecture, got {config[field]!r}")
+            problems.append(
+                f"{field}: must have a number for each architecture, got {config[field]!r}"
+            )
             continue
-        problems += [str(unknown(field, name, ARCHITECTURES)) for name in config[field] if name not in ARCHITECTURES]
+        problems += [
+            str(unknown(field, name, ARCHITECTURES))
+            for name in config[field]
+            if name not in ARCHITECTURES
+        ]
     if problems:
         raise InputError("\n".join(problems))
     chosen = [name for name in config.architectures if name in ARCHITECTURES]
     problems = errors.problems(
-        *(partial(check_choice, "architectures", name, ARCHITECTURES) for name in config.architectures),
+        *(
+            partial(check_choice, "architectures", name, ARCHITECTURES)
+            for name in config.architectures
+        ),
         *(partial(check_choice, "tasks", task, TASKS) for task in config.tasks),
-        *(partial(check_choice, "convolutions", name, ("auto", *CONVOLUTIONS)) for name in config.convolutions),
+        *(
+            partial(check_choice, "convolutions", name, ("auto", *CONVOLUTIONS))
+            for name in config.convolutions
+        ),
         *(partial(check_choice, "precisions", name, PRECISIONS) for name in config.precisions),
         lambda: check_image_shape(config.image_shape),
         *(
@@ -93,8 +123,13 @@ def validate(config: ConfigDict) -> None:
 
 def list_variants(config: ConfigDict) -> list[Variant]:
     """What is timed, in the order of the table."""
-    combinations = itertools.product(config.architectures, config.tasks, config.convolutions, config.precisions)
-    chosen = (Variant(*names, precision if names[1] in TRAINING else "highest") for *names, precision in combinations)
+    combinations = itertools.product(
+        config.architectures, config.tasks, config.convolutions, config.precisions
+    )
+    chosen = (
+        Variant(*names, precision if names[1] in TRAINING else "highest")
+        for *names, precision in combinations
+    )
     return list(dict.fromkeys(chosen))
 
 
@@ -107,8 +142,13 @@ def _specification(config: ConfigDict, variant: Variant) -> dict[str, Any]:
 
 def _start_ours(specifications: list[dict[str, Any]]) -> Stopwatch:
     # Compilation is measured, and memory is left for the other processes.
-    environment = {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return Stopwatch("experiments.jax_programs", specifications, sys.executable, environment=environment)
+    environment = {
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    return Stopwatch(
+        "experiments.jax_programs", specifications, sys.executable, environment=environment
+    )
 
 
 def _baselines(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -131,12 +171,15 @@ def _has_torch(python: str) -> bool:
     except OSError as error:
         raise InputError(f"python: {python!r} cannot be run: {error.strerror}") from error
     if done.returncode:
-        logging.warning("%s has no PyTorch (pip install -e '.[benchmark]'): there is no baseline", python)
+        logging.warning(
+            "%s has no PyTorch (pip install -e '.[benchmark]'): there is no baseline", python
+        )
     return not done.returncode
 
 
 def measure(spec: dict[str, Any], python: str, progress: Callable[[float], None]) -> dict[str, Any]:
-    """What a unit stores: seconds per unit of work of every round, ours and of the baselines, and the floor of each.
+    """What a unit stores: seconds per unit of work of every round, ours and of the baselines, and
+    the floor of each.
 
     Args:
       spec: see `jax_programs.make`.
@@ -172,7 +215,9 @@ def measure(spec: dict[str, Any], python: str, progress: Callable[[float], None]
             "cores": os.cpu_count(),
         }
     except FailedError as error:
-        raise InputError(f"{spec['task']} of {spec['architecture']} could not be timed: {error}") from error
+        raise InputError(
+            f"{spec['task']} of {spec['architecture']} could not be timed: {error}"
+        ) from error
     finally:
         for stopwatch in started.values():
             stopwatch.close()
@@ -187,7 +232,10 @@ def _read_unit(path: Path) -> dict[str, Any]:
     text = store.read_text(path)
     try:
         unit = json.loads(text)
-        return {name: unit[name] for name in ("variant", "seconds", "peak_bytes", "facts", "baseline", "cores")}
+        return {
+            name: unit[name]
+            for name in ("variant", "seconds", "peak_bytes", "facts", "baseline", "cores")
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path}: damaged ({error!r})") from error
 
@@ -197,7 +245,9 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     validate(config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process computes nothing
     for name in config.architectures:
-        create_model(name, config.image_shape)  # an image that is too small is an error before anything is timed
+        create_model(
+            name, config.image_shape
+        )  # an image that is too small is an error before anything is timed
     python = config.python or sys.executable
     variants = list_variants(config)
     identity = {name: config[name] for name in IDENTITY_FIELDS}
@@ -210,14 +260,18 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
 
     def list_units(shard: Shard) -> list[Unit]:
         if shard.count > 1:
-            raise InputError("shard: a benchmark is one process, or its programs would slow each other down")
+            raise InputError(
+                "shard: a benchmark is one process, or its programs would slow each other down"
+            )
         return units
 
     def find_missing(shard: Shard, repair: bool) -> list[Unit]:
         def is_missing(unit: Unit) -> bool:
             path = _unit_path(workdir, unit.members)
             stored = read_intact(path, partial(_read_unit, path), repair)
-            return stored is None or (stored["baseline"] is None and _has_torch(python))  # from before there was one
+            return stored is None or (
+                stored["baseline"] is None and _has_torch(python)
+            )  # from before there was one
 
         return list(filter(is_missing, list_units(shard)))
 
@@ -238,17 +292,26 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     def estimate(variant: Variant) -> Cost:
         begun = time.monotonic()
         spec = _specification(config, variant)
-        result = measure({**spec, "num_rounds": 1}, python if _has_torch(python) else "", lambda share: None)
+        result = measure(
+            {**spec, "num_rounds": 1}, python if _has_torch(python) else "", lambda share: None
+        )
         compile_seconds = result["facts"]["compile_seconds"]
         seconds = time.monotonic() - begun + (spec["num_rounds"] - 1) * result["round_seconds"]
         return Cost(compile_seconds, seconds - compile_seconds, result["peak_bytes"]["ours"])
 
     def collect(num_missing: int) -> None:
         del num_missing
-        stored = [_read_unit(_unit_path(workdir, v)) for v in variants if _unit_path(workdir, v).exists()]
-        machines = {json.dumps([unit["facts"]["device"], unit["facts"]["library"], unit["cores"]]) for unit in stored}
+        stored = [
+            _read_unit(_unit_path(workdir, v)) for v in variants if _unit_path(workdir, v).exists()
+        ]
+        machines = {
+            json.dumps([unit["facts"]["device"], unit["facts"]["library"], unit["cores"]])
+            for unit in stored
+        }
         if len(machines) > 1:
-            raise InputError(f"{workdir}: was measured on different machines: {', '.join(sorted(machines))}")
+            raise InputError(
+                f"{workdir}: was measured on different machines: {', '.join(sorted(machines))}"
+            )
         report = {"config": identity, "units": stored}
         store.write_text(workdir / "benchmark.json", json.dumps(report, indent=1) + "\n")
         table = format_table(report)
@@ -271,8 +334,10 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
 class Row(NamedTuple):
     """A unit as the table shows it: medians over rounds; ratios are of the same round.
 
-    seconds, baseline, floor: per unit of work. spread: (lowest, highest) of ours. ratio: ours over the better of the
-    baselines, with its lowest and highest; nan without a baseline. above_floor: ours over the floor.
+    seconds, baseline, floor: per unit of work. spread: (lowest, highest) of ours. ratio: ours over
+      the better of the
+    baselines, with its lowest and highest; nan without a baseline. above_floor: ours over the
+    floor.
     """
 
     architecture: str
@@ -303,9 +368,14 @@ def make_rows(report: dict[str, Any]) -> list[Row]:
     several = len(set(tasks)) < len(tasks)
     rows = []
     for unit in report["units"]:
-        variant, seconds = unit["variant"], {name: np.array(times) for name, times in unit["seconds"].items()}
+        variant, seconds = (
+            unit["variant"],
+            {name: np.array(times) for name, times in unit["seconds"].items()},
+        )
         ours, floor = seconds.pop("ours"), seconds.pop("floor")
-        label = LABELS[variant["task"]].format(report["config"]["num_directions"][variant["architecture"]])
+        label = LABELS[variant["task"]].format(
+            report["config"]["num_directions"][variant["architecture"]]
+        )
         if several:
             label += f" ({variant['convolution']}, {variant['precision']})"
         best = min(seconds, key=lambda name: np.median(seconds[name])) if seconds else None
@@ -344,18 +414,28 @@ def _digits(number: float) -> str:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.2f}" if 0.0995 <= value < 9.995 else f"{value:.3f}" if value < 1 else f"{value:.0f}"
+    return (
+        f"{value:.2f}"
+        if 0.0995 <= value < 9.995
+        else f"{value:.3f}"
+        if value < 1
+        else f"{value:.0f}"
+    )
 
 
 def format_table(report: dict[str, Any]) -> str:
     """The report as Markdown: where it was measured, and a row for each unit."""
     first = report["units"][0]
-    theirs = next((unit["baseline"]["library"] for unit in report["units"] if unit["baseline"]), "no PyTorch")
+    theirs = next(
+        (unit["baseline"]["library"] for unit in report["units"] if unit["baseline"]), "no PyTorch"
+    )
     lines = [
-        f"{first['facts']['device']}, {first['cores']} cores, {first['facts']['library']}, {theirs}; medians of "
+        f"{first['facts']['device']}, {first['cores']} cores, {first['facts']['library']}, "
+        f"{theirs}; medians of "
         "rounds that alternate, lowest and highest in parentheses.",
         "",
-        "| | | ours | PyTorch | ours / PyTorch | ours / floor | compilation | memory, ours and PyTorch |",
+        "| | | ours | PyTorch | ours / PyTorch | ours / floor | compilation | memory, ours and "
+        "PyTorch |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in make_rows(report):
@@ -391,5 +471,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     for row in make_rows(report):
         rows.setdefault(row.architecture, {})[row.label] = (row.seconds, row.baseline, row.floor)
     path = workdir / "benchmark.png"
-    store.save_figure(path, plotting.plot_durations(rows, ("nad_jax", "PyTorch", "floor of the arithmetic")))
+    store.save_figure(
+        path, plotting.plot_durations(rows, ("nad_jax", "PyTorch", "floor of the arithmetic"))
+    )
     return [path]

@@ -1,8 +1,10 @@
-"""NADs of an architecture: an ensemble in stored units, the record, its comparison with stored NADs, figures.
+"""NADs of an architecture: an ensemble in stored units, the record, its comparison with stored
+NADs, figures.
 
-Writes into the run folder: `units/*.npz` (partial covariances), `nads.npz` (see `nad_jax.NADs`), `nads.csv` (a row per
-direction), and with `config.compare` or `config.compare_singular_values` a `comparison.npz`. With axes in
-`config.sweep` each point has such a folder of its own in the run folder, beside `results.csv`, one row per point.
+Writes into the run folder: `units/*.npz` (partial covariances), `nads.npz` (see `nad_jax.NADs`),
+`nads.csv` (a row per direction), and with `config.compare` or `config.compare_singular_values` a
+`comparison.npz`. With axes in `config.sweep` each point has such a folder of its own in the run
+folder, beside `results.csv`, one row per point.
 """
 
 import dataclasses
@@ -55,18 +57,22 @@ from nad_jax.snapshots import Snapshots
 
 # Fields that extend or describe a folder; all others determine the numbers of its units.
 FREE_FIELDS = (
-    "sweep", "num_networks", "symmetrized", "compare", "compare_singular_values", "compare_num_networks",
+    "sweep", "num_networks", "symmetrized", "compare", "compare_singular_values",
+    "compare_num_networks",
     "figure_directions",
 )  # fmt: skip
 SWEEP_FIELDS = (
-    "architecture", "pooling", "initialization", "derivative", "step", "point", "point_scale", "readout", "seed",
+    "architecture", "pooling", "initialization", "derivative", "step", "point", "point_scale",
+    "readout", "seed",
 )  # fmt: skip
 INDICES = (0, 1, 2, 3, 10, 100, 500)  # at which singular values are compared
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One ensemble of a command: its folder, its fields without the sweep, and its coordinates in the sweep."""
+    """One ensemble of a command: its folder, its fields without the sweep, and its coordinates in
+    the sweep.
+    """
 
     workdir: Path
     config: ConfigDict
@@ -79,11 +85,15 @@ class Point:
     @functools.cached_property
     def num_rows(self) -> int:
         """R, the rows that one network gives."""
-        return resolve_estimator(read_model(self.config), read_estimator(self.config), self.config.unit_size)[1]
+        return resolve_estimator(
+            read_model(self.config), read_estimator(self.config), self.config.unit_size
+        )[1]
 
 
 def make_points(config: ConfigDict, workdir: Path) -> list[Point]:
-    """Every combination of the axes of `config.sweep` that are not empty; without any, the config itself."""
+    """Every combination of the axes of `config.sweep` that are not empty; without any, the config
+    itself.
+    """
     axes = {name: tuple(config.sweep[name]) for name in SWEEP_FIELDS if len(config.sweep[name])}
     points = []
     for values in itertools.product(*axes.values()):
@@ -92,7 +102,9 @@ def make_points(config: ConfigDict, workdir: Path) -> list[Point]:
             try:
                 point[name] = value
             except TypeError as error:
-                raise InputError(f"sweep.{name}: must hold values of the type of {name}, got {value!r}") from error
+                raise InputError(
+                    f"sweep.{name}: must hold values of the type of {name}, got {value!r}"
+                ) from error
         coordinates = {name: point[name] for name in axes}
         name = ",".join(f"{name}={value}" for name, value in coordinates.items())
         points.append(Point(workdir / name if name else workdir, point, coordinates))
@@ -106,13 +118,17 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"sweep: must be the axes {', '.join(SWEEP_FIELDS)}, got {config.sweep!r}")
     check_known({**config.sweep, "experiment": ""}, SWEEP_FIELDS)
     axes = {f"sweep.{name}": values for name, values in config.sweep.items() if values != ()}
-    problems = errors.problems(*(partial(check_sweep, name, values) for name, values in axes.items()))
+    problems = errors.problems(
+        *(partial(check_sweep, name, values) for name, values in axes.items())
+    )
     if problems:
         raise InputError("\n".join(problems))
     points = make_points(config, Path())
     for point in points:
         problems += _problems(point.config)
-    if not problems:  # what fits the model: before there is a folder that could be of another configuration
+    if (
+        not problems
+    ):  # what fits the model: before there is a folder that could be of another configuration
         problems = errors.problems(*(lambda point=point: point.num_rows for point in points))
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
@@ -130,19 +146,24 @@ def _problems(config: ConfigDict) -> list[str]:
     )
 
 
-def _read_comparison(config: ConfigDict, dimension: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _read_comparison(
+    config: ConfigDict, dimension: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     directions = store.read_directions(config.compare, dimension) if config.compare else None
     if directions is not None:
         try:
             check_orthonormal(directions)
-        except InputError as error:  # copies of one direction would overlap with its subspace as a whole basis does
+        except (
+            InputError
+        ) as error:  # copies of one direction would overlap with its subspace as a whole basis does
             raise InputError(f"{config.compare}: {error}") from error
     values = None
     if config.compare_singular_values:
         values = store.read_singular_values(config.compare_singular_values)
         if len(values) > dimension:
             raise InputError(
-                f"{config.compare_singular_values}: {len(values)} singular values, expected at most D = {dimension}"
+                f"{config.compare_singular_values}: {len(values)} singular values, expected at "
+                f"most D = {dimension}"
             )
     return directions, values
 
@@ -156,7 +177,9 @@ def _read_unit(point: Point, networks: tuple[int, int]) -> Halves:
     dimension = int(np.prod(point.config.image_shape))
     shapes = {"count": (), "exponent": (), "mean": (dimension,), "scatter": (dimension, dimension)}
     path = _unit_path(point.workdir, *networks)
-    return accumulation.halves_from_arrays(read_unit(path, point.identity, shapes, networks, point.num_rows))
+    return accumulation.halves_from_arrays(
+        read_unit(path, point.identity, shapes, networks, point.num_rows)
+    )
 
 
 def _stored_units(workdir: Path) -> list[Path]:
@@ -173,12 +196,15 @@ def _check_not_lowered(num_networks: int, workdir: Path) -> None:
     stored = max((_networks(path)[1] for path in _stored_units(workdir)), default=0)
     if stored > num_networks:
         raise InputError(
-            f"num_networks: can be raised, not lowered; {workdir} already holds {stored}, got {num_networks}"
+            f"num_networks: can be raised, not lowered; {workdir} already holds {stored}, got "
+            f"{num_networks}"
         )
 
 
 def _check_not_extended(point: Point) -> None:
-    """Raises `InputError` where a command of more networks has come to its end meanwhile: its record would be lost."""
+    """Raises `InputError` where a command of more networks has come to its end meanwhile: its
+    record would be lost.
+    """
     try:
         record = store.load_nads(point.workdir / "nads.npz")
     except InputError:  # none, or one that is damaged and written again
@@ -206,19 +232,24 @@ def _merge(point: Point) -> Halves:
 
 
 def _remove_cut_units(point: Point) -> None:
-    """Removes last units cut short by an earlier, smaller num_networks: their networks now lie in full ones.
+    """Removes last units cut short by an earlier, smaller num_networks: their networks now lie in
+    full ones.
 
     The units of the point are stored. One that goes beyond them is of another command.
     """
     units = _paths(point)
     for path in _stored_units(point.workdir):
         first, stop = _networks(path)
-        if (first, stop) not in units and any(begin <= first and stop <= end for begin, end in units):
+        if (first, stop) not in units and any(
+            begin <= first and stop <= end for begin, end in units
+        ):
             store.remove(path)
 
 
 def _ensemble(result: NADs) -> dict[str, Any]:
-    """What tells a record from others of the same folder; those from before symmetries do not say `symmetrized`."""
+    """What tells a record from others of the same folder; those from before symmetries do not say
+    `symmetrized`.
+    """
     return {"num_networks": result.num_networks, "symmetrized": result.config.get("symmetrized")}
 
 
@@ -230,7 +261,9 @@ def _compare(
         sizes = tuple(int(size) for size in result.overlap_sizes if size <= len(directions))
         arrays["overlap_sizes"] = np.array(sizes)
         overlap = subspaces.subspace_overlap(result.directions, directions, sizes)
-        arrays["overlap"] = np.where(np.array(sizes) <= numerical_rank(result.eigenvalues), overlap, np.nan)
+        arrays["overlap"] = np.where(
+            np.array(sizes) <= numerical_rank(result.eigenvalues), overlap, np.nan
+        )
     if values is not None:
         own = nads.singular_values(result.eigenvalues, config.compare_num_networks)
         arrays["singular_values"] = own[: len(values)]
@@ -244,12 +277,20 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
     config = point.config
     kind = config.readout + ", symmetrized" * config.symmetrized
     at = "".join(
-        f", {name} {value}" for name, value in point.coordinates.items() if name not in ("derivative", "readout")
+        f", {name} {value}"
+        for name, value in point.coordinates.items()
+        if name not in ("derivative", "readout")
     )
-    print(f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, {kind}{at}")
+    print(
+        f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, "
+        f"{kind}{at}"
+    )
     report_eigenvalues(result)
     against = comparison.get("overlap", ())
-    print("  overlap of leading subspaces: size, split half" + (f", with {config.compare}" if len(against) else ""))
+    print(
+        "  overlap of leading subspaces: size, split half"
+        + (f", with {config.compare}" if len(against) else "")
+    )
     for index, size in enumerate(result.overlap_sizes):
         other = f"  {against[index]:.3f}" if index < len(against) else ""
         print(f"  {size:6}  {result.split_half_overlap[index]:.3f}{other}")
@@ -261,8 +302,12 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
             print(f"  {index:6}  {own[index]:.4g}  {theirs[index]:.4g}  {ratio:.3f}")
 
 
-def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | None, complete: bool) -> NADs:
-    """Writes and prints the results of what is stored of one point, which are all of its networks if `complete`."""
+def _collect(
+    point: Point, directions: np.ndarray | None, values: np.ndarray | None, complete: bool
+) -> NADs:
+    """Writes and prints the results of what is stored of one point, which are all of its networks
+    if `complete`.
+    """
     config, halves = point.config, _merge(point)
     model, estimator = read_model(config), read_estimator(config)
     estimator, num_rows = resolve_estimator(model, estimator, config.unit_size)
@@ -270,11 +315,14 @@ def _collect(point: Point, directions: np.ndarray | None, values: np.ndarray | N
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
     if complete and num_networks + int(halves.diverged) != config.num_networks:
         raise runner.RunAgain(
-            f"{point.workdir}: units were damaged after they had been written; run the same command again"
+            f"{point.workdir}: units were damaged after they had been written; run the same "
+            "command again"
         )
     choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
     choices |= {"diverged": int(halves.diverged), **describe_units(_paths(point).values())}
-    result = finalize(halves, num_networks, choices, find_representations(model, estimator), estimator.centred)
+    result = finalize(
+        halves, num_networks, choices, find_representations(model, estimator), estimator.centred
+    )
     _check_not_extended(point)
     store.save_nads(point.workdir / "nads.npz", result)
     write_directions_table(point.workdir / "nads.csv", result)
@@ -289,7 +337,11 @@ def _write_table(points: list[tuple[Point, NADs]], workdir: Path) -> None:
     """Writes `results.csv`: coordinates, size and agreement of the ensemble of each point."""
     rows = []
     for point, result in points:
-        row = {**point.coordinates, "num_networks": result.num_networks, "diverged": result.config["diverged"]}
+        row = {
+            **point.coordinates,
+            "num_networks": result.num_networks,
+            "diverged": result.config["diverged"],
+        }
         row["trace"] = float(result.eigenvalues.sum())
         row["eigenvalue_0"] = float(result.eigenvalues[0])
         sizes = zip(result.overlap_sizes.tolist(), result.split_half_overlap.tolist(), strict=True)
@@ -303,7 +355,11 @@ def _init_halves(point: Point) -> Halves:
 
 def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program:
     """What computes the units of all points that differ from `point` in their seed at most."""
-    model, chosen, unit_size = read_model(point.config), read_estimator(point.config), point.config.unit_size
+    model, chosen, unit_size = (
+        read_model(point.config),
+        read_estimator(point.config),
+        point.config.unit_size,
+    )
     if chunk_size:
         chosen = dataclasses.replace(chosen, chunk_size=chunk_size)
     chosen = choose_chunk(model, chosen, unit_size, partial(_init_halves, point))
@@ -320,11 +376,17 @@ def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program
         return int(halves.diverged)
 
     shared = {name: value for name, value in point.identity.items() if name != "seed"}
-    return Program(compute, estimator.chunk_size, 2, json.loads(str(describe_unit(shared, estimator))))
+    return Program(
+        compute, estimator.chunk_size, 2, json.loads(str(describe_unit(shared, estimator)))
+    )
 
 
 def _measure(point: Point) -> Cost:
-    model, estimator, make_empty = read_model(point.config), read_estimator(point.config), partial(_init_halves, point)
+    model, estimator, make_empty = (
+        read_model(point.config),
+        read_estimator(point.config),
+        partial(_init_halves, point),
+    )
     chosen = choose_chunk(model, estimator, point.config.unit_size, make_empty)
     return measure_ensemble(model, chosen, point.config.unit_size, make_empty)
 
@@ -337,14 +399,25 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     units: list[Unit] = []
     for number, point in enumerate(points):
         for first, stop in _paths(point):
-            name = ",".join([*(f"{n}={v}" for n, v in point.coordinates.items()), f"networks_{first:07}_{stop:07}"])
-            unlike = {n: v for n, v in point.coordinates.items() if n not in ("architecture", "seed")}
+            name = ",".join(
+                [
+                    *(f"{n}={v}" for n, v in point.coordinates.items()),
+                    f"networks_{first:07}_{stop:07}",
+                ]
+            )
+            unlike = {
+                n: v for n, v in point.coordinates.items() if n not in ("architecture", "seed")
+            }
             program = (point.config.architecture, *(f"{n}={v}" for n, v in unlike.items()))
             units.append(Unit(name, program, stop - first, (number, (first, stop))))
     of_program = {unit.program: points[unit.members[0]] for unit in units}
     folders = [(point.workdir, point.identity) for point in points]
     if points[0].coordinates:
-        swept = {name: value for name, value in points[0].identity.items() if name not in points[0].coordinates}
+        swept = {
+            name: value
+            for name, value in points[0].identity.items()
+            if name not in points[0].coordinates
+        }
         folders.insert(0, (workdir, {**swept, "sweep": sorted(points[0].coordinates)}))
 
     def open_folder() -> None:
@@ -380,7 +453,9 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
                 continue
             try:
                 collected.append((point, _collect(point, directions, values, not num_missing)))
-            except InputError as error:  # its networks have no directions to rank; those of other points may
+            except (
+                InputError
+            ) as error:  # its networks have no directions to rank; those of other points may
                 failed.append(f"{point.workdir}: {error}")
         if points[0].coordinates and collected:
             _write_table(collected, workdir)
@@ -400,12 +475,16 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
-    """Computes what is missing, writes `nads.npz` and `comparison.npz` when all is there, prints the agreement."""
+    """Computes what is missing, writes `nads.npz` and `comparison.npz` when all is there, prints
+    the agreement.
+    """
     return runner.run(make_plan(config, workdir), workdir, shard)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
-    """Draws the stored results of `workdir`, of each point: `nads.png`, `spectrum.png`, `overlap.png`."""
+    """Draws the stored results of `workdir`, of each point: `nads.png`, `spectrum.png`,
+    `overlap.png`.
+    """
     validate(config)
     points = make_points(config, workdir)
     stored = [point for point in points if (point.workdir / "nads.npz").exists()]
@@ -418,23 +497,37 @@ def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
     path = workdir / "comparison.npz"
     if path.exists():
         stored = store.read_npz(path)
-        if all(stored.get(name) == value for name, value in _ensemble(result).items()):  # else it is of another one
+        if all(
+            stored.get(name) == value for name, value in _ensemble(result).items()
+        ):  # else it is of another one
             comparison = stored
     title = f"{result.config['architecture']}, {result.num_networks} networks, {result.config['derivative']}"
     image_shape = tuple(result.config["image_shape"])
     band = nads.null_band(result) if nads.has_null_band(result) else None
     figures = {
         "nads.png": plotting.plot_directions(
-            result.directions[: config.figure_directions], image_shape, f"Leading NADs: {title}", result.symmetry
+            result.directions[: config.figure_directions],
+            image_shape,
+            f"Leading NADs: {title}",
+            result.symmetry,
         ),
         "spectrum.png": plotting.plot_spectrum(
-            result.eigenvalues, result.eigenvalue_sem, title, band, comparison.get("compared_eigenvalues")
+            result.eigenvalues,
+            result.eigenvalue_sem,
+            title,
+            band,
+            comparison.get("compared_eigenvalues"),
         ),
         "overlap.png": plotting.plot_overlap(
             {
                 "even against odd members": (result.overlap_sizes, result.split_half_overlap),
                 **(
-                    {"against the compared directions": (comparison["overlap_sizes"], comparison["overlap"])}
+                    {
+                        "against the compared directions": (
+                            comparison["overlap_sizes"],
+                            comparison["overlap"],
+                        )
+                    }
                     if "overlap" in comparison
                     else {}
                 ),

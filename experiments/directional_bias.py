@@ -1,7 +1,8 @@
 """Directional bias: networks trained on D(v), one for each direction and point of a sweep.
 
-Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network of the command),
-and figures. Networks are told apart by what determines them, so that a folder is extended by any sweep axis.
+Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network of
+the command), and figures. Networks are told apart by what determines them, so that a folder is
+extended by any sweep axis.
 """
 
 import itertools
@@ -47,7 +48,8 @@ SWEEPS = {
 }
 METRICS = tuple(name for name in TrainMetrics._fields if name != "losses")
 COLUMNS = (
-    "architecture", "pooling", "optimizer", "num_train", "source", "index", "frequency_row", "frequency_column",
+    "architecture", "pooling", "optimizer", "num_train", "source", "index", "frequency_row",
+    "frequency_column",
     "phase", "direction", "sigma", "epsilon", "seed", *METRICS,
 )  # fmt: skip
 REFERENCE_FIELDS = ("nads", "singular_values", "singular_values_num_networks", "compare")
@@ -56,24 +58,30 @@ FIGURES = (
 )  # fmt: skip
 # Fields that determine the numbers of every network: a folder holds one set of them.
 IDENTITY_FIELDS = (
-    "image_shape", "initialization", "convolution", "source", "num_test", "learning_rate", "schedule", "clip_norm",
+    "image_shape", "initialization", "convolution", "source", "num_test", "learning_rate",
+    "schedule", "clip_norm",
     "weight_decay", "batch_size", "num_epochs", "loss_threshold", "loss_window", "precision",
 )  # fmt: skip
 FREE_FIELDS = (
-    *SWEEPS, "frequency_range", "frequency_step", "phases", "channel", "indices", "num_directions", "direction_seed",
+    *SWEEPS, "frequency_range", "frequency_step", "phases", "channel", "indices", "num_directions",
+    "direction_seed",
     "directions", *HOW_FIELDS, *REFERENCE_FIELDS,
 )  # fmt: skip
 
 
 class Directions(NamedTuple):
-    """The directions of a run [K, D] and what names each of them: [K] strings, empty where they do not apply."""
+    """The directions of a run [K, D] and what names each of them: [K] strings, empty where they do
+    not apply.
+    """
 
     rows: np.ndarray
     coordinates: list[dict[str, Any]]
 
 
 class Network(NamedTuple):
-    """One network of a sweep: its coordinates, its direction [D], and the name its result is stored under."""
+    """One network of a sweep: its coordinates, its direction [D], and the name its result is stored
+    under.
+    """
 
     coordinates: dict[str, Any]
     direction: np.ndarray
@@ -82,7 +90,9 @@ class Network(NamedTuple):
 
 def create_network(config: ConfigDict, architecture: str, pooling: str) -> Model:
     """The model of one architecture and pooling, with a logit for each class."""
-    return create_model(architecture, config.image_shape, 2, pooling, config.initialization, config.convolution)
+    return create_model(
+        architecture, config.image_shape, 2, pooling, config.initialization, config.convolution
+    )
 
 
 def _check_source(config: ConfigDict) -> None:
@@ -119,12 +129,16 @@ def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
     check_known(config, (*IDENTITY_FIELDS, *FREE_FIELDS))
     problems = errors.problems(
-        *(partial(check_sweep, field, config[field]) for field in SWEEPS), lambda: check_image_shape(config.image_shape)
+        *(partial(check_sweep, field, config[field]) for field in SWEEPS),
+        lambda: check_image_shape(config.image_shape),
     )
     if problems:
         raise InputError("\n".join(problems))
     problems = errors.problems(
-        *(partial(create_network, config, *pair) for pair in itertools.product(config.architectures, config.poolings)),
+        *(
+            partial(create_network, config, *pair)
+            for pair in itertools.product(config.architectures, config.poolings)
+        ),
         *(partial(check_integer, "seeds", seed, 0, 2**32 - 1) for seed in config.seeds),
         *(partial(check_number, "sigmas", sigma, 0.0) for sigma in config.sigmas),
         *(partial(check_number, "epsilons", epsilon, 0.0) for epsilon in config.epsilons),
@@ -140,11 +154,15 @@ def validate(config: ConfigDict) -> None:
         lambda: check_num_samples("num_test", config.num_test),
         lambda: check_integer("unit_size", config.unit_size, 0),
         lambda: resolve_mapping(config.mapping, config.chunk_size, config.num_devices),
-        lambda: check_integer("singular_values_num_networks", config.singular_values_num_networks, 2),
+        lambda: check_integer(
+            "singular_values_num_networks", config.singular_values_num_networks, 2
+        ),
     )
     for optimizer, num_train in itertools.product(config.optimizers, config.nums_train):
         try:
-            recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
+            recipe, learning_rate = read_recipe(
+                config, "optimizers", optimizer, num_train, config.num_test
+            )
             check_number("learning_rate", learning_rate, 0.0)
             names = {"num_train": "nums_train", "optimizer": "optimizers"}
             lines = (line.split(":", 1) for line in recipe.problems())
@@ -158,7 +176,8 @@ def validate(config: ConfigDict) -> None:
 def _frequency_axes(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
     """The frequencies of the grid, vertical [R] and horizontal [C], ascending.
 
-    An axis of N pixels has those of the range that lie in −N/2 … N/2; an axis of one pixel has 0, whatever the range.
+    An axis of N pixels has those of the range that lie in −N/2 … N/2; an axis of one pixel has 0,
+    whatever the range.
 
     Raises:
       InputError: where none is left of an axis.
@@ -169,8 +188,10 @@ def _frequency_axes(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
         axes.append(np.array([f for f in wanted if abs(f) <= length // 2] if length > 1 else [0]))
         if not len(axes[-1]):
             raise InputError(
-                f"frequency_range: an axis of {length} pixels has the frequencies {-(length // 2)} … {length // 2}, of "
-                f"which none is in {tuple(config.frequency_range)} in steps of {config.frequency_step}"
+                f"frequency_range: an axis of {length} pixels has the frequencies {-(length // 2)} "
+                f"… {length // 2}, of "
+                f"which none is in {tuple(config.frequency_range)} in steps of "
+                f"{config.frequency_step}"
             )
     return axes[0], axes[1]
 
@@ -189,9 +210,16 @@ def _fourier_directions(config: ConfigDict) -> Directions:
         row, column = frequency
         if phase == "sine" and (2 * row) % height == 0 and (2 * column) % width == 0:
             continue  # a self-conjugate frequency has no sine
-        rows.append(np.asarray(bases.dft_direction(config.image_shape, frequency, phase, config.channel)))
+        rows.append(
+            np.asarray(bases.dft_direction(config.image_shape, frequency, phase, config.channel))
+        )
         coordinates.append(
-            {"index": len(coordinates), "frequency_row": row, "frequency_column": column, "phase": phase}
+            {
+                "index": len(coordinates),
+                "frequency_row": row,
+                "frequency_column": column,
+                "phase": phase,
+            }
         )
     if not rows:
         raise InputError("phases: this grid of frequencies has no sine; use phases='cosine'")
@@ -199,21 +227,29 @@ def _fourier_directions(config: ConfigDict) -> Directions:
 
 
 def read_spectrum(config: ConfigDict) -> nads.Spectrum | None:
-    """The NADs of `config.nads` with their eigenvalues, or None where there is no file or none are known."""
+    """The NADs of `config.nads` with their eigenvalues, or None where there is no file or none are
+    known.
+    """
     if not config.nads:
         return None
     dimension = int(np.prod(config.image_shape))
     if Path(config.nads).suffix == ".npz":
         record = store.load_nads(config.nads)
         if record.directions.shape[1] != dimension:
-            raise InputError(f"{config.nads}: directions have D = {record.directions.shape[1]}, expected {dimension}")
+            raise InputError(
+                f"{config.nads}: directions have D = {record.directions.shape[1]}, expected "
+                f"{dimension}"
+            )
         return nads.Spectrum(record.directions, record.eigenvalues)
     directions = store.read_directions(config.nads, dimension)
     if not config.singular_values:
         return None
     values = store.read_singular_values(config.singular_values)
     if len(values) != len(directions):
-        raise InputError(f"{config.singular_values}: {len(values)} singular values for {len(directions)} directions")
+        raise InputError(
+            f"{config.singular_values}: {len(values)} singular values for {len(directions)} "
+            "directions"
+        )
     return nads.Spectrum(directions, values**2 / (config.singular_values_num_networks - 1))
 
 
@@ -229,7 +265,9 @@ def make_directions(config: ConfigDict) -> Directions:
             "dct": lambda: np.asarray(bases.basis_dct(config.image_shape)),
             "pixel": lambda: np.asarray(bases.basis_pixel(config.image_shape)),
             "random": lambda: np.asarray(
-                bases.basis_random(make_key(config.direction_seed), dimension, config.num_directions)
+                bases.basis_random(
+                    make_key(config.direction_seed), dimension, config.num_directions
+                )
             ),
         }[config.source]()
         found = Directions(rows, [{"index": index} for index in range(len(rows))])
@@ -237,7 +275,9 @@ def make_directions(config: ConfigDict) -> Directions:
     if max(chosen) >= len(found.rows):
         raise InputError(f"indices: must be in 0 … {len(found.rows) - 1}, got {max(chosen)}")
     kept = [chosen[position] for position in bases.distinct_directions(found.rows[chosen])]
-    return Directions(found.rows[kept], [{"source": config.source, **found.coordinates[k]} for k in kept])
+    return Directions(
+        found.rows[kept], [{"source": config.source, **found.coordinates[k]} for k in kept]
+    )
 
 
 def _name_directions(directions: Directions) -> list[str]:
@@ -251,18 +291,26 @@ def make_networks(config: ConfigDict) -> list[Network]:
     networks = []
     for values in itertools.product(*(config[field] for field in SWEEPS)):
         point = dict(zip(SWEEPS.values(), values, strict=True))
-        point |= {name: float(point[name]) for name in ("sigma", "epsilon")}  # 3 and 3.0 are one value
-        for row, coordinates, identity in zip(directions.rows, directions.coordinates, identities, strict=True):
+        point |= {
+            name: float(point[name]) for name in ("sigma", "epsilon")
+        }  # 3 and 3.0 are one value
+        for row, coordinates, identity in zip(
+            directions.rows, directions.coordinates, identities, strict=True
+        ):
             name = json.dumps({**point, "direction": identity}, sort_keys=True)
             networks.append(Network({**point, **coordinates, "direction": identity}, row, name))
     return networks
 
 
 def _program(network: Network) -> tuple[Any, ...]:
-    return tuple(network.coordinates[name] for name in ("architecture", "pooling", "optimizer", "num_train"))
+    return tuple(
+        network.coordinates[name] for name in ("architecture", "pooling", "optimizer", "num_train")
+    )
 
 
-def _make_model_and_recipe(config: ConfigDict, program: tuple[Any, ...]) -> tuple[Model, Recipe, float]:
+def _make_model_and_recipe(
+    config: ConfigDict, program: tuple[Any, ...]
+) -> tuple[Model, Recipe, float]:
     architecture, pooling, optimizer, num_train = program
     recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
     return create_network(config, architecture, pooling), recipe, learning_rate
@@ -274,8 +322,12 @@ def _make_run(
     model, recipe, learning_rate = _make_model_and_recipe(config, program)
     train = make_train_many(model, recipe, config.mapping, chunk_size, config.num_devices)
 
-    def run(members: list[Network], progress: Callable[[float], None], snapshots: Snapshots) -> TrainMetrics:
-        epsilon, sigma, seed = ([n.coordinates[name] for n in members] for name in ("epsilon", "sigma", "seed"))
+    def run(
+        members: list[Network], progress: Callable[[float], None], snapshots: Snapshots
+    ) -> TrainMetrics:
+        epsilon, sigma, seed = (
+            [n.coordinates[name] for n in members] for name in ("epsilon", "sigma", "seed")
+        )
         directions = np.stack([network.direction for network in members])
         return train(directions, epsilon, sigma, learning_rate, seed, progress, snapshots)
 
@@ -295,7 +347,8 @@ def _make_example(config: ConfigDict, program: tuple[Any, ...], chunk_size: int)
 
 
 def _energies(config: ConfigDict, groups: dict[str, list[results.Row]]) -> dict[str, np.ndarray]:
-    """vᵀGv of the directions of each group, in the order of `by_direction`; empty where `config.nads` gives no G.
+    """vᵀGv of the directions of each group, in the order of `by_direction`; empty where
+    `config.nads` gives no G.
 
     Leading NADs do not: a direction that they leave out may have any energy below theirs.
     """
@@ -305,7 +358,10 @@ def _energies(config: ConfigDict, groups: dict[str, list[results.Row]]) -> dict[
     directions = make_directions(config)
     energies = nads.directional_energy(spectrum, directions.rows)
     named = dict(zip(_name_directions(directions), energies, strict=True))
-    return {label: np.array([named[name] for name in results.by_direction(group)]) for label, group in groups.items()}
+    return {
+        label: np.array([named[name] for name in results.by_direction(group)])
+        for label, group in groups.items()
+    }
 
 
 def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
@@ -316,21 +372,27 @@ def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
         accuracy = np.array([row["test_accuracy"] for row in group])
         diverged = sum(row["diverged_at"] >= 0 for row in group)
         print(
-            f"{label or group[0]['architecture']}: {len(group)} networks" + (f", {diverged} diverged" * (diverged > 0))
+            f"{label or group[0]['architecture']}: {len(group)} networks"
+            + (f", {diverged} diverged" * (diverged > 0))
         )
         print(
-            f"  test accuracy: mean {accuracy.mean():.1%}, lowest {accuracy.min():.1%}, highest {accuracy.max():.1%}, "
+            f"  test accuracy: mean {accuracy.mean():.1%}, lowest {accuracy.min():.1%}, highest "
+            f"{accuracy.max():.1%}, "
             f"{(accuracy >= 0.9).mean():.1%} of networks at 90% or more"
         )
         steps = np.array([row["steps_to_loss"] for row in group])
         if (steps >= 0).any():
             print(
-                f"  loss of {config.loss_threshold:g}: reached by {(steps >= 0).mean():.1%} of networks, "
+                f"  loss of {config.loss_threshold:g}: reached by {(steps >= 0).mean():.1%} of "
+                "networks, "
                 f"median step {np.median(steps[steps >= 0]):.0f}"
             )
         if label in energies and len(energies[label]) > 1:
             correlation = float(rank_correlation(energies[label], results.mean_accuracies(group)))
-            print(f"  rank correlation of vᵀGv with accuracy, {len(energies[label])} directions: {correlation:.2f}")
+            print(
+                f"  rank correlation of vᵀGv with accuracy, {len(energies[label])} directions: "
+                f"{correlation:.2f}"
+            )
         if config.compare:
             architecture = group[0]["architecture"]
             table = published.read_table(config.compare, architecture)
@@ -372,12 +434,16 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
-    """Trains what is missing, writes `results.csv` when all is there, prints a summary and the comparison."""
+    """Trains what is missing, writes `results.csv` when all is there, prints a summary and the
+    comparison.
+    """
     return runner.run(make_plan(config, workdir), workdir, shard)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
-    """Draws `results.csv` of `workdir`; which figures there are depends on the source of the directions."""
+    """Draws `results.csv` of `workdir`; which figures there are depends on the source of the
+    directions.
+    """
     validate(config)
     missing = units.check_command(workdir, _command(config))
     rows = results.read_results(workdir / "results.csv", COLUMNS)
@@ -387,9 +453,14 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         shape = tuple(config.image_shape[:2])
         axes = _frequency_axes(config)
         accuracy = results.map_panels(groups, "test_accuracy", axes, shape)
-        figures["accuracy_map.png"] = plotting.plot_accuracy_maps(accuracy, axes, f"Accuracy on D(v): {title}")
+        figures["accuracy_map.png"] = plotting.plot_accuracy_maps(
+            accuracy, axes, f"Accuracy on D(v): {title}"
+        )
         # Averaged over the seeds that reached the loss.
-        reached = {label: [row for row in group if row["steps_to_loss"] >= 0] for label, group in groups.items()}
+        reached = {
+            label: [row for row in group if row["steps_to_loss"] >= 0]
+            for label, group in groups.items()
+        }
         steps = results.map_panels(reached, "steps_to_loss", axes, shape)
         if any(np.isfinite(panel).any() for panel in steps.values()):
             figures["steps_map.png"] = plotting.plot_steps_maps(
@@ -398,7 +469,9 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     elif config.source == "nads":
         spectrum = read_spectrum(config)
         figures["accuracy_by_index.png"] = plotting.plot_accuracy_by_index(
-            results.curves(groups), None if spectrum is None else spectrum.eigenvalues, f"Accuracy on $D(u_i)$: {title}"
+            results.curves(groups),
+            None if spectrum is None else spectrum.eigenvalues,
+            f"Accuracy on $D(u_i)$: {title}",
         )
     else:
         accuracies = {label: results.mean_accuracies(group) for label, group in groups.items()}
@@ -407,8 +480,13 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         )
     energies = _energies(config, groups)
     if energies:
-        points = {label: (energies[label], results.mean_accuracies(group)) for label, group in groups.items()}
-        figures["accuracy_by_energy.png"] = plotting.plot_accuracy_by_energy(points, f"Accuracy against vᵀGv: {title}")
+        points = {
+            label: (energies[label], results.mean_accuracies(group))
+            for label, group in groups.items()
+        }
+        figures["accuracy_by_energy.png"] = plotting.plot_accuracy_by_energy(
+            points, f"Accuracy against vᵀGv: {title}"
+        )
     paths = []
     for name in FIGURES:
         if name in figures:

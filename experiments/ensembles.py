@@ -1,4 +1,6 @@
-"""What the experiments that compute NADs have in common: their fields, units of networks, and what is printed."""
+"""What the experiments that compute NADs have in common: their fields, units of networks, and what
+is printed.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +19,14 @@ from nad_jax.models import Model
 from nad_jax.nads import NADs
 from nad_jax.store import DamagedError
 
-MODEL_FIELDS = ("architecture", "image_shape", "num_logits", "pooling", "initialization", "convolution")
+MODEL_FIELDS = (
+    "architecture",
+    "image_shape",
+    "num_logits",
+    "pooling",
+    "initialization",
+    "convolution",
+)
 ESTIMATOR_FIELDS = tuple(Estimator.__dataclass_fields__)
 
 
@@ -35,21 +44,29 @@ def check_unit_size(unit_size: int) -> None:
     """Raises `InputError` unless a unit has whole pairs of networks."""
     check_integer("unit_size", unit_size, 2)
     if unit_size % 2:
-        raise InputError(f"unit_size: must be even (halves of even and odd members), got {unit_size}")
+        raise InputError(
+            f"unit_size: must be even (halves of even and odd members), got {unit_size}"
+        )
 
 
 def split_networks(num_networks: int, unit_size: int) -> list[tuple[int, int]]:
     """The units [first, stop) of an ensemble: every `unit_size` networks, the last one cut short."""
-    return [(first, min(first + unit_size, num_networks)) for first in range(0, num_networks, unit_size)]
+    return [
+        (first, min(first + unit_size, num_networks)) for first in range(0, num_networks, unit_size)
+    ]
 
 
 def describe_unit(identity: dict[str, Any], estimator: Estimator, **unit: Any) -> np.ndarray:
     """What a unit carries as its array `config`; `unit` says which it is."""
-    return store.describe_origin(identity, **unit, mapping=estimator.mapping, chunk_size=estimator.chunk_size)
+    return store.describe_origin(
+        identity, **unit, mapping=estimator.mapping, chunk_size=estimator.chunk_size
+    )
 
 
 def describe_units(paths: Iterable[Path]) -> dict[str, Any]:
-    """What computed stored units: versions, device and chunk size; sorted lists of them where units differ."""
+    """What computed stored units: versions, device and chunk size; sorted lists of them where units
+    differ.
+    """
     return join_origins([store.read_origin(path) for path in paths if path.exists()])
 
 
@@ -57,7 +74,9 @@ def join_origins(origins: list[dict[str, Any]]) -> dict[str, Any]:
     """What `describe_units` says of units that say this of themselves."""
 
     def join(said: list[dict[str, Any]], name: str) -> Any:
-        values = [value for one in said if name in one for value in np.atleast_1d(one[name]).tolist()]
+        values = [
+            value for one in said if name in one for value in np.atleast_1d(one[name]).tolist()
+        ]
         return values[0] if len(set(values)) == 1 else sorted(set(values))
 
     versions = [origin["versions"] for origin in origins]
@@ -81,15 +100,21 @@ def read_unit(
     They are even_<name> and odd_<name> of these shapes, and diverged.
 
     Raises:
-      DamagedError: where it is not intact, says that it is another `unit`, or holds more or fewer networks.
-      InputError: where it is of another configuration, or of an earlier version, whose sums had no exponent.
+      DamagedError: where it is not intact, says that it is another `unit`, or holds more or fewer
+        networks.
+      InputError: where it is of another configuration, or of an earlier version, whose sums had no
+        exponent.
     """
-    expected = {f"{half}_{name}": shape for half in ("even", "odd") for name, shape in shapes.items()}
+    expected = {
+        f"{half}_{name}": shape for half in ("even", "odd") for name, shape in shapes.items()
+    }
     expected["diverged"] = ()
     arrays = store.read_npz(path)
     missing = [name for name in (*expected, "config") if name not in arrays]
     if missing and all(name.endswith("_exponent") for name in missing):
-        raise InputError(f"{path}: its sums have no exponent, an earlier version wrote it; name another folder")
+        raise InputError(
+            f"{path}: its sums have no exponent, an earlier version wrote it; name another folder"
+        )
     if missing:
         raise DamagedError(f"{path}: array {missing[0]!r} is missing")
     said = store.check_origin(path, arrays["config"], identity)
@@ -97,21 +122,31 @@ def read_unit(
         raise DamagedError(f"{path}: is a unit of other networks or test directions")
     for name, shape in expected.items():
         if arrays[name].shape != shape or arrays[name].dtype.kind not in "iuf":
-            raise DamagedError(f"{path}: {name} has shape {arrays[name].shape} of {arrays[name].dtype}")
+            raise DamagedError(
+                f"{path}: {name} has shape {arrays[name].shape} of {arrays[name].dtype}"
+            )
     arrays = {name: arrays[name] for name in expected}
     held, (first, stop) = count_rows(arrays, num_rows) / num_rows, networks
     if held != stop - first:
-        raise DamagedError(f"{path}: holds {held:g} networks, counted or diverged, not {stop - first}")
+        raise DamagedError(
+            f"{path}: holds {held:g} networks, counted or diverged, not {stop - first}"
+        )
     return arrays
 
 
 def report_eigenvalues(result: NADs) -> None:
     """Prints the first eigenvalues, and which directions they do not determine."""
     if result.config["diverged"]:
-        print(f"  {result.config['diverged']} more networks have derivatives that are not finite and are left out")
+        print(
+            f"  {result.config['diverged']} more networks have derivatives that are not finite and "
+            "are left out"
+        )
     for index in range(min(4, len(result.eigenvalues))):
         label = f" ({result.symmetry[index]})" if result.symmetry[index] else ""
-        print(f"  eigenvalue {index}{label}: {result.eigenvalues[index]:.4g} ± {result.eigenvalue_sem[index]:.1g}")
+        print(
+            f"  eigenvalue {index}{label}: {result.eigenvalues[index]:.4g} ± "
+            f"{result.eigenvalue_sem[index]:.1g}"
+        )
     groups, tolerance = nads.degenerate_groups(result)
     for group in groups:
         label = f" ({result.symmetry[group[0]]})" if result.symmetry[group[0]] else ""
@@ -135,7 +170,11 @@ def write_directions_table(path: Path, result: NADs) -> None:
     """Writes a row for each direction: index, eigenvalue, its standard error and representation."""
     columns = ("index", "eigenvalue", "eigenvalue_sem", "symmetry")
     values = zip(
-        range(len(result.eigenvalues)), result.eigenvalues, result.eigenvalue_sem, result.symmetry, strict=True
+        range(len(result.eigenvalues)),
+        result.eigenvalues,
+        result.eigenvalue_sem,
+        result.symmetry,
+        strict=True,
     )
     rows = [dict(zip(columns, row, strict=True)) for row in values]
     store.write_text(path, results.format_table(rows, columns))

@@ -1,4 +1,6 @@
-"""What networks cost, and how many fit at once; for training, measured with a recipe of two batches an epoch."""
+"""What networks cost, and how many fit at once; for training, measured with a recipe of two batches
+an epoch.
+"""
 
 import dataclasses
 import os
@@ -19,18 +21,24 @@ from nad_jax.recipe import Recipe
 
 
 def shorten(recipe: Recipe) -> Recipe:
-    """The same steps, two full batches an epoch and what is left over, so that the same programs are compiled."""
+    """The same steps, two full batches an epoch and what is left over, so that the same programs
+    are compiled.
+    """
     left = recipe.num_train % recipe.batch_size
     samples = 2 * recipe.batch_size + left + left % 2  # an even number, as D(v) needs it
     return dataclasses.replace(
-        recipe, num_train=min(samples, recipe.num_train), num_test=min(samples, recipe.num_test), num_epochs=2
+        recipe,
+        num_train=min(samples, recipe.num_train),
+        num_test=min(samples, recipe.num_test),
+        num_epochs=2,
     )
 
 
 class Example(NamedTuple):
     """A chunk of networks to measure.
 
-    stages: of the shortened recipe, with its data `shared` and its `members` [N]. recipe: the whole one. data_bytes:
+    stages: of the shortened recipe, with its data `shared` and its `members` [N]. recipe: the whole
+      one. data_bytes:
     what its data takes.
     """
 
@@ -57,7 +65,9 @@ def measure_training(example: Example, mapping: str, devices: list[jax.Device]) 
     state = epoch(start(*members), shared, *members)
     finish_seconds = fastest(lambda: finish(state, shared, *members))
     evaluations = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
-    seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps + evaluations * finish_seconds
+    seconds = (
+        epoch_seconds / short.steps_per_epoch * recipe.num_steps + evaluations * finish_seconds
+    )
     peak = max(program_bytes(program) for program in (start, epoch, finish))
     return Cost(compile_seconds, seconds / len(members[0]), peak + example.data_bytes)
 
@@ -73,15 +83,19 @@ def training_bytes(example: Example, mapping: str, devices: list[jax.Device]) ->
 def device_bytes() -> int:
     """The memory of a local device; of a CPU, its share of the machine's."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    return (
+        limit
+        or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    )
 
 
 def largest_chunk(needs: Callable[[int], int], most: int, multiple: int, limit: int) -> int:
-    """The most networks at once of which a program fits: `most`, or what is left of it after halving.
+    """The most networks at once of which a program fits: `most`, or what is left of it after
+    halving.
 
     Args:
-      needs: the bytes of a program of so many networks, taken as linear in their number: it is asked for `multiple`
-        and for twice as many.
+      needs: the bytes of a program of so many networks, taken as linear in their number: it is
+        asked for `multiple` and for twice as many.
       multiple: what the number must be a multiple of.
       limit: in bytes.
     """
@@ -95,12 +109,18 @@ def largest_chunk(needs: Callable[[int], int], most: int, multiple: int, limit: 
     return size
 
 
-def choose_chunk(model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]) -> Estimator:
-    """The estimator with the most networks at once that fit, where it leaves that open and maps vectorized.
+def choose_chunk(
+    model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]
+) -> Estimator:
+    """The estimator with the most networks at once that fit, where it leaves that open and maps
+    vectorized.
 
     Args: as in `measure_ensemble`.
     """
-    if estimator.chunk_size or resolve_estimator(model, estimator, num_networks)[0].mapping == "sequential":
+    if (
+        estimator.chunk_size
+        or resolve_estimator(model, estimator, num_networks)[0].mapping == "sequential"
+    ):
         return estimator
 
     def needs(size: int) -> int:
@@ -108,20 +128,28 @@ def choose_chunk(model: Model, estimator: Estimator, num_networks: int, make_emp
         return program_bytes(compile_ensemble(model, chosen, num_networks, make_empty)[0])
 
     most = -(-num_networks // jax.local_device_count())  # so that each device has some
-    return dataclasses.replace(estimator, chunk_size=largest_chunk(needs, most, 2, device_bytes() // 2))
+    return dataclasses.replace(
+        estimator, chunk_size=largest_chunk(needs, most, 2, device_bytes() // 2)
+    )
 
 
 def compile_ensemble(
     model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]
 ) -> tuple[Any, tuple]:
-    """The compiled program that adds a chunk of networks, and what it takes besides the state: key, 0, chunk size."""
+    """The compiled program that adds a chunk of networks, and what it takes besides the state: key,
+    0, chunk size.
+    """
     add_chunk, estimator, _ = make_add_chunk(model, estimator, num_networks)
     key, numbers = make_key(0), (jnp.int32(0), jnp.int32(estimator.chunk_size))
     return add_chunk.lower(key, jax.eval_shape(make_empty), *numbers).compile(), (key, *numbers)
 
 
-def measure_ensemble(model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]) -> Cost:
-    """What it costs to accumulate networks of an ensemble, `num_networks` at a time; `make_empty()` has seen none."""
+def measure_ensemble(
+    model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]
+) -> Cost:
+    """What it costs to accumulate networks of an ensemble, `num_networks` at a time; `make_empty()`
+    has seen none.
+    """
     begun = time.monotonic()
     program, (key, first, stop) = compile_ensemble(model, estimator, num_networks, make_empty)
     compile_seconds = time.monotonic() - begun
@@ -138,7 +166,9 @@ def measure_ensemble(model: Model, estimator: Estimator, num_networks: int, make
 
 
 def fastest(call: Callable[[], Any]) -> float:
-    """The seconds that the fastest of several calls takes: of one, where that takes longer than two seconds."""
+    """The seconds that the fastest of several calls takes: of one, where that takes longer than two
+    seconds.
+    """
     begun, times = time.monotonic(), []
     while not times or (time.monotonic() - begun < 2.0 and len(times) < 20):
         called = time.monotonic()
@@ -150,5 +180,7 @@ def fastest(call: Callable[[], Any]) -> float:
 def program_bytes(program: Any) -> int:
     """What a compiled program says that it needs: arguments, results and intermediate arrays."""
     memory = program.memory_analysis()
-    together = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    together = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )
     return together + memory.temp_size_in_bytes

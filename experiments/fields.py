@@ -1,4 +1,6 @@
-"""Config fields that the experiments which train networks have in common: their checks, and the recipe they say."""
+"""Config fields that the experiments which train networks have in common: their checks, and the
+recipe they say.
+"""
 
 import ast
 from collections.abc import Iterable, Mapping
@@ -10,13 +12,16 @@ from nad_jax.errors import InputError, unknown
 from nad_jax.recipe import Recipe
 
 RECIPE_FIELDS = (
-    "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "loss_threshold", "loss_window", "precision",
+    "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "loss_threshold",
+    "loss_window", "precision",
 )  # fmt: skip
 HOW_FIELDS = ("unit_size", "mapping", "chunk_size", "num_devices")  # not part of what a network is
 
 
 def check_known(config: Mapping[str, Any], fields: Iterable[str]) -> None:
-    """Raises `InputError` with a line for each field that is missing or that the experiment does not know."""
+    """Raises `InputError` with a line for each field that is missing or that the experiment does
+    not know.
+    """
     known = {*fields, "experiment"}
     problems = [f"{name}: field is missing" for name in sorted(known - set(config))]
     problems += [str(unknown("config field", name, known)) for name in sorted(set(config) - known)]
@@ -26,13 +31,17 @@ def check_known(config: Mapping[str, Any], fields: Iterable[str]) -> None:
 
 def check_sweep(field: str, values: Any) -> None:
     """Raises `InputError` unless a sweep axis is a non-empty tuple of different values."""
-    repeated = isinstance(values, tuple | list) and any(value in values[:i] for i, value in enumerate(values))
+    repeated = isinstance(values, tuple | list) and any(
+        value in values[:i] for i, value in enumerate(values)
+    )
     if not isinstance(values, tuple | list) or not len(values) or repeated:
         raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
     for value in values:
         if isinstance(value, str) and "," in value:
             several = ", ".join(repr(part.strip()) for part in value.split(","))
-            raise InputError(f'{field}: several names are written --config.{field}="({several})", got {value!r}')
+            raise InputError(
+                f'{field}: several names are written --config.{field}="({several})", got {value!r}'
+            )
 
 
 def parse_optimizer(field: str, text: str) -> tuple[str, dict[str, Any]]:
@@ -49,13 +58,19 @@ def parse_optimizer(field: str, text: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, SyntaxError):
             equals = ""
         if not equals:
-            raise InputError(f"{field}: options are written name:option=value:…, with numbers, got {text!r}")
+            raise InputError(
+                f"{field}: options are written name:option=value:…, with numbers, got {text!r}"
+            )
     return name, options
 
 
-def read_recipe(config: ConfigDict, field: str, optimizer: str, num_train: int, num_test: int) -> tuple[Recipe, float]:
+def read_recipe(
+    config: ConfigDict, field: str, optimizer: str, num_train: int, num_test: int
+) -> tuple[Recipe, float]:
     """How networks are trained with an optimizer, the value of `field`, and their learning rate."""
     optimizer, options = parse_optimizer(field, optimizer)
     learning_rate = options.pop("learning_rate", config.learning_rate)
     fields = {name: config[name] for name in RECIPE_FIELDS}
-    return Recipe(optimizer, options, num_train=num_train, num_test=num_test, **fields), learning_rate
+    return Recipe(
+        optimizer, options, num_train=num_train, num_test=num_test, **fields
+    ), learning_rate

@@ -1,7 +1,9 @@
-"""CIFAR-10 in the flipped basis: how much worse is a network where the coefficients of the NADs are reversed?
+"""CIFAR-10 in the flipped basis: how much worse is a network where the coefficients of the NADs are
+reversed?
 
-Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network), `examples.npz`
-(some images, for the figure) and figures. Source: NAD, Section 5.2; see `interventions.flip`.
+Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network),
+`examples.npz` (some images, for the figure) and figures. Source: NAD, Section 5.2; see
+`interventions.flip`.
 """
 
 from pathlib import Path
@@ -24,7 +26,12 @@ OWN_FIELDS = ("bases",)
 COLUMNS = ("architecture", "basis", "seed", *METRICS)
 BASES = ("original", "flipped")
 # Test accuracies in the two bases (NAD, Section 5.2).
-PUBLISHED = {"lenet": (0.69, 0.48), "vgg11": (0.87, 0.53), "resnet18": (0.89, 0.58), "densenet121": (0.92, 0.56)}
+PUBLISHED = {
+    "lenet": (0.69, 0.48),
+    "vgg11": (0.87, 0.53),
+    "resnet18": (0.89, 0.58),
+    "densenet121": (0.92, 0.56),
+}
 
 
 def validate(config: ConfigDict) -> None:
@@ -55,12 +62,19 @@ def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Image
 
 def flip_data(data: ImageData, nads: np.ndarray) -> ImageData:
     """The same task with train and test images, in [0, 1], in the flipped basis."""
-    images = (np.asarray(flip(images / np.float32(255), nads)) for images in (data.train_images, data.test_images))
+    images = (
+        np.asarray(flip(images / np.float32(255), nads))
+        for images in (data.train_images, data.test_images)
+    )
     return data._replace(**dict(zip(("train_images", "test_images"), images, strict=True)))
 
 
-def _write_examples(config: ConfigDict, workdir: Path, data: ImageData, nads: dict[str, np.ndarray]) -> None:
-    """Six images, of different classes, as they are and in the flipped basis of the first architecture."""
+def _write_examples(
+    config: ConfigDict, workdir: Path, data: ImageData, nads: dict[str, np.ndarray]
+) -> None:
+    """Six images, of different classes, as they are and in the flipped basis of the first
+    architecture.
+    """
     chosen = np.unique(data.train_labels, return_index=True)[1][:6]
     images = data.train_images[chosen] / np.float32(255)
     flipped = np.asarray(flip(images, nads[config.architectures[0]]))
@@ -71,7 +85,9 @@ def _accuracies(rows: list[results.Row], split: str) -> dict[str, dict[str, list
     """Accuracies over seeds by architecture and basis, in the order of the table."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        found.setdefault(row["architecture"], {}).setdefault(row["basis"], []).append(row[f"{split}_accuracy"])
+        found.setdefault(row["architecture"], {}).setdefault(row["basis"], []).append(
+            row[f"{split}_accuracy"]
+        )
     return found
 
 
@@ -92,7 +108,10 @@ def _report(rows: list[results.Row]) -> None:
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     """The networks of a config as units; all files it names are read."""
     validate(config)
-    nads = {name: np.asarray(complete_basis(rows)) for name, rows in image_networks.read_nads(config).items()}
+    nads = {
+        name: np.asarray(complete_basis(rows))
+        for name, rows in image_networks.read_nads(config).items()
+    }
     networks = make_networks(config, nads)
     data = image_networks.read_images(config)
 
@@ -103,7 +122,9 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         _write_examples(config, workdir, data, nads)
         _report(rows)
 
-    return image_networks.make_plan(config, workdir, data, networks, OWN_FIELDS, COLUMNS, make_data, report)
+    return image_networks.make_plan(
+        config, workdir, data, networks, OWN_FIELDS, COLUMNS, make_data, report
+    )
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
@@ -121,7 +142,9 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     }
     shown = store.read_npz(workdir / "examples.npz", BASES)
     title = f"CIFAR-10 in the flipped basis, {results.count_seeds(rows)}{missing}"
-    flipped = f"In the flipped basis of {config.architectures[0]} (each image scaled to its own range)"
+    flipped = (
+        f"In the flipped basis of {config.architectures[0]} (each image scaled to its own range)"
+    )
     published = {name: dict(zip(BASES, values, strict=True)) for name, values in PUBLISHED.items()}
     figures = {
         "flip_bars.png": plotting.plot_bars(bars, BASES, published, title),

@@ -1,4 +1,6 @@
-"""Networks trained on CIFAR-10: the config fields, checks and training that `poison_cifar` and `flip_cifar` share."""
+"""Networks trained on CIFAR-10: the config fields, checks and training that `poison_cifar` and
+`flip_cifar` share.
+"""
 
 import json
 import math
@@ -23,14 +25,20 @@ from nad_jax.cifar import ImageData
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError, check_integer, check_number
 from nad_jax.fitting import FitMetrics, check_recipe, resolve_mapping
-from nad_jax.image_training import check_image_data, image_network_key, make_image_stages, make_train_many_images
+from nad_jax.image_training import (
+    check_image_data,
+    image_network_key,
+    make_image_stages,
+    make_train_many_images,
+)
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
 
 IMAGE_SHAPE = (32, 32, 3)
 METRICS = tuple(name for name in FitMetrics._fields if name != "losses")
-# Fields that determine the numbers of every network: a folder holds one set of them, and of the images.
+# Fields that determine the numbers of every network: a folder holds one set of them, and of the
+# images.
 IDENTITY_FIELDS = (
     "pooling", "initialization", "convolution", "mean", "std", "optimizer", "learning_rate",
     *RECIPE_FIELDS,
@@ -44,7 +52,8 @@ class ImageNetwork(NamedTuple):
     coordinates: its place in the table.
     arrays: what the transformation of its training images takes besides these.
     data: the name of its images, for `make_plan`.
-    key: what determines its images, besides those of the folder: part of the name it is stored under.
+    key: what determines its images, besides those of the folder: part of the name it is stored
+      under.
     """
 
     coordinates: dict[str, Any]
@@ -59,32 +68,50 @@ class ImageNetwork(NamedTuple):
 
 def create_network(config: ConfigDict, architecture: str) -> Model:
     """The model of an architecture with ten logits."""
-    return create_model(architecture, IMAGE_SHAPE, 10, config.pooling, config.initialization, config.convolution)
+    return create_model(
+        architecture, IMAGE_SHAPE, 10, config.pooling, config.initialization, config.convolution
+    )
 
 
-def validate(config: ConfigDict, own_fields: tuple[str, ...], *own_checks: Callable[[], None]) -> None:
-    """Raises one `InputError` with a line per problem; `own_fields` and `own_checks` are of the experiment."""
+def validate(
+    config: ConfigDict, own_fields: tuple[str, ...], *own_checks: Callable[[], None]
+) -> None:
+    """Raises one `InputError` with a line per problem; `own_fields` and `own_checks` are of the
+    experiment.
+    """
     check_known(config, (*IDENTITY_FIELDS, *FREE_FIELDS, *own_fields))
-    problems = errors.problems(*(partial(check_sweep, field, config[field]) for field in ("architectures", "seeds")))
+    problems = errors.problems(
+        *(partial(check_sweep, field, config[field]) for field in ("architectures", "seeds"))
+    )
     if problems:
         raise InputError("\n".join(problems))
 
     def check_optimizer() -> None:
-        recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, config.num_train or 50_000, 10_000)
+        recipe, learning_rate = read_recipe(
+            config, "optimizer", config.optimizer, config.num_train or 50_000, 10_000
+        )
         check_number("learning_rate", learning_rate, 0.0)
         check_recipe(recipe)
 
     def check_channels(field: str) -> None:
         if not isinstance(config[field], tuple | list) or len(config[field]) != IMAGE_SHAPE[2]:
-            raise InputError(f"{field}: must be {IMAGE_SHAPE[2]} numbers, one for each channel, got {config[field]!r}")
+            raise InputError(
+                f"{field}: must be {IMAGE_SHAPE[2]} numbers, one for each channel, got "
+                f"{config[field]!r}"
+            )
         for value in config[field]:
             check_number(field, value, 0.0 if field == "std" else -math.inf, exclusive=True)
 
     def check_nads() -> None:
         if not config.nads:
-            raise InputError("nads: needs a file of NADs (.npz or .npy), e.g. of the experiment compute_nads")
+            raise InputError(
+                "nads: needs a file of NADs (.npz or .npy), e.g. of the experiment compute_nads"
+            )
         if len(config.architectures) > 1 and "{architecture}" not in config.nads:
-            raise InputError(f"nads: needs {{architecture}} in the path of several architectures, got {config.nads!r}")
+            raise InputError(
+                f"nads: needs {{architecture}} in the path of several architectures, got "
+                f"{config.nads!r}"
+            )
 
     def check_data() -> None:
         if not config.data_dir:
@@ -128,10 +155,17 @@ def read_images(config: ConfigDict) -> ImageData:
         check_integer(field, config[field], 0, len(images))
     sizes = len(data.train_images), len(data.test_images)
     if sizes != (50_000, 10_000):
-        logging.warning("%s: %d and %d images; CIFAR-10 has 50000 to train and 10000 to test", config.data_dir, *sizes)
+        logging.warning(
+            "%s: %d and %d images; CIFAR-10 has 50000 to train and 10000 to test",
+            config.data_dir,
+            *sizes,
+        )
     train, test = config.num_train or None, config.num_test or None
     return ImageData(
-        data.train_images[:train], data.train_labels[:train], data.test_images[:test], data.test_labels[:test]
+        data.train_images[:train],
+        data.train_labels[:train],
+        data.test_images[:test],
+        data.test_labels[:test],
     )
 
 
@@ -160,14 +194,23 @@ def make_plan(
         recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, *sizes)
         return create_network(config, program[0]), recipe, learning_rate
 
-    def make_run(program: tuple[str, str], chunk_size: int) -> tuple[Callable[..., FitMetrics], dict[str, Any]]:
+    def make_run(
+        program: tuple[str, str], chunk_size: int
+    ) -> tuple[Callable[..., FitMetrics], dict[str, Any]]:
         model, recipe, learning_rate = make_model_and_recipe(program)
         how = (config.mapping, chunk_size, config.num_devices)
         images = make_data(*program)
-        train = make_train_many_images(model, images, recipe, transform, config.mean, config.std, *how)
+        train = make_train_many_images(
+            model, images, recipe, transform, config.mean, config.std, *how
+        )
 
-        def run(members: list[ImageNetwork], progress: Callable[[float], None], snapshots: Snapshots) -> FitMetrics:
-            arrays = tuple(np.stack(column) for column in zip(*(network.arrays for network in members), strict=True))
+        def run(
+            members: list[ImageNetwork], progress: Callable[[float], None], snapshots: Snapshots
+        ) -> FitMetrics:
+            arrays = tuple(
+                np.stack(column)
+                for column in zip(*(network.arrays for network in members), strict=True)
+            )
             seeds = [network.coordinates["seed"] for network in members]
             return train(arrays, learning_rate, seeds, progress, snapshots)
 
@@ -177,7 +220,9 @@ def make_plan(
         model, recipe, learning_rate = make_model_and_recipe(program)
         short = shorten(recipe)
         images, train, test = make_data(*program), short.num_train, short.num_test
-        few = ImageData(*(array[:train] for array in images[:2]), *(array[:test] for array in images[2:]))
+        few = ImageData(
+            *(array[:train] for array in images[:2]), *(array[:test] for array in images[2:])
+        )
         example = next(network for network in networks if _program(network) == program)
         keys = jnp.stack([image_network_key(0)] * chunk_size)
         arrays = (np.stack([array] * chunk_size) for array in example.arrays)

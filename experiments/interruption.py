@@ -1,10 +1,12 @@
-"""SIGTERM and its like: the process ends within seconds, whatever it is doing, and says that it can be run again.
+"""SIGTERM and its like: the process ends within seconds, whatever it is doing, and says that it can
+be run again.
 
-Schedulers warn with SIGTERM, SIGUSR1 or SIGUSR2, as they are told; SIGHUP says that the terminal is gone, SIGINT is
-Ctrl-C.
+Schedulers warn with SIGTERM, SIGUSR1 or SIGUSR2, as they are told; SIGHUP says that the terminal is
+gone, SIGINT is Ctrl-C.
 
-Python runs a signal handler between two of its own instructions, which is not before a compilation is over. So a
-thread waits for the byte that the interpreter writes on arrival, and ends the process from there.
+Python runs a signal handler between two of its own instructions, which is not before a compilation
+is over. So a thread waits for the byte that the interpreter writes on arrival, and ends the process
+from there.
 """
 
 import contextlib
@@ -18,7 +20,11 @@ from typing import NoReturn
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 GRACE_SECONDS = 3.0  # for the computation to reach its next epoch and keep a snapshot
 _ALWAYS = (signal.SIGINT, signal.SIGTERM)
-_UNLESS_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # by who started the process, as `nohup` does
+_UNLESS_IGNORED = (
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)  # by who started the process, as `nohup` does
 _SIGNALS = (*_ALWAYS, *_UNLESS_IGNORED)
 
 _requested = threading.Event()
@@ -31,7 +37,9 @@ class Interrupted(Exception):
 
 
 def watch() -> None:
-    """From now on these signals end the process; before, which is milliseconds, they do as they do without Python."""
+    """From now on these signals end the process; before, which is milliseconds, they do as they do
+    without Python.
+    """
     global _watched
     if _watched:
         return
@@ -44,7 +52,9 @@ def watch() -> None:
 
 
 def take_signals() -> None:
-    """Takes the signals of `watch` again from what has installed handlers of its own, as `jax.distributed` does."""
+    """Takes the signals of `watch` again from what has installed handlers of its own, as
+    `jax.distributed` does.
+    """
     for number in _SIGNALS:
         if number in _ALWAYS or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)  # a signal without a handler would write no byte
@@ -60,9 +70,13 @@ def _wait(reader: int) -> None:
 
 
 def leave() -> NoReturn:
-    """Ends the process at once: an orderly exit would wait for a computation whose result nobody takes."""
+    """Ends the process at once: an orderly exit would wait for a computation whose result nobody
+    takes.
+    """
     try:
-        if select.select([], [2], [], 0)[1]:  # standard error may be a pipe that nobody reads any more
+        if select.select([], [2], [], 0)[
+            1
+        ]:  # standard error may be a pipe that nobody reads any more
             os.write(2, b"interrupted; the same command goes on from what is stored\n")
     finally:
         os._exit(EXIT_CODE)
@@ -81,7 +95,9 @@ def check() -> None:
 
 @contextlib.contextmanager
 def resumable() -> Iterator[None]:
-    """Work that calls `check` when its state is stored: a first signal leaves it some time to get there."""
+    """Work that calls `check` when its state is stored: a first signal leaves it some time to get
+    there.
+    """
     _resumable.set()
     try:
         yield

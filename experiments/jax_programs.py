@@ -1,4 +1,6 @@
-"""What the benchmark times of nad_jax: the programs that its experiments run, with their automatic sizes."""
+"""What the benchmark times of nad_jax: the programs that its experiments run, with their automatic
+sizes.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,17 +22,21 @@ from nad_jax.models import Model
 from nad_jax.recipe import PRECISIONS, Recipe
 from nad_jax.training import make_stages, network_key, noise_key
 
-Program = tuple[Callable[[], Any], int, float, int]  # call, units of work, seconds to compile, bytes of arrays
+Program = tuple[
+    Callable[[], Any], int, float, int
+]  # call, units of work, seconds to compile, bytes of arrays
 
 
 def make(spec: dict[str, Any]) -> Timed:
     """The program of a specification.
 
-    task: "initialization" and "gradient" (exact, with initialization and covariance; sampled read-out), in networks;
-      "central_difference" (the same, marginalized), in networks; "step" of training, in steps; "directions", steps of
-      several networks at once, in steps of one; "product" and "numbers": the machine's rate, in operations of matrix
-      products and in uniform random numbers.
-    architecture, image_shape, convolution, precision, batch_size, num_steps, num_directions: of the network.
+    task: "initialization" and "gradient" (exact, with initialization and covariance; sampled
+      read-out), in networks; "central_difference" (the same, marginalized), in networks; "step" of
+      training, in steps; "directions", steps of several networks at once, in steps of one;
+      "product" and "numbers": the machine's rate, in operations of matrix products and in uniform
+      random numbers.
+    architecture, image_shape, convolution, precision, batch_size, num_steps, num_directions: of the
+      network.
     """
     call, work, compile_seconds, num_bytes = TASKS[spec["task"]](spec)
     device = jax.devices()[0]
@@ -43,7 +49,11 @@ def make(spec: dict[str, Any]) -> Timed:
     if spec["task"] in FORWARD_PASSES:
         facts |= dict(zip(("operations", "numbers"), _floor(spec), strict=True))
     stats = device.memory_stats() or {}
-    peak = (lambda: device.memory_stats()["peak_bytes_in_use"]) if "peak_bytes_in_use" in stats else peak_host_bytes
+    peak = (
+        (lambda: device.memory_stats()["peak_bytes_in_use"])
+        if "peak_bytes_in_use" in stats
+        else peak_host_bytes
+    )
     return Timed(lambda: jax.block_until_ready(call()), work, facts, peak)
 
 
@@ -54,7 +64,9 @@ def _compile(function: Callable, *args: Any) -> tuple[Callable, float, int]:
 
 
 def _create_model(spec: dict[str, Any], num_logits: int = 1) -> Model:
-    return create_model(spec["architecture"], spec["image_shape"], num_logits, convolution=spec["convolution"])
+    return create_model(
+        spec["architecture"], spec["image_shape"], num_logits, convolution=spec["convolution"]
+    )
 
 
 def _initialize(spec: dict[str, Any]) -> Program:
@@ -82,20 +94,28 @@ def _estimate(spec: dict[str, Any], **choices: Any) -> Program:
 
 
 def _train(spec: dict[str, Any], num_directions: int) -> Program:
-    """The first epoch of networks on D(v), as an experiment trains them: so many at a time as it would."""
+    """The first epoch of networks on D(v), as an experiment trains them: so many at a time as it
+    would.
+    """
     model, count = _create_model(spec, num_logits=2), spec["num_steps"] * spec["batch_size"]
-    recipe = Recipe(num_train=count, num_test=count, batch_size=spec["batch_size"], precision=spec["precision"])
+    recipe = Recipe(
+        num_train=count, num_test=count, batch_size=spec["batch_size"], precision=spec["precision"]
+    )
     mapping, chunk_size, devices = resolve_mapping("auto", 0, 1)
     chunk_size = min(chunk_size, num_directions)
     chunk = make_chunk(make_stages(model, recipe), mapping, devices)
     dimension = int(np.prod(model.image_shape))
     noise = separable.sample_noise(noise_key(0), count, count, dimension)
-    directions = np.linalg.qr(np.random.default_rng(0).standard_normal((dimension, num_directions)))[0].T
+    directions = np.linalg.qr(
+        np.random.default_rng(0).standard_normal((dimension, num_directions))
+    )[0].T
     directions = directions.astype(np.float32)
     keys = jnp.stack([network_key(0, direction) for direction in directions])
     ones = jnp.ones(num_directions)
     members = (keys, jnp.asarray(directions), ones, ones, 0.5 * ones)
-    rows = np.resize(np.arange(num_directions), (-(-num_directions // chunk_size), chunk_size))  # the last filled up
+    rows = np.resize(
+        np.arange(num_directions), (-(-num_directions // chunk_size), chunk_size)
+    )  # the last filled up
     chunks = [tuple(leaf[chosen] for leaf in members) for chosen in rows]
     begun = time.perf_counter()
     start = chunk.start.lower(*chunks[0]).compile()
@@ -133,7 +153,8 @@ TASKS: dict[str, Callable[[dict[str, Any]], Program]] = {
     "numbers": _draw,
 }
 
-# Of one image, that a unit of work needs: forward and backward passes cost the same. D and B are filled in.
+# Of one image, that a unit of work needs: forward and backward passes cost the same. D and B are
+# filled in.
 FORWARD_PASSES = {
     "initialization": lambda dimension, batch_size: 0,
     "gradient": lambda dimension, batch_size: 2,
@@ -144,12 +165,20 @@ FORWARD_PASSES = {
 
 
 def _num_parameters(model: Model) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))["params"]))
+    return sum(
+        leaf.size
+        for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))["params"])
+    )
 
 
 def _floor(spec: dict[str, Any]) -> tuple[int, int]:
-    """What a unit of work cannot do without: operations in plain convolutions and products, random numbers."""
-    looped, densenet.LOOPED = densenet.LOOPED, 1  # loops of several layers compute with channels that are not there yet
+    """What a unit of work cannot do without: operations in plain convolutions and products, random
+    numbers.
+    """
+    looped, densenet.LOOPED = (
+        densenet.LOOPED,
+        1,
+    )  # loops of several layers compute with channels that are not there yet
     try:
         model = create_model(spec["architecture"], spec["image_shape"], convolution="lax")
         variables = jax.eval_shape(model.init, jax.random.key(0))
@@ -165,7 +194,9 @@ def _floor(spec: dict[str, Any]) -> tuple[int, int]:
 
 
 def count_operations(jaxpr: Any) -> Iterator[int]:
-    """The multiplications and additions of each convolution and matrix product of a program, in order."""
+    """The multiplications and additions of each convolution and matrix product of a program, in
+    order.
+    """
     for equation in jaxpr.eqns:
         name, output = equation.primitive.name, equation.outvars[0].aval
         if name == "conv_general_dilated":
@@ -173,7 +204,11 @@ def count_operations(jaxpr: Any) -> Iterator[int]:
             yield 2 * output.size * kernel.size // kernel.shape[numbers.rhs_spec[0]]
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            yield 2 * output.size * int(np.prod([equation.invars[0].aval.shape[axis] for axis in contracted]))
+            yield (
+                2
+                * output.size
+                * int(np.prod([equation.invars[0].aval.shape[axis] for axis in contracted]))
+            )
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             layers = list(count_operations(inner))
             yield from layers * equation.params.get("length", 1)  # of a scan

@@ -1,10 +1,11 @@
 """Leading NADs of large inputs: passes over an ensemble in stored units, the record, and figures.
 
-Writes into the run folder: `units/pass_P_basis.npz` (the test directions of the pass that is under way),
-`units/pass_P_networks_A_B.npz` (the sketches of the even and of the odd ones of its networks A … B − 1, without the
-test directions), `nads.npz` (the record, with `pass_overlap` and `trace` beside it, see `nad_jax.leading`), `nads.csv`
-(a row per direction) and figures.
-A pass begins when all units of the one before are stored, by whichever process; the files of that one are then removed.
+Writes into the run folder: `units/pass_P_basis.npz` (the test directions of the pass that is under
+way), `units/pass_P_networks_A_B.npz` (the sketches of the even and of the odd ones of its networks
+A … B − 1, without the test directions), `nads.npz` (the record, with `pass_overlap` and `trace`
+beside it, see `nad_jax.leading`), `nads.csv` (a row per direction) and figures. A pass begins when
+all units of the one before are stored, by whichever process; the files of that one are then
+removed.
 """
 
 import dataclasses
@@ -129,18 +130,23 @@ def validate(config: ConfigDict) -> None:
     )
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
-    leading.check_rows(config.num_networks // 2 * _rows_per_network(config) - config.centred, config.num_directions)
+    leading.check_rows(
+        config.num_networks // 2 * _rows_per_network(config) - config.centred, config.num_directions
+    )
 
 
 def _rows_per_network(config: ConfigDict) -> int:
     model, estimator = read_model(config), read_estimator(config)
-    return resolve_estimator(model, estimator, config.unit_size)[1] * len(find_group(model, estimator))
+    return resolve_estimator(model, estimator, config.unit_size)[1] * len(
+        find_group(model, estimator)
+    )
 
 
 def _stored_passes(folder: Folder) -> list[int]:
     """The passes whose test directions are stored, the last one first."""
     names = (
-        re.fullmatch(r"pass_(\d+)_basis\.npz", path.name) for path in folder.workdir.glob("units/pass_*_basis.npz")
+        re.fullmatch(r"pass_(\d+)_basis\.npz", path.name)
+        for path in folder.workdir.glob("units/pass_*_basis.npz")
     )
     return sorted((int(name[1]) for name in names if name), reverse=True)
 
@@ -149,7 +155,8 @@ def _check_not_lowered(folder: Folder) -> None:
     number = max(_stored_passes(folder), default=0)
     if number >= folder.config.num_passes:
         raise InputError(
-            f"num_passes: can be raised, not lowered; {folder.workdir} has come to pass {number + 1}, "
+            f"num_passes: can be raised, not lowered; {folder.workdir} has come to pass "
+            f"{number + 1}, "
             f"got {folder.config.num_passes}"
         )
 
@@ -160,13 +167,18 @@ def _read_basis(folder: Folder, number: int) -> Basis:
     arrays = store.read_npz(path, ("directions", "pass_overlap", "digest", "config"))
     store.check_origin(path, arrays["config"], folder.identity)
     directions, pass_overlap = arrays["directions"], arrays["pass_overlap"]
-    if directions.shape[1:] != (folder.dimension,) or pass_overlap.shape != (max(number - 1, 0), len(folder.sizes)):
+    if directions.shape[1:] != (folder.dimension,) or pass_overlap.shape != (
+        max(number - 1, 0),
+        len(folder.sizes),
+    ):
         raise DamagedError(f"{path}: arrays of shapes {directions.shape} and {pass_overlap.shape}")
     return Basis(number, directions, pass_overlap, str(arrays["digest"]))
 
 
 def _read_current(folder: Folder, repair: bool) -> Basis | None:
-    """The test directions of the pass that is under way; damaged files are moved aside where `repair`."""
+    """The test directions of the pass that is under way; damaged files are moved aside where
+    `repair`.
+    """
     for number in _stored_passes(folder):
         try:
             return _read_basis(folder, number)
@@ -183,8 +195,12 @@ def _read_current(folder: Folder, repair: bool) -> Basis | None:
 def _describe_passes(folder: Folder, basis: Basis) -> dict[str, Any]:
     """What computed the pass that is under way, and those before it, see `describe_units`."""
     networks = split_networks(folder.config.num_networks, folder.config.unit_size)
-    paths = [folder.basis_path(basis.number), *(folder.unit_path(basis.number, *unit) for unit in networks)]
-    # Another process may have gone on and removed them: then what this one says is not stored either.
+    paths = [
+        folder.basis_path(basis.number),
+        *(folder.unit_path(basis.number, *unit) for unit in networks),
+    ]
+    # Another process may have gone on and removed them: then what this one says is not stored
+    # either.
     said = [read_intact(path, partial(store.read_origin, path), False) for path in paths]
     said = [origin for origin in said if origin is not None]
     return join_origins([*(origin["before"] for origin in said if "before" in origin), *said])
@@ -197,10 +213,16 @@ def _store_basis(
     pass_overlap: np.ndarray,
     before: dict[str, Any] | None = None,
 ) -> Basis:
-    """Stores the test directions of a pass, and `before`: what computed the passes before, whose files are removed."""
+    """Stores the test directions of a pass, and `before`: what computed the passes before, whose
+    files are removed.
+    """
     basis = Basis(number, directions, pass_overlap, digest(directions))
-    arrays = {name: np.asarray(value) for name, value in basis._asdict().items() if name != "number"}
-    origin = store.describe_origin(folder.identity, **({} if before is None else {"before": before}))
+    arrays = {
+        name: np.asarray(value) for name, value in basis._asdict().items() if name != "number"
+    }
+    origin = store.describe_origin(
+        folder.identity, **({} if before is None else {"before": before})
+    )
     store.write_npz(folder.basis_path(number), {**arrays, "config": origin})
     for earlier in range(number):
         for path in folder.workdir.glob(f"units/pass_{earlier}_*.npz"):
@@ -208,8 +230,12 @@ def _store_basis(
     return basis
 
 
-def _read_unit(folder: Folder, basis: Basis, networks: tuple[int, int], repair: bool) -> dict[str, np.ndarray] | None:
-    """The arrays of a stored unit of a pass without its test directions; None where there is no intact one."""
+def _read_unit(
+    folder: Folder, basis: Basis, networks: tuple[int, int], repair: bool
+) -> dict[str, np.ndarray] | None:
+    """The arrays of a stored unit of a pass without its test directions; None where there is no
+    intact one.
+    """
     path = folder.unit_path(basis.number, *networks)
     shapes = {
         "count": (),
@@ -218,19 +244,25 @@ def _read_unit(folder: Folder, basis: Basis, networks: tuple[int, int], repair: 
         "square": (),
         "product": basis.directions.shape,
     }
-    read = partial(read_unit, path, folder.identity, shapes, networks, folder.num_rows, basis=basis.digest)
+    read = partial(
+        read_unit, path, folder.identity, shapes, networks, folder.num_rows, basis=basis.digest
+    )
     return read_intact(path, read, repair)
 
 
 def _merge(folder: Folder, basis: Basis) -> tuple[Halves | None, list[tuple[int, int]]]:
-    """The state of all stored units of a pass, in their order, and the networks whose units are missing."""
+    """The state of all stored units of a pass, in their order, and the networks whose units are
+    missing.
+    """
     directions, total, missing = jnp.asarray(basis.directions), None, []
     for networks in split_networks(folder.config.num_networks, folder.config.unit_size):
         arrays = _read_unit(folder, basis, networks, True)
         if arrays is None:
             missing.append(networks)
             continue
-        halves = accumulation.halves_from_arrays({**arrays, "even_basis": directions, "odd_basis": directions})
+        halves = accumulation.halves_from_arrays(
+            {**arrays, "even_basis": directions, "odd_basis": directions}
+        )
         total = halves if total is None else accumulation.merge_halves(total, halves)
     return total, missing
 
@@ -240,26 +272,35 @@ def _find_leading(folder: Folder, basis: Basis, halves: Halves) -> tuple[leading
     config = folder.config
     check_not_zero(halves, read_model(config), read_estimator(config), make_key(config.seed))
     representations = find_representations(read_model(config), read_estimator(config))
-    found = leading.find_leading(halves, config.num_directions, config.num_extra, representations, config.centred)
+    found = leading.find_leading(
+        halves, config.num_directions, config.num_extra, representations, config.centred
+    )
     if basis.number == 0:
         return found, basis.pass_overlap
-    return found, np.vstack([basis.pass_overlap, leading.compare_passes(found, basis.directions, folder.sizes)])
+    return found, np.vstack(
+        [basis.pass_overlap, leading.compare_passes(found, basis.directions, folder.sizes)]
+    )
 
 
 def _first_basis(folder: Folder) -> jax.Array:
     config = folder.config
-    return leading.first_basis(make_key(config.seed), config.num_directions, config.num_extra, folder.dimension)
+    return leading.first_basis(
+        make_key(config.seed), config.num_directions, config.num_extra, folder.dimension
+    )
 
 
 def _begin_pass(folder: Folder, number: int) -> Basis:
-    """The test directions of a pass, from the units of the one before; those of a later one where it has begun.
+    """The test directions of a pass, from the units of the one before; those of a later one where
+    it has begun.
 
     Raises:
       RunAgain: where units of the pass before are missing.
     """
     config, basis = folder.config, _read_current(folder, True)
     if basis is None:
-        basis = _store_basis(folder, 0, np.asarray(_first_basis(folder)), np.zeros((0, len(folder.sizes))))
+        basis = _store_basis(
+            folder, 0, np.asarray(_first_basis(folder)), np.zeros((0, len(folder.sizes)))
+        )
     while basis.number < number:
         halves, missing = _merge(folder, basis)
         before = _describe_passes(folder, basis)
@@ -270,12 +311,16 @@ def _begin_pass(folder: Folder, number: int) -> Basis:
         if missing:
             ranges = ", ".join(f"{first}–{stop - 1}" for first, stop in missing)
             raise runner.RunAgain(
-                f"{folder.workdir}: pass {basis.number + 2} of {config.num_passes} begins when pass {basis.number + 1} "
-                f"is over, of which networks {ranges} are missing; run this command again when their shards have "
+                f"{folder.workdir}: pass {basis.number + 2} of {config.num_passes} begins when "
+                f"pass {basis.number + 1} "
+                f"is over, of which networks {ranges} are missing; run this command again when "
+                "their shards have "
                 "computed them"
             )
         found, pass_overlap = _find_leading(folder, basis, halves)
-        basis = _store_basis(folder, basis.number + 1, leading.next_basis(found), pass_overlap, before)
+        basis = _store_basis(
+            folder, basis.number + 1, leading.next_basis(found), pass_overlap, before
+        )
     return basis
 
 
@@ -303,27 +348,38 @@ def _make_program(folder: Folder, chunk_size: int) -> Program:
         if basis.number > number:  # another process has gone on
             return 0
         snapshots.bind({"basis": basis.digest})
-        halves = accumulate(make_key(config.seed), _init_halves(basis.directions), first, stop, progress, snapshots)
+        halves = accumulate(
+            make_key(config.seed), _init_halves(basis.directions), first, stop, progress, snapshots
+        )
         arrays = accumulation.halves_to_arrays(halves)
         arrays = {name: array for name, array in arrays.items() if not name.endswith("_basis")}
-        origin = describe_unit(folder.identity, estimator, networks=[first, stop], basis=basis.digest)
+        origin = describe_unit(
+            folder.identity, estimator, networks=[first, stop], basis=basis.digest
+        )
         store.write_npz(folder.unit_path(number, first, stop), {**arrays, "config": origin})
         return int(halves.diverged)
 
-    return Program(compute, estimator.chunk_size, 2, json.loads(str(describe_unit(folder.identity, estimator))))
+    return Program(
+        compute, estimator.chunk_size, 2, json.loads(str(describe_unit(folder.identity, estimator)))
+    )
 
 
 def _collect(folder: Folder, complete: bool) -> None:
-    """Writes and prints the results of what is stored of the pass that is under way: of all of it, if `complete`."""
+    """Writes and prints the results of what is stored of the pass that is under way: of all of it,
+    if `complete`.
+    """
     config, basis = folder.config, _read_current(folder, True)
     halves, missing = _merge(folder, basis)
     described = _describe_passes(folder, basis)
-    _check_not_lowered(folder)  # a command of more passes may have begun one meanwhile, and removed the units
+    _check_not_lowered(
+        folder
+    )  # a command of more passes may have begun one meanwhile, and removed the units
     if halves is None:
         raise runner.RunAgain(f"{folder.workdir}: nothing of pass {basis.number + 1} is stored yet")
     if complete and missing:
         raise runner.RunAgain(
-            f"{folder.workdir}: units were damaged after they had been written; run the same command again"
+            f"{folder.workdir}: units were damaged after they had been written; run the same "
+            "command again"
         )
     found, pass_overlap = _find_leading(folder, basis, halves)
     model, key = read_model(config), make_key(config.seed)
@@ -337,9 +393,14 @@ def _collect(folder: Folder, complete: bool) -> None:
         **described,
     }
     num_networks = (int(halves.even.count) + int(halves.odd.count)) // _rows_per_network(config)
-    result = leading.finish(halves, found, pass_overlap, config.num_directions, num_networks, choices, config.centred)
+    result = leading.finish(
+        halves, found, pass_overlap, config.num_directions, num_networks, choices, config.centred
+    )
     store.save_nads(
-        folder.workdir / "nads.npz", result.nads, pass_overlap=result.pass_overlap, trace=np.asarray(result.trace)
+        folder.workdir / "nads.npz",
+        result.nads,
+        pass_overlap=result.pass_overlap,
+        trace=np.asarray(result.trace),
     )
     write_directions_table(folder.workdir / "nads.csv", result.nads)
     _report(result)
@@ -349,23 +410,36 @@ def _report(result: LeadingNADs) -> None:
     """Prints the result as the reader of a log wants it."""
     record, choices = result.nads, result.nads.config
     print(
-        f"{choices['architecture']}: leading NADs of {record.num_networks} networks, {choices['derivative']}, "
-        f"{choices['readout']}{', symmetrized' * choices['symmetrized']}, passes: {choices['num_passes']}"
+        f"{choices['architecture']}: leading NADs of {record.num_networks} networks, "
+        f"{choices['derivative']}, "
+        f"{choices['readout']}{', symmetrized' * choices['symmetrized']}, passes: "
+        f"{choices['num_passes']}"
     )
     if choices["num_passes"] == 1:
-        print("  of a single pass errors are too small and split-half overlaps too high; raise num_passes")
+        print(
+            "  of a single pass errors are too small and split-half overlaps too high; raise "
+            "num_passes"
+        )
     report_eigenvalues(record)
     share = float(record.eigenvalues.sum()) / result.trace
-    print(f"  {len(record.eigenvalues)} directions of {record.directions.shape[1]} hold {share:.1%} of the trace")
+    print(
+        f"  {len(record.eigenvalues)} directions of {record.directions.shape[1]} hold {share:.1%} "
+        "of the trace"
+    )
     changed = 1 - result.pass_overlap[-1:]
-    print("  overlap of leading subspaces: size, split half" + (", changed by the last pass" if len(changed) else ""))
+    print(
+        "  overlap of leading subspaces: size, split half"
+        + (", changed by the last pass" if len(changed) else "")
+    )
     for index, size in enumerate(record.overlap_sizes):
         by_pass = "".join(f"  {row[index]:.1e}" for row in changed)
         print(f"  {size:6}  {record.split_half_overlap[index]:.3f}{by_pass}")
 
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:
-    """The passes of a config as units; those of a pass that is over are not missing, though their files are gone."""
+    """The passes of a config as units; those of a pass that is over are not missing, though their
+    files are gone.
+    """
     validate(config)
     folder = Folder(workdir, config)
 
@@ -382,7 +456,12 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     def list_units(shard: Shard) -> list[Unit]:
         networks = split_networks(config.num_networks, config.unit_size)[shard.index :: shard.count]
         return [
-            Unit(folder.unit_path(number, first, stop).stem, config.architecture, stop - first, (number, (first, stop)))
+            Unit(
+                folder.unit_path(number, first, stop).stem,
+                config.architecture,
+                stop - first,
+                (number, (first, stop)),
+            )
             for number in range(config.num_passes)
             for first, stop in networks
         ]
@@ -395,7 +474,10 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             unit
             for unit in list_units(shard)
             if unit.members[0] > basis.number
-            or (unit.members[0] == basis.number and _read_unit(folder, basis, unit.members[1], repair) is None)
+            or (
+                unit.members[0] == basis.number
+                and _read_unit(folder, basis, unit.members[1], repair) is None
+            )
         ]
 
     def collect(num_missing: int) -> None:
@@ -446,7 +528,9 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
             f"Leading NADs: {title}",
             result.symmetry,
         ),
-        "spectrum.png": plotting.plot_spectrum(result.eigenvalues, result.eigenvalue_sem, title, band),
+        "spectrum.png": plotting.plot_spectrum(
+            result.eigenvalues, result.eigenvalue_sem, title, band
+        ),
         "overlap.png": plotting.plot_overlap(curves, result.directions.shape[1], title),
     }
     for name, figure in figures.items():

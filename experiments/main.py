@@ -9,8 +9,9 @@
     python -m experiments.main --config=... --workdir=... --figures_only                 (redraws stored results)
     python -m experiments.main --config=... --workdir=... --allow_other_versions         (adds to units of others)
 
-Run from the root of the repository. The same command resumes an interrupted run. It ends with 0 when its work is done,
-75 when it was interrupted and can be run again, 2 where the input is bad, 74 where the disk is full or fails.
+Run from the root of the repository. The same command resumes an interrupted run. It ends with 0
+when its work is done, 75 when it was interrupted and can be run again, 2 where the input is bad, 74
+where the disk is full or fails.
 """
 
 import json
@@ -87,29 +88,44 @@ for _type, _kind, _parser in (
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/compute_nads.py:lenet; its file lists every field."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: created, or resumed where it holds the same.")
-_FIGURES_ONLY = flags.DEFINE_bool("figures_only", False, "Draw the figures from the stored results and stop.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of this run: created, or resumed where it holds the same."
+)
+_FIGURES_ONLY = flags.DEFINE_bool(
+    "figures_only", False, "Draw the figures from the stored results and stop."
+)
 _COLLECT = flags.DEFINE_bool(
-    "collect", False, "Compute nothing: write tables and figures of what is stored, say what is missing (exit code 75)."
+    "collect",
+    False,
+    "Compute nothing: write tables and figures of what is stored, say what is missing (exit code "
+    "75).",
 )
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Print units, shards, estimated time, memory and compilation per architecture, and stop."
+    "dry_run",
+    False,
+    "Print units, shards, estimated time, memory and compilation per architecture, and stop.",
 )
 _SHARD = flags.DEFINE_string(
     "shard",
     "",
-    "i/n: compute every n-th unit from i in 0 … n − 1; auto: as a Slurm array or Kubernetes indexed job says.",
+    "i/n: compute every n-th unit from i in 0 … n − 1; auto: as a Slurm array or Kubernetes "
+    "indexed job says.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Take the shard from the cluster that jax.distributed finds: TPU pods, Slurm, GKE, MPI."
+    "distributed",
+    False,
+    "Take the shard from the cluster that jax.distributed finds: TPU pods, Slurm, GKE, MPI.",
 )
 _ALLOW_OTHER_VERSIONS = flags.DEFINE_bool(
     "allow_other_versions",
     False,
-    "Add units to a folder whose units were computed with other versions of packages, or on another kind of device.",
+    "Add units to a folder whose units were computed with other versions of packages, or on "
+    "another kind of device.",
 )
 _CONFIG_JSON = flags.DEFINE_string(
-    "config_json", "", "A JSON object of config fields, read last. (Config files are programs; this is only data.)"
+    "config_json",
+    "",
+    "A JSON object of config fields, read last. (Config files are programs; this is only data.)",
 )
 
 
@@ -163,7 +179,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
         # A file that could not be loaded says so on its first use.
         fields = ["experiment"] if _CONFIG.value is None else list(_CONFIG.value.keys())
         if "experiment" not in fields or isinstance(_CONFIG.value, dict):
-            raise InputError("config: get_config must return a ConfigDict with a field 'experiment'")
+            raise InputError(
+                "config: get_config must return a ConfigDict with a field 'experiment'"
+            )
         for name, value in config_flags.get_override_values(flags.FLAGS["config"]).items():
             if value in (None, (None,)):
                 _CONFIG.value.update_from_flattened_dict({name: _unset(_CONFIG.value, name)})
@@ -181,15 +199,22 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _unset(config: ConfigDict, name: str) -> Any:
-    """The value of a field that is given as None: the recipe's, where that says "not set" (None or empty).
+    """The value of a field that is given as None: the recipe's, where that says "not set" (None or
+    empty).
 
     Raises:
       InputError: where the recipe sets the field.
     """
     flag = f"config.{name}"  # its default is the recipe's value
-    recipe = flags.FLAGS[flag].default if flag in flags.FLAGS else reduce(getitem, name.split("."), config)
+    recipe = (
+        flags.FLAGS[flag].default
+        if flag in flags.FLAGS
+        else reduce(getitem, name.split("."), config)
+    )
     if recipe not in (None, "", (), []):
-        raise InputError(f"{name}: must have a value, got None, which is for fields that the recipe leaves empty")
+        raise InputError(
+            f"{name}: must have a value, got None, which is for fields that the recipe leaves empty"
+        )
     return () if recipe == [] else recipe  # a flag has lists for tuples
 
 
@@ -212,12 +237,16 @@ def _read_json(config: ConfigDict, path: str) -> None:
             raise
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: must be a JSON object of config fields, got {type(values).__name__}")
+        raise InputError(
+            f"{path}: must be a JSON object of config fields, got {type(values).__name__}"
+        )
     for name, value in values.items():
         if name not in config:
             raise InputError(f"{path}: {unknown('config field', name, config)}")
         try:
-            config.update(_settle_nulls(config, {name: tuple(value) if isinstance(value, list) else value}))
+            config.update(
+                _settle_nulls(config, {name: tuple(value) if isinstance(value, list) else value})
+            )
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -247,14 +276,20 @@ def main(argv: list[str]) -> int:
     interruption.watch()
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     try:
-        shard = join_cluster(_SHARD.value) if _DISTRIBUTED.value else find_shard(_SHARD.value, os.environ)
+        shard = (
+            join_cluster(_SHARD.value)
+            if _DISTRIBUTED.value
+            else find_shard(_SHARD.value, os.environ)
+        )
         interruption.take_signals()
         if config.experiment not in EXPERIMENTS:
             raise unknown("experiment", config.experiment, EXPERIMENTS)
         if _CONFIG_JSON.value:
             _read_json(config, _CONFIG_JSON.value)
         if _DRY_RUN.value:
-            jax.config.update("jax_enable_compilation_cache", False)  # what compilation takes is measured
+            jax.config.update(
+                "jax_enable_compilation_cache", False
+            )  # what compilation takes is measured
         else:
             _enable_compilation_cache()
         return _carry_out(EXPERIMENTS[config.experiment], config, workdir, shard)

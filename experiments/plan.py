@@ -1,4 +1,6 @@
-"""What an experiment is asked to compute: units that do not depend on each other, each stored as one file."""
+"""What an experiment is asked to compute: units that do not depend on each other, each stored as
+one file.
+"""
 
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -26,7 +28,8 @@ class Unit(NamedTuple):
 class Program(NamedTuple):
     """What computes the units of one program, `chunk_size` networks at a time.
 
-    compute(unit, progress, snapshots): computes and stores a unit, and gives the number of its diverged networks.
+    compute(unit, progress, snapshots): computes and stores a unit, and gives the number of its
+      diverged networks.
     identity: what its snapshots depend on besides their unit, as JSON values.
     smallest_chunk: what chunk sizes must be a multiple of.
     """
@@ -38,7 +41,9 @@ class Program(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a program costs, measured with one batch: seconds to compile, seconds a network, bytes of memory."""
+    """What a program costs, measured with one batch: seconds to compile, seconds a network, bytes
+    of memory.
+    """
 
     compile_seconds: float
     network_seconds: float
@@ -50,14 +55,17 @@ class Plan(NamedTuple):
 
     open_folder(): creates the run folder, or checks that an existing one holds this configuration.
     check_folder(): whether there is one, of this configuration; changes nothing.
-    list_units(shard): the units of a shard. Which networks a shard has does not depend on the machine.
-    find_missing(shard, repair): those, or the rest of them, that are not stored intact; damaged files are moved aside
-      where `repair`.
-    make_program(program, chunk_size): a chunk size of 0 is that of the config; where that leaves it open, programs may
-      be compiled to find what fits.
+    list_units(shard): the units of a shard. Which networks a shard has does not depend on the
+      machine.
+    find_missing(shard, repair): those, or the rest of them, that are not stored intact; damaged
+      files are moved aside where `repair`.
+    make_program(program, chunk_size): a chunk size of 0 is that of the config; where that leaves it
+      open, programs may be compiled to find what fits.
     measure(program): what it costs.
-    collect(num_missing): writes and prints the results of what is stored; how many networks are not.
-    folders: where its units are stored, in `units`, each of which says what computed it (see `store.describe_origin`).
+    collect(num_missing): writes and prints the results of what is stored; how many networks are
+      not.
+    folders: where its units are stored, in `units`, each of which says what computed it (see
+      `store.describe_origin`).
     counts: what its numbers of networks are called.
     """
 

@@ -1,7 +1,8 @@
 """Poisoned CIFAR-10: does a network take up a carrier hidden along a NAD, and forget the images?
 
-Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network), `examples.npz`
-(some images, for the figure) and figures. Source: NAD, Section 5.1; see `interventions.poison`.
+Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network),
+`examples.npz` (some images, for the figure) and figures. Source: NAD, Section 5.1; see
+`interventions.poison`.
 """
 
 from functools import partial
@@ -48,30 +49,51 @@ def validate(config: ConfigDict) -> None:
 def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[ImageNetwork]:
     """Every network of a config, one seed after the other, the clean one first."""
     networks = []
-    nothing = (np.zeros((10, 3072), np.float32), np.zeros(10, np.float32))  # carriers that are zero change nothing
+    nothing = (
+        np.zeros((10, 3072), np.float32),
+        np.zeros(10, np.float32),
+    )  # carriers that are zero change nothing
     for architecture in config.architectures:
         network = partial(ImageNetwork, data="poisoned")
         poisoned = []
         for index in config.nad_indices:
             try:
-                carriers, signs = published_carriers(nads[architecture], index, image_networks.IMAGE_SHAPE)
+                carriers, signs = published_carriers(
+                    nads[architecture], index, image_networks.IMAGE_SHAPE
+                )
             except InputError as error:
                 raise InputError(str(error).replace("index:", "nad_indices:", 1)) from error
             key = units.digest(carriers, signs)
-            poisoned += [(index, float(epsilon), carriers, signs, key) for epsilon in config.epsilons]
+            poisoned += [
+                (index, float(epsilon), carriers, signs, key) for epsilon in config.epsilons
+            ]
         for seed in config.seeds:
             if config.clean:
-                coordinates = {"architecture": architecture, "nad_index": "", "epsilon": "", "seed": seed}
+                coordinates = {
+                    "architecture": architecture,
+                    "nad_index": "",
+                    "epsilon": "",
+                    "seed": seed,
+                }
                 networks.append(network(coordinates, nothing, key="clean"))
             for index, epsilon, carriers, signs, key in poisoned:
-                coordinates = {"architecture": architecture, "nad_index": index, "epsilon": epsilon, "seed": seed}
+                coordinates = {
+                    "architecture": architecture,
+                    "nad_index": index,
+                    "epsilon": epsilon,
+                    "seed": seed,
+                }
                 arrays = (carriers, np.float32(epsilon) * signs)
                 networks.append(network(coordinates, arrays, key=key))
     return networks
 
 
-def _write_examples(config: ConfigDict, workdir: Path, data: ImageData, nads: dict[str, np.ndarray]) -> None:
-    """Four images, of different classes, as they are and poisoned along up to four of the NADs, and these NADs."""
+def _write_examples(
+    config: ConfigDict, workdir: Path, data: ImageData, nads: dict[str, np.ndarray]
+) -> None:
+    """Four images, of different classes, as they are and poisoned along up to four of the NADs, and
+    these NADs.
+    """
     architecture, epsilon = config.architectures[0], config.epsilons[0]
     chosen = np.unique(data.train_labels, return_index=True)[1][:4]
     images, labels = data.train_images[chosen] / np.float32(255), data.train_labels[chosen]
@@ -87,10 +109,14 @@ def _write_examples(config: ConfigDict, workdir: Path, data: ImageData, nads: di
 
 
 def _curves(rows: list[results.Row]) -> dict[str, dict[int, list[float]]]:
-    """Test accuracies by NAD index, for each architecture and, where there are several, each amplitude."""
+    """Test accuracies by NAD index, for each architecture and, where there are several, each
+    amplitude.
+    """
     several = len({row["epsilon"] for row in rows if row["nad_index"] != ""}) > 1
     curves: dict[str, dict[int, list[float]]] = {}
-    for row in sorted((row for row in rows if row["nad_index"] != ""), key=lambda row: row["nad_index"]):
+    for row in sorted(
+        (row for row in rows if row["nad_index"] != ""), key=lambda row: row["nad_index"]
+    ):
         label = row["architecture"] + (f", ε = {row['epsilon']:g}" if several else "")
         curves.setdefault(label, {}).setdefault(row["nad_index"], []).append(row["test_accuracy"])
     return curves
@@ -114,7 +140,10 @@ def _report(rows: list[results.Row]) -> None:
             print(f"  {index:5}  {image_networks.format_accuracy(accuracies)}")
     lowest = min(rows, key=lambda row: row["train_accuracy"])
     place = "clean" if lowest["nad_index"] == "" else f"NAD index {lowest['nad_index']}"
-    print(f"lowest training accuracy: {lowest['train_accuracy']:.1%} ({lowest['architecture']}, {place})")
+    print(
+        f"lowest training accuracy: {lowest['train_accuracy']:.1%} ({lowest['architecture']}, "
+        f"{place})"
+    )
     image_networks.report_diverged(rows)
 
 
@@ -130,7 +159,15 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         _report(rows)
 
     return image_networks.make_plan(
-        config, workdir, data, networks, OWN_FIELDS, COLUMNS, lambda architecture, name: data, report, poison
+        config,
+        workdir,
+        data,
+        networks,
+        OWN_FIELDS,
+        COLUMNS,
+        lambda architecture, name: data,
+        report,
+        poison,
     )
 
 
@@ -147,10 +184,17 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     for label, curve in _curves(rows).items():
         means, errors = zip(*map(results.mean_and_error, curve.values()), strict=True)
         curves[label] = (np.array(list(curve)), np.array(means), np.array(errors))
-    clean = {label: results.mean_and_error(accuracies) for label, accuracies in _clean(rows).items()}
-    examples = store.read_npz(workdir / "examples.npz", ("original", "poisoned", "indices", "carriers"))
+    clean = {
+        label: results.mean_and_error(accuracies) for label, accuracies in _clean(rows).items()
+    }
+    examples = store.read_npz(
+        workdir / "examples.npz", ("original", "poisoned", "indices", "carriers")
+    )
     labels = [f"NAD {index}" for index in examples["indices"]]
-    shown = {"original": examples["original"], **dict(zip(labels, examples["poisoned"].clip(0, 1), strict=True))}
+    shown = {
+        "original": examples["original"],
+        **dict(zip(labels, examples["poisoned"].clip(0, 1), strict=True)),
+    }
     carriers = dict(zip(labels, examples["carriers"], strict=True))
     title = f"CIFAR-10 poisoned along one NAD, {results.count_seeds(rows)}{missing}"
     poisoned = f"Poisoned along one NAD of {config.architectures[0]}, ε = {config.epsilons[0]:g} (clipped to [0, 1])"

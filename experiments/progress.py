@@ -1,4 +1,6 @@
-"""What a running process tells: one line on a terminal, and a JSON line for every event in the run folder."""
+"""What a running process tells: one line on a terminal, and a JSON line for every event in the run
+folder.
+"""
 
 import json
 import sys
@@ -14,7 +16,10 @@ _compile_seconds = 0.0
 
 def _count_compilation(event: str, seconds: float, **_: Any) -> None:
     global _compile_seconds
-    if event in ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"):
+    if event in (
+        "/jax/core/compile/jaxpr_to_mlir_module_duration",
+        "/jax/core/compile/backend_compile_duration",
+    ):
         _compile_seconds += seconds
 
 
@@ -22,16 +27,19 @@ jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
 def compile_seconds() -> float:
-    """The time this process has spent on compilation, or on reading compiled programs from the disk."""
+    """The time this process has spent on compilation, or on reading compiled programs from the
+    disk.
+    """
     return _compile_seconds
 
 
 class Progress:
-    """Counts networks, or what a plan calls them. The line is rewritten in place on a terminal by the first process;
-    others say the end only.
+    """Counts networks, or what a plan calls them. The line is rewritten in place on a terminal by
+    the first process; others say the end only.
 
     Args:
-      log: the file that JSON lines are appended to; each has `event` and `time` (seconds since 1970).
+      log: the file that JSON lines are appended to; each has `event` and `time` (seconds since
+        1970).
       total, done: the networks of this process, and those that were there before.
       speaks: whether this process shows the line while it runs.
       counts: what is counted.
@@ -45,14 +53,18 @@ class Progress:
         self._diverged, self._counts = 0, counts
 
     def event(self, name: str, **fields: Any) -> None:
-        """Appends a JSON line; a log that cannot be written is said once and does not stop the work."""
+        """Appends a JSON line; a log that cannot be written is said once and does not stop the
+        work.
+        """
         line = json.dumps({"event": name, "time": round(time.time(), 3), **fields})
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            logging.log_first_n(logging.WARNING, "%s: %s; no events are written", 1, self._log, error.strerror)
+            logging.log_first_n(
+                logging.WARNING, "%s: %s; no events are written", 1, self._log, error.strerror
+            )
 
     def unit(self, networks: int, diverged: int) -> None:
         """A unit of so many networks is stored."""
@@ -74,7 +86,9 @@ class Progress:
             line += f", ETA {clock((self._total - done) / rate) if rate > 0 else '?'}"
         if self._counts == "networks":
             line += f", compilation {compiled:.0f} s, {self._diverged} diverged"
-        sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if last else "") if self._terminal else line + "\n")
+        sys.stderr.write(
+            f"\r\x1b[K{line}" + ("\n" if last else "") if self._terminal else line + "\n"
+        )
         sys.stderr.flush()
 
 

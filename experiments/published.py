@@ -1,8 +1,9 @@
-"""Comparison with the accuracies published with the paper's code, as tables of one row per direction.
+"""Comparison with the accuracies published with the paper's code, as tables of one row per
+direction.
 
-Accuracies are percent, in a column of each architecture. Maps have columns x and y: cell (x, y) is the real DFT vector
-of frequency (2(y − 8), 2(x − 8)); columns x = 1 … 7 are copies of 15 … 9. Curves have a column index; NADs 0 … 10, 14,
-18, … were measured, the others interpolated.
+Accuracies are percent, in a column of each architecture. Maps have columns x and y: cell (x, y) is
+the real DFT vector of frequency (2(y − 8), 2(x − 8)); columns x = 1 … 7 are copies of 15 … 9.
+Curves have a column index; NADs 0 … 10, 14, 18, … were measured, the others interpolated.
 """
 
 import csv
@@ -28,7 +29,8 @@ _PLACES = {("x", "y"): 15, ("index",): 1023}
 
 
 def read_table(path: str, architecture: str) -> list[dict[str, float]]:
-    """The measured rows of a published table, as numbers, accuracy in [0, 1], curves in the order of their indices.
+    """The measured rows of a published table, as numbers, accuracy in [0, 1], curves in the order
+    of their indices.
 
     Cells without an accuracy are rows that were not measured; other columns are not read.
 
@@ -50,26 +52,44 @@ def read_table(path: str, architecture: str) -> list[dict[str, float]]:
         row = dict(zip(names, cells, strict=True))
         if not row[column]:
             continue
-        place = tuple(int(_number(f"{where}: {name}", row[name], _PLACES[places], whole=True)) for name in places)
+        place = tuple(
+            int(_number(f"{where}: {name}", row[name], _PLACES[places], whole=True))
+            for name in places
+        )
         if place in found:
-            raise InputError(f"{where}: {', '.join(places)} = {', '.join(map(str, place))} is there twice")
+            raise InputError(
+                f"{where}: {', '.join(places)} = {', '.join(map(str, place))} is there twice"
+            )
         found[place] = _number(f"{where}: {column}", row[column], 100) / 100
     if places == ("index",):
-        found = {place: found[place] for place in sorted(found) if place[0] <= 10 or (place[0] - 10) % 4 == 0}
+        found = {
+            place: found[place]
+            for place in sorted(found)
+            if place[0] <= 10 or (place[0] - 10) % 4 == 0
+        }
     else:
-        found = {place: accuracy for place, accuracy in found.items() if place[0] == 0 or place[0] >= 8}
+        found = {
+            place: accuracy for place, accuracy in found.items() if place[0] == 0 or place[0] >= 8
+        }
     if not found:
         raise InputError(f"{path}: holds no measured accuracies of {architecture!r}")
     if max(found.values()) <= 0.01:
-        raise InputError(f"{path}: {column} must be in percent, the largest is {100 * max(found.values()):g}")
-    return [{**dict(zip(places, place, strict=True)), "accuracy": accuracy} for place, accuracy in found.items()]
+        raise InputError(
+            f"{path}: {column} must be in percent, the largest is {100 * max(found.values()):g}"
+        )
+    return [
+        {**dict(zip(places, place, strict=True)), "accuracy": accuracy}
+        for place, accuracy in found.items()
+    ]
 
 
 def _find_columns(path: str, names: list[str], architecture: str) -> tuple[str, tuple[str, ...]]:
     """The column with the accuracies of an architecture, and those that name a row."""
     places = next((places for places in _PLACES if {*places} <= {*names}), None)
     if places is None:
-        raise InputError(f"{path}: needs columns x, y or index, has {', '.join(names)[:200] or 'none'}")
+        raise InputError(
+            f"{path}: needs columns x, y or index, has {', '.join(names)[:200] or 'none'}"
+        )
     published = {short: name for name, short in COLUMNS.items()}
     owners = {name: published.get(name, name.removeprefix("accuracy_")) for name in names}
     owners = {name: owner for name, owner in owners.items() if owner != name}
@@ -94,19 +114,32 @@ def _number(where: str, text: str, highest: int, whole: bool = False) -> float:
     return value
 
 
-def compare(table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int], source: str) -> list[str]:
-    """What there is to say about the agreement of measured networks with a published table, line by line."""
+def compare(
+    table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int], source: str
+) -> list[str]:
+    """What there is to say about the agreement of measured networks with a published table, line by
+    line.
+    """
     first, sigma = rows[0], 3 if "x" in table[0] else 1
-    if (first["pooling"], first["sigma"], first["epsilon"]) != ("default", sigma, 1) or shape != (32, 32):
-        return [f"published at 32x32, σ = {sigma}, ε = 1, with the networks' own pooling: not compared"]
+    if (first["pooling"], first["sigma"], first["epsilon"]) != ("default", sigma, 1) or shape != (
+        32,
+        32,
+    ):
+        return [
+            f"published at 32x32, σ = {sigma}, ε = 1, with the networks' own pooling: not compared"
+        ]
     if source == "dft" and "x" in table[0] and first["phase"] == "cosine":
         return _compare_map(table, rows, shape)
     if source == "nads" and "index" in table[0]:
         return _compare_curve(table, rows)
-    return ["published are cosine Fourier vectors (columns x, y) or NADs (column index): not compared"]
+    return [
+        "published are cosine Fourier vectors (columns x, y) or NADs (column index): not compared"
+    ]
 
 
-def _compare_map(table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int]) -> list[str]:
+def _compare_map(
+    table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int]
+) -> list[str]:
     height, width = shape
     own = by_frequency(rows, "test_accuracy", shape)
     cells = [(2 * (row["y"] - 8), 2 * (row["x"] - 8), row["accuracy"]) for row in table]
@@ -122,7 +155,10 @@ def _compare_map(table: list[dict[str, float]], rows: list[Row], shape: tuple[in
         lines[0] += f", Pearson {np.corrcoef(ours, theirs)[0, 1]:.3f}"
         if learned.sum() > 2:
             correlation = float(rank_correlation(ours[learned], theirs[learned]))
-            lines[0] += f", Spearman {correlation:.3f} over the {learned.sum()} cells published at 55% or more"
+            lines[0] += (
+                f", Spearman {correlation:.3f} over the {learned.sum()} cells published at 55% or "
+                "more"
+            )
     lines.append("largest deviations (row, column frequency): ours, published")
     for place in np.argsort(-np.abs(ours - theirs))[:8]:
         row, column, _ = cells[place]
@@ -134,12 +170,19 @@ def _compare_curve(table: list[dict[str, float]], rows: list[Row]) -> list[str]:
     own: dict[int, list[float]] = {}
     for row in rows:
         own.setdefault(row["index"], []).append(row["test_accuracy"])
-    lines = ["NAD index: ours, published (from 50 on the mean of those measured within ±10 indices), points between"]
+    lines = [
+        "NAD index: ours, published (from 50 on the mean of those measured within ±10 indices), "
+        "points between"
+    ]
     for index, values in sorted(own.items()):
         reach = 10 if index >= 50 else 0
         near = [row["accuracy"] for row in table if abs(row["index"] - index) <= reach]
         if not near:  # between two measured indices
-            near = [np.interp(index, [row["index"] for row in table], [row["accuracy"] for row in table])]
+            near = [
+                np.interp(
+                    index, [row["index"] for row in table], [row["accuracy"] for row in table]
+                )
+            ]
         ours, theirs = np.mean(values), np.mean(near)
         lines.append(f"  {index:5}: {ours:.1%}, {theirs:.1%}, {(ours - theirs) * 100:+.1f}")
     return lines

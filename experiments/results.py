@@ -1,6 +1,8 @@
-"""The table of a run, `results.csv`: one row per network, as a dictionary of its coordinates and metrics.
+"""The table of a run, `results.csv`: one row per network, as a dictionary of its coordinates and
+metrics.
 
-Everything here is a function of such rows: writing and reading them, grouping them, averaging them over seeds.
+Everything here is a function of such rows: writing and reading them, grouping them, averaging them
+over seeds.
 """
 
 import csv
@@ -23,18 +25,27 @@ def format_table(rows: list[Row], columns: tuple[str, ...]) -> str:
     writer.writeheader()
     for row in rows:
         writer.writerow(
-            {name: f"{value:.7g}" if isinstance(value, float | np.floating) else value for name, value in row.items()}
+            {
+                name: f"{value:.7g}" if isinstance(value, float | np.floating) else value
+                for name, value in row.items()
+            }
         )
     return text.getvalue()
 
 
 def read_results(path: Path, columns: tuple[str, ...]) -> list[Row]:
-    """The rows of a `results.csv`: numbers where there are numbers, empty text where a column does not apply."""
+    """The rows of a `results.csv`: numbers where there are numbers, empty text where a column does
+    not apply.
+    """
     rows = []
     for row in csv.DictReader(io.StringIO(store.read_text(path))):
         if set(row) != set(columns) or None in row.values():
-            raise InputError(f"{path}: not a results.csv of this version: columns must be {', '.join(columns)}")
-        rows.append({name: value if name == "direction" else _number(value) for name, value in row.items()})
+            raise InputError(
+                f"{path}: not a results.csv of this version: columns must be {', '.join(columns)}"
+            )
+        rows.append(
+            {name: value if name == "direction" else _number(value) for name, value in row.items()}
+        )
     if not rows:
         raise InputError(f"{path}: holds no networks")
     return rows
@@ -58,7 +69,9 @@ def _coordinates(row: Row, names: list[str]) -> list[str]:
 
 
 def group_rows(rows: list[Row]) -> dict[str, list[Row]]:
-    """The rows of each curve or panel: equal in every coordinate but direction and seed, labelled by what varies."""
+    """The rows of each curve or panel: equal in every coordinate but direction and seed, labelled
+    by what varies.
+    """
     names = ("architecture", "pooling", "optimizer", "num_train", "sigma", "epsilon", "phase")
     varying = [name for name in names if len({row[name] for row in rows}) > 1]
     groups: dict[str, list[Row]] = {}
@@ -68,9 +81,15 @@ def group_rows(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def describe(rows: list[Row]) -> str:
-    """What all rows have in common, for a title: the architecture, σ, what is not as usual, and how many seeds."""
+    """What all rows have in common, for a title: the architecture, σ, what is not as usual, and how
+    many seeds.
+    """
     names = ("architecture", "pooling", "optimizer", "num_train", "sigma", "epsilon")
-    common = [name for name in names if len({row[name] for row in rows}) == 1 and rows[0][name] != _USUAL.get(name)]
+    common = [
+        name
+        for name in names
+        if len({row[name] for row in rows}) == 1 and rows[0][name] != _USUAL.get(name)
+    ]
     diverged = sum(row["diverged_at"] >= 0 for row in rows)
     parts = [*_coordinates(rows[0], common), count_seeds(rows)]
     return ", ".join(parts + [f"{diverged} of {len(rows)} networks diverged"] * (diverged > 0))
@@ -98,11 +117,17 @@ def by_direction(rows: list[Row]) -> dict[str, list[Row]]:
 
 def mean_accuracies(rows: list[Row]) -> np.ndarray:
     """The test accuracy of each direction, averaged over seeds, in the order of `by_direction`."""
-    return np.array([np.mean([row["test_accuracy"] for row in group]) for group in by_direction(rows).values()])
+    return np.array(
+        [np.mean([row["test_accuracy"] for row in group]) for group in by_direction(rows).values()]
+    )
 
 
-def by_frequency(rows: list[Row], metric: str, shape: tuple[int, int]) -> dict[tuple[int, int], float]:
-    """The mean of a metric of Fourier directions by their frequency modulo (H, W); ±f is one direction."""
+def by_frequency(
+    rows: list[Row], metric: str, shape: tuple[int, int]
+) -> dict[tuple[int, int], float]:
+    """The mean of a metric of Fourier directions by their frequency modulo (H, W); ±f is one
+    direction.
+    """
     height, width = shape
     values: dict[tuple[int, int], list[float]] = {}
     for row in rows:
@@ -113,22 +138,34 @@ def by_frequency(rows: list[Row], metric: str, shape: tuple[int, int]) -> dict[t
 
 
 def map_panels(
-    groups: dict[str, list[Row]], metric: str, frequencies: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]
+    groups: dict[str, list[Row]],
+    metric: str,
+    frequencies: tuple[np.ndarray, np.ndarray],
+    shape: tuple[int, int],
 ) -> dict[str, np.ndarray]:
-    """For each group the mean of a metric over seeds at (vertical, horizontal) frequencies; nan where there is none."""
+    """For each group the mean of a metric over seeds at (vertical, horizontal) frequencies; nan
+    where there is none.
+    """
     (rows, columns), (height, width) = frequencies, shape
     panels = {}
     for label, group in groups.items():
         values = by_frequency(group, metric, shape)
-        panels[label] = np.array([[values.get((r % height, c % width), np.nan) for c in columns] for r in rows])
+        panels[label] = np.array(
+            [[values.get((r % height, c % width), np.nan) for c in columns] for r in rows]
+        )
     return panels
 
 
 def curves(groups: dict[str, list[Row]]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each group: indices ascending, mean test accuracy over seeds, its standard error (nan for one seed)."""
+    """For each group: indices ascending, mean test accuracy over seeds, its standard error (nan for
+    one seed).
+    """
     found = {}
     for label, group in groups.items():
-        values = {seeds[0]["index"]: [row["test_accuracy"] for row in seeds] for seeds in by_direction(group).values()}
+        values = {
+            seeds[0]["index"]: [row["test_accuracy"] for row in seeds]
+            for seeds in by_direction(group).values()
+        }
         indices = np.array(sorted(values))
         means, errors = zip(*(mean_and_error(values[i]) for i in indices), strict=True)
         found[label] = (indices, np.array(means), np.array(errors))

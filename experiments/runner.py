@@ -1,4 +1,6 @@
-"""Carries out a plan: computes the missing units of one shard, collects the results, or says what there is to do."""
+"""Carries out a plan: computes the missing units of one shard, collects the results, or says what
+there is to do.
+"""
 
 import glob
 import itertools
@@ -30,12 +32,17 @@ class RunAgain(Exception):
     """The same command will do what this one could not."""
 
 
-def run(plan: Plan, workdir: Path, shard: Shard = ALONE, allow_other_versions: bool = False) -> bool:
-    """Computes what is missing of a shard, and collects if then nothing of the plan is missing: whether that is so.
+def run(
+    plan: Plan, workdir: Path, shard: Shard = ALONE, allow_other_versions: bool = False
+) -> bool:
+    """Computes what is missing of a shard, and collects if then nothing of the plan is missing:
+    whether that is so.
 
     Raises:
-      InputError: where it would add to units of other versions, or of another kind of device, and must not.
-      RunAgain: where units were damaged after they had been written, or need those that other shards compute.
+      InputError: where it would add to units of other versions, or of another kind of device, and
+        must not.
+      RunAgain: where units were damaged after they had been written, or need those that other
+        shards compute.
     """
     plan.open_folder()
     _compute(plan, workdir, shard, allow_other_versions)
@@ -44,7 +51,10 @@ def run(plan: Plan, workdir: Path, shard: Shard = ALONE, allow_other_versions: b
     missing = plan.find_missing(ALONE, True)
     if missing:
         if plan.find_missing(shard, True):
-            raise RunAgain(f"{workdir}: units were damaged after they had been written; run the same command again")
+            raise RunAgain(
+                f"{workdir}: units were damaged after they had been written; run the same command "
+                "again"
+            )
         print(f"shard {shard.name} is done; other shards have {_count(plan, missing)} to go")
         return False
     plan.collect(0)
@@ -77,7 +87,11 @@ def _check_versions(plan: Plan, checked: set[str]) -> None:
     What is in `checked` is not read again.
     """
     # Names, not paths: there may be thousands, and this is asked before every unit.
-    names = {name for folder in plan.folders for name in glob.iglob(f"{glob.escape(str(folder))}/units/*")}
+    names = {
+        name
+        for folder in plan.folders
+        for name in glob.iglob(f"{glob.escape(str(folder))}/units/*")
+    }
     for name in sorted(names - checked):
         path = Path(name)
         if path.suffix not in (".npz", ".json"):
@@ -88,7 +102,11 @@ def _check_versions(plan: Plan, checked: set[str]) -> None:
         checked.add(name)
         if lines := store.compare_versions(origin):
             message = f"{path}: was computed with other versions or on another kind of device"
-            raise InputError("\n".join([f"{message}; --allow_other_versions adds to its folder nevertheless", *lines]))
+            raise InputError(
+                "\n".join(
+                    [f"{message}; --allow_other_versions adds to its folder nevertheless", *lines]
+                )
+            )
 
 
 def _compute(plan: Plan, workdir: Path, shard: Shard, allow_other_versions: bool) -> None:
@@ -100,11 +118,19 @@ def _compute(plan: Plan, workdir: Path, shard: Shard, allow_other_versions: bool
 
     total = _num_networks(plan.list_units(shard))
     log = workdir / "progress" / f"{shard.name}.jsonl"
-    progress = Progress(log, total, total - _num_networks(missing), speaks=shard.index == 0, counts=plan.counts)
+    progress = Progress(
+        log, total, total - _num_networks(missing), speaks=shard.index == 0, counts=plan.counts
+    )
     device = jax.local_devices()[0].device_kind
     counts = {"networks": total, "missing": _num_networks(missing)}
     progress.event(
-        "start", pid=os.getpid(), shard=shard.name, source=shard.source, **counts, device=device, jax=jax.__version__
+        "start",
+        pid=os.getpid(),
+        shard=shard.name,
+        source=shard.source,
+        **counts,
+        device=device,
+        jax=jax.__version__,
     )
     try:
         with interruption.resumable():
@@ -117,9 +143,16 @@ def _compute(plan: Plan, workdir: Path, shard: Shard, allow_other_versions: bool
 
 
 def _compute_group(
-    plan: Plan, key: Any, units: list[Unit], workdir: Path, progress: Progress, check_versions: Callable[[], None]
+    plan: Plan,
+    key: Any,
+    units: list[Unit],
+    workdir: Path,
+    progress: Progress,
+    check_versions: Callable[[], None],
 ) -> None:
-    """Computes and stores the units of one program, in smaller chunks from where the device is out of memory."""
+    """Computes and stores the units of one program, in smaller chunks from where the device is out
+    of memory.
+    """
 
     def report(networks_done: float) -> None:
         progress.show(networks_done)
@@ -141,23 +174,33 @@ def _compute_group(
                 if not any(sign in str(error) for sign in OUT_OF_MEMORY):
                     raise
                 smallest = program.smallest_chunk
-                program = None  # frees what it holds on the device before the smaller one takes its place
+                program = (
+                    None  # frees what it holds on the device before the smaller one takes its place
+                )
             if diverged is None:
                 progress.event("out of memory", unit=unit.name, chunk_size=chunk_size)
                 chunk_size = _halved(key, chunk_size, smallest)
         snapshots.clear()
-        fields = {"unit": unit.name, "networks": unit.num_networks, "diverged": diverged, "chunk_size": chunk_size}
+        fields = {
+            "unit": unit.name,
+            "networks": unit.num_networks,
+            "diverged": diverged,
+            "chunk_size": chunk_size,
+        }
         progress.event("unit", **fields, compile_seconds=round(compile_seconds() - compiled, 3))
         progress.unit(unit.num_networks, diverged)
         interruption.check()
 
 
 def _halved(key: Any, chunk_size: int, smallest: int) -> int:
-    """Half the chunk size, as a multiple of the smallest one; raises `InputError` where there is none."""
+    """Half the chunk size, as a multiple of the smallest one; raises `InputError` where there is
+    none.
+    """
     smaller = chunk_size // 2 // smallest * smallest
     if smaller == 0:
         raise InputError(
-            f"{_name(key)}: the device has not enough memory for {chunk_size} networks at once, and there is no "
+            f"{_name(key)}: the device has not enough memory for {chunk_size} networks at once, "
+            "and there is no "
             "smaller chunk"
         )
     logging.warning("out of memory with %d networks at once: %d from now on", chunk_size, smaller)
@@ -187,11 +230,16 @@ def _describe_missing(plan: Plan, missing: list[Unit]) -> list[str]:
 
 
 def describe(plan: Plan, shard: Shard = ALONE) -> None:
-    """Prints what there is to do and an estimate of what it takes; computes one batch of each program to measure it."""
+    """Prints what there is to do and an estimate of what it takes; computes one batch of each
+    program to measure it.
+    """
     plan.check_folder()
     everything, missing = plan.list_units(ALONE), plan.find_missing(ALONE, False)
     stored = _num_networks(everything) - _num_networks(missing)
-    print(f"plan: {_count(plan, everything)}; stored {stored} {plan.counts}, missing {_count(plan, missing)}")
+    print(
+        f"plan: {_count(plan, everything)}; stored {stored} {plan.counts}, missing "
+        f"{_count(plan, missing)}"
+    )
     mine = plan.find_missing(shard, False) if shard.count > 1 else missing
     print(f"shards: {shard.count}; shard {shard.name} misses {_count(plan, mine)}")
     seconds = 0.0

@@ -23,7 +23,8 @@ class Shard(NamedTuple):
 
 
 def find_shard(flag: str, environment: Mapping[str, str]) -> Shard:
-    """The shard of this process: the flag "i/n"; with "auto" a Slurm array's or an indexed Kubernetes job's; else all.
+    """The shard of this process: the flag "i/n"; with "auto" a Slurm array's or an indexed
+    Kubernetes job's; else all.
 
     Without the flag the environment is not read: tasks of an array may well be runs of their own.
 
@@ -42,39 +43,52 @@ def find_shard(flag: str, environment: Mapping[str, str]) -> Shard:
 
 def _scheduled_shard(environment: Mapping[str, str]) -> Shard:
     if "SLURM_ARRAY_TASK_ID" in environment:
-        names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP", "SLURM_ARRAY_TASK_COUNT")
+        names = (
+            "SLURM_ARRAY_TASK_ID",
+            "SLURM_ARRAY_TASK_MIN",
+            "SLURM_ARRAY_TASK_STEP",
+            "SLURM_ARRAY_TASK_COUNT",
+        )
         task, first, step, count = (_integer(environment, name) for name in names)
         if step < 1 or (task - first) % step or not 0 <= (task - first) // step < count:
             raise InputError(
-                f"SLURM_ARRAY_TASK_ID: {task} is no member of {count} tasks from {first} in steps of {step}; "
+                f"SLURM_ARRAY_TASK_ID: {task} is no member of {count} tasks from {first} in steps "
+                f"of {step}; "
                 "submit a regular range, or give --shard=i/n"
             )
         return Shard((task - first) // step, count, "Slurm array")
     if "JOB_COMPLETION_INDEX" in environment:
         if "NAD_NUM_SHARDS" not in environment:
             raise InputError(
-                "NAD_NUM_SHARDS: this is a Kubernetes indexed job (JOB_COMPLETION_INDEX is set), so it must be the "
+                "NAD_NUM_SHARDS: this is a Kubernetes indexed job (JOB_COMPLETION_INDEX is set), "
+                "so it must be the "
                 "number of completions; or give --shard=i/n"
             )
-        index, count = (_integer(environment, name) for name in ("JOB_COMPLETION_INDEX", "NAD_NUM_SHARDS"))
+        index, count = (
+            _integer(environment, name) for name in ("JOB_COMPLETION_INDEX", "NAD_NUM_SHARDS")
+        )
         return _checked("JOB_COMPLETION_INDEX", index, count, "Kubernetes index")
     raise InputError(
-        "shard: auto finds neither a Slurm array (SLURM_ARRAY_TASK_ID) nor a Kubernetes indexed job "
+        "shard: auto finds neither a Slurm array (SLURM_ARRAY_TASK_ID) nor a Kubernetes indexed "
+        "job "
         "(JOB_COMPLETION_INDEX) around it; give --shard=i/n, or leave it out to compute everything"
     )
 
 
 def join_cluster(flag: str) -> Shard:
-    """The shard of this process among those of the cluster that `jax.distributed` finds (TPU pod, Slurm, GKE, MPI).
+    """The shard of this process among those of the cluster that `jax.distributed` finds (TPU pod,
+    Slurm, GKE, MPI).
 
-    Where it finds none, JAX_COORDINATOR_ADDRESS=host:port and the flag "i/n" name the first process and this one.
-    All have to come, within the five minutes that JAX waits. They know each other just long enough to be counted:
-    afterwards none depends on another, so that one that is killed, or is done earlier, does not end the rest.
+    Where it finds none, JAX_COORDINATOR_ADDRESS=host:port and the flag "i/n" name the first process
+    and this one. All have to come, within the five minutes that JAX waits. They know each other
+    just long enough to be counted: afterwards none depends on another, so that one that is killed,
+    or is done earlier, does not end the rest.
     """
     arguments = {}
     if flag == "auto":
         raise InputError(
-            "shard: auto does not go with --distributed, which finds the shard itself; leave one of them out"
+            "shard: auto does not go with --distributed, which finds the shard itself; leave one "
+            "of them out"
         )
     if flag:
         shard = find_shard(flag, {})
@@ -86,8 +100,10 @@ def join_cluster(flag: str) -> Shard:
         jax.distributed.shutdown()
     except Exception as error:  # an address without a port, say, is an IndexError
         raise InputError(
-            f"distributed: JAX finds no cluster, or not all of it ({first_line(error)}); where it detects none, set "
-            "JAX_COORDINATOR_ADDRESS=host:port of the first process and --shard=i/n, or leave out --distributed"
+            f"distributed: JAX finds no cluster, or not all of it ({first_line(error)}); where it "
+            "detects none, set "
+            "JAX_COORDINATOR_ADDRESS=host:port of the first process and --shard=i/n, or leave out "
+            "--distributed"
         ) from error
     return shard
 

@@ -1,9 +1,10 @@
 """Timing programs that live in processes of their own, in rounds that alternate between them.
 
-A process is started with specifications of programs, builds them, says what there is to know of each, and then runs
-the one whose number it is sent and answers with the seconds it took. So programs of different libraries are timed
-within one run, none computes while another does, and the peak memory of each is its own. Needs the standard library
-alone, as the baseline may run in an environment that has nothing else of this project.
+A process is started with specifications of programs, builds them, says what there is to know of
+each, and then runs the one whose number it is sent and answers with the seconds it took. So
+programs of different libraries are timed within one run, none computes while another does, and the
+peak memory of each is its own. Needs the standard library alone, as the baseline may run in an
+environment that has nothing else of this project.
 """
 
 import contextlib
@@ -24,9 +25,11 @@ ROOT = Path(__file__).parent.parent
 
 
 class Timed(NamedTuple):
-    """A program that can be timed: `call()` does `work` units of work and returns when they are done.
+    """A program that can be timed: `call()` does `work` units of work and returns when they are
+    done.
 
-    facts: what else is to be known of it, as JSON values. peak_bytes(): memory that it has needed at most.
+    facts: what else is to be known of it, as JSON values. peak_bytes(): memory that it has needed
+      at most.
     """
 
     call: Callable[[], Any]
@@ -36,7 +39,9 @@ class Timed(NamedTuple):
 
 
 class FailedError(Exception):
-    """A timed process ended before it answered; the message has its exit code and the last line written."""
+    """A timed process ended before it answered; the message has its exit code and the last line
+    written.
+    """
 
 
 def peak_host_bytes() -> int:
@@ -45,11 +50,15 @@ def peak_host_bytes() -> int:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     except (OSError, IndexError):  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
 
 
 def serve(make: Callable[[dict[str, Any]], Timed]) -> None:
-    """The timed process: builds the programs specified on the command line, then answers until its input ends."""
+    """The timed process: builds the programs specified on the command line, then answers until its
+    input ends.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     threading.Thread(target=_end_with, args=(int(sys.argv[2]),), daemon=True).start()
@@ -60,14 +69,20 @@ def serve(make: Callable[[dict[str, Any]], Timed]) -> None:
 
     specifications = json.loads(sys.argv[1])
     programs = [make(specification) for specification in specifications]
-    repeats = [_repeats(program, spec["seconds"]) for program, spec in zip(programs, specifications, strict=True)]
+    repeats = [
+        _repeats(program, spec["seconds"])
+        for program, spec in zip(programs, specifications, strict=True)
+    ]
     say(facts=[program.facts for program in programs])
     for line in sys.stdin:
         program, times = programs[int(line)], repeats[int(line)]
         begun = time.perf_counter()
         for _ in range(times):
             program.call()
-        say(seconds=(time.perf_counter() - begun) / (times * program.work), peak_bytes=program.peak_bytes())
+        say(
+            seconds=(time.perf_counter() - begun) / (times * program.work),
+            peak_bytes=program.peak_bytes(),
+        )
 
 
 def _end_with(parent: int) -> None:
@@ -89,18 +104,25 @@ def _repeats(program: Timed, seconds: float) -> int:
 
 
 class Stopwatch:
-    """One or several equal processes that run the programs of `module` as specified; to be closed after use.
+    """One or several equal processes that run the programs of `module` as specified; to be closed
+    after use.
 
     Args:
       module: a module of this project that calls `serve`, e.g. "experiments.jax_programs".
-      specifications: of its programs, JSON objects with `seconds`, about how long one timing should take.
+      specifications: of its programs, JSON objects with `seconds`, about how long one timing should
+        take.
       python: the interpreter.
       processes: how many run the same at once.
       environment: variables set beside those of this process.
     """
 
     def __init__(
-        self, module: str, specifications: list[dict], python: str, processes: int = 1, environment: Any = ()
+        self,
+        module: str,
+        specifications: list[dict],
+        python: str,
+        processes: int = 1,
+        environment: Any = (),
     ) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed by close
         command = [python, "-m", module, json.dumps(specifications), str(os.getpid())]
@@ -125,7 +147,9 @@ class Stopwatch:
             raise
 
     def run(self, program: int = 0) -> float:
-        """Seconds per unit of work of a program: where several processes share the work, of all together."""
+        """Seconds per unit of work of a program: where several processes share the work, of all
+        together.
+        """
         for process in self._processes:
             with contextlib.suppress(BrokenPipeError):  # the answer says why
                 process.stdin.write(f"{program}\n")

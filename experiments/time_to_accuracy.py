@@ -1,18 +1,22 @@
-"""How many networks, and how many seconds, until leading subspaces agree with a converged reference?
+"""How many networks, and how many seconds, until leading subspaces agree with a converged
+reference?
 
-For each derivative there is a reference, an ensemble of another seed, marginalized and symmetrized. It is compared,
-for each seed, with three ensembles that grow: with one read-out sampled per network, with `num_readouts`, and
-marginalized; the last one as it is and symmetrized. Every network has a point of its own: at a shared one the second
-moment of exact gradients depends on the point, so that ensembles of two seeds do not come to agree.
+For each derivative there is a reference, an ensemble of another seed, marginalized and symmetrized.
+It is compared, for each seed, with three ensembles that grow: with one read-out sampled per
+network, with `num_readouts`, and marginalized; the last one as it is and symmetrized. Every network
+has a point of its own: at a shared one the second moment of exact gradients depends on the point,
+so that ensembles of two seeds do not come to agree.
 
-Seconds are those of adding networks, initialization included; compilation and eigendecompositions are left out. They
-are wall-clock time: other programs, and shards on the same machine, are in it. Each look has about half as many
-networks again as the one before. An ensemble ends before the first look that is not expected within `max_seconds`;
---dry_run and progress nevertheless count it as `max_networks`.
+Seconds are those of adding networks, initialization included; compilation and eigendecompositions
+are left out. They are wall-clock time: other programs, and shards on the same machine, are in it.
+Each look has about half as many networks again as the one before. An ensemble ends before the first
+look that is not expected within `max_seconds`; --dry_run and progress nevertheless count it as
+`max_networks`.
 
-Writes into the run folder: `units/*.npz` (the leading directions at each look of an ensemble, some 20 MB for LeNet),
-`results.csv` (one row per look; rows of variant `reference` hold the overlap of its own halves; an overlap of more
-directions than have been sampled is nan) and `time_to_accuracy.png`.
+Writes into the run folder: `units/*.npz` (the leading directions at each look of an ensemble, some
+20 MB for LeNet), `results.csv` (one row per look; rows of variant `reference` hold the overlap of
+its own halves; an overlap of more directions than have been sampled is nan) and
+`time_to_accuracy.png`.
 """
 
 import dataclasses
@@ -49,7 +53,8 @@ from nad_jax.symmetries import eigh_symmetric, representations
 MODEL_FIELDS = ("architecture", "image_shape", "pooling", "initialization", "convolution")
 # Fields that determine what a unit holds: a folder holds one set of them.
 IDENTITY_FIELDS = (
-    *MODEL_FIELDS, "step", "point_scale", "num_readouts", "sizes", "first_networks", "max_networks", "max_seconds",
+    *MODEL_FIELDS, "step", "point_scale", "num_readouts", "sizes", "first_networks",
+    "max_networks", "max_seconds",
     "reference_networks", "block_size", "mapping",
 )  # fmt: skip
 FREE_FIELDS = ("derivatives", "seeds", "reference_seed", "target_overlap")
@@ -96,7 +101,9 @@ def validate(config: ConfigDict) -> None:
     def check_reference_seed() -> None:
         check_integer("reference_seed", config.reference_seed, 0, 2**32 - 1)
         if config.reference_seed in config.seeds:
-            raise InputError(f"reference_seed: must not be among the seeds, got {config.reference_seed!r}")
+            raise InputError(
+                f"reference_seed: must not be among the seeds, got {config.reference_seed!r}"
+            )
 
     def check_symmetries() -> None:
         model = _create_model(config)
@@ -106,14 +113,20 @@ def validate(config: ConfigDict) -> None:
                 check_symmetrized(dataclasses.replace(chosen, symmetrized=True), model)
             except InputError as error:
                 raise InputError(
-                    f"point_scale: must be at least 1e-6 with derivative {derivative!r}: the reference is symmetrized, "
+                    f"point_scale: must be at least 1e-6 with derivative {derivative!r}: the "
+                    "reference is symmetrized, "
                     f"and gradients of this network jump at the origin, got {config.point_scale!r}"
                 ) from error
 
-    problems = _create_estimator(config, DERIVATIVES[0], "marginalized").problems() + errors.problems(
+    problems = _create_estimator(
+        config, DERIVATIVES[0], "marginalized"
+    ).problems() + errors.problems(
         lambda: _create_model(config),
         check_sizes,
-        *(partial(check_choice, "derivatives", derivative, DERIVATIVES) for derivative in config.derivatives),
+        *(
+            partial(check_choice, "derivatives", derivative, DERIVATIVES)
+            for derivative in config.derivatives
+        ),
         *(partial(check_integer, "seeds", seed, 0, 2**32 - 1) for seed in config.seeds),
         lambda: check_integer("num_readouts", config.num_readouts, 2),
         lambda: check_integer("first_networks", config.first_networks, 2),
@@ -150,19 +163,29 @@ def _make_ensembles(config: ConfigDict) -> list[Ensemble]:
     """The reference of each derivative, and after it what is compared with it."""
     symmetrized = ("marginalized_symmetrized",) if _create_model(config).symmetries else ()
     several = f"sampled_{config.num_readouts}"
-    readouts = {"sampled": ("sampled",), several: (several,), "marginalized": ("marginalized", *symmetrized)}
+    readouts = {
+        "sampled": ("sampled",),
+        several: (several,),
+        "marginalized": ("marginalized", *symmetrized),
+    }
     ensembles = []
     for derivative in config.derivatives:
         ends = (config.reference_networks, math.inf)
-        ensembles.append(Ensemble(derivative, "reference", config.reference_seed, ("reference",), *ends))
+        ensembles.append(
+            Ensemble(derivative, "reference", config.reference_seed, ("reference",), *ends)
+        )
         for readout, variants in readouts.items():
             ends = (config.max_networks, config.max_seconds)
-            ensembles += [Ensemble(derivative, readout, seed, variants, *ends) for seed in config.seeds]
+            ensembles += [
+                Ensemble(derivative, readout, seed, variants, *ends) for seed in config.seeds
+            ]
     return ensembles
 
 
 def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:
-    """After how many networks to look: whole chunks, each time half as many again, and in the end all."""
+    """After how many networks to look: whole chunks, each time half as many again, and in the end
+    all.
+    """
     looks, chunks = [], 1
     while chunks * chunk_size < num_networks:
         looks.append(chunks * chunk_size)
@@ -171,16 +194,30 @@ def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:
 
 
 def _shapes(config: ConfigDict, ensemble: Ensemble) -> dict[str, tuple[int, ...]]:
-    """What a unit holds of every look: the leading directions [K, D] of each variant, of a reference its split half."""
+    """What a unit holds of every look: the leading directions [K, D] of each variant, of a
+    reference its split half.
+    """
     shape = max(config.sizes), int(np.prod(config.image_shape))
-    shapes: dict[str, tuple[int, ...]] = {"networks": (), "seconds": (), **dict.fromkeys(ensemble.variants, shape)}
-    return {**shapes, "split_half_overlap": (len(config.sizes),)} if ensemble.readout == "reference" else shapes
+    shapes: dict[str, tuple[int, ...]] = {
+        "networks": (),
+        "seconds": (),
+        **dict.fromkeys(ensemble.variants, shape),
+    }
+    return (
+        {**shapes, "split_half_overlap": (len(config.sizes),)}
+        if ensemble.readout == "reference"
+        else shapes
+    )
 
 
-def _read_off(config: ConfigDict, ensemble: Ensemble, halves: Halves, symmetries: tuple[str, ...]) -> dict[str, Any]:
+def _read_off(
+    config: ConfigDict, ensemble: Ensemble, halves: Halves, symmetries: tuple[str, ...]
+) -> dict[str, Any]:
     """The arrays of `_shapes` that an accumulated state gives."""
     largest = max(config.sizes)
-    plain, symmetrized = (representations(names, tuple(config.image_shape)) for names in ((), symmetries))
+    plain, symmetrized = (
+        representations(names, tuple(config.image_shape)) for names in ((), symmetries)
+    )
     if ensemble.readout == "reference":
         nads = finalize(halves, 0, {}, symmetrized, sizes=tuple(config.sizes))
         overlap = nads.split_half_overlap[np.searchsorted(nads.overlap_sizes, config.sizes)]
@@ -198,7 +235,10 @@ def _make_program(
     config: ConfigDict, workdir: Path, identity: dict[str, Any], ensemble: Ensemble, chunk_size: int
 ) -> Program:
     """What computes the ensembles that differ from `ensemble` in their seed at most."""
-    model, chosen = _create_model(config), _create_estimator(config, ensemble.derivative, ensemble.readout)
+    model, chosen = (
+        _create_model(config),
+        _create_estimator(config, ensemble.derivative, ensemble.readout),
+    )
     chosen, num_rows = resolve_estimator(model, chosen, config.first_networks)
     at_once = chosen.chunk_size * jax.local_device_count()
     looks, shapes = _plan_looks(ensemble.num_networks, at_once), _shapes(config, ensemble)
@@ -208,17 +248,29 @@ def _make_program(
 
     def check_kept(kept: dict[str, np.ndarray]) -> None:
         seen, networks = count_rows(kept, num_rows) / num_rows, kept["networks"]
-        if not len(networks) or seen != networks[-1] or any(len(kept[name]) != len(networks) for name in shapes):
+        if (
+            not len(networks)
+            or seen != networks[-1]
+            or any(len(kept[name]) != len(networks) for name in shapes)
+        ):
             raise DamagedError(f"it holds {seen:g} networks and looks at {networks.tolist()}")
 
     def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
-        key, halves = make_key(unit.members.seed), accumulation.init_halves(int(np.prod(model.image_shape)))
+        key, halves = (
+            make_key(unit.members.seed),
+            accumulation.init_halves(int(np.prod(model.image_shape))),
+        )
         jax.block_until_ready(accumulate(key, halves, 0, looks[0]))  # compiles
         curve: dict[str, list] = {name: [] for name in shapes}
         if (kept := snapshots.load(check_kept)) is not None:
-            halves, curve = accumulation.halves_from_arrays(kept), {name: list(kept[name]) for name in shapes}
+            halves, curve = (
+                accumulation.halves_from_arrays(kept),
+                {name: list(kept[name]) for name in shapes},
+            )
         for look in looks:
-            done, seconds = (curve[name][-1] if curve[name] else 0 for name in ("networks", "seconds"))
+            done, seconds = (
+                curve[name][-1] if curve[name] else 0 for name in ("networks", "seconds")
+            )
             if look <= done:  # looks of a snapshot are those of as many devices as there were then
                 continue
             if done and seconds * look / done > ensemble.max_seconds:
@@ -227,7 +279,11 @@ def _make_program(
             begun = time.perf_counter()
             halves = jax.block_until_ready(accumulate(key, halves, done, look, report))
             seconds += time.perf_counter() - begun
-            found = {"networks": look, "seconds": seconds, **_read_off(config, ensemble, halves, model.symmetries)}
+            found = {
+                "networks": look,
+                "seconds": seconds,
+                **_read_off(config, ensemble, halves, model.symmetries),
+            }
             for name, values in curve.items():
                 values.append(found[name])
             if snapshots.due():
@@ -236,11 +292,15 @@ def _make_program(
         store.write_npz(_unit_path(workdir, unit.name), {**_stack(curve), "config": origin})
         return int(halves.diverged)
 
-    return Program(compute, chosen.chunk_size, 2, json.loads(str(store.describe_origin(identity, **how))))
+    return Program(
+        compute, chosen.chunk_size, 2, json.loads(str(store.describe_origin(identity, **how)))
+    )
 
 
 def _measure(config: ConfigDict, ensemble: Ensemble) -> Cost:
-    """What a network costs; where an ensemble ends with its time, this divided by the networks it counts as."""
+    """What a network costs; where an ensemble ends with its time, this divided by the networks it
+    counts as.
+    """
     chosen = _create_estimator(config, ensemble.derivative, ensemble.readout)
     dimension = int(np.prod(config.image_shape))
     make_empty = partial(accumulation.init_halves, dimension)
@@ -263,35 +323,57 @@ def _read_unit(
     if store.check_origin(path, origin, identity).get("unit") != ensemble.name:
         raise DamagedError(f"{path}: is a unit of another ensemble")
     for name, array in arrays.items():
-        if array.shape != (arrays["networks"].size, *shapes[name]) or array.dtype.kind not in "iuf" or not array.size:
+        if (
+            array.shape != (arrays["networks"].size, *shapes[name])
+            or array.dtype.kind not in "iuf"
+            or not array.size
+        ):
             raise DamagedError(f"{path}: {name} has shape {array.shape} of {array.dtype}")
     networks, most = arrays["networks"], ensemble.num_networks
     # Its time is over where the longest possible next look would not have been within it.
-    early = networks[-1] < most and arrays["seconds"][-1] * most / networks[-1] <= ensemble.max_seconds
+    early = (
+        networks[-1] < most and arrays["seconds"][-1] * most / networks[-1] <= ensemble.max_seconds
+    )
     if early or networks[-1] > most or (np.diff(networks, prepend=0) <= 0).any():
-        raise DamagedError(f"{path}: looks at {networks.tolist()} networks, expected them to grow up to {most}")
+        raise DamagedError(
+            f"{path}: looks at {networks.tolist()} networks, expected them to grow up to {most}"
+        )
     return arrays
 
 
 def _make_rows(
     config: ConfigDict, ensemble: Ensemble, arrays: dict[str, np.ndarray], reference: np.ndarray
 ) -> list[results.Row]:
-    """The rows of the table that a unit gives, with the overlaps of its variants with a reference [K, D]."""
+    """The rows of the table that a unit gives, with the overlaps of its variants with a reference
+    [K, D].
+    """
     rows = []
     for variant in ensemble.variants:
-        overlaps = [subspace_overlap(directions, reference, tuple(config.sizes)) for directions in arrays[variant]]
+        overlaps = [
+            subspace_overlap(directions, reference, tuple(config.sizes))
+            for directions in arrays[variant]
+        ]
         overlaps = np.array(arrays.get("split_half_overlap", overlaps))
         if variant.startswith("sampled"):  # so many directions are all that have been seen
             seen = arrays["networks"] * (1 if variant == "sampled" else config.num_readouts)
             overlaps = np.where(np.array(config.sizes)[None] <= seen[:, None], overlaps, np.nan)
-        for networks, seconds, overlap in zip(arrays["networks"], arrays["seconds"], overlaps, strict=True):
+        for networks, seconds, overlap in zip(
+            arrays["networks"], arrays["seconds"], overlaps, strict=True
+        ):
             values = (ensemble.derivative, variant, ensemble.seed, networks, seconds, *overlap)
             rows.append(dict(zip(_columns(config), values, strict=True)))
     return rows
 
 
 def _columns(config: ConfigDict) -> tuple[str, ...]:
-    return "derivative", "variant", "seed", "networks", "seconds", *(f"overlap_{size}" for size in config.sizes)
+    return (
+        "derivative",
+        "variant",
+        "seed",
+        "networks",
+        "seconds",
+        *(f"overlap_{size}" for size in config.sizes),
+    )
 
 
 def _curves(rows: list[results.Row], derivative: str) -> dict[tuple[str, int], list[results.Row]]:
@@ -306,7 +388,10 @@ def _curves(rows: list[results.Row], derivative: str) -> dict[tuple[str, int], l
 def _report(config: ConfigDict, rows: list[results.Row]) -> None:
     """Prints the first look of each curve at which the target is reached; nothing is interpolated."""
     target = config.target_overlap
-    print(f"{config.architecture}: networks and seconds until leading subspaces overlap with the reference by {target}")
+    print(
+        f"{config.architecture}: networks and seconds until leading subspaces overlap with the "
+        f"reference by {target}"
+    )
     for derivative in dict.fromkeys(row["derivative"] for row in rows):
         curves = _curves(rows, derivative)
         last = curves.pop(("reference", config.reference_seed))[-1]
@@ -316,9 +401,16 @@ def _report(config: ConfigDict, rows: list[results.Row]) -> None:
             print(f"  {derivative}, size {size} (reference: {halves})")
             for (variant, seed), curve in curves.items():
                 reached = [row for row in curve if row[overlap] >= target]
-                row = reached[0] if reached else max(curve, key=lambda row: np.nan_to_num(row[overlap]))
+                row = (
+                    reached[0]
+                    if reached
+                    else max(curve, key=lambda row: np.nan_to_num(row[overlap]))
+                )
                 text = f"{row['networks']:6} networks {row['seconds']:8.2f} s   {row[overlap]:.3f}"
-                print(f"    {variant:24} seed {seed} {text}{'' if reached else ', the best: not reached'}")
+                print(
+                    f"    {variant:24} seed {seed} "
+                    f"{text}{'' if reached else ', the best: not reached'}"
+                )
 
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:
@@ -364,7 +456,9 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         lambda: store.check_run_folder(workdir, identity),
         list_units,
         find_missing,
-        lambda program, chunk_size: _make_program(config, workdir, identity, of_program[program], chunk_size),
+        lambda program, chunk_size: _make_program(
+            config, workdir, identity, of_program[program], chunk_size
+        ),
         lambda program: _measure(config, of_program[program]),
         collect,
         [workdir],
@@ -373,11 +467,15 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
 
 def _command(config: ConfigDict) -> dict[str, Any]:
     """The fields that say what is in the table of a run."""
-    return {name: config[name] for name in (*IDENTITY_FIELDS, *FREE_FIELDS) if name != "target_overlap"}
+    return {
+        name: config[name] for name in (*IDENTITY_FIELDS, *FREE_FIELDS) if name != "target_overlap"
+    }
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
-    """Computes what is missing, writes `results.csv` when all is there, and prints when the target was reached."""
+    """Computes what is missing, writes `results.csv` when all is there, and prints when the target
+    was reached.
+    """
     return runner.run(make_plan(config, workdir), workdir, shard)
 
 
@@ -399,5 +497,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
                 lines.setdefault(variant, []).append(tuple(np.transpose(points)))
     title = f"{config.architecture}: leading subspaces against a reference of {config.reference_networks} networks"
     path = workdir / "time_to_accuracy.png"
-    store.save_figure(path, plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title + missing))
+    store.save_figure(
+        path, plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title + missing)
+    )
     return [path]

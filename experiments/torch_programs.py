@@ -1,8 +1,10 @@
-"""The baseline of the benchmark: what nad_jax computes, as plain PyTorch does it, one network at a time.
+"""The baseline of the benchmark: what nad_jax computes, as plain PyTorch does it, one network at a
+time.
 
-The published protocol (NAD, reference code) without its slow parts: no data loader, no printing. Networks, their
-initialization and the training recipe are those of the paper; derivatives are with respect to one sampled read-out.
-Needs torch and nothing else of this project but `experiments.stopwatch`.
+The published protocol (NAD, reference code) without its slow parts: no data loader, no printing.
+Networks, their initialization and the training recipe are those of the paper; derivatives are with
+respect to one sampled read-out. Needs torch and nothing else of this project but
+`experiments.stopwatch`.
 """
 
 from collections.abc import Callable
@@ -40,7 +42,9 @@ def _vgg11(shape: tuple[int, int, int], logits: int) -> nn.Module:
             channels = width
         layers.append(nn.MaxPool2d(2))
     layers += [nn.Flatten(), nn.Linear(512 * _places(shape), 512), nn.ReLU(), nn.Dropout()]
-    return nn.Sequential(*layers, nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, logits))
+    return nn.Sequential(
+        *layers, nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, logits)
+    )
 
 
 class _Residual(nn.Module):
@@ -55,7 +59,9 @@ class _Residual(nn.Module):
         )
         self.shortcut = nn.Identity()
         if before != after:
-            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.branch(x) + self.shortcut(x))
@@ -68,7 +74,9 @@ def _resnet18(shape: tuple[int, int, int], logits: int) -> nn.Module:
         for block in range(2):
             layers.append(_Residual(width, 64 << stage, 2 if stage and not block else 1))
             width = 64 << stage
-    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512 * _places(shape), logits))
+    return nn.Sequential(
+        *layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512 * _places(shape), logits)
+    )
 
 
 class _DenseLayer(nn.Module):
@@ -98,10 +106,17 @@ def _densenet121(shape: tuple[int, int, int], logits: int) -> nn.Module:
         if block < 3:
             layers += [nn.Conv2d(width, width // 2, 1, bias=False), nn.AvgPool2d(2)]
             width //= 2
-    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(width * _places(shape), logits))
+    return nn.Sequential(
+        *layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(width * _places(shape), logits)
+    )
 
 
-ARCHITECTURES = {"lenet": _lenet, "vgg11": _vgg11, "resnet18": _resnet18, "densenet121": _densenet121}
+ARCHITECTURES = {
+    "lenet": _lenet,
+    "vgg11": _vgg11,
+    "resnet18": _resnet18,
+    "densenet121": _densenet121,
+}
 
 
 def make(spec: dict[str, Any]) -> Timed:
@@ -120,7 +135,9 @@ def make(spec: dict[str, Any]) -> Timed:
 
     def create() -> nn.Module:
         with torch.device(device):
-            return ARCHITECTURES[spec["architecture"]](spec["image_shape"], 2 if training else 1).train(training)
+            return ARCHITECTURES[spec["architecture"]](
+                spec["image_shape"], 2 if training else 1
+            ).train(training)
 
     image = torch.randn(1, channels, height, width, device=device)
     calls: dict[str, Callable[[], Any]] = {
@@ -139,7 +156,11 @@ def make(spec: dict[str, Any]) -> Timed:
 
     peak_bytes = torch.cuda.max_memory_allocated if spec["accelerator"] else peak_host_bytes
     device_name = torch.cuda.get_device_name() if spec["accelerator"] else "cpu"
-    facts = {"library": f"PyTorch {torch.__version__}", "device": device_name, "threads": torch.get_num_threads()}
+    facts = {
+        "library": f"PyTorch {torch.__version__}",
+        "device": device_name,
+        "threads": torch.get_num_threads(),
+    }
     return Timed(call, spec["num_steps"] if training else 1, facts, peak_bytes)
 
 
@@ -149,7 +170,9 @@ def _gradient(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _central_difference(network: nn.Module, image: torch.Tensor, step: float = 100.0) -> torch.Tensor:
+def _central_difference(
+    network: nn.Module, image: torch.Tensor, step: float = 100.0
+) -> torch.Tensor:
     pixels = step * torch.eye(image.numel(), device=image.device).view(-1, *image.shape[1:])
     return (network(image + pixels) - network(image - pixels))[:, 0] / (2 * step)
 
@@ -172,7 +195,9 @@ def _train(network: nn.Module, spec: dict[str, Any], device: torch.device) -> No
 _data: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
 
-def _samples(count: int, shape: tuple[int, int, int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _samples(
+    count: int, shape: tuple[int, int, int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples of D(v), drawn once: what is timed is training."""
     if count not in _data:
         labels = torch.arange(count, device=device) % 2

@@ -1,6 +1,8 @@
-"""What a run folder of trained networks holds: the networks in units, each under its name, and the last command.
+"""What a run folder of trained networks holds: the networks in units, each under its name, and the
+last command.
 
-A network's name is what determines it, so a folder is extended by any sweep axis and nothing is trained twice.
+A network's name is what determines it, so a folder is extended by any sweep axis and nothing is
+trained twice.
 """
 
 import hashlib
@@ -16,7 +18,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.estimate import Example, device_bytes, largest_chunk, measure_training, training_bytes
+from experiments.estimate import (
+    Example,
+    device_bytes,
+    largest_chunk,
+    measure_training,
+    training_bytes,
+)
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
 from nad_jax import store
@@ -40,7 +48,9 @@ def set_aside(path: Path, error: DamagedError) -> None:
 
 
 def read_intact(path: Path, read: Callable[[], Any], repair: bool) -> Any:
-    """What `read()` gives of a stored file; None where there is no intact one, damaged ones moved aside if `repair`."""
+    """What `read()` gives of a stored file; None where there is no intact one, damaged ones moved
+    aside if `repair`.
+    """
     try:
         return read()
     except DamagedError as error:
@@ -55,7 +65,9 @@ def read_intact(path: Path, read: Callable[[], Any], repair: bool) -> Any:
 def read_units(
     workdir: Path, metrics: tuple[str, ...], identity: dict[str, Any], repair: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """The metrics of every stored network by its name; damaged units are left out, and moved aside if `repair`."""
+    """The metrics of every stored network by its name; damaged units are left out, and moved aside
+    if `repair`.
+    """
     stored: dict[str, dict[str, Any]] = {}
     for path in sorted(workdir.glob("units/networks_*.npz")):
         try:
@@ -95,8 +107,8 @@ class Sweep(NamedTuple):
     networks: with `name` and `coordinates`; those of one program stand together.
     metrics: the names of what is stored of a network and goes into the table.
     program(network): what networks must have in common to be trained by one compiled program.
-    make_run(program, chunk_size): gives `run(members, progress, snapshots)`, the metrics [N] of networks [N], and a
-      description of the model.
+    make_run(program, chunk_size): gives `run(members, progress, snapshots)`, the metrics [N] of
+      networks [N], and a description of the model.
     make_example(program, chunk_size): so many networks of it, to be measured.
     collect(missing): writes the results; `missing` counts the networks that are not there yet.
     """
@@ -119,7 +131,10 @@ def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
         units = []
         for program, members in itertools.groupby(networks, sweep.program):
             members = list(members)
-            units += [_make_unit(program, members[i : i + unit_size]) for i in range(0, len(members), unit_size)]
+            units += [
+                _make_unit(program, members[i : i + unit_size])
+                for i in range(0, len(members), unit_size)
+            ]
         return units
 
     def list_units(shard: Shard) -> list[Unit]:
@@ -135,7 +150,9 @@ def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
         return group([network for network in mine if network.name not in stored])
 
     def choose_mapping(program: tuple, chunk_size: int) -> tuple[str, int, list[jax.Device]]:
-        """As the config says, but no more networks at once than fit where it leaves their number open."""
+        """As the config says, but no more networks at once than fit where it leaves their number
+        open.
+        """
         chosen = chunk_size or config.chunk_size
         mapping, chunk_size, devices = resolve_mapping(config.mapping, chosen, config.num_devices)
         if mapping == "vectorized" and not chosen:
@@ -143,7 +160,9 @@ def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
             def needs(size: int) -> int:
                 return training_bytes(sweep.make_example(program, size), mapping, devices)
 
-            chunk_size = largest_chunk(needs, unit_size, len(devices), device_bytes() // 2 * len(devices))
+            chunk_size = largest_chunk(
+                needs, unit_size, len(devices), device_bytes() // 2 * len(devices)
+            )
         return mapping, chunk_size, devices
 
     def measure(program: tuple) -> Cost:
@@ -153,7 +172,9 @@ def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
     def make_program(program: tuple, chunk_size: int) -> Program:
         mapping, chunk_size, devices = choose_mapping(program, chunk_size)
         run, model = sweep.make_run(program, chunk_size)
-        origin = store.describe_origin(sweep.identity, model=model, mapping=mapping, chunk_size=chunk_size)
+        origin = store.describe_origin(
+            sweep.identity, model=model, mapping=mapping, chunk_size=chunk_size
+        )
 
         def compute(unit: Unit, progress: Callable[[float], None], snapshots: Any) -> int:
             metrics = run(unit.members, progress, snapshots)
@@ -175,24 +196,36 @@ def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
 
 
 def _make_unit(program: tuple, members: list[Any]) -> Unit:
-    return Unit(_digest_names([network.name for network in members]), program, len(members), members)
+    return Unit(
+        _digest_names([network.name for network in members]), program, len(members), members
+    )
 
 
 def write_table(workdir: Path, sweep: Sweep, columns: tuple[str, ...]) -> list[results.Row]:
-    """Writes `results.csv`, the coordinates and metrics of the stored networks, and returns its rows."""
+    """Writes `results.csv`, the coordinates and metrics of the stored networks, and returns its
+    rows.
+    """
     stored = read_units(workdir, sweep.metrics, sweep.identity)
-    rows = [{**network.coordinates, **stored[network.name]} for network in sweep.networks if network.name in stored]
+    rows = [
+        {**network.coordinates, **stored[network.name]}
+        for network in sweep.networks
+        if network.name in stored
+    ]
     store.write_text(workdir / "results.csv", results.format_table(rows, columns))
     return results.read_results(workdir / "results.csv", columns)
 
 
 def _digest_table(workdir: Path, command: Any, missing: int) -> str:
-    content = json.dumps([command, missing], sort_keys=True) + store.read_text(workdir / "results.csv")
+    content = json.dumps([command, missing], sort_keys=True) + store.read_text(
+        workdir / "results.csv"
+    )
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def write_command(workdir: Path, command: dict[str, Any], missing: int) -> None:
-    """Keeps the fields that say which networks are in the table of the folder, and how many are not yet."""
+    """Keeps the fields that say which networks are in the table of the folder, and how many are not
+    yet.
+    """
     command = json.loads(json.dumps(command))
     digest = _digest_table(workdir, command, missing)
     text = json.dumps({"command": command, "missing": missing, "digest": digest}, indent=2)
@@ -200,15 +233,21 @@ def write_command(workdir: Path, command: dict[str, Any], missing: int) -> None:
 
 
 def check_command(workdir: Path, command: dict[str, Any]) -> str:
-    """What figures of the table say of missing networks; `InputError` unless it is the one of this command, intact."""
+    """What figures of the table say of missing networks; `InputError` unless it is the one of this
+    command, intact.
+    """
     path = workdir / "command.json"
     if not path.exists():
-        raise InputError(f"{path}: there is no finished run here; give the command without --figures_only")
+        raise InputError(
+            f"{path}: there is no finished run here; give the command without --figures_only"
+        )
     try:
         stored = json.loads(store.read_text(path))
         made_by, missing, digest = stored["command"], int(stored["missing"]), stored["digest"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged, not JSON ({error}); give the command without --figures_only") from error
+        raise InputError(
+            f"{path}: damaged, not JSON ({error}); give the command without --figures_only"
+        ) from error
     asked = json.loads(json.dumps(command))
     made_by = made_by if isinstance(made_by, dict) else {}
     differing = [
@@ -217,7 +256,12 @@ def check_command(workdir: Path, command: dict[str, Any]) -> str:
         if made_by.get(name) != asked[name]
     ]
     if differing:
-        raise InputError("\n".join([f"{workdir}: its table was made by another command", *differing]))
+        raise InputError(
+            "\n".join([f"{workdir}: its table was made by another command", *differing])
+        )
     if digest != _digest_table(workdir, made_by, missing):
-        raise InputError(f"{workdir}: results.csv or command.json was changed; give the command without --figures_only")
+        raise InputError(
+            f"{workdir}: results.csv or command.json was changed; give the command without "
+            "--figures_only"
+        )
     return f"\n{missing} networks missing" if missing else ""

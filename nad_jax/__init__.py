@@ -1,8 +1,9 @@
 """Neural anisotropy directions (NADs): the directional inductive bias of neural networks, in JAX.
 
-A network prefers some directions of its input space before it has seen any data. NADs are the orthonormal basis
-that ranks them: the eigenvectors of E[g gᵀ], g an input derivative of a randomly initialized network
-("NAD": Ortiz-Jimenez, Modas, Moosavi-Dezfooli, Frossard, Neural Anisotropy Directions, NeurIPS 2020).
+A network prefers some directions of its input space before it has seen any data. NADs are the
+orthonormal basis that ranks them: the eigenvectors of E[g gᵀ], g an input derivative of a randomly
+initialized network ("NAD": Ortiz-Jimenez, Modas, Moosavi-Dezfooli, Frossard, Neural Anisotropy
+Directions, NeurIPS 2020).
 
 Axis letters, everywhere: N networks, B examples, H W C image, D = H·W·C, K directions (and logits),
 F features before the last linear layer, R rows of derivatives per network, S subspace sizes.

@@ -1,4 +1,6 @@
-"""What a module's `__call__` takes besides the images: the mode under its usual names, and values that users give."""
+"""What a module's `__call__` takes besides the images: the mode under its usual names, and values
+that users give.
+"""
 
 import inspect
 from collections.abc import Callable, Container, Mapping
@@ -7,9 +9,18 @@ from typing import Any
 from nad_jax.errors import InputError
 
 # Names under which modules are told their mode: True in training, and True in evaluation.
-TRAINING_FLAGS = ("train", "training", "is_training", "is_train", "train_mode", "enable_dropout", "update_stats")
+TRAINING_FLAGS = (
+    "train",
+    "training",
+    "is_training",
+    "is_train",
+    "train_mode",
+    "enable_dropout",
+    "update_stats",
+)
 EVALUATION_FLAGS = (
-    "deterministic", "use_running_average", "eval", "evaluate", "evaluation", "is_eval", "eval_mode", "inference",
+    "deterministic", "use_running_average", "eval", "evaluate", "evaluation", "is_eval",
+    "eval_mode", "inference",
     "is_inference", "test", "testing", "is_test",
 )  # fmt: skip
 
@@ -28,9 +39,11 @@ def make_call_arguments(
     supplied: tuple[str, ...] = (),
     left: Container[str] = (),
 ) -> Callable[..., Arguments]:
-    """Builds `arguments(train, **supplied) -> (positional, keyword)`, what follows the images in a call.
+    """Builds `arguments(train, **supplied) -> (positional, keyword)`, what follows the images in a
+    call.
 
-    Values are given by position wherever that is possible: `nn.jit` and `nn.remat` know static arguments by position.
+    Values are given by position wherever that is possible: `nn.jit` and `nn.remat` know static
+    arguments by position.
 
     Args:
       module_class: of the module; the first argument of its `__call__` are the images.
@@ -40,14 +53,20 @@ def make_call_arguments(
       left: names of flags that are left at their default: the module has the mode itself.
 
     Raises:
-      InputError: for arguments that are neither flags, nor given, nor supplied, and given ones that do not exist.
+      InputError: for arguments that are neither flags, nor given, nor supplied, and given ones that
+        do not exist.
     """
     name = f"{module_class.__name__}.__call__"
     given, changed = _as_values("arguments", evaluation), _as_values("train_arguments", training)
     given_in_training = given | changed
     parameters = list(inspect.signature(module_class.__call__).parameters.values())[1:]
-    if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
-        raise InputError(f"module: {name} must take images as its first argument, got {_describe(parameters)}")
+    if not parameters or parameters[0].kind in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    ):
+        raise InputError(
+            f"module: {name} must take images as its first argument, got {_describe(parameters)}"
+        )
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     parameters = [
         parameter
@@ -59,18 +78,24 @@ def make_call_arguments(
     if unknown:
         values = ", ".join(f"{parameter.name!r}: {_default(parameter)}" for parameter in unknown)
         raise InputError(
-            f"module: {name} takes {', '.join(repr(parameter.name) for parameter in unknown)}: give its value, "
-            f"arguments={{{values}}}, and train_arguments={{…}} where it differs in training (known are the mode "
+            f"module: {name} takes {', '.join(repr(parameter.name) for parameter in unknown)}: "
+            "give its value, "
+            f"arguments={{{values}}}, and train_arguments={{…}} where it differs in training "
+            "(known are the mode "
             f"flags {', '.join(mode_flags(True))})"
         )
     for flag in mode_flags(True).keys() & (given.keys() - changed.keys()):
         raise InputError(
-            f"arguments: {flag!r} is a mode flag, which is passed by itself; give it in train_arguments, too"
+            f"arguments: {flag!r} is a mode flag, which is passed by itself; give it in "
+            "train_arguments, too"
         )
     names = [parameter.name for parameter in parameters]
     for argument in given_in_training:
         if argument not in names and not takes_any:
-            raise InputError(f"arguments: {name} takes no {argument!r}; it takes {', '.join(names) or 'images alone'}")
+            raise InputError(
+                f"arguments: {name} takes no {argument!r}; it takes "
+                f"{', '.join(names) or 'images alone'}"
+            )
 
     def arguments(train: bool, **values: Any) -> Arguments:
         chosen = given_in_training if train else given
@@ -81,26 +106,40 @@ def make_call_arguments(
                 values[parameter.name] = parameter.default
             if parameter.name not in values:  # it is given in training alone
                 if parameter.default is parameter.empty:
-                    raise InputError(f"arguments: {name} needs {parameter.name!r} in evaluation mode too")
+                    raise InputError(
+                        f"arguments: {name} needs {parameter.name!r} in evaluation mode too"
+                    )
                 values[parameter.name] = parameter.default
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 keyword[parameter.name] = values[parameter.name]
             else:
                 positional.append(values[parameter.name])
-        return positional, keyword | {extra: chosen[extra] for extra in chosen if extra not in names}
+        return positional, keyword | {
+            extra: chosen[extra] for extra in chosen if extra not in names
+        }
 
     return arguments
 
 
-def describe_arguments(evaluation: Mapping[str, Any] | None, training: Mapping[str, Any] | None) -> dict[str, Any]:
+def describe_arguments(
+    evaluation: Mapping[str, Any] | None, training: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The values that were given, as text, for the record of a result; empty where none were."""
     given = {"arguments": evaluation, "train_arguments": training}
-    return {name: {key: repr(value) for key, value in values.items()} for name, values in given.items() if values}
+    return {
+        name: {key: repr(value) for key, value in values.items()}
+        for name, values in given.items()
+        if values
+    }
 
 
 def _as_values(name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
-    if not isinstance(values, Mapping | None) or any(not isinstance(key, str) for key in values or ()):
-        raise InputError(f"{name}: must be a dictionary of values by the name of an argument, got {values!r}")
+    if not isinstance(values, Mapping | None) or any(
+        not isinstance(key, str) for key in values or ()
+    ):
+        raise InputError(
+            f"{name}: must be a dictionary of values by the name of an argument, got {values!r}"
+        )
     return dict(values or {})
 
 

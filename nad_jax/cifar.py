@@ -1,4 +1,5 @@
-"""CIFAR-10 from disk to arrays, read with suspicion: official binary or pickled layout, as a folder or an archive.
+"""CIFAR-10 from disk to arrays, read with suspicion: official binary or pickled layout, as a folder
+or an archive.
 
 Nothing is extracted and no pickle is ever run: a pickled batch is read as data (`pickled`).
 Source of the layouts: https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -21,12 +22,15 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.247, 0.243, 0.261)
 
 _NUM_PIXELS = 3072
-_LARGEST = 512 * 2**20  # bytes of a file, or of an archive when decompressed; the official ones have 31 and 184 MB
+_LARGEST = (
+    512 * 2**20
+)  # bytes of a file, or of an archive when decompressed; the official ones have 31 and 184 MB
 _BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 
 
 class ImageData(NamedTuple):
-    """A classification task: images [B, H, W, C], uint8 or float32, and labels [B], integers in 0 … K − 1.
+    """A classification task: images [B, H, W, C], uint8 or float32, and labels [B], integers in 0 …
+    K − 1.
 
     Entries of uint8 images stand for v / 255; float images are taken as they are.
     """
@@ -50,7 +54,9 @@ class _Layout(NamedTuple):
 def _check_labels(labels: np.ndarray, name: str) -> np.ndarray:
     wrong = np.flatnonzero((labels < 0) | (labels > 9))
     if len(wrong):
-        raise InputError(f"{name}: record {wrong[0]} has label {labels[wrong[0]]}, allowed are 0 … 9")
+        raise InputError(
+            f"{name}: record {wrong[0]} has label {labels[wrong[0]]}, allowed are 0 … 9"
+        )
     return labels.astype(np.int32)
 
 
@@ -58,17 +64,24 @@ def _parse_binary(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Records of one label byte and 3,072 pixels, channel by channel."""
     size = 1 + _NUM_PIXELS
     if not content or len(content) % size:
-        raise InputError(f"{name}: {len(content)} bytes are not a whole number of {size}-byte records (truncated?)")
+        raise InputError(
+            f"{name}: {len(content)} bytes are not a whole number of {size}-byte records "
+            "(truncated?)"
+        )
     records = np.frombuffer(content, np.uint8).reshape(-1, size)
     return records[:, 1:], _check_labels(records[:, 0], name)
 
 
 def _parse_pickle(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A dictionary with b"data", an array [B, 3072] of uint8, and b"labels", a list or an array of B integers."""
+    """A dictionary with b"data", an array [B, 3072] of uint8, and b"labels", a list or an array of
+    B integers.
+    """
     try:
         batch = read_pickle(content)
     except Exception as error:  # damaged or hostile bytes fail in many ways
-        raise InputError(f"{name}: refused or damaged pickle ({first_line(error)[:200]})") from error
+        raise InputError(
+            f"{name}: refused or damaged pickle ({first_line(error)[:200]})"
+        ) from error
     if not isinstance(batch, dict) or not batch.keys() >= {b"data", b"labels"}:
         raise InputError(f"{name}: must be a dictionary with an array b'data' and a list b'labels'")
     try:
@@ -86,7 +99,8 @@ def _parse_pickle(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
         )
     if pixels.shape[1] != _NUM_PIXELS or not len(pixels) or len(labels) != len(pixels):
         raise InputError(
-            f"{name}: b'data' must be [B, {_NUM_PIXELS}] and b'labels' [B]; it says {list(pixels.shape)}, "
+            f"{name}: b'data' must be [B, {_NUM_PIXELS}] and b'labels' [B]; it says "
+            f"{list(pixels.shape)}, "
             f"and there are {len(labels)} labels"
         )
     return pixels, labels
@@ -101,15 +115,21 @@ def _read_labels(labels: Any, name: str) -> np.ndarray:
                 numbers.append(to_integer(label))
             except Exception as error:  # anything may stand there
                 found = type(label).__name__
-                raise InputError(f"{name}: record {place} has label {found}, allowed are integers 0 … 9") from error
+                raise InputError(
+                    f"{name}: record {place} has label {found}, allowed are integers 0 … 9"
+                ) from error
             if not 0 <= numbers[-1] <= 9:
                 found = str(numbers[-1])[:20]
-                raise InputError(f"{name}: record {place} has label {found}, allowed are integers 0 … 9")
+                raise InputError(
+                    f"{name}: record {place} has label {found}, allowed are integers 0 … 9"
+                )
         return np.array(numbers, np.int32)
     try:
         array = to_array(labels)
     except Exception as error:
-        raise InputError(f"{name}: b'labels' must be a list or array of integers ({first_line(error)})") from error
+        raise InputError(
+            f"{name}: b'labels' must be a list or array of integers ({first_line(error)})"
+        ) from error
     if array.ndim != 1:
         raise InputError(f"{name}: b'labels' must be [B], it is {list(array.shape)}")
     return _check_labels(array, name)
@@ -144,7 +164,9 @@ def _read_folder(folder: Path, layout: _Layout) -> dict[str, bytes]:
 
 
 def _read_archive(path: Path, layout: _Layout) -> dict[str, bytes]:
-    """The batches of an archive, in memory. It is decompressed to its end, which verifies its checksum."""
+    """The batches of an archive, in memory. It is decompressed to its end, which verifies its
+    checksum.
+    """
     contents: dict[str, bytes] = {}
     try:
         with gzip.open(path, "rb") as stream:
@@ -164,7 +186,9 @@ def _read_archive(path: Path, layout: _Layout) -> dict[str, bytes]:
     except (InputError, PermissionError, FileNotFoundError):
         raise
     except Exception as error:  # damaged or hostile archives fail in many ways
-        raise InputError(f"{path}: damaged or not a .tar.gz archive ({first_line(error)})") from error
+        raise InputError(
+            f"{path}: damaged or not a .tar.gz archive ({first_line(error)})"
+        ) from error
     missing = [name for name in layout.files() if name not in contents]
     if missing:
         raise InputError(f"{path}: holds no {layout.folder}/{missing[0]}")
@@ -172,7 +196,9 @@ def _read_archive(path: Path, layout: _Layout) -> dict[str, bytes]:
 
 
 def _find(data_dir: Path) -> tuple[_Layout, dict[str, bytes]]:
-    """The layout in a folder (or which is that folder or archive), and its batches in order, each under its path."""
+    """The layout in a folder (or which is that folder or archive), and its batches in order, each
+    under its path.
+    """
     for layout in _LAYOUTS:
         for folder in (data_dir / layout.folder, data_dir):
             if any((folder / name).exists() for name in layout.files()):
@@ -185,7 +211,9 @@ def _find(data_dir: Path) -> tuple[_Layout, dict[str, bytes]]:
 
 def missing_data(data_dir: str | Path) -> InputError:
     """The error for a folder without CIFAR-10: which files are expected, and where they come from."""
-    forms = (f"{layout.folder}/ (with {layout.files()[0]}, …) or {layout.archive}" for layout in _LAYOUTS)
+    forms = (
+        f"{layout.folder}/ (with {layout.files()[0]}, …) or {layout.archive}" for layout in _LAYOUTS
+    )
     return InputError(
         f"data_dir: no CIFAR-10 in {str(data_dir)!r}; expected is one of {', '.join(forms)}, "
         "from https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -193,16 +221,18 @@ def missing_data(data_dir: str | Path) -> InputError:
 
 
 def read_cifar10(data_dir: str | Path) -> ImageData:
-    """CIFAR-10 as uint8 images [B, 32, 32, 3] and int32 labels [B] in 0 … 9; 50,000 to train, 10,000 to test.
+    """CIFAR-10 as uint8 images [B, 32, 32, 3] and int32 labels [B] in 0 … 9; 50,000 to train,
+    10,000 to test.
 
     Args:
-      data_dir: the folder that holds `cifar-10-batches-bin`, `cifar-10-binary.tar.gz`, `cifar-10-batches-py` or
-        `cifar-10-python.tar.gz` (the first of them that is there is read), or one of these itself. Batches may hold
-        any number of images.
+      data_dir: the folder that holds `cifar-10-batches-bin`, `cifar-10-binary.tar.gz`,
+        `cifar-10-batches-py` or `cifar-10-python.tar.gz` (the first of them that is there is read),
+        or one of these itself. Batches may hold any number of images.
 
     Raises:
-      InputError: where there is none, saying which files are expected; and for a file that is missing, truncated,
-        damaged, or (pickled) calls anything but what arrays are written with, naming it and the reason.
+      InputError: where there is none, saying which files are expected; and for a file that is
+        missing, truncated, damaged, or (pickled) calls anything but what arrays are written with,
+        naming it and the reason.
     """
     data_dir = as_path("data_dir", data_dir)
     try:

@@ -1,7 +1,8 @@
 """The contract of a model, tested: what shapes do not show, one tiny evaluation does.
 
-`check_shapes` looks at shapes alone. `check_behavior` compiles one program, of one initialization and two images, and
-compares what it gives. `check_training` is what every training function asks of a model.
+`check_shapes` looks at shapes alone. `check_behavior` compiles one program, of one initialization
+and two images, and compares what it gives. `check_training` is what every training function asks of
+a model.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ _ACCEPT = "check=False accepts it as it is"
 
 @contextlib.contextmanager
 def reported(program: str) -> Iterator[None]:
-    """A fault inside a user's program becomes one `InputError` that names the program and says what went wrong.
+    """A fault inside a user's program becomes one `InputError` that names the program and says what
+    went wrong.
 
     Faults of the device (`jax.errors.JaxRuntimeError`) are not the user's, and pass.
     """
@@ -37,7 +39,9 @@ def name_path(path: tuple[Any, ...]) -> str:
     # The value inside a box, or inside an NNX variable, is an attribute and not part of the name.
     if len(path) > 1 and getattr(path[-1], "name", None) == "value":
         path = path[:-1]
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    )
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -46,12 +50,15 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def as_arrays(variables: Any) -> Any:
-    """Variables with numbers and NumPy arrays as JAX arrays; raises `InputError` for a leaf that is neither."""
+    """Variables with numbers and NumPy arrays as JAX arrays; raises `InputError` for a leaf that is
+    neither.
+    """
 
     def convert(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
             raise InputError(
-                f"model: init must return arrays alone, got {type(leaf).__name__} as {name_path(path) or 'its result'}"
+                f"model: init must return arrays alone, got {type(leaf).__name__} as "
+                f"{name_path(path) or 'its result'}"
                 "; let apply close over what is no array"
             )
         return jnp.asarray(leaf)
@@ -69,28 +76,37 @@ def shape_of_variables(model: Any) -> Any:
 
 
 def check_shapes(model: Any) -> int:
-    """The number of logits K; raises `InputError` where shapes show that a model breaks the contract."""
+    """The number of logits K; raises `InputError` where shapes show that a model breaks the
+    contract.
+    """
     variables, images = shape_of_variables(model), _images(model, 2)
     try:
         logits = jax.eval_shape(model.apply, variables, images)
     except InputError as error:
         if _takes_one_image(model, variables):
             raise InputError(
-                "model: apply takes one image [H, W, C]; it must take images [B, H, W, C] and return logits [B, K]: "
+                "model: apply takes one image [H, W, C]; it must take images [B, H, W, C] and "
+                "return logits [B, K]: "
                 "give jax.vmap(apply, in_axes=(None, 0))"
             ) from error
         raise
     if getattr(logits, "ndim", None) != 2 or logits.shape[0] != 2:
         got = getattr(logits, "shape", type(logits).__name__)
-        raise InputError(f"model: apply must return logits [B, K]; two images {images.shape} gave {got}")
+        raise InputError(
+            f"model: apply must return logits [B, K]; two images {images.shape} gave {got}"
+        )
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise InputError(f"model: apply must return real floating-point logits, got {logits.dtype}")
     if model.features is not None:
         features = jax.eval_shape(model.features, variables, images)
         if getattr(features, "ndim", None) != 2 or features.shape[0] != 2:
-            raise InputError(f"model: features must return [B, F]; two images {images.shape} gave {features}")
+            raise InputError(
+                f"model: features must return [B, F]; two images {images.shape} gave {features}"
+            )
         if not jnp.issubdtype(features.dtype, jnp.floating):
-            raise InputError(f"model: features must return real floating-point numbers, got {features.dtype}")
+            raise InputError(
+                f"model: features must return real floating-point numbers, got {features.dtype}"
+            )
     return logits.shape[1]
 
 
@@ -102,12 +118,14 @@ def _takes_one_image(model: Any, variables: Any) -> bool:
 
 
 class _Seen(NamedTuple):
-    """What the tiny evaluation gives: logits [2, K] and features [2, F], where there are any, of two images.
+    """What the tiny evaluation gives: logits [2, K] and features [2, F], where there are any, of
+    two images.
 
     together, again: in one batch, twice.
     alone: [4, …] of each in a batch of its own, and of the same changed in their last digits.
     mixed: whether what one image gives has a derivative in another one.
-    unsettled: [leaves] whether initialization gives another value where it is shown other images; empty: not asked.
+    unsettled: [leaves] whether initialization gives another value where it is shown other images;
+      empty: not asked.
     changed: [leaves] whether training mode changed a leaf; empty where there is no training mode.
     """
 
@@ -122,9 +140,10 @@ class _Seen(NamedTuple):
 class Probes(NamedTuple):
     """What the test of a model can use, beyond its functions, where an adapter knows more.
 
-    statistics: which leaves of variables training mode must change, at least one for each layer; by default those of
-      the collection "batch_stats".
-    called_twice: the logits of a second call of the same module, which keeps what the first one has left in it.
+    statistics: which leaves of variables training mode must change, at least one for each layer; by
+      default those of the collection "batch_stats".
+    called_twice: the logits of a second call of the same module, which keeps what the first one has
+      left in it.
     init_at: the variables of a key where initialization is shown other images.
     """
 
@@ -134,12 +153,14 @@ class Probes(NamedTuple):
 
 
 def check_behavior(model: Any, probes: Probes | None = None) -> None:
-    """Evaluates two images of one initialization, in one compiled program, and raises `InputError` where
+    """Evaluates two images of one initialization, in one compiled program, and raises `InputError`
+    where
 
-    - the logits of an image depend on its batch (by more than rounding, or by a derivative that is not zero), on the
-      size of the batch, or change from call to call;
+    - the logits of an image depend on its batch (by more than rounding, or by a derivative that is
+      not zero), on the size of the batch, or change from call to call;
     - initialization depends on the images that it is shown;
-    - training mode leaves the statistics of a layer as they were, so that nobody has told that layer its mode;
+    - training mode leaves the statistics of a layer as they were, so that nobody has told that
+      layer its mode;
     - training mode changes a leaf that the optimizer changes, too: that change would be lost.
 
     A model without a training mode is tested in evaluation mode alone.
@@ -168,7 +189,9 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
             other = jax.grad(first_of)(images, given)[1]
             mixed = jnp.any((other != 0) & jnp.isfinite(other))
         nearby = jnp.concatenate([images, images * (1 + 2.0**-21)])
-        alone = jax.lax.map(lambda image: tuple(values[0] for values in observe(given, image[None])), nearby)
+        alone = jax.lax.map(
+            lambda image: tuple(values[0] for values in observe(given, image[None])), nearby
+        )
         changed = jnp.zeros(0, bool)
         if trains:
             _, updated = model.apply(given, images, train_key, train=True)
@@ -178,39 +201,53 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
             again = (probes.called_twice(given, images), *again[1:])
         return _Seen(observe(given, images), again, alone, mixed, unsettled, changed)
 
-    with jax.default_matmul_precision("highest"):  # the defaults of accelerators round as batches of other sizes do not
+    with jax.default_matmul_precision(
+        "highest"
+    ):  # the defaults of accelerators round as batches of other sizes do not
         lowered = jax.jit(evaluate).lower(jax.random.key(0))
     # It runs once: there is nothing that optimization could pay for.
     seen = lowered.compile(compiler_options=_quick_options())(jax.random.key(0))
     _check_evaluation(jax.device_get(seen), _rounding(lowered.as_text()))
     trained = jax.tree.leaves(model.trainable(variables))
-    for (name, _), unsettled, mine in zip(named_leaves(variables), np.asarray(seen.unsettled), trained, strict=False):
+    for (name, _), unsettled, mine in zip(
+        named_leaves(variables), np.asarray(seen.unsettled), trained, strict=False
+    ):
         if unsettled and mine:
             raise InputError(
-                f"model: initialization of {name} depends on the image it is shown, which is one of zeros here: "
+                f"model: initialization of {name} depends on the image it is shown, which is one "
+                "of zeros here: "
                 f"draw it from the key alone; {_ACCEPT}"
             )
     if trains:
-        _check_updates(model, variables, np.asarray(seen.changed), probes.statistics or _batch_statistics)
+        _check_updates(
+            model, variables, np.asarray(seen.changed), probes.statistics or _batch_statistics
+        )
 
 
 def _quick_options() -> dict[str, Any]:
     """Options of XLA for a program that runs once."""
     options: dict[str, Any] = {"xla_backend_optimization_level": 0}
-    if jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11):  # later versions cannot do without
+    if jax.default_backend() == "cpu" and jax.__version_info__ < (
+        0,
+        11,
+    ):  # later versions cannot do without
         options["xla_cpu_use_fusion_emitters"] = False
     return options
 
 
 def _is_differentiable(function: Callable, images: jax.ShapeDtypeStruct, variables: Any) -> bool:
-    with contextlib.suppress(InputError):  # of a callback, say; central differences need no derivative
+    with contextlib.suppress(
+        InputError
+    ):  # of a callback, say; central differences need no derivative
         jax.eval_shape(jax.grad(function), images, variables)
         return True
     return False
 
 
 def _off_zero(model: Any, variables: Any) -> Any:
-    """The variables with a little added to those that are trained: behind a head of zeros nothing would be seen."""
+    """The variables with a little added to those that are trained: behind a head of zeros nothing
+    would be seen.
+    """
 
     def shifted(leaf: jax.Array, trained: bool) -> jax.Array:
         if not trained or not jnp.issubdtype(leaf.dtype, jnp.inexact):
@@ -221,7 +258,9 @@ def _off_zero(model: Any, variables: Any) -> Any:
 
 
 def _has_training_mode(model: Any) -> bool:
-    """Whether `apply` in training mode returns logits and variables as given; why not is said when it is trained."""
+    """Whether `apply` in training mode returns logits and variables as given; why not is said when
+    it is trained.
+    """
     with contextlib.suppress(InputError):
         check_training(model, 2)
         return True
@@ -241,34 +280,48 @@ def _differs(before: jax.Array, after: jax.Array) -> jax.Array:
 
 
 def _rounding(program: str) -> float:
-    """What batches of other sizes may change in the logits by rounding alone, relative to the largest of them."""
+    """What batches of other sizes may change in the logits by rounding alone, relative to the
+    largest of them.
+    """
     smallest = next((kind for kind in ("bf16", "f16") if f"x{kind}>" in program), "f32")
     return {"bf16": 0.1, "f16": 0.03, "f32": 1e-3}[smallest]
 
 
 def _check_evaluation(seen: _Seen, rounding: float) -> None:
-    alone, nudged = (tuple(values[part] for values in seen.alone) for part in (slice(2), slice(2, 4)))
+    alone, nudged = (
+        tuple(values[part] for values in seen.alone) for part in (slice(2), slice(2, 4))
+    )
     with np.errstate(invalid="ignore"):  # of what is not finite
-        differences = [np.subtract(*pair, dtype=np.float64) for pair in zip(alone, nudged, strict=True)]
+        differences = [
+            np.subtract(*pair, dtype=np.float64) for pair in zip(alone, nudged, strict=True)
+        ]
     changes = [np.nan_to_num(np.abs(difference)).max() for difference in differences]
     for other, depend in (
-        (seen.again, "change from one call to the next: something besides variables and images enters"),
+        (
+            seen.again,
+            "change from one call to the next: something besides variables and images enters",
+        ),
         (alone, "depend on the other images of the batch, or on its size"),
     ):
-        for what, *pair, change in zip(("logits", "features"), seen.together, other, changes, strict=False):
+        for what, *pair, change in zip(
+            ("logits", "features"), seen.together, other, changes, strict=False
+        ):
             left, right = (array.astype(np.float64) for array in pair)
             finite = np.isfinite(left)
             one, two = (np.where(finite, array, 0.0) for array in (left, right))
-            # A chaotic network amplifies what batches of other sizes round, as it does a change of the last digits.
+            # A chaotic network amplifies what batches of other sizes round, as it does a change of
+            # the last digits.
             apart = np.abs(one - two) > rounding * np.abs(one).max() + 10 * change
             if (apart | (finite != np.isfinite(right))).any():
                 raise InputError(
-                    f"model: the {what} of an image {depend}; in evaluation mode the same image must always give the "
+                    f"model: the {what} of an image {depend}; in evaluation mode the same image "
+                    "must always give the "
                     f"same (here {_numbers(left[0])} and {_numbers(right[0])}); {_ACCEPT}"
                 )
     if seen.mixed:
         raise InputError(
-            "model: the logits of an image depend on the other images of the batch: their derivative in another image "
+            "model: the logits of an image depend on the other images of the batch: their "
+            "derivative in another image "
             f"is not zero; {_ACCEPT}"
         )
 
@@ -281,13 +334,16 @@ def _batch_statistics(variables: Any) -> list[bool]:
     return [name.startswith("batch_stats/") for name, _ in named_leaves(variables)]
 
 
-def _check_updates(model: Any, variables: Any, changed: np.ndarray, statistics: Callable[[Any], list[bool]]) -> None:
+def _check_updates(
+    model: Any, variables: Any, changed: np.ndarray, statistics: Callable[[Any], list[bool]]
+) -> None:
     names = [name for name, _ in named_leaves(variables)]
     trainable = jax.tree.leaves(model.trainable(variables))
     for name, moved, trained in zip(names, changed, trainable, strict=True):
         if moved and trained:
             raise InputError(
-                f"model: training mode itself changes {name}, which is trained: its change would be lost; keep it in "
+                f"model: training mode itself changes {name}, which is trained: its change would "
+                "be lost; keep it in "
                 f"a collection that is not trained; {_ACCEPT}"
             )
     layers: dict[str, bool] = {}
@@ -298,23 +354,31 @@ def _check_updates(model: Any, variables: Any, changed: np.ndarray, statistics: 
     for layer, moved in layers.items():
         if not moved:
             raise InputError(
-                f"model: training mode leaves the statistics {layer} as they are: that layer is not told the mode (by "
+                f"model: training mode leaves the statistics {layer} as they are: that layer is "
+                "not told the mode (by "
                 f"the flag of __call__, say), or meant to stay frozen; {_ACCEPT}"
             )
 
 
 def check_training(model: Any, batch_size: int, num_classes: int | None = None) -> None:
-    """Raises `InputError` unless a model has a logit for each class and a training mode, and its leaves can be trained.
+    """Raises `InputError` unless a model has a logit for each class and a training mode, and its
+    leaves can be trained.
 
-    That is, `apply(variables, x, key, train=True)` returns logits [B, K] and variables whose leaves have the shapes and
-    types they had, and the leaves to be trained are real or complex floating-point numbers.
+    That is, `apply(variables, x, key, train=True)` returns logits [B, K] and variables whose leaves
+    have the shapes and types they had, and the leaves to be trained are real or complex
+    floating-point numbers.
     """
     if num_classes is not None and model.num_logits != num_classes:
-        raise InputError(f"model: needs {num_classes} logits, one for each class; this one has {model.num_logits}")
+        raise InputError(
+            f"model: needs {num_classes} logits, one for each class; this one has "
+            f"{model.num_logits}"
+        )
     must = f"apply(variables, x, key, train=True) must return (logits [B, {model.num_logits}], variables as given)"
     variables, key = shape_of_variables(model), jax.eval_shape(lambda: jax.random.key(0))
     try:
-        found = jax.eval_shape(partial(model.apply, train=True), variables, _images(model, batch_size), key)
+        found = jax.eval_shape(
+            partial(model.apply, train=True), variables, _images(model, batch_size), key
+        )
     except InputError as error:
         raise InputError(f"model: {must}: {str(error).removeprefix('model: ')}") from error
     if not isinstance(found, tuple | list) or len(found) != 2:
@@ -324,13 +388,16 @@ def check_training(model: Any, batch_size: int, num_classes: int | None = None) 
         got = getattr(logits, "shape", type(logits).__name__)
         raise InputError(f"model: {must}; {batch_size} images gave logits {got}")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise InputError(f"model: {must}; the logits must be real floating-point numbers, got {logits.dtype}")
+        raise InputError(
+            f"model: {must}; the logits must be real floating-point numbers, got {logits.dtype}"
+        )
     before, after = dict(named_leaves(variables)), dict(named_leaves(updated))
     for name in [*before, *after]:
         given, returned = before.get(name), after.get(name)
         if not _is_alike(given, returned):
             raise InputError(
-                f"model: {must}; variable {name} is {_describe(given)} and comes back as {_describe(returned)}"
+                f"model: {must}; variable {name} is {_describe(given)} and comes back as "
+                f"{_describe(returned)}"
             )
     if jax.tree.structure(updated) != jax.tree.structure(variables):
         raise InputError(f"model: {must}; they come back in containers of another type")
@@ -338,21 +405,29 @@ def check_training(model: Any, batch_size: int, num_classes: int | None = None) 
 
 
 def check_trainable(mask: Any, variables: Any) -> None:
-    """Raises `InputError` unless a tree of booleans says for each leaf whether it is trained, and those can be."""
+    """Raises `InputError` unless a tree of booleans says for each leaf whether it is trained, and
+    those can be.
+    """
     if jax.tree.structure(mask) != jax.tree.structure(variables):
-        raise InputError("trainable: must give one boolean for each leaf of variables, in a tree of the same structure")
+        raise InputError(
+            "trainable: must give one boolean for each leaf of variables, in a tree of the same "
+            "structure"
+        )
     for (name, leaf), trained in zip(named_leaves(variables), jax.tree.leaves(mask), strict=True):
         if not isinstance(trained, bool | np.bool_):
             raise InputError(f"trainable: must give booleans, got {trained!r} for {name}")
         if trained and not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise InputError(
-                f"model: {name} is to be trained, but it is {leaf.dtype}: only floating-point numbers can be; keep it "
+                f"model: {name} is to be trained, but it is {leaf.dtype}: only floating-point "
+                "numbers can be; keep it "
                 'outside of the collection "params", or say so with `trainable`'
             )
 
 
 def _is_alike(given: Any, returned: Any) -> bool:
-    """Whether an update can take the place of a leaf; real numbers may come back in another precision."""
+    """Whether an update can take the place of a leaf; real numbers may come back in another
+    precision.
+    """
     if given is None or returned is None or given.shape != returned.shape:
         return False
     real = (jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (given, returned))

@@ -1,8 +1,9 @@
 """The convolution that is fast on a CPU, as a drop-in for `jax.lax.conv_general_dilated`.
 
-On a CPU `lax` convolutions of few channels run far below the rate of matrix products, their kernel gradients
-are slower still inside `scan` and `map`, and under `vmap` over kernels they become grouped convolutions.
-`product_convolution` writes the same sums as matrix products, which keep their speed in all three places.
+On a CPU `lax` convolutions of few channels run far below the rate of matrix products, their kernel
+gradients are slower still inside `scan` and `map`, and under `vmap` over kernels they become
+grouped convolutions. `product_convolution` writes the same sums as matrix products, which keep
+their speed in all three places.
 """
 
 import functools
@@ -15,14 +16,15 @@ import jax.numpy as jnp
 
 from nad_jax.errors import InputError, check_choice
 
-# Below this many output channels the products of `_convolve_rows` are too thin to run near the machine's rate.
+# Below this many output channels the products of `_convolve_rows` are too thin to run near the
+# machine's rate.
 _THIN = 32
 # Below this many input channels a window is small enough for blocks of 4×4 outputs.
 _FEW = 4
 # Floats of images that are convolved at a time, 2 MB: what is made of them then stays in the cache.
 _CHUNK = 2**19
-# From these on (pixels of all images together) arrays outgrow the cache, and Winograd's transformation of the kernel
-# pays for itself.
+# From these on (pixels of all images together) arrays outgrow the cache, and Winograd's
+# transformation of the kernel pays for itself.
 _MANY_CHANNELS = 16
 _MANY_PIXELS = 2048
 
@@ -30,16 +32,22 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _block_size(kernel: jax.Array) -> int:
-    """Outputs per side of a block, even: more where a window holds so few numbers that its product would be thin."""
+    """Outputs per side of a block, even: more where a window holds so few numbers that its product
+    would be thin.
+    """
     return 4 if kernel.shape[2] < _FEW and kernel.shape[3] < _THIN else 2
 
 
-def _convolve_blocks(x: jax.Array, kernel: jax.Array, size: int, offsets: Sequence[tuple[int, int]]) -> jax.Array:
-    """Valid convolution with stride 1 in R×Q blocks of size×size outputs, one product for all: [B, R, Q, S, O].
+def _convolve_blocks(
+    x: jax.Array, kernel: jax.Array, size: int, offsets: Sequence[tuple[int, int]]
+) -> jax.Array:
+    """Valid convolution with stride 1 in R×Q blocks of size×size outputs, one product for all: [B,
+    R, Q, S, O].
 
-    S runs over `offsets`, the (row, column) of an output in its block, in the order asked for.
-    The window a block needs is read as whole size×size input blocks, so a patch is few wide slices instead of many
-    thin ones, and the product has S·O columns instead of O. Outputs past the border are meaningless.
+    S runs over `offsets`, the (row, column) of an output in its block, in the order asked for. The
+    window a block needs is read as whole size×size input blocks, so a patch is few wide slices
+    instead of many thin ones, and the product has S·O columns instead of O. Outputs past the border
+    are meaningless.
     """
     batch, height, width, channels = x.shape
     kernel_height, kernel_width, _, features = kernel.shape
@@ -50,16 +58,29 @@ def _convolve_blocks(x: jax.Array, kernel: jax.Array, size: int, offsets: Sequen
     )  # input blocks per output block
     missing = size * (rows + tall - 1) - height, size * (columns + wide - 1) - width
     x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
-    blocks = x.reshape(batch, x.shape[1] // size, size, x.shape[2] // size, size * channels).transpose(0, 1, 3, 2, 4)
+    blocks = x.reshape(
+        batch, x.shape[1] // size, size, x.shape[2] // size, size * channels
+    ).transpose(0, 1, 3, 2, 4)
     blocks = blocks.reshape(batch, rows + tall - 1, columns + wide - 1, size * size * channels)
     patches = jnp.concatenate(
-        [blocks[:, i : i + rows, j : j + columns] for i in range(tall) for j in range(wide)], axis=-1
+        [blocks[:, i : i + rows, j : j + columns] for i in range(tall) for j in range(wide)],
+        axis=-1,
     )
     shifted = [
-        jnp.pad(kernel, ((i, tall * size - kernel_height - i), (j, wide * size - kernel_width - j), (0, 0), (0, 0)))
+        jnp.pad(
+            kernel,
+            (
+                (i, tall * size - kernel_height - i),
+                (j, wide * size - kernel_width - j),
+                (0, 0),
+                (0, 0),
+            ),
+        )
         for i, j in offsets
     ]
-    matrix = jnp.stack(shifted, axis=-2).reshape(tall, size, wide, size, channels, len(offsets) * features)
+    matrix = jnp.stack(shifted, axis=-2).reshape(
+        tall, size, wide, size, channels, len(offsets) * features
+    )
     matrix = matrix.transpose(0, 2, 1, 3, 4, 5).reshape(-1, len(offsets) * features)
     products = patches.reshape(batch * rows * columns, -1) @ matrix
     return products.reshape(batch, rows, columns, len(offsets), features)
@@ -76,7 +97,10 @@ def _convolve_rows(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) ->
     """Valid convolution as one product per kernel row over patches of that row."""
     kernel_height, kernel_width, _, features = kernel.shape
     down, right = strides
-    out_height, out_width = (x.shape[1] - kernel_height) // down + 1, (x.shape[2] - kernel_width) // right + 1
+    out_height, out_width = (
+        (x.shape[1] - kernel_height) // down + 1,
+        (x.shape[2] - kernel_width) // right + 1,
+    )
     patches = jnp.concatenate(
         [x[:, :, j : j + right * (out_width - 1) + 1 : right] for j in range(kernel_width)], axis=-1
     )
@@ -92,21 +116,31 @@ def _fits_blocks(kernel: jax.Array, strides: tuple[int, int]) -> bool:
     return strides == (1, 1) and thin and kernel.shape[0] * kernel.shape[1] > 1
 
 
-def _convolve_products(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
+def _convolve_products(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+) -> jax.Array:
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     if not _fits_blocks(kernel, strides):
         return _convolve_rows(x, kernel, strides)
     size = _block_size(kernel)
     blocks = _convolve_blocks(x, kernel, size, list(itertools.product(range(size), repeat=2)))
-    return _join_blocks(blocks, size, x.shape[1] - kernel.shape[0] + 1, x.shape[2] - kernel.shape[1] + 1)
+    return _join_blocks(
+        blocks, size, x.shape[1] - kernel.shape[0] + 1, x.shape[2] - kernel.shape[1] + 1
+    )
 
 
-def _convolve_lax(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
-    return jax.lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _convolve_lax(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _convolve_wide(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
+def _convolve_wide(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+) -> jax.Array:
     """Many channels, few pixels: the value by `lax`, the faster one there, derivatives by products."""
     return _convolve_lax(x, kernel, strides, pads)
 
@@ -134,17 +168,23 @@ def _combine(weights: Iterable[float], arrays: Iterable[jax.Array]) -> jax.Array
     return total
 
 
-# Winograd's F(2×2, 3×3) (Lavin and Gray 2016, section 4.1): a tile of 2×2 outputs from 4×4 inputs in 16 products
-# instead of 36, Y = Aᵀ[(G k Gᵀ) ⊙ (Bᵀ x B)]A.
+# Winograd's F(2×2, 3×3) (Lavin and Gray 2016, section 4.1): a tile of 2×2 outputs from 4×4 inputs
+# in 16 products instead of 36, Y = Aᵀ[(G k Gᵀ) ⊙ (Bᵀ x B)]A.
 _INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # Bᵀ
 _KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
 _OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))  # Aᵀ
 
 
-def _transform(matrix: Sequence[Sequence[float]], tile: Sequence[Sequence[jax.Array]]) -> list[jax.Array]:
+def _transform(
+    matrix: Sequence[Sequence[float]], tile: Sequence[Sequence[jax.Array]]
+) -> list[jax.Array]:
     """The entries of M X Mᵀ, row by row, for a tile X whose entries are arrays."""
     arrays = [array for row in tile for array in row]
-    return [_combine([p * q for p in left for q in right], arrays) for left in matrix for right in matrix]
+    return [
+        _combine([p * q for p in left for q in right], arrays)
+        for left in matrix
+        for right in matrix
+    ]
 
 
 def _transpose(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
@@ -152,11 +192,21 @@ def _transpose(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
 
 
 def _input_tiles(x: jax.Array, pads: Pads) -> list[jax.Array]:
-    """Bᵀ x B of all tiles: 16 arrays [B·R·Q, C]; R×Q tiles cover the outputs, and past the border zeros."""
+    """Bᵀ x B of all tiles: 16 arrays [B·R·Q, C]; R×Q tiles cover the outputs, and past the border
+    zeros.
+    """
     rows, columns = (-(-(n + sum(pad) - 2) // 2) for n, pad in zip(x.shape[1:3], pads, strict=True))
-    ends = (2 * n + 2 - size - low for n, size, (low, _) in zip((rows, columns), x.shape[1:3], pads, strict=True))
-    x = jnp.pad(x, ((0, 0), *((low, end) for (low, _), end in zip(pads, ends, strict=True)), (0, 0)))
-    tile = [[x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)] for i in range(4)]
+    ends = (
+        2 * n + 2 - size - low
+        for n, size, (low, _) in zip((rows, columns), x.shape[1:3], pads, strict=True)
+    )
+    x = jnp.pad(
+        x, ((0, 0), *((low, end) for (low, _), end in zip(pads, ends, strict=True)), (0, 0))
+    )
+    tile = [
+        [x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)]
+        for i in range(4)
+    ]
     return [entry.reshape(-1, x.shape[-1]) for entry in _transform(_INPUT, tile)]
 
 
@@ -169,7 +219,9 @@ def _winograd(x: jax.Array, kernel_tiles: list[jax.Array], pads: Pads) -> jax.Ar
     """Valid 3×3 convolution with stride 1 of a padded image, [B, H, W, O]."""
     height, width = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True))
     rows, columns = -(-height // 2), -(-width // 2)
-    products = [tile @ kernel for tile, kernel in zip(_input_tiles(x, pads), kernel_tiles, strict=True)]
+    products = [
+        tile @ kernel for tile, kernel in zip(_input_tiles(x, pads), kernel_tiles, strict=True)
+    ]
     products = [product.reshape(len(x), rows, columns, -1) for product in products]
     a, b, c, d = _transform(_OUTPUT, [products[i : i + 4] for i in range(0, 16, 4)])
     y = jnp.stack([jnp.stack([a, b], 3), jnp.stack([c, d], 3)], 2)
@@ -181,8 +233,12 @@ def _winograd_kernel_gradient(x: jax.Array, cotangent: jax.Array, pads: Pads) ->
     odd = ((0, n % 2) for n in cotangent.shape[1:3])
     cotangent = jnp.pad(cotangent, ((0, 0), *odd, (0, 0)))
     tile = [[cotangent[:, i::2, j::2] for j in range(2)] for i in range(2)]
-    outputs = [entry.reshape(-1, cotangent.shape[-1]) for entry in _transform(_transpose(_OUTPUT), tile)]
-    return [_contract(tile, output) for tile, output in zip(_input_tiles(x, pads), outputs, strict=True)]
+    outputs = [
+        entry.reshape(-1, cotangent.shape[-1]) for entry in _transform(_transpose(_OUTPUT), tile)
+    ]
+    return [
+        _contract(tile, output) for tile, output in zip(_input_tiles(x, pads), outputs, strict=True)
+    ]
 
 
 def _contract(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -195,13 +251,17 @@ def _chunks(images: jax.Array, size: int) -> jax.Array:
 
 
 def _chunk_size(x: jax.Array) -> int:
-    """Images at a time whose arrays stay in the cache: a divisor of their number, 2 MB of them at most."""
+    """Images at a time whose arrays stay in the cache: a divisor of their number, 2 MB of them at
+    most.
+    """
     most = max(1, _CHUNK // (x.size // len(x)))
     return max(size for size in range(1, min(most, len(x)) + 1) if len(x) % size == 0)
 
 
 def map_images(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """`function` of images [B, H, W, C], applied to as many of them at a time as stay in the cache of a CPU."""
+    """`function` of images [B, H, W, C], applied to as many of them at a time as stay in the cache
+    of a CPU.
+    """
     size = _chunk_size(x)
     if size == len(x):
         return function(x)
@@ -209,8 +269,12 @@ def map_images(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.
     return y.reshape(-1, *y.shape[2:])
 
 
-def _sum_images(function: Callable[..., tuple[Any, Any]], x: jax.Array, y: jax.Array) -> tuple[Any, Any]:
-    """`function(x, y) -> (images, sums)`, likewise: what belongs to images side by side, sums added up."""
+def _sum_images(
+    function: Callable[..., tuple[Any, Any]], x: jax.Array, y: jax.Array
+) -> tuple[Any, Any]:
+    """`function(x, y) -> (images, sums)`, likewise: what belongs to images side by side, sums added
+    up.
+    """
     size = _chunk_size(x)
     if size == len(x):
         return function(x, y)
@@ -221,39 +285,55 @@ def _sum_images(function: Callable[..., tuple[Any, Any]], x: jax.Array, y: jax.A
 
     chunks = _chunks(x, size), _chunks(y, size)
     shapes = jax.eval_shape(function, chunks[0][0], chunks[1][0])[1]
-    total, images = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), chunks)
+    total, images = jax.lax.scan(
+        add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), chunks
+    )
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), images), total
 
 
 def _is_winograd(kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> bool:
-    """3×3 with stride 1; with more padding than 2 the gradient in the images would need less than none."""
+    """3×3 with stride 1; with more padding than 2 the gradient in the images would need less than
+    none.
+    """
     return kernel.shape[:2] == (3, 3) and strides == (1, 1) and max(map(max, pads)) <= 2
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve_many(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
-    """Many channels and many pixels: a few images at a time, with fewer products where Winograd's serve."""
+def _convolve_many(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+) -> jax.Array:
+    """Many channels and many pixels: a few images at a time, with fewer products where Winograd's
+    serve.
+    """
     if _is_winograd(kernel, strides, pads):
         tiles = _kernel_tiles(kernel)
         return map_images(lambda images: _winograd(images, tiles, pads), x)
     return map_images(lambda images: _convolve_products(images, kernel, strides, pads), x)
 
 
-def _convolve_many_forward(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> Any:
+def _convolve_many_forward(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+) -> Any:
     return _convolve_many(x, kernel, strides, pads), (x, kernel)
 
 
-def _convolve_many_backward(strides: tuple[int, int], pads: Pads, kept: Any, cotangent: jax.Array) -> Any:
+def _convolve_many_backward(
+    strides: tuple[int, int], pads: Pads, kept: Any, cotangent: jax.Array
+) -> Any:
     x, kernel = kept
     if _is_winograd(kernel, strides, pads):
         around = tuple((2 - low, 2 - high) for low, high in pads)
         dx = _convolve_many(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), strides, around)
-        tiles = _sum_images(lambda x, y: (None, _winograd_kernel_gradient(x, y, pads)), x, cotangent)[1]
+        tiles = _sum_images(
+            lambda x, y: (None, _winograd_kernel_gradient(x, y, pads)), x, cotangent
+        )[1]
         entries = _transform(_transpose(_KERNEL), [tiles[i : i + 4] for i in range(0, 16, 4)])
         return dx, jnp.stack(entries).reshape(kernel.shape)
 
     def gradients(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda x, kernel: _convolve_products(x, kernel, strides, pads), x, kernel)[1](cotangent)
+        return jax.vjp(lambda x, kernel: _convolve_products(x, kernel, strides, pads), x, kernel)[
+            1
+        ](cotangent)
 
     return _sum_images(gradients, x, cotangent)
 
@@ -272,7 +352,9 @@ def _plain_window(
     feature_group_count: int = 1,
     precision: object = None,
 ) -> tuple[tuple[int, int], Pads]:
-    """Strides and padding of the call `flax.linen.Conv` makes; raises `InputError` unless it is plain and 2-D."""
+    """Strides and padding of the call `flax.linen.Conv` makes; raises `InputError` unless it is
+    plain and 2-D.
+    """
     del dimension_numbers, precision
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
     if x.ndim != 4 or kernel.ndim != 4 or dilated or feature_group_count != 1:
@@ -289,35 +371,53 @@ def _plain_window(
 
 
 def check_fits(size: Sequence[int], window: Sequence[int], pads: Pads = ((0, 0), (0, 0))) -> None:
-    """Raises `InputError` where a window does not fit a map, i.e. the image is too small for the network."""
+    """Raises `InputError` where a window does not fit a map, i.e. the image is too small for the
+    network.
+    """
     if any(n + low + high < w for n, w, (low, high) in zip(size, window, pads, strict=True)):
-        raise InputError(f"image_shape: too small, a {window[0]}x{window[1]} window meets a {size[0]}x{size[1]} map")
+        raise InputError(
+            f"image_shape: too small, a {window[0]}x{window[1]} window meets a {size[0]}x{size[1]} "
+            "map"
+        )
 
 
 def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
-    """2-D convolution with the signature `flax.linen.Conv` calls: images [B, H, W, C], kernel [h, w, C, O].
+    """2-D convolution with the signature `flax.linen.Conv` calls: images [B, H, W, C], kernel [h,
+    w, C, O].
 
-    Equal to `jax.lax.conv_general_dilated` in value and derivatives up to rounding (1e-5 of the largest entry
-    in float32). `dimension_numbers` is Flax's channels-last layout; `precision` is left to
-    `jax.default_matmul_precision`. Of many channels and pixels there are no forward-mode derivatives (`jax.jvp`):
-    use `jax.lax` for those.
+    Equal to `jax.lax.conv_general_dilated` in value and derivatives up to rounding (1e-5 of the
+    largest entry in float32). `dimension_numbers` is Flax's channels-last layout; `precision` is
+    left to `jax.default_matmul_precision`. Of many channels and pixels there are no forward-mode
+    derivatives (`jax.jvp`): use `jax.lax` for those.
 
     Raises:
-      InputError: for anything but a plain 2-D convolution (dilation, groups): use `jax.lax` for those.
+      InputError: for anything but a plain 2-D convolution (dilation, groups): use `jax.lax` for
+        those.
     """
     strides, pads = _plain_window(x, kernel, *args, **kwargs)
-    # `lax` is the slower one for few outputs, for 1×1 kernels (a single product) and, by a factor of 80, where the
-    # map is no larger than the kernel.
+    # `lax` is the slower one for few outputs, for 1×1 kernels (a single product) and, by a factor
+    # of 80, where the map is no larger than the kernel.
     kernel_size = kernel.shape[:2]
     large_map = all(n > k for n, k in zip(x.shape[1:3], kernel_size, strict=True))
-    if min(kernel.shape[2:]) >= _MANY_CHANNELS and kernel_size != (1, 1) and x.size // x.shape[-1] >= _MANY_PIXELS:
+    if (
+        min(kernel.shape[2:]) >= _MANY_CHANNELS
+        and kernel_size != (1, 1)
+        and x.size // x.shape[-1] >= _MANY_PIXELS
+    ):
         return _convolve_many(x, kernel, strides, pads)
-    wide = not _fits_blocks(kernel, strides) and kernel.shape[-1] >= _THIN and kernel_size != (1, 1) and large_map
+    wide = (
+        not _fits_blocks(kernel, strides)
+        and kernel.shape[-1] >= _THIN
+        and kernel_size != (1, 1)
+        and large_map
+    )
     return (_convolve_wide if wide else _convolve_products)(x, kernel, strides, pads)
 
 
 def lax_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, with an error where the kernel does not fit instead of an empty map."""
+    """`jax.lax.conv_general_dilated`, with an error where the kernel does not fit instead of an
+    empty map.
+    """
     y = jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
     if 0 in y.shape:
         check_fits(x.shape[1:3], kernel.shape[:2])
@@ -331,9 +431,12 @@ CONVOLUTIONS: dict[str, Callable[..., jax.Array]] = {
 
 
 def _convolve_and_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Valid convolution and 2×2 max-pooling, the maximum taken over the blocks as they leave the product."""
+    """Valid convolution and 2×2 max-pooling, the maximum taken over the blocks as they leave the
+    product.
+    """
     size = _block_size(kernel) // 2  # pooled outputs per side of a block
-    # The place in the pooling window runs before the pooled output, so that a maximum is one over long rows.
+    # The place in the pooling window runs before the pooled output, so that a maximum is one over
+    # long rows.
     offsets = [
         (2 * i + row, 2 * j + column)
         for row, column, i, j in itertools.product(range(2), range(2), range(size), range(size))
@@ -342,14 +445,21 @@ def _convolve_and_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows, columns = blocks.shape[1:3]
     pooled = _window_max(blocks.reshape(len(x), rows, columns, 2, 2, -1), (3, 4))
     pooled = pooled.reshape(len(x), rows, columns, size * size, kernel.shape[-1])
-    return _join_blocks(pooled, size, (x.shape[1] - kernel.shape[0] + 1) // 2, (x.shape[2] - kernel.shape[1] + 1) // 2)
+    return _join_blocks(
+        pooled,
+        size,
+        (x.shape[1] - kernel.shape[0] + 1) // 2,
+        (x.shape[2] - kernel.shape[1] + 1) // 2,
+    )
 
 
 def max_pooled(convolution: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The same convolution followed by a 2×2 max-pooling, for `flax.linen.Conv`, whose bias may come after the maximum.
+    """The same convolution followed by a 2×2 max-pooling, for `flax.linen.Conv`, whose bias may
+    come after the maximum.
 
-    With `product_convolution` and few channels the maximum is taken over the blocks as they leave the product, without
-    putting the unpooled image together: training steps of LeNet take 0.76 and its central differences 0.67 of the time.
+    With `product_convolution` and few channels the maximum is taken over the blocks as they leave
+    the product, without putting the unpooled image together: training steps of LeNet take 0.76 and
+    its central differences 0.67 of the time.
     """
 
     def convolve_and_pool(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
@@ -373,9 +483,13 @@ def resolve_convolution(name: str) -> str:
 def _entries(windows: jax.Array, axes: tuple[int, int]) -> list[jax.Array]:
     """The entries of every window, row by row, each of the shape of the pooled image."""
     first, second = axes
-    rows = [jax.lax.index_in_dim(windows, i, first, keepdims=False) for i in range(windows.shape[first])]
+    rows = [
+        jax.lax.index_in_dim(windows, i, first, keepdims=False) for i in range(windows.shape[first])
+    ]
     return [
-        jax.lax.index_in_dim(row, j, second - 1, keepdims=False) for row in rows for j in range(windows.shape[second])
+        jax.lax.index_in_dim(row, j, second - 1, keepdims=False)
+        for row in rows
+        for j in range(windows.shape[second])
     ]
 
 
@@ -386,15 +500,19 @@ def _winners(entries: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
     left, among_left = _winners(entries[: len(entries) // 2])
     right, among_right = _winners(entries[len(entries) // 2 :])
     first = left >= right
-    return jnp.maximum(left, right), [first & won for won in among_left] + [~first & won for won in among_right]
+    return jnp.maximum(left, right), [first & won for won in among_left] + [
+        ~first & won for won in among_right
+    ]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _window_max(windows: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """The maximum over two axes, ascending; its derivative goes to exactly one entry, the first of equals.
+    """The maximum over two axes, ascending; its derivative goes to exactly one entry, the first of
+    equals.
 
-    The derivative of `jnp.max` compares entries with the maximum: where XLA computes an entry again inside another
-    fusion, its last bit may differ and the winner is lost. Entries compared in pairs always leave one winner.
+    The derivative of `jnp.max` compares entries with the maximum: where XLA computes an entry again
+    inside another fusion, its last bit may differ and the winner is lost. Entries compared in pairs
+    always leave one winner.
     """
     return functools.reduce(jnp.maximum, _entries(windows, axes))
 
@@ -406,19 +524,26 @@ def _window_max_jvp(axes, primals, tangents):
     first, second = axes
     size = windows.shape[second]
     rows = [jnp.stack(won[i : i + size], second - 1) for i in range(0, len(won), size)]
-    return _window_max(windows, axes), jnp.sum(jnp.where(jnp.stack(rows, first), direction, 0), axes)
+    return _window_max(windows, axes), jnp.sum(
+        jnp.where(jnp.stack(rows, first), direction, 0), axes
+    )
 
 
-def pool(x: jax.Array, kind: str, size: int, stride: int | None = None, padding: int = 0) -> jax.Array:
-    """size×size pooling of images [B, H, W, C]; what no window reaches at the border is dropped, as in PyTorch.
+def pool(
+    x: jax.Array, kind: str, size: int, stride: int | None = None, padding: int = 0
+) -> jax.Array:
+    """size×size pooling of images [B, H, W, C]; what no window reaches at the border is dropped, as
+    in PyTorch.
 
-    Slices, reshapes and a maximum in pairs instead of `reduce_window`, whose gradient is slow on a CPU. Where several
-    entries of a window share its maximum the gradient goes to the first, row by row, as in PyTorch.
+    Slices, reshapes and a maximum in pairs instead of `reduce_window`, whose gradient is slow on a
+    CPU. Where several entries of a window share its maximum the gradient goes to the first, row by
+    row, as in PyTorch.
 
     Args:
       kind: "max" or "avg".
       stride: from one window to the next; by default `size`, windows that do not overlap.
-      padding: rows and columns around the image that are never the maximum, and zeros in an average.
+      padding: rows and columns around the image that are never the maximum, and zeros in an
+        average.
     """
     check_choice("pooling", kind, ("max", "avg"))
     stride = size if stride is None else stride
@@ -431,7 +556,9 @@ def pool(x: jax.Array, kind: str, size: int, stride: int | None = None, padding:
     batch, height, width, channels = x.shape
     rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
     if stride == size:
-        x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
+        x = x[:, : rows * size, : columns * size].reshape(
+            batch, rows, size, columns, size, channels
+        )
         return _window_max(x, (2, 4)) if kind == "max" else x.mean((2, 4))
     entries = [
         x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]

@@ -1,8 +1,9 @@
 """Streaming second moments of rows in memory independent of their number: init, update, merge.
 
-The state is a pair (mean, scatter about the mean), updated by Chan, Golub and LeVeque's pairwise formula, so the
-covariance does not cancel when the mean is large, and both the centred and the uncentred moment can be read off. Its
-sums are float32 of rows divided by a power of two that grows with the largest entry: rows may be of any size.
+The state is a pair (mean, scatter about the mean), updated by Chan, Golub and LeVeque's pairwise
+formula, so the covariance does not cancel when the mean is large, and both the centred and the
+uncentred moment can be read off. Its sums are float32 of rows divided by a power of two that grows
+with the largest entry: rows may be of any size.
 """
 
 from typing import NamedTuple
@@ -29,7 +30,10 @@ class Moments(NamedTuple):
 
 def init(dimension: int) -> Moments:
     """The state that has seen no rows of length `dimension`."""
-    mean, scatter = jnp.zeros(dimension, jnp.float32), jnp.zeros((dimension, dimension), jnp.float32)
+    mean, scatter = (
+        jnp.zeros(dimension, jnp.float32),
+        jnp.zeros((dimension, dimension), jnp.float32),
+    )
     return Moments(jnp.int32(0), jnp.int32(SMALLEST), mean, scatter)
 
 
@@ -48,7 +52,9 @@ def merge(left: Moments, right: Moments) -> Moments:
     share = right.count.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
     delta = right.mean - left.mean
     between = jnp.outer(delta, delta) * (left.count.astype(jnp.float32) * share)
-    return Moments(count, exponent, left.mean + delta * share, left.scatter + right.scatter + between)
+    return Moments(
+        count, exponent, left.mean + delta * share, left.scatter + right.scatter + between
+    )
 
 
 def update(moments: Moments, rows: jax.Array, valid: jax.Array) -> Moments:
@@ -70,5 +76,10 @@ def second_moment(moments: Moments) -> np.ndarray:
 
 
 def covariance(moments: Moments) -> np.ndarray:
-    """The centred covariance [D, D] of the rows themselves, divided by count − 1; float64 on the host."""
-    return np.ldexp(np.asarray(moments.scatter, np.float64) / (int(moments.count) - 1), 2 * int(moments.exponent))
+    """The centred covariance [D, D] of the rows themselves, divided by count − 1; float64 on the
+    host.
+    """
+    return np.ldexp(
+        np.asarray(moments.scatter, np.float64) / (int(moments.count) - 1),
+        2 * int(moments.exponent),
+    )

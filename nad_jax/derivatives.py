@@ -4,10 +4,12 @@ A derivative is a function `derivative(function, x, readouts) -> rows`:
 
   function: images [B, H, W, C] -> outputs [B, F].
   x:        one image [H, W, C].
-  readouts: [R, F]; row r of the result is the derivative of readouts[r] · function(x). None: of each output, R = F.
+  readouts: [R, F]; row r of the result is the derivative of readouts[r] · function(x). None: of
+    each output, R = F.
   rows:     [R, D], D = H·W·C.
 
-The two derivatives are not substitutes for each other: in max-pooling networks they rank directions differently.
+The two derivatives are not substitutes for each other: in max-pooling networks they rank directions
+differently.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,8 @@ from nad_jax.errors import InputError, check_function, check_integer, check_numb
 Function = Callable[[jax.Array], jax.Array]
 Derivative = Callable[[Function, jax.Array, jax.Array | None], jax.Array]
 
-# Backward passes carried at a time, and the pixels of all of them together: beyond, they outgrow the cache.
+# Backward passes carried at a time, and the pixels of all of them together: beyond, they outgrow
+# the cache.
 _PULLBACKS = 128
 _PIXELS = 2**17
 
@@ -54,9 +57,13 @@ def input_gradient(function: Function, x: jax.Array, readouts: jax.Array | None)
     if readouts is None:
         size = outputs.size
         return jax.lax.map(
-            lambda index: row(jax.nn.one_hot(index, size, dtype=outputs.dtype)), jnp.arange(size), batch_size=together
+            lambda index: row(jax.nn.one_hot(index, size, dtype=outputs.dtype)),
+            jnp.arange(size),
+            batch_size=together,
         )
-    readouts = jnp.asarray(real_array("readouts", readouts, f"[R, {outputs.size}]")).astype(outputs.dtype)
+    readouts = jnp.asarray(real_array("readouts", readouts, f"[R, {outputs.size}]")).astype(
+        outputs.dtype
+    )
     if len(readouts) == 1:  # no batch axis to carry through the backward pass
         return row(readouts[0])[None]
     return jax.lax.map(row, readouts, batch_size=together)
@@ -66,19 +73,23 @@ def check_step(step: float) -> float:
     """Returns h; raises `InputError` unless h and 2h are positive float32 numbers."""
     step, limits = check_number("step", step, 0.0, exclusive=True), np.finfo(np.float32)
     if not limits.tiny <= step <= limits.max / 2:
-        raise InputError(f"step: must be a float32 in {limits.tiny:.2g} … {limits.max / 2:.2g}, got {step!r}")
+        raise InputError(
+            f"step: must be a float32 in {limits.tiny:.2g} … {limits.max / 2:.2g}, got {step!r}"
+        )
     return step
 
 
 def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
-    """The difference quotient (f(x + h e_j) − f(x − h e_j)) / 2h along every pixel j: 2·D forward passes.
+    """The difference quotient (f(x + h e_j) − f(x − h e_j)) / 2h along every pixel j: 2·D forward
+    passes.
 
-    The reference code computes the published NADs this way with h = 100, in units of the input. All F outputs
-    come from the same passes, so the number of read-outs costs nothing extra.
+    The reference code computes the published NADs this way with h = 100, in units of the input. All
+    F outputs come from the same passes, so the number of read-outs costs nothing extra.
 
     Args:
       step: h > 0.
-      block_size: pixels per pass, 2·block_size images: bounds the memory, and keeps it within the cache.
+      block_size: pixels per pass, 2·block_size images: bounds the memory, and keeps it within the
+        cache.
 
     Raises:
       InputError: for bad values of these, and, from the derivative, as `input_gradient`.
@@ -93,8 +104,11 @@ def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
         num_blocks = -(-dimension // block)
 
         def quotient(index: jax.Array) -> jax.Array:
-            # Pixels past the last one (padding of the last block) give all-zero steps and are cut off below.
-            steps = step * jax.nn.one_hot(index * block + jnp.arange(block), dimension, dtype=x.dtype)
+            # Pixels past the last one (padding of the last block) give all-zero steps and are cut
+            # off below.
+            steps = step * jax.nn.one_hot(
+                index * block + jnp.arange(block), dimension, dtype=x.dtype
+            )
             steps = steps.reshape(block, *x.shape)
             values = function(jnp.concatenate([x[None] + steps, x[None] - steps]))
             real_array("function(x)", values, f"[{2 * block}, F]")

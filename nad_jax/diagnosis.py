@@ -20,7 +20,8 @@ _RANDOM_HEAD = "readout='marginalized', with readout_variance= of the model stat
 
 
 def check_not_zero(halves: Halves, model: Model, estimator: Estimator, key: jax.Array) -> None:
-    """Raises `InputError` where every derivative seen is exactly zero, with the cause that can be seen.
+    """Raises `InputError` where every derivative seen is exactly zero, with the cause that can be
+    seen.
 
     Args:
       halves: the state, of networks of `key`.
@@ -59,7 +60,9 @@ def explain_zero(model: Model, estimator: Estimator, key: jax.Array) -> str:
         return bool(jnp.any(jax.jit(jax.vmap(row))(variables, points) != 0))
 
     def look(function: Callable, images: jax.Array) -> np.ndarray:
-        """The finite outputs [N, B, F] of all networks at images [B, H, W, C], zero where they are not."""
+        """The finite outputs [N, B, F] of all networks at images [B, H, W, C], zero where they are
+        not.
+        """
         outputs = jax.jit(jax.vmap(function, (0, None)))(variables, images)
         return np.nan_to_num(np.asarray(outputs, np.float64), posinf=0, neginf=0)
 
@@ -67,20 +70,28 @@ def explain_zero(model: Model, estimator: Estimator, key: jax.Array) -> str:
     function = model.features if from_features else output
     what = "features" if from_features else "outputs"
     scale = max(estimator.point_scale, 1.0)
-    others = scale * jax.random.normal(jax.random.key(1), (_NETWORKS, *model.image_shape), jnp.float32)
+    others = scale * jax.random.normal(
+        jax.random.key(1), (_NETWORKS, *model.image_shape), jnp.float32
+    )
     if differs(function, points):
         if from_features:
             return (
-                f"model: readout_variance={model.readout_variance:.2g} makes every derivative smaller than "
-                f"{_TINY:.2g}, the smallest float32; state a larger one, eigenvalues are in proportion"
+                f"model: readout_variance={model.readout_variance:.2g} makes every derivative "
+                "smaller than "
+                f"{_TINY:.2g}, the smallest float32; state a larger one, eigenvalues are in "
+                "proportion"
             )
         return f"model: every derivative of the networks looked at is smaller than {_TINY:.2g}, the smallest float32"
     if estimator.derivative == "central_difference":
         for factor in (1e2, 1e4, 1e6):
-            if factor * estimator.step < 1e36 and differs(function, points, step=factor * estimator.step):
+            if factor * estimator.step < 1e36 and differs(
+                function, points, step=factor * estimator.step
+            ):
                 return (
-                    f"step: {what} at x + h and x − h are equal to the last digit with h = {estimator.step:g}, not "
-                    f"with {factor * estimator.step:g}; take a larger step, or derivative='input_gradient'"
+                    f"step: {what} at x + h and x − h are equal to the last digit with h = "
+                    f"{estimator.step:g}, not "
+                    f"with {factor * estimator.step:g}; take a larger step, or "
+                    "derivative='input_gradient'"
                 )
     near = look(function, others)
     varies = bool((near != near[:, :1]).any())
@@ -88,7 +99,8 @@ def explain_zero(model: Model, estimator: Estimator, key: jax.Array) -> str:
         features = look(model.features, others)
         if (features != features[:, :1]).any():
             return (
-                "model: outputs are the same for every image though the features are not, the last layer (read-out) "
+                "model: outputs are the same for every image though the features are not, the last "
+                "layer (read-out) "
                 f"starts at zero; {_RANDOM_HEAD}"
             )
     if not varies:
@@ -100,18 +112,22 @@ def explain_zero(model: Model, estimator: Estimator, key: jax.Array) -> str:
         if from_features or model.features is not None:
             return f"model: {what} are {same} for every image that was looked at: a dead network"
         return (
-            f"model: {what} are {same} for every image that was looked at: {_DEAD}; where it is the first, give the "
+            f"model: {what} are {same} for every image that was looked at: {_DEAD}; where it is "
+            "the first, give the "
             f"model `features`: {_RANDOM_HEAD}"
         )
     if 0 < np.abs(near).max() < 1e-30:
         return _underflow(what, f"the largest of those looked at is {np.abs(near).max():.2g}")
     if differs(function, others):
         return (
-            f"model: every derivative is exactly zero at this point (point_scale={estimator.point_scale:g}), but not "
-            "at others: a bias-free ReLU network at the origin, say; take point_scale > 0 or point='fresh'"
+            "model: every derivative is exactly zero at this point "
+            f"(point_scale={estimator.point_scale:g}), but not "
+            "at others: a bias-free ReLU network at the origin, say; take point_scale > 0 or "
+            "point='fresh'"
         )
     return (
-        f"model: {what} differ between images, but every derivative is exactly zero wherever it was looked at: they "
+        f"model: {what} differ between images, but every derivative is exactly zero wherever it "
+        "was looked at: they "
         "are rounded or compared (round, sign, argmax), or their gradient is stopped"
     )
 

@@ -31,7 +31,8 @@ def to_images(vectors: jax.Array, image_shape: tuple[int, int, int]) -> jax.Arra
     vectors = real_array("vectors", vectors, "[..., D]", finite=False)
     if vectors.shape[-1] != height * width * channels:
         raise InputError(
-            f"vectors: last axis {vectors.shape[-1]} is not {height}·{width}·{channels} = {height * width * channels}"
+            f"vectors: last axis {vectors.shape[-1]} is not {height}·{width}·{channels} = "
+            f"{height * width * channels}"
         )
     return vectors.reshape(*vectors.shape[:-1], height, width, channels)
 
@@ -51,7 +52,8 @@ class FourierBasis(NamedTuple):
     """The real 2-D Fourier basis and the coordinates of its directions.
 
     directions:  [D, D] unit rows.
-    frequencies: [D, 2] integers (vertical, horizontal), each in -N/2 < f <= N/2, in cycles per image.
+    frequencies: [D, 2] integers (vertical, horizontal), each in -N/2 < f <= N/2, in cycles per
+      image.
     phases:      [D] 0 for a cosine, 1 for a sine.
     channels:    [D] the channel a direction lives in.
     """
@@ -63,25 +65,32 @@ class FourierBasis(NamedTuple):
 
 
 def dft_direction(
-    image_shape: tuple[int, int, int], frequency: tuple[int, int], phase: str = "cosine", channel: int = 0
+    image_shape: tuple[int, int, int],
+    frequency: tuple[int, int],
+    phase: str = "cosine",
+    channel: int = 0,
 ) -> jax.Array:
     """The unit vector [D] with entries ∝ cos or sin of 2π(f_y·y/H + f_x·x/W) in one channel.
 
     Args:
       image_shape: (H, W, C).
       frequency: (f_y, f_x), integers in cycles per image; taken modulo H and W.
-      phase: "cosine" or "sine". A self-conjugate frequency (2 f_y ≡ 0 mod H and 2 f_x ≡ 0 mod W) has no sine.
+      phase: "cosine" or "sine". A self-conjugate frequency (2 f_y ≡ 0 mod H and 2 f_x ≡ 0 mod W)
+        has no sine.
       channel: in 0 … C−1.
 
     Raises:
-      InputError: for the sine of a self-conjugate frequency, an unknown phase, or a channel out of range.
+      InputError: for the sine of a self-conjugate frequency, an unknown phase, or a channel out of
+        range.
     """
     height, width, channels = check_image_shape(image_shape)
     check_choice("phase", phase, ("cosine", "sine"))
     channel = check_integer("channel", channel, 0, channels - 1)
     row, column = _check_frequency(frequency)
     if phase == "sine" and (2 * row) % height == 0 and (2 * column) % width == 0:
-        raise InputError(f"frequency: {(row, column)} is self-conjugate on {height}x{width} and has no sine")
+        raise InputError(
+            f"frequency: {(row, column)} is self-conjugate on {height}x{width} and has no sine"
+        )
     # Integer products modulo the length keep the argument exact before the one division.
     y, x = np.arange(height)[:, None], np.arange(width)[None, :]
     row, column = row % height, column % width
@@ -98,7 +107,9 @@ def _check_frequency(frequency: Any) -> tuple[int, int]:
     values = tuple(values) if isinstance(values, list | tuple) else ()
     whole = [value for value in values if isinstance(value, int | float) and value % 1 == 0]
     if len(values) != 2 or len(whole) != 2:
-        raise InputError(f"frequency: must be two integers (vertical, horizontal), got {shown(frequency)}")
+        raise InputError(
+            f"frequency: must be two integers (vertical, horizontal), got {shown(frequency)}"
+        )
     return int(values[0]), int(values[1])
 
 
@@ -134,7 +145,10 @@ def basis_dft(image_shape: tuple[int, int, int]) -> FourierBasis:
                 phases.append(phase == "sine")
                 owners.append(channel)
     return FourierBasis(
-        jnp.asarray(np.stack(rows)), np.array(frequencies), np.array(phases, dtype=int), np.array(owners)
+        jnp.asarray(np.stack(rows)),
+        np.array(frequencies),
+        np.array(phases, dtype=int),
+        np.array(owners),
     )
 
 
@@ -148,15 +162,19 @@ def _dct_matrix(length: int) -> np.ndarray:
 def basis_dct(image_shape: tuple[int, int, int]) -> jax.Array:
     """The separable orthonormal DCT-II basis [D, D].
 
-    Row (k_y·W + k_x)·C + c is the product of cosines of vertical order k_y and horizontal order k_x in channel c.
+    Row (k_y·W + k_x)·C + c is the product of cosines of vertical order k_y and horizontal order k_x
+    in channel c.
     """
     height, width, channels = check_image_shape(image_shape)
     spatial = np.kron(_dct_matrix(height), _dct_matrix(width))
     return jnp.asarray(np.kron(spatial, np.eye(channels)), dtype=jnp.float32)
 
 
-def basis_random(key: jax.Array | int, dimension: int, num_directions: int | None = None) -> jax.Array:
-    """`num_directions` orthonormal rows [K, D], uniformly distributed (Haar); all D by default. Consumes `key`.
+def basis_random(
+    key: jax.Array | int, dimension: int, num_directions: int | None = None
+) -> jax.Array:
+    """`num_directions` orthonormal rows [K, D], uniformly distributed (Haar); all D by default.
+    Consumes `key`.
 
     Asking for more directions keeps the first ones, up to rounding.
 
@@ -164,36 +182,49 @@ def basis_random(key: jax.Array | int, dimension: int, num_directions: int | Non
       InputError: for a key that is neither one typed key nor a seed, and for numbers out of range.
     """
     key, dimension = resolve_key(key), check_integer("dimension", dimension, 1)
-    num_directions = check_integer("num_directions", dimension if num_directions is None else num_directions, 1)
+    num_directions = check_integer(
+        "num_directions", dimension if num_directions is None else num_directions, 1
+    )
     if num_directions > dimension:
         raise InputError(f"num_directions: at most the dimension {dimension}, got {num_directions}")
-    draw = jax.vmap(lambda index: jax.random.normal(jax.random.fold_in(key, index), (dimension,), jnp.float32))
+    draw = jax.vmap(
+        lambda index: jax.random.normal(jax.random.fold_in(key, index), (dimension,), jnp.float32)
+    )
     orthogonal, triangle = jnp.linalg.qr(draw(jnp.arange(num_directions)).T)
     # The sign of the triangle's diagonal makes the factorization unique and the law Haar.
     return (orthogonal * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0)[None]).T
 
 
 def check_orthonormal(directions: jax.Array, tolerance: float = 1e-3) -> np.ndarray:
-    """The rows [K, D] in float64; raises `InputError` where an entry of V Vᵀ − I is above `tolerance`."""
-    rows, tolerance = host_array("directions", directions, "[K, D]"), check_number("tolerance", tolerance, 0.0)
+    """The rows [K, D] in float64; raises `InputError` where an entry of V Vᵀ − I is above
+    `tolerance`.
+    """
+    rows, tolerance = (
+        host_array("directions", directions, "[K, D]"),
+        check_number("tolerance", tolerance, 0.0),
+    )
     if len(rows) > rows.shape[1]:
         raise InputError(f"directions: must be [K, D] with K <= D, got shape {rows.shape}")
     with np.errstate(over="ignore", invalid="ignore"):
         error = np.abs(rows @ rows.T - np.eye(len(rows))).max()
     if not error <= tolerance:
-        raise InputError(f"directions: rows are not orthonormal (largest error {error:.2g}, allowed {tolerance:g})")
+        raise InputError(
+            f"directions: rows are not orthonormal (largest error {error:.2g}, allowed "
+            f"{tolerance:g})"
+        )
     return rows
 
 
 def complete_basis(directions: jax.Array, tolerance: float = 1e-3) -> jax.Array:
-    """Completes K orthonormal rows [K, D] to an orthogonal matrix [D, D] whose first K rows are the given ones.
+    """Completes K orthonormal rows [K, D] to an orthogonal matrix [D, D] whose first K rows are the
+    given ones.
 
-    The added rows span the orthogonal complement; within it they are arbitrary. (The published arrays hold
-    1,023 of 1,024 directions: there the last one is determined up to its sign.)
+    The added rows span the orthogonal complement; within it they are arbitrary. (The published
+    arrays hold 1,023 of 1,024 directions: there the last one is determined up to its sign.)
 
     Raises:
-      InputError: where the rows are not finite, known (traced ones are not), or orthonormal: an entry of V Vᵀ − I
-        above `tolerance`.
+      InputError: where the rows are not finite, known (traced ones are not), or orthonormal: an
+        entry of V Vᵀ − I above `tolerance`.
     """
     return jnp.asarray(completed_rows(directions, tolerance), dtype=jnp.float32)
 
@@ -210,14 +241,16 @@ def completed_rows(directions: jax.Array, tolerance: float = 1e-3) -> np.ndarray
 def direction_identity(direction: np.ndarray) -> int:
     """A number in 0 … 2⁶⁴ − 1 that names a unit direction [D], the same for v and −v.
 
-    It is of the entries rounded to four decimals: a direction computed again on another machine, with other rounding
-    errors, may round to another name, so exchange directions as files.
+    It is of the entries rounded to four decimals: a direction computed again on another machine,
+    with other rounding errors, may round to another name, so exchange directions as files.
     """
     return int.from_bytes(hashlib.sha256(_quantized(direction)).digest()[:8])
 
 
 def distinct_directions(directions: np.ndarray) -> np.ndarray:
-    """The indices of those rows of [K, D] that are the first of all that are equal up to sign, ascending."""
+    """The indices of those rows of [K, D] that are the first of all that are equal up to sign,
+    ascending.
+    """
     first: dict[bytes, int] = {}
     for index, direction in enumerate(np.asarray(directions)):
         first.setdefault(_quantized(direction), index)
@@ -225,7 +258,9 @@ def distinct_directions(directions: np.ndarray) -> np.ndarray:
 
 
 def _quantized(direction: np.ndarray) -> bytes:
-    """The direction in steps of 1/10007, with a positive first entry (among those that are not zero)."""
+    """The direction in steps of 1/10007, with a positive first entry (among those that are not
+    zero).
+    """
     # A prime, so that the round numbers of simple directions do not lie half-way between two steps.
     steps = np.rint(np.asarray(direction, np.float64) * 10_007).astype("<i2")
     nonzero = np.flatnonzero(steps)

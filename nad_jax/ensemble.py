@@ -15,10 +15,12 @@ MAPPINGS = ("vectorized", "sequential")
 
 
 def make_key(seed: int) -> jax.Array:
-    """A typed random key whose draws are fast on a CPU and do not depend on the chunk size under `vmap`.
+    """A typed random key whose draws are fast on a CPU and do not depend on the chunk size under
+    `vmap`.
 
     Raises:
-      InputError: unless `seed` is an integer in 0 … 2³² − 1 (beyond, different seeds would give one key).
+      InputError: unless `seed` is an integer in 0 … 2³² − 1 (beyond, different seeds would give one
+        key).
     """
     return jax.random.key(check_integer("seed", seed, 0, 2**32 - 1), impl="philox4x32")
 
@@ -27,22 +29,27 @@ def resolve_key(key: jax.Array | int) -> jax.Array:
     """A typed random key as it is, a seed as the key of `make_key`.
 
     Raises:
-      InputError: for anything else, several keys at once, a key of `jax.random.PRNGKey`, and a key of rbg, whose draws
-        depend on which networks are computed together.
+      InputError: for anything else, several keys at once, a key of `jax.random.PRNGKey`, and a key
+        of rbg, whose draws depend on which networks are computed together.
     """
-    needed = "key: must be a seed, an integer in 0 … 4294967295, or one key as of jax.random.key(seed)"
+    needed = (
+        "key: must be a seed, an integer in 0 … 4294967295, or one key as of jax.random.key(seed)"
+    )
     dtype, shape = getattr(key, "dtype", np.dtype(object)), getattr(key, "shape", ())
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if shape != ():
             raise InputError(f"{needed}, got keys of shape {shape}")
         if "rbg" in str(jax.random.key_impl(key)):
             raise InputError(
-                f"key: must be of philox4x32 or threefry2x32, got one of {jax.random.key_impl(key)}; pass a seed"
+                "key: must be of philox4x32 or threefry2x32, got one of "
+                f"{jax.random.key_impl(key)}; pass a seed"
             )
         return key
     if shape != ():
         legacy = dtype == np.uint32 and shape[-1] in (2, 4)
-        raise InputError(f"{needed}, got {'one of jax.random.PRNGKey' if legacy else f'an array of shape {shape}'}")
+        raise InputError(
+            f"{needed}, got {'one of jax.random.PRNGKey' if legacy else f'an array of shape {shape}'}"
+        )
     try:
         return make_key(key)
     except InputError:
@@ -55,15 +62,18 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
 
 
 def member_keys(key: jax.Array, members: jax.Array) -> jax.Array:
-    """Keys [N] of the members [N]: each is tied to its number, so growing an ensemble keeps its first members."""
+    """Keys [N] of the members [N]: each is tied to its number, so growing an ensemble keeps its
+    first members.
+    """
     return jax.vmap(lambda member: jax.random.fold_in(key, member))(members)
 
 
 def map_members(function: Callable[..., Any], mapping: str, *args: jax.Array) -> Any:
     """Applies `function` to every member along the leading axis of `args`.
 
-    "vectorized" is one program for all members (`vmap`), best on accelerators and for tiny programs;
-    "sequential" is one after another in one compiled loop, which keeps the members' working set in cache.
+    "vectorized" is one program for all members (`vmap`), best on accelerators and for tiny
+    programs; "sequential" is one after another in one compiled loop, which keeps the members'
+    working set in cache.
     """
     check_choice("mapping", mapping, MAPPINGS)
     if mapping == "vectorized":
@@ -71,14 +81,17 @@ def map_members(function: Callable[..., Any], mapping: str, *args: jax.Array) ->
     return jax.lax.map(lambda member: function(*member), args)
 
 
-def padded_members(first: jax.Array, stop: jax.Array, chunk_size: int) -> tuple[jax.Array, jax.Array]:
+def padded_members(
+    first: jax.Array, stop: jax.Array, chunk_size: int
+) -> tuple[jax.Array, jax.Array]:
     """Members first … first + chunk_size − 1 [N], and which of them lie below `stop` [N]."""
     members = first + jnp.arange(chunk_size)
     return members, members < stop
 
 
 def portable_key(key: jax.Array) -> jax.Array:
-    """A threefry key drawn from `key`: draws from the keys of `make_key` do not compile inside `shard_map`.
+    """A threefry key drawn from `key`: draws from the keys of `make_key` do not compile inside
+    `shard_map`.
 
     (XLA of JAX 0.10 cannot partition the 64-bit products of philox.)
     """
@@ -99,8 +112,11 @@ def spread(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
     return NamedSharding(_mesh(devices), PartitionSpec("networks"))
 
 
-def shard_members(function: Callable[..., Any], devices: Sequence[jax.Device]) -> Callable[..., Any]:
-    """`function(shared, *args)` with the leading axis of each of `args` spread over the devices, `shared` copied.
+def shard_members(
+    function: Callable[..., Any], devices: Sequence[jax.Device]
+) -> Callable[..., Any]:
+    """`function(shared, *args)` with the leading axis of each of `args` spread over the devices,
+    `shared` copied.
 
     The program of a device knows nothing of the others: there is no communication between them.
     """
@@ -110,8 +126,8 @@ def shard_members(function: Callable[..., Any], devices: Sequence[jax.Device]) -
     def sharded(shared: Any, *args: jax.Array) -> Any:
         members = PartitionSpec("networks")
         specs = (PartitionSpec(), *(members for _ in args))
-        return jax.shard_map(function, mesh=_mesh(devices), in_specs=specs, out_specs=members, check_vma=False)(
-            shared, *args
-        )
+        return jax.shard_map(
+            function, mesh=_mesh(devices), in_specs=specs, out_specs=members, check_vma=False
+        )(shared, *args)
 
     return sharded

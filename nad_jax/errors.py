@@ -1,6 +1,7 @@
 """The one exception raised on bad input, and the checks that word it.
 
-A check of a number or a name returns it as Python's own: what NumPy or JAX give is converted here, once.
+A check of a number or a name returns it as Python's own: what NumPy or JAX give is converted here,
+once.
 """
 
 import dataclasses
@@ -34,9 +35,11 @@ def shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Numbers, truth values and texts of NumPy and JAX as Python's own, arrays as lists; also inside containers.
+    """Numbers, truth values and texts of NumPy and JAX as Python's own, arrays as lists; also
+    inside containers.
 
-    Anything else, a random key or a number that is not known while a function is compiled, is returned as it is.
+    Anything else, a random key or a number that is not known while a function is compiled, is
+    returned as it is.
     """
     if isinstance(value, str):
         return str.__str__(value)
@@ -55,7 +58,9 @@ def plain(value: Any) -> Any:
 
 
 def plain_fields(record: Any) -> None:
-    """Makes the fields of a new frozen dataclass plain; a number where a field holds a float becomes one."""
+    """Makes the fields of a new frozen dataclass plain; a number where a field holds a float
+    becomes one.
+    """
     for field in dataclasses.fields(record):
         value = plain(getattr(record, field.name))
         if field.type is float and _is_number(value, numbers.Real):
@@ -79,7 +84,9 @@ def unknown(kind: str, value: Any, allowed: Iterable[Any]) -> InputError:
     allowed = list(allowed)
     close = difflib.get_close_matches(str(value), map(str, allowed), n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return InputError(f"{kind}: unknown value {shown(value)}{hint}; allowed: {', '.join(map(repr, allowed))}")
+    return InputError(
+        f"{kind}: unknown value {shown(value)}{hint}; allowed: {', '.join(map(repr, allowed))}"
+    )
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
@@ -91,16 +98,24 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
 
 
 def check_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    """Returns an integer between `minimum` and `maximum`, both included; raises `InputError` otherwise."""
+    """Returns an integer between `minimum` and `maximum`, both included; raises `InputError`
+    otherwise.
+    """
     value = plain(value)
-    if not _is_number(value, numbers.Integral) or value < minimum or (maximum is not None and value > maximum):
+    if (
+        not _is_number(value, numbers.Integral)
+        or value < minimum
+        or (maximum is not None and value > maximum)
+    ):
         allowed = f"of at least {minimum}" if maximum is None else f"in {minimum} … {maximum}"
         raise InputError(f"{name}: must be an integer {allowed}, got {shown(value)}")
     return int(value)
 
 
 def check_number(name: str, value: Any, minimum: float, exclusive: bool = False) -> float:
-    """Returns a finite real number of at least (or above) `minimum` as a float; raises `InputError` otherwise."""
+    """Returns a finite real number of at least (or above) `minimum` as a float; raises `InputError`
+    otherwise.
+    """
     value = plain(value)
     number = _as_float(value) if _is_number(value, numbers.Real) else math.nan
     if not math.isfinite(number) or number < minimum or (exclusive and number == minimum):
@@ -110,8 +125,14 @@ def check_number(name: str, value: Any, minimum: float, exclusive: bool = False)
 
 
 def check_scalar(name: str, value: Any) -> Any:
-    """Returns a number as `check_number` with a minimum of 0 does; one that is traced as it is, if it is real."""
-    return real_array(name, value, "[]") if isinstance(plain(value), jax.Array) else check_number(name, value, 0.0)
+    """Returns a number as `check_number` with a minimum of 0 does; one that is traced as it is, if
+    it is real.
+    """
+    return (
+        real_array(name, value, "[]")
+        if isinstance(plain(value), jax.Array)
+        else check_number(name, value, 0.0)
+    )
 
 
 def check_function(name: str, value: Any, optional: bool = True) -> None:
@@ -128,10 +149,14 @@ _RECORDS = {
 
 
 def check_record(name: str, value: Any, *kinds: type) -> None:
-    """Raises `InputError` unless `value` is a record of one of these kinds; the message names the first of them."""
+    """Raises `InputError` unless `value` is a record of one of these kinds; the message names the
+    first of them.
+    """
     if not isinstance(value, kinds):
         kind = kinds[0].__name__
-        raise InputError(f"{name}: must {_RECORDS.get(kind, f'be {kind}')}, got {type(value).__name__}")
+        raise InputError(
+            f"{name}: must {_RECORDS.get(kind, f'be {kind}')}, got {type(value).__name__}"
+        )
 
 
 def as_path(name: str, value: Any) -> Path:
@@ -155,7 +180,9 @@ def known(array: Any) -> np.ndarray | None:
 
 
 def number_array(name: str, value: Any, needed: str = "numbers") -> np.ndarray | jax.Array:
-    """Returns an array of numbers, lists of them as one of NumPy, one of JAX as it is; `InputError` otherwise."""
+    """Returns an array of numbers, lists of them as one of NumPy, one of JAX as it is; `InputError`
+    otherwise.
+    """
     try:
         array = value if isinstance(value, jax.Array) else known(value)
         array = jnp.asarray(value) if array is None else array  # a list of traced numbers
@@ -167,23 +194,30 @@ def number_array(name: str, value: Any, needed: str = "numbers") -> np.ndarray |
     return array
 
 
-def real_array(name: str, value: Any, axes: str = "[...]", finite: bool = True) -> np.ndarray | jax.Array:
-    """Returns an array of real numbers as `number_array` does; raises `InputError` for another shape or dtype.
+def real_array(
+    name: str, value: Any, axes: str = "[...]", finite: bool = True
+) -> np.ndarray | jax.Array:
+    """Returns an array of real numbers as `number_array` does; raises `InputError` for another
+    shape or dtype.
 
     Args:
       name: of the argument.
       value: an array, which may be traced, or lists.
-      axes: its axes, none of them empty: letters and lengths as in "[K, 16]"; after "..." those at the end.
+      axes: its axes, none of them empty: letters and lengths as in "[K, 16]"; after "..." those at
+        the end.
       finite: whether its entries must be finite, where they are known.
     """
     array = number_array(name, value, f"real numbers {axes}")
     lengths = [length for length in axes[1:-1].split(", ") if length not in ("", "...")]
     shape = array.shape[max(0, array.ndim - len(lengths)) :] if "..." in axes else array.shape
     fits = len(shape) == len(lengths) and all(
-        found == int(length) if length.isdigit() else found > 0 for found, length in zip(shape, lengths, strict=True)
+        found == int(length) if length.isdigit() else found > 0
+        for found, length in zip(shape, lengths, strict=True)
     )
     if not fits or jnp.issubdtype(array.dtype, np.complexfloating):
-        raise InputError(f"{name}: must be real numbers {axes}, got shape {array.shape} of {array.dtype}")
+        raise InputError(
+            f"{name}: must be real numbers {axes}, got shape {array.shape} of {array.dtype}"
+        )
     if finite and jnp.issubdtype(array.dtype, np.floating):
         values = known(array)
         if values is not None and not np.isfinite(values).all():
@@ -192,7 +226,9 @@ def real_array(name: str, value: Any, axes: str = "[...]", finite: bool = True) 
 
 
 def host_array(name: str, value: Any, axes: str = "[...]") -> np.ndarray:
-    """Returns finite numbers, checked as by `real_array`, in float64; raises `InputError` for traced ones too."""
+    """Returns finite numbers, checked as by `real_array`, in float64; raises `InputError` for
+    traced ones too.
+    """
     array = known(real_array(name, value, axes))
     if array is None:
         raise InputError(f"{name}: must be known while a function is compiled, got a traced array")
@@ -200,7 +236,8 @@ def host_array(name: str, value: Any, axes: str = "[...]") -> np.ndarray:
 
 
 def check_units(name: str, rows: Any, zero: bool = False) -> Any:
-    """Returns vectors [..., D] that have norm 1, to 1e-3, or are zero where that is allowed; `InputError` otherwise.
+    """Returns vectors [..., D] that have norm 1, to 1e-3, or are zero where that is allowed;
+    `InputError` otherwise.
 
     Those that are not known, since a function is being compiled, are returned too.
     """
@@ -208,20 +245,28 @@ def check_units(name: str, rows: Any, zero: bool = False) -> Any:
     if values is None:
         return rows
     with np.errstate(over="ignore"):
-        values = values.reshape(-1, values.shape[-1]).astype(np.promote_types(values.dtype, np.float32), copy=False)
+        values = values.reshape(-1, values.shape[-1]).astype(
+            np.promote_types(values.dtype, np.float32), copy=False
+        )
         norms = np.linalg.norm(values, axis=1)
     wrong = np.flatnonzero(~((np.abs(norms - 1) <= 1e-3) | (zero & (norms == 0))))
     if len(wrong):
         row = f"row {wrong[0]} has" if np.ndim(rows) > 1 else "has"
-        raise InputError(f"{name}: {row} norm {norms[wrong[0]]:.4g}, expected 1{' (or 0)' if zero else ''}")
+        raise InputError(
+            f"{name}: {row} norm {norms[wrong[0]]:.4g}, expected 1{' (or 0)' if zero else ''}"
+        )
     return rows
 
 
 def check_labels(name: str, labels: Any, num_classes: int) -> np.ndarray | jax.Array:
-    """Returns integers [B], in 0 … num_classes − 1 where they are known; raises `InputError` otherwise."""
+    """Returns integers [B], in 0 … num_classes − 1 where they are known; raises `InputError`
+    otherwise.
+    """
     labels = number_array(name, labels, "integers [B]")
     if labels.ndim != 1 or not jnp.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{name}: must be integers [B], got shape {labels.shape} of {labels.dtype}")
+        raise InputError(
+            f"{name}: must be integers [B], got shape {labels.shape} of {labels.dtype}"
+        )
     values = known(labels)
     wrong = () if values is None else values[(values < 0) | (values >= num_classes)]
     if len(wrong):
@@ -230,7 +275,9 @@ def check_labels(name: str, labels: Any, num_classes: int) -> np.ndarray | jax.A
 
 
 def problems(*checks: Callable[[], None]) -> list[str]:
-    """The messages of those checks that raise `InputError`, so that all of them can be reported at once."""
+    """The messages of those checks that raise `InputError`, so that all of them can be reported at
+    once.
+    """
     messages = []
     for check in checks:
         try:
@@ -246,6 +293,7 @@ def check_image_shape(image_shape: Any) -> tuple[int, int, int]:
     shape = tuple(image_shape) if isinstance(image_shape, list | tuple) else ()
     if len(shape) != 3 or any(not _is_number(n, numbers.Integral) or n < 1 for n in shape):
         raise InputError(
-            f"image_shape: must be three positive integers (height, width, channels), got {shown(image_shape)}"
+            "image_shape: must be three positive integers (height, width, channels), got "
+            f"{shown(image_shape)}"
         )
     return tuple(map(int, map(plain, shape)))

@@ -1,4 +1,5 @@
-"""Training networks to classify images: one as a pure function, and many that differ in seed or in their images.
+"""Training networks to classify images: one as a pure function, and many that differ in seed or in
+their images.
 
 Source of `cifar_recipe`: NAD, Section 5 and reference code.
 """
@@ -46,13 +47,19 @@ from nad_jax.snapshots import Snapshots
 
 
 def cifar_recipe(num_epochs: int = 50) -> Recipe:
-    """The published recipe on CIFAR-10 (50 epochs, learning rate 0.21): momentum 0.9, coupled weight decay 5e-4."""
+    """The published recipe on CIFAR-10 (50 epochs, learning rate 0.21): momentum 0.9, coupled
+    weight decay 5e-4.
+    """
     options = {"momentum": 0.9}
-    return Recipe("sgd", options, weight_decay=5e-4, num_epochs=num_epochs, num_train=50_000, loss_window=391)
+    return Recipe(
+        "sgd", options, weight_decay=5e-4, num_epochs=num_epochs, num_train=50_000, loss_window=391
+    )
 
 
 def check_image_data(data: ImageData, model: Model) -> ImageData:
-    """The task as uint8 or float32 images and int32 labels; raises `InputError` where it does not fit the model."""
+    """The task as uint8 or float32 images and int32 labels; raises `InputError` where it does not
+    fit the model.
+    """
     check_record("data", data, ImageData)
     checked = []
     for split in ("train", "test"):
@@ -60,11 +67,16 @@ def check_image_data(data: ImageData, model: Model) -> ImageData:
         images = real_array(f"{split}_images", getattr(data, f"{split}_images"), axes)
         if images.dtype != np.uint8:
             if not jnp.issubdtype(images.dtype, np.floating):
-                raise InputError(f"{split}_images: must be uint8 or real numbers, got {images.dtype}")
+                raise InputError(
+                    f"{split}_images: must be uint8 or real numbers, got {images.dtype}"
+                )
             images = images.astype(np.float32)
         labels = check_labels(f"{split}_labels", getattr(data, f"{split}_labels"), model.num_logits)
         if len(labels) != len(images):
-            raise InputError(f"{split}_labels: must be one for each of the {len(images)} images, got {len(labels)}")
+            raise InputError(
+                f"{split}_labels: must be one for each of the {len(images)} images, got "
+                f"{len(labels)}"
+            )
         checked += [images, labels.astype(np.int32)]
     return ImageData(*checked)
 
@@ -73,7 +85,8 @@ def _per_channel(name: str, value: Any, channels: int) -> np.ndarray:
     array = host_array(name, value).astype(np.float32)
     if array.shape not in ((), (channels,)) or not np.isfinite(array).all():
         raise InputError(
-            f"{name}: must be a finite number or one for each of the {channels} channels, got {shown(value)}"
+            f"{name}: must be a finite number or one for each of the {channels} channels, got "
+            f"{shown(value)}"
         )
     return np.broadcast_to(array, (1, 1, 1, channels))
 
@@ -85,11 +98,16 @@ def make_image_stages(
     mean: Any = 0.0,
     std: Any = 1.0,
 ) -> Stages:
-    """The stages of training one network on images, see `make_train_images`, whose arguments are their `member`."""
+    """The stages of training one network on images, see `make_train_images`, whose arguments are
+    their `member`.
+    """
     check_recipe(recipe)
     check_model(model, recipe.batch_size)
     check_function("transform", transform)
-    mean, std = (_per_channel(name, value, model.image_shape[2]) for name, value in (("mean", mean), ("std", std)))
+    mean, std = (
+        _per_channel(name, value, model.image_shape[2])
+        for name, value in (("mean", mean), ("std", std))
+    )
     if not (std > 0).all():
         raise InputError(f"std: must be positive, got {std.min():.4g}")
     fit = make_fit(model, recipe)
@@ -105,18 +123,25 @@ def make_image_stages(
                 with reported("transform"):
                     x = real_array("transform", transform(x, labels, *arrays), finite=False)
                 if x.shape != given:
-                    raise InputError(f"transform: must keep the shape of images, {given}, got {x.shape}")
+                    raise InputError(
+                        f"transform: must keep the shape of images, {given}, got {x.shape}"
+                    )
             return (x.astype(jnp.float32) - mean) / std, labels
 
         return sample
 
     def test_sampler(data: ImageData) -> Sample:
-        return lambda indices: ((scaled(data.test_images[indices]) - mean) / std, data.test_labels[indices])
+        return lambda indices: (
+            (scaled(data.test_images[indices]) - mean) / std,
+            data.test_labels[indices],
+        )
 
     def start(key: jax.Array, learning_rate: jax.Array, *arrays: Any) -> FitState:
         return fit.start(key, learning_rate)
 
-    def epoch(state: FitState, data: ImageData, key: jax.Array, learning_rate: jax.Array, *arrays: Any) -> FitState:
+    def epoch(
+        state: FitState, data: ImageData, key: jax.Array, learning_rate: jax.Array, *arrays: Any
+    ) -> FitState:
         return fit.epoch(state, key, learning_rate, train_sampler(data, *arrays))
 
     def finish(
@@ -137,8 +162,9 @@ def make_train_images(
 ) -> Callable[..., tuple[Any, FitMetrics]]:
     """Builds `train(key, learning_rate, *arrays, data) -> (variables, FitMetrics)`.
 
-    `train` is pure: it initializes a network, trains it by the recipe and evaluates it. A training image x of label y
-    becomes (transform(x, y, *arrays) − mean) / std, a test image (x − mean) / std.
+    `train` is pure: it initializes a network, trains it by the recipe and evaluates it. A training
+    image x of label y becomes (transform(x, y, *arrays) − mean) / std, a test image (x − mean) /
+    std.
 
       key:           of initialization, order of the samples and dropout, or a seed; consumed.
       learning_rate: scalar.
@@ -148,13 +174,15 @@ def make_train_images(
     Args:
       model: with a logit for each class.
       recipe: how it is trained.
-      transform: maps images [B, H, W, C] in [0, 1] and labels [B] to images, e.g. `interventions.poison`.
+      transform: maps images [B, H, W, C] in [0, 1] and labels [B] to images, e.g.
+        `interventions.poison`.
       mean, std: numbers, or one for each channel [C].
 
     Raises:
-      InputError: for bad values in the recipe, `mean` or `std`, a model without a training mode, and, from `train`,
-        for data that do not fit the model or the sizes of the recipe, a transformation that fails or changes the
-        shape of images, and a key that is neither one typed key nor a seed.
+      InputError: for bad values in the recipe, `mean` or `std`, a model without a training mode,
+        and, from `train`, for data that do not fit the model or the sizes of the recipe, a
+        transformation that fails or changes the shape of images, and a key that is neither one
+        typed key nor a seed.
     """
     whole = make_whole(make_image_stages(model, recipe, transform, mean, std), recipe.num_epochs)
 
@@ -163,14 +191,18 @@ def make_train_images(
         data = jax.tree.map(jnp.asarray, check_image_data(rest[-1] if rest else None, model))
         sizes = len(data.train_images), len(data.test_images)
         if sizes != (recipe.num_train, recipe.num_test):
-            raise InputError(f"data: the recipe has {recipe.num_train} and {recipe.num_test} images, got {sizes}")
+            raise InputError(
+                f"data: the recipe has {recipe.num_train} and {recipe.num_test} images, got {sizes}"
+            )
         return whole(key, learning_rate, *rest[:-1], data)
 
     return train
 
 
 def image_network_key(seed: int) -> jax.Array:
-    """The key of a network, from the replicate alone: what is done to the images does not change the random numbers."""
+    """The key of a network, from the replicate alone: what is done to the images does not change
+    the random numbers.
+    """
     return ensemble.portable_key(ensemble.named_key(ensemble.make_key(seed), "image networks"))
 
 
@@ -185,16 +217,20 @@ def make_train_many_images(
     chunk_size: int = 0,
     num_devices: int = 0,
 ) -> Callable[..., FitMetrics]:
-    """Builds `run(arrays=(), learning_rate=0.21, seed=0, progress=None, snapshots=None) -> FitMetrics`.
+    """Builds `run(arrays=(), learning_rate=0.21, seed=0, progress=None, snapshots=None) ->
+    FitMetrics`.
 
-    See `train_many_images`. One compiled program trains `chunk_size` networks; the images are put on the devices
-    once. With `snapshots`, see `Snapshots`, a run that was interrupted is taken up again by the same call.
+    See `train_many_images`. One compiled program trains `chunk_size` networks; the images are put
+    on the devices once. With `snapshots`, see `Snapshots`, a run that was interrupted is taken up
+    again by the same call.
     """
     recipe = cifar_recipe() if recipe is None else recipe
     check_record("model", model, Model)
     data = check_image_data(data, model)
     if isinstance(recipe, Recipe):
-        recipe = dataclasses.replace(recipe, num_train=len(data.train_images), num_test=len(data.test_images))
+        recipe = dataclasses.replace(
+            recipe, num_train=len(data.train_images), num_test=len(data.test_images)
+        )
     stages = make_image_stages(model, recipe, transform, mean, std)
     mapping, chunk_size, devices = resolve_mapping(mapping, chunk_size, num_devices)
     chunk = make_chunk(stages, mapping, devices)
@@ -214,10 +250,16 @@ def make_train_many_images(
             raise InputError("arrays: are what `transform` takes, but there is no transform")
         if any(array.ndim == 0 for array in arrays):
             raise InputError("arrays: must have a leading axis [N], got a number")
-        sizes = (number_array(*given).size for given in (("learning_rate", learning_rate), ("seed", seed)))
+        sizes = (
+            number_array(*given).size
+            for given in (("learning_rate", learning_rate), ("seed", seed))
+        )
         count = max([*sizes, *(len(array) for array in arrays)])
         if any(len(array) != count for array in arrays):
-            raise InputError(f"arrays: must have one leading axis [{count}], got {[array.shape for array in arrays]}")
+            raise InputError(
+                f"arrays: must have one leading axis [{count}], got "
+                f"{[array.shape for array in arrays]}"
+            )
         points = broadcast_members(count, learning_rate=learning_rate, seed=seed)
         keys = jnp.stack([image_network_key(one) for one in points["seed"].tolist()])
         members = (keys, points["learning_rate"].astype(np.float32), *arrays)
@@ -242,26 +284,32 @@ def train_many_images(
     num_devices: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> FitMetrics:
-    """Trains N networks on images, each with its own seed, learning rate and transformation of the training images.
+    """Trains N networks on images, each with its own seed, learning rate and transformation of the
+    training images.
 
-    The images lie on the device once for all networks; `transform` is done to the batches. Networks of one seed share
-    their initialization and the order of the images, whatever is done to these.
+    The images lie on the device once for all networks; `transform` is done to the batches. Networks
+    of one seed share their initialization and the order of the images, whatever is done to these.
 
     Args:
       model: with a logit for each class, e.g. `create_model("lenet", (32, 32, 3), num_logits=10)`.
       data: the images.
-      arrays: what differs between the transformations, each [N, …]; e.g. carriers [N, T, D] and coefficients [N, T].
+      arrays: what differs between the transformations, each [N, …]; e.g. carriers [N, T, D] and
+        coefficients [N, T].
       learning_rate, seed: one for all, or one for each network [N].
       recipe: default `cifar_recipe()`; its `num_train` and `num_test` become those of the data.
       transform, mean, std: see `make_train_images`.
-      mapping, chunk_size, num_devices: how the networks are mapped, see `training.make_train_many`. The default is
-        one network after the other on each device: they are few and large, and a chunk is always filled up.
-      progress: called after every epoch with the number of networks done, a fraction for those in training.
+      mapping, chunk_size, num_devices: how the networks are mapped, see `training.make_train_many`.
+        The default is one network after the other on each device: they are few and large, and a
+        chunk is always filled up.
+      progress: called after every epoch with the number of networks done, a fraction for those in
+        training.
 
     Returns: `FitMetrics` of NumPy arrays with a leading axis [N], N the largest length given.
 
     Raises:
       InputError: naming the argument, its value and what is allowed.
     """
-    run = make_train_many_images(model, data, recipe, transform, mean, std, mapping, chunk_size, num_devices)
+    run = make_train_many_images(
+        model, data, recipe, transform, mean, std, mapping, chunk_size, num_devices
+    )
     return run(arrays, learning_rate, seed, progress)

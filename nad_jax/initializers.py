@@ -1,4 +1,5 @@
-"""The reference (PyTorch-default) initialization of a module's variables, and the second moment of its read-out.
+"""The reference (PyTorch-default) initialization of a module's variables, and the second moment of
+its read-out.
 
 Flax's own defaults differ (lecun-normal kernels, zero biases), so which one is used is always said.
 """
@@ -14,7 +15,8 @@ import numpy as np
 
 from nad_jax.errors import InputError, check_choice
 
-# The law of a variable is that of its module, not of its name: a `scale` may be a gain written 1 + scale.
+# The law of a variable is that of its module, not of its name: a `scale` may be a gain written 1 +
+# scale.
 _LAWS = {
     nn.Dense: "dense",
     nn.Conv: "convolution",
@@ -29,12 +31,16 @@ CONVOLUTIONS = ("uniform", "normal_fan_out")
 
 
 def _written_classes(module: nn.Module) -> list[type]:
-    """The classes of a module, its own first, without those all modules have and those `nn.remat` and the like make."""
+    """The classes of a module, its own first, without those all modules have and those `nn.remat`
+    and the like make.
+    """
     common = (nn.Module.__module__, nn.transforms.__name__)
     return [kind for kind in type(module).__mro__ if kind.__module__ not in common]
 
 
-def _library_layer(owners: Mapping[tuple[str, ...], nn.Module], path: tuple[str, ...]) -> nn.Module | None:
+def _library_layer(
+    owners: Mapping[tuple[str, ...], nn.Module], path: tuple[str, ...]
+) -> nn.Module | None:
     """The layer of Flax that the module at a path is a part of; None where it is none."""
     for length in reversed(range(len(path))):
         outer = owners.get(path[:length])
@@ -56,10 +62,15 @@ def find_law(owner: nn.Module | None) -> str | None:
 
 
 def _is_reparametrized(owners: Mapping[tuple[str, ...], nn.Module], path: tuple[str, ...]) -> bool:
-    """Whether `nn.map_variables` stands between stored variables and those that a module at a path sees."""
-    kinds = (type(owners[path[:length]]) for length in range(len(path) + 1) if path[:length] in owners)
+    """Whether `nn.map_variables` stands between stored variables and those that a module at a path
+    sees.
+    """
+    kinds = (
+        type(owners[path[:length]]) for length in range(len(path) + 1) if path[:length] in owners
+    )
     return any(
-        kind.__module__ == nn.transforms.__name__ and kind.__name__.startswith("Map_variables") for kind in kinds
+        kind.__module__ == nn.transforms.__name__ and kind.__name__.startswith("Map_variables")
+        for kind in kinds
     )
 
 
@@ -76,7 +87,8 @@ def _plan_leaf(
     siblings: Mapping[str, Any],
     convolution: str,
 ) -> tuple[str, float]:
-    """How a leaf is drawn: ("constant", value), ("uniform", bound) or ("normal", standard deviation).
+    """How a leaf is drawn: ("constant", value), ("uniform", bound) or ("normal", standard
+    deviation).
 
     Args:
       path: of the leaf, the collection first and its name last.
@@ -101,7 +113,8 @@ def _plan_leaf(
             else:
                 return "uniform", 1.0 / math.sqrt(math.prod(inputs))
     raise InputError(
-        "initialization: 'reference' covers nn.Dense, nn.Conv and normalization layers, not variable "
+        "initialization: 'reference' covers nn.Dense, nn.Conv and normalization layers, not "
+        "variable "
         f"{'/'.join(path)} {leaf.dtype}{list(leaf.shape)} of {kind}; use initialization='flax'"
     )
 
@@ -111,30 +124,39 @@ def reference_initialization(
 ) -> Callable[[jax.Array], Any]:
     """The reference initialization of the variables of a Linen module, as a function of a key.
 
-    Kernels [in, out] of `nn.Dense` and [window…, in, out] of `nn.Conv` and their biases are uniform on ±1/√fan_in;
-    with `convolution="normal_fan_out"` (the reference VGG) convolution kernels are N(0, 2/(window·out)) and their
-    biases zero. Normalization layers start as the identity. Method: NAD, reference code.
+    Kernels [in, out] of `nn.Dense` and [window…, in, out] of `nn.Conv` and their biases are uniform
+    on ±1/√fan_in; with `convolution="normal_fan_out"` (the reference VGG) convolution kernels are
+    N(0, 2/(window·out)) and their biases zero. Normalization layers start as the identity. Method:
+    NAD, reference code.
 
-    A module of one's own says with a class attribute `reference_law`, "dense", "convolution" (of images) or
-    "normalization", that its variables are named and meant as those of these layers.
+    A module of one's own says with a class attribute `reference_law`, "dense", "convolution" (of
+    images) or "normalization", that its variables are named and meant as those of these layers.
 
-    All random leaves are slices of one flat uniform draw: compilation time does not grow with their number.
+    All random leaves are slices of one flat uniform draw: compilation time does not grow with their
+    number.
 
     Args:
-      shapes: the variables as arrays or `jax.ShapeDtypeStruct`, e.g. `jax.eval_shape(module.init, ...)`.
-      owners: the module at each path; a variable belongs to the one at its path without the collection and its name.
+      shapes: the variables as arrays or `jax.ShapeDtypeStruct`, e.g. `jax.eval_shape(module.init,
+        ...)`.
+      owners: the module at each path; a variable belongs to the one at its path without the
+        collection and its name.
       convolution: "uniform" or "normal_fan_out".
 
     Returns:
       `init(key) -> variables` of the same structure and types. Consumes the key.
 
     Raises:
-      InputError: naming the first variable whose initialization PyTorch's defaults do not settle, and its module.
+      InputError: naming the first variable whose initialization PyTorch's defaults do not settle,
+        and its module.
     """
     check_choice("reference_convolution", convolution, CONVOLUTIONS)
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    # Without what stands behind the keys of dictionaries: a box of axis names has one leaf, its value.
-    paths = [tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey)) for path, _ in leaves]
+    # Without what stands behind the keys of dictionaries: a box of axis names has one leaf, its
+    # value.
+    paths = [
+        tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+        for path, _ in leaves
+    ]
     modules: dict[tuple[str, ...], dict[str, Any]] = {}
     for path, (_, leaf) in zip(paths, leaves, strict=True):
         modules.setdefault(path[:-1], {})[path[-1]] = leaf

@@ -16,7 +16,12 @@ from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode
 from nad_jax.contract import Probes, reported
 from nad_jax.ensemble import named_key
 from nad_jax.errors import InputError, check_choice, check_image_shape
-from nad_jax.initializers import find_law, flax_readout_variance, reference_initialization, reference_readout_variance
+from nad_jax.initializers import (
+    find_law,
+    flax_readout_variance,
+    reference_initialization,
+    reference_readout_variance,
+)
 from nad_jax.models import Model, complete_model
 
 INITIALIZATIONS = ("reference", "flax")
@@ -46,18 +51,25 @@ class _Module(NamedTuple):
 
 
 def _is_plain_dense(module: nn.Module) -> bool:
-    """Whether a module multiplies by its kernel and adds its bias: a subclass may have another product."""
-    return type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
+    """Whether a module multiplies by its kernel and adds its bias: a subclass may have another
+    product.
+    """
+    return (
+        type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
+    )
 
 
 def _own_flags(module: nn.Module) -> set[str]:
-    """The mode flags that are attributes of a module, and no arguments of its `__call__` that must be given."""
+    """The mode flags that are attributes of a module, and no arguments of its `__call__` that must
+    be given.
+    """
     parameters = inspect.signature(type(module).__call__).parameters
     fields = {field.name for field in dataclasses.fields(module) if field.init}
     return {
         name
         for name in fields & set(mode_flags(True))
-        if isinstance(getattr(module, name), bool) and (name not in parameters or parameters[name].default is None)
+        if isinstance(getattr(module, name), bool)
+        and (name not in parameters or parameters[name].default is None)
     }
 
 
@@ -89,13 +101,17 @@ def _make_module(
     def train(variables: Any, x: jax.Array, rngs: dict[str, jax.Array], mutable: list[str]) -> Any:
         positional, keyword = call(True)
         with reported(f"{name}.__call__ in training mode"):
-            return modules[True].apply(variables, x, *positional, rngs=rngs, mutable=mutable, **keyword)
+            return modules[True].apply(
+                variables, x, *positional, rngs=rngs, mutable=mutable, **keyword
+            )
 
     def describe() -> tuple[Any, dict[tuple[str, ...], nn.Module]]:
         owners: dict[tuple[str, ...], nn.Module] = {}
 
         def record(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-            if context.module.scope is not None:  # an unbound module, whose path is that of the whole, owns nothing
+            if (
+                context.module.scope is not None
+            ):  # an unbound module, whose path is that of the whole, owns nothing
                 first = owners.setdefault(context.module.path, context.module)
                 shared = context.module.scope is first.scope  # as `nn.share_scope` has it
                 if shared and find_law(first) is None and find_law(context.module) is not None:
@@ -126,7 +142,9 @@ def _make_module(
 
 
 def _readout(variables: Any, logits: jax.Array, calls: list[_DenseCall]) -> _DenseCall | None:
-    """The call whose output is the logits, if it is a layer used once on flat features, with the kernel as stored."""
+    """The call whose output is the logits, if it is a layer used once on flat features, with the
+    kernel as stored.
+    """
     if not calls or calls[-1].outputs is not logits or calls[-1].inputs.ndim != 2:
         return None
     stored = variables["params"]
@@ -134,14 +152,18 @@ def _readout(variables: Any, logits: jax.Array, calls: list[_DenseCall]) -> _Den
         stored = stored.get(name) if isinstance(stored, Mapping) else None
     if nn.unbox(stored) is not calls[-1].kernel:  # nn.map_variables stands between
         return None
-    return calls[-1] if sum(call.module.path == calls[-1].module.path for call in calls) == 1 else None
+    return (
+        calls[-1] if sum(call.module.path == calls[-1].module.path for call in calls) == 1 else None
+    )
 
 
 _WATCHING = threading.Lock()
 
 
 class _Asked(NamedTuple):
-    """What a module asks for while it is traced: names of random streams, and of collections that it sows into."""
+    """What a module asks for while it is traced: names of random streams, and of collections that
+    it sows into.
+    """
 
     streams: dict[str, None]
     sown: dict[str, None]
@@ -151,7 +173,8 @@ class _Asked(NamedTuple):
 def _watched(asked: _Asked) -> Iterator[None]:
     """Adds to `asked` what modules of this thread ask for.
 
-    `nn.intercept_methods` does not see these methods of the base class, so they are replaced for the while.
+    `nn.intercept_methods` does not see these methods of the base class, so they are replaced for
+    the while.
     """
     thread = threading.get_ident()
     methods = {}
@@ -201,7 +224,9 @@ def _state(variables: Mapping[str, Any]) -> list[str]:
 
 
 def _find_asked(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct) -> _Asked:
-    """What a module asks for in both modes. Where it fails for another reason, `check` or training will say so."""
+    """What a module asks for in both modes. Where it fails for another reason, `check` or training
+    will say so.
+    """
     asked = _Asked({}, {})
 
     def trace(function: Callable, *args: Any) -> None:
@@ -213,7 +238,11 @@ def _find_asked(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct) -> _
     while True:
         known = tuple(asked.streams)
         rngs = _make_rngs(jax.random.key(0), known)
-        trace(lambda variables, x, rngs=rngs: module.train(variables, x, rngs, _state(shapes)), shapes, images)
+        trace(
+            lambda variables, x, rngs=rngs: module.train(variables, x, rngs, _state(shapes)),
+            shapes,
+            images,
+        )
         if tuple(asked.streams) == known:
             return asked
 
@@ -223,14 +252,18 @@ def _make_rngs(key: jax.Array, streams: tuple[str, ...]) -> dict[str, jax.Array]
     return {name: key if name == "dropout" else named_key(key, name) for name in streams}
 
 
-def _find_sown(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct, asked: _Asked) -> tuple[str, ...]:
+def _find_sown(
+    module: _Module, shapes: Any, images: jax.ShapeDtypeStruct, asked: _Asked
+) -> tuple[str, ...]:
     """The collections that a module sows into and runs without in both modes."""
 
     def runs_without(name: str) -> bool:
         left = _without(shapes, (name,))
 
         def train(variables: Any, x: jax.Array) -> Any:
-            return module.train(variables, x, _make_rngs(jax.random.key(0), tuple(asked.streams)), _state(left))
+            return module.train(
+                variables, x, _make_rngs(jax.random.key(0), tuple(asked.streams)), _state(left)
+            )
 
         with contextlib.suppress(InputError):
             jax.eval_shape(module.evaluate, left, images)
@@ -253,32 +286,38 @@ def from_linen(
     streams: tuple[str, ...] | None = None,
     check: bool = True,
 ) -> Model:
-    """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps images [B, H, W, C] to logits [B, K].
+    """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps images [B, H, W, C]
+    to logits [B, K].
 
-    The mode is passed under the name that `__call__` gives it, one of `call_arguments.TRAINING_FLAGS` or
-    `EVALUATION_FLAGS`, or set where it is an attribute of that name. Every random stream that training asks for has a
-    key of its own. Collections that the module writes and never reads (`sow`) are no variables of the model.
+    The mode is passed under the name that `__call__` gives it, one of
+    `call_arguments.TRAINING_FLAGS` or `EVALUATION_FLAGS`, or set where it is an attribute of that
+    name. Every random stream that training asks for has a key of its own. Collections that the
+    module writes and never reads (`sow`) are no variables of the model.
 
-    The features are found by themselves: they are the input of the `nn.Dense` whose output is returned. A module
-    that ends in anything else, a subclass of `nn.Dense` included, has none (`features` is None).
+    The features are found by themselves: they are the input of the `nn.Dense` whose output is
+    returned. A module that ends in anything else, a subclass of `nn.Dense` included, has none
+    (`features` is None).
 
     Args:
       module: the module.
       image_shape: (H, W, C) of one input.
-      initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own, shown one image of
-        zeros).
-      readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under "flax" for a
-        layer with Flax's default kernel initializer; otherwise state it to marginalize.
+      initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own,
+        shown one image of zeros).
+      readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under
+        "flax" for a layer with Flax's default kernel initializer; otherwise state it to
+        marginalize.
       reference_convolution: passed to `initializers.reference_initialization`.
       symmetries: as in `from_functions`.
       arguments: values of all further arguments of `__call__`, by name; those with a default, too.
       train_arguments: the values that differ in training mode.
-      streams: the random streams of training mode, where they are known and nothing is sown; None: found out.
+      streams: the random streams of training mode, where they are known and nothing is sown; None:
+        found out.
       check: as in `from_functions`.
 
     Raises:
-      InputError: where the module raises or breaks the contract (see `contract.check_behavior`), an argument of
-        `__call__` is not known, or the reference initialization does not cover a variable.
+      InputError: where the module raises or breaks the contract (see `contract.check_behavior`), an
+        argument of `__call__` is not known, or the reference initialization does not cover a
+        variable.
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"module: must be an instance of a Linen module, got {module!r}")
@@ -286,7 +325,8 @@ def from_linen(
     check_choice("initialization", initialization, INITIALIZATIONS)
     functions = _make_module(module, image_shape, arguments, train_arguments)
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    # Without `jit`, inside the module: what was traced before would not be run again, and nothing of it seen.
+    # Without `jit`, inside the module: what was traced before would not be run again, and nothing
+    # of it seen.
     with contextlib.nullcontext() if streams is not None else jax.disable_jit():
         (shapes, owners), sown = functions.describe(), ()
         if streams is None:
@@ -301,7 +341,9 @@ def from_linen(
     if initialization == "reference":
         init = reference_initialization(shapes, owners, reference_convolution)
 
-    def apply(variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False) -> Any:
+    def apply(
+        variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False
+    ) -> Any:
         if not train:
             return functions.evaluate(variables, x)
         rngs = {} if key is None else _make_rngs(key, streams)

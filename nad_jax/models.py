@@ -5,7 +5,8 @@ apply(variables, x) -> logits                              evaluation mode; x [B
 apply(variables, x, key, train=True) -> (logits, variables)    training mode: batch statistics, dropout
 features(variables, x) -> [B, F]                           the input of the last linear layer (optional)
 
-`from_functions` takes such functions; adapters that give them are `linen.from_linen` and `nnx.from_nnx`.
+`from_functions` takes such functions; adapters that give them are `linen.from_linen` and
+`nnx.from_nnx`.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +30,9 @@ from nad_jax.symmetries import check_symmetries
 
 
 def _trainable_leaves(variables: Any) -> Any:
-    """The collection "params" where there is one, as in Flax; otherwise every leaf of floating-point numbers."""
+    """The collection "params" where there is one, as in Flax; otherwise every leaf of
+    floating-point numbers.
+    """
     if isinstance(variables, Mapping) and "params" in variables:
         return jax.tree.map_with_path(lambda path, _: path[0].key == "params", variables)
     return jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact), variables)
@@ -39,7 +42,8 @@ class Model(NamedTuple):
     """A network as pure functions (see the module's docstring).
 
     features: None where the input of the last linear layer cannot be reached.
-    readout_variance: τ² of the weights of that layer, E[w wᵀ] = τ² I, w independent of the features; None: unknown.
+    readout_variance: τ² of the weights of that layer, E[w wᵀ] = τ² I, w independent of the
+      features; None: unknown.
     num_logits: K; the adapters find it.
     description: every choice that made the model, for the record of a result.
     trainable: maps variables to booleans, one for each leaf: which of them training changes.
@@ -57,7 +61,9 @@ class Model(NamedTuple):
     symmetries: tuple[str, ...] = ()
 
 
-def split_trainable(model: Model, variables: Any) -> tuple[list[jax.Array], list[jax.Array], Callable[..., Any]]:
+def split_trainable(
+    model: Model, variables: Any
+) -> tuple[list[jax.Array], list[jax.Array], Callable[..., Any]]:
     """The leaves that training changes, the other ones, and `join(trained, others) -> variables`."""
     leaves, structure = jax.tree.flatten(variables)
     mask = jax.tree.leaves(model.trainable(variables))
@@ -105,23 +111,31 @@ def from_functions(
     """A model from pure functions of the contract.
 
     Args:
-      init, apply, features: as in the module's docstring; `train=True` is needed for training alone.
+      init, apply, features: as in the module's docstring; `train=True` is needed for training
+        alone.
       image_shape: (H, W, C) of one input.
-      readout_variance: τ² of the last linear layer's weights; needed, with `features`, for a marginalized
-        read-out or several read-outs per network.
-      trainable: maps variables to a tree of booleans: which leaves training changes. By default the collection
-        "params" where variables are a mapping that has one, otherwise every leaf of floating-point numbers, complex
-        ones included; all other leaves are what `apply` in training mode returns.
-      symmetries: of the law of the network, names of `symmetries.SYMMETRIES`: "flip" where reversed rows or columns
-        leave the law of f_θ(x) over θ as it is, "transpose" where exchanging them does. This is not checked. It holds
-        for convolutions and poolings with independent kernel entries that cover the image alike from either side.
-      check: test the contract on one initialization and two images, see `contract.check_behavior`; False skips that,
-        and the record of a result says so.
+      readout_variance: τ² of the last linear layer's weights; needed, with `features`, for a
+        marginalized read-out or several read-outs per network.
+      trainable: maps variables to a tree of booleans: which leaves training changes. By default the
+        collection "params" where variables are a mapping that has one, otherwise every leaf of
+        floating-point numbers, complex ones included; all other leaves are what `apply` in training
+        mode returns.
+      symmetries: of the law of the network, names of `symmetries.SYMMETRIES`: "flip" where reversed
+        rows or columns leave the law of f_θ(x) over θ as it is, "transpose" where exchanging them
+        does. This is not checked. It holds for convolutions and poolings with independent kernel
+        entries that cover the image alike from either side.
+      check: test the contract on one initialization and two images, see `contract.check_behavior`;
+        False skips that, and the record of a result says so.
 
     Raises:
       InputError: where the functions raise or break the contract, saying which one and how.
     """
-    for name, function in {"init": init, "apply": apply, "features": features, "trainable": trainable}.items():
+    for name, function in {
+        "init": init,
+        "apply": apply,
+        "features": features,
+        "trainable": trainable,
+    }.items():
         check_function(name, function, optional=name not in ("init", "apply"))
 
     def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

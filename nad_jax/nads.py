@@ -1,7 +1,7 @@
 """The record of neural anisotropy directions (NADs), and what can be asked of it.
 
-NADs are the eigenvectors of E_θ[g gᵀ], θ drawn from an architecture's own initialization and g an input derivative
-of one logit in evaluation mode (NAD, Section 3).
+NADs are the eigenvectors of E_θ[g gᵀ], θ drawn from an architecture's own initialization and g an
+input derivative of one logit in evaluation mode (NAD, Section 3).
 """
 
 from typing import Any, NamedTuple
@@ -16,20 +16,22 @@ class NADs(NamedTuple):
     """Neural anisotropy directions and how sure they are.
 
     directions:         [K, D] unit rows, descending; float32.
-    eigenvalues:        [K] of E[g gᵀ] of the single logit, float64 (the published arrays hold singular values s
-                        instead, with eigenvalue = s²/(N − 1), N = 10,000).
-    eigenvalue_sem:     [K] standard error of u_iᵀ G u_i at the found u_i: half its difference between the two
-                        halves of the ensemble (one degree of freedom, so read it along i, not at one i). That the
-                        u_i were sorted by the same networks is not in it: leading eigenvalues of small ensembles
-                        are biased upward, by 2 to 4 of these errors at 40 networks.
+    eigenvalues:        [K] of E[g gᵀ] of the single logit, float64 (the published arrays hold
+                        singular values s instead, with eigenvalue = s²/(N − 1), N = 10,000).
+    eigenvalue_sem:     [K] standard error of u_iᵀ G u_i at the found u_i: half its difference
+                        between the two halves of the ensemble (one degree of freedom, so read it
+                        along i, not at one i). That the u_i were sorted by the same networks is not
+                        in it: leading eigenvalues of small ensembles are biased upward, by 2 to 4
+                        of these errors at 40 networks.
     overlap_sizes:      [S] subspace sizes k.
-    split_half_overlap: [S] ‖U_k V_kᵀ‖²/k between the NADs of even and of odd members: an estimate of the
-                        agreement of two ensembles of half the size. nan beyond the `numerical_rank` of a half.
+    split_half_overlap: [S] ‖U_k V_kᵀ‖²/k between the NADs of even and of odd members: an estimate
+                        of the agreement of two ensembles of half the size. nan beyond the
+                        `numerical_rank` of a half.
     num_networks:       N.
     config:             every choice that was made.
-    symmetry:           [K] the representation of the group of symmetries that a direction belongs to, see
-                        `symmetries.Representation`; "" where no symmetries were used. The two of a pair (E) follow each
-                        other.
+    symmetry:           [K] the representation of the group of symmetries that a direction belongs
+                        to, see `symmetries.Representation`; "" where no symmetries were used. The
+                        two of a pair (E) follow each other.
     """
 
     directions: np.ndarray
@@ -43,24 +45,31 @@ class NADs(NamedTuple):
 
 
 def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
-    """The eigenvalues an isotropic covariance of this trace would show from as many sampled read-outs.
+    """The eigenvalues an isotropic covariance of this trace would show from as many sampled
+    read-outs.
 
-    Source: Marchenko–Pastur. Eigenvalues outside it are anisotropy, inside it noise. Several read-outs of one network
-    count as independent, which only those of a linear one are: the band is then too narrow.
+    Source: Marchenko–Pastur. Eigenvalues outside it are anisotropy, inside it noise. Several
+    read-outs of one network count as independent, which only those of a linear one are: the band is
+    then too narrow.
 
     Args:
       trace: tr E[g gᵀ], where the record holds fewer than D eigenvalues.
 
     Raises:
-      InputError: for marginalized or symmetrized ones, whose spectra carry the split-half error instead; for leading
-        eigenvalues without the trace.
+      InputError: for marginalized or symmetrized ones, whose spectra carry the split-half error
+        instead; for leading eigenvalues without the trace.
     """
     check_record("nads", nads, NADs)
     if not has_null_band(nads):
-        raise InputError("null_band: belongs to sampled read-outs, not symmetrized; others carry `eigenvalue_sem`")
+        raise InputError(
+            "null_band: belongs to sampled read-outs, not symmetrized; others carry "
+            "`eigenvalue_sem`"
+        )
     dimension = nads.directions.shape[1]
     if trace is None and len(nads.eigenvalues) < dimension:
-        raise InputError(f"trace: needed where there are {len(nads.eigenvalues)} eigenvalues of D = {dimension}")
+        raise InputError(
+            f"trace: needed where there are {len(nads.eigenvalues)} eigenvalues of D = {dimension}"
+        )
     trace = float(nads.eigenvalues.sum()) if trace is None else check_number("trace", trace, 0.0)
     samples = nads.num_networks * nads.config["num_readouts"]
     return spectral.marchenko_pastur_band(trace / dimension, dimension, samples)
@@ -72,14 +81,18 @@ def has_null_band(nads: NADs) -> bool:
 
 
 def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[list[int]], float]:
-    """Indices of leading directions that are not determined one by one, in groups, and the tolerance applied.
+    """Indices of leading directions that are not determined one by one, in groups, and the
+    tolerance applied.
 
-    Those of a group belong to one representation; there eigenvalues count as equal within 5 %, or within two standard
-    errors of a difference where that is more (median relative `eigenvalue_sem` of the leading ones). A group starts
-    among the `leading` directions and may go on beyond. Groups of a smooth spectrum end where the tolerance does, not
-    at a gap. The two of a pair (E) are equal by symmetry and determined all the same.
+    Those of a group belong to one representation; there eigenvalues count as equal within 5 %, or
+    within two standard errors of a difference where that is more (median relative `eigenvalue_sem`
+    of the leading ones). A group starts among the `leading` directions and may go on beyond. Groups
+    of a smooth spectrum end where the tolerance does, not at a gap. The two of a pair (E) are equal
+    by symmetry and determined all the same.
     """
-    sem = nads.eigenvalue_sem[:leading] / np.maximum(nads.eigenvalues[:leading], np.finfo(np.float64).tiny)
+    sem = nads.eigenvalue_sem[:leading] / np.maximum(
+        nads.eigenvalues[:leading], np.finfo(np.float64).tiny
+    )
     tolerance = min(max(0.05, 2.0 * np.sqrt(2.0) * float(np.median(sem))), 1.0)
     groups = []
     for label in dict.fromkeys(nads.symmetry.tolist()):
@@ -91,7 +104,9 @@ def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[list[int]], f
 
 
 def numerical_rank(eigenvalues: np.ndarray) -> int:
-    """How many of eigenvalues [K], descending, are above 1e-6 of the largest; others are rounding of float32 sums."""
+    """How many of eigenvalues [K], descending, are above 1e-6 of the largest; others are rounding
+    of float32 sums.
+    """
     return np.count_nonzero(eigenvalues > 1e-6 * eigenvalues[0])
 
 
@@ -107,18 +122,21 @@ def directional_energy(
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """vᵀ E[g gᵀ] v for rows v of `directions` [N, D]: the mean squared derivative along each, [N].
 
-    By Chebyshev's inequality P(|vᵀg| ≥ η) ≤ vᵀ E[g gᵀ] v / η² (NAD, Section 3): what a network can see along v.
+    By Chebyshev's inequality P(|vᵀg| ≥ η) ≤ vᵀ E[g gᵀ] v / η² (NAD, Section 3): what a network can
+    see along v.
 
     Args:
-      nads: K eigenvalues of D. One that is missing (the published arrays hold 1,023 of 1,024) counts as zero.
+      nads: K eigenvalues of D. One that is missing (the published arrays hold 1,023 of 1,024)
+        counts as zero.
       directions: v, of any length.
-      trace: tr E[g gᵀ] (`LeadingNADs.trace`). With it the result is (lower, upper), [N] each: bounds from what the
-        other D − K eigenvalues can be, which are not above the last known one and sum up to the rest of the trace.
-        They hold as far as the K are eigenvalues: leading NADs are up to what further passes would change.
+      trace: tr E[g gᵀ] (`LeadingNADs.trace`). With it the result is (lower, upper), [N] each:
+        bounds from what the other D − K eigenvalues can be, which are not above the last known one
+        and sum up to the rest of the trace. They hold as far as the K are eigenvalues: leading NADs
+        are up to what further passes would change.
 
     Raises:
-      InputError: where D is not that of the NADs, an entry is not finite, more than one eigenvalue is missing and there
-        is no trace, or the trace is not one that such eigenvalues can have.
+      InputError: where D is not that of the NADs, an entry is not finite, more than one eigenvalue
+        is missing and there is no trace, or the trace is not one that such eigenvalues can have.
     """
     check_record("nads", nads, NADs, Spectrum)
     basis = host_array("nads: directions", nads.directions, "[K, D]")
@@ -129,13 +147,16 @@ def directional_energy(
     energies = squares @ eigenvalues
     if trace is None:
         if missing > 1:
-            raise InputError(f"trace: needed where there are {len(basis)} eigenvalues of D = {basis.shape[1]}")
+            raise InputError(
+                f"trace: needed where there are {len(basis)} eigenvalues of D = {basis.shape[1]}"
+            )
         return energies
     known = eigenvalues.sum()
     rest, most = check_number("trace", trace, 0.0) - known, known + missing * eigenvalues[-1]
     if not -1e-4 * known <= rest <= most * (1 + 1e-4) - known:  # beyond rounding
         raise InputError(
-            f"trace: must be in {known:.6g} … {most:.6g}, with {missing} more eigenvalues of at most the last one, got "
+            f"trace: must be in {known:.6g} … {most:.6g}, with {missing} more eigenvalues of at "
+            "most the last one, got "
             f"{trace:.6g}"
         )
     outside = np.maximum((directions**2).sum(1) - squares.sum(1), 0.0)
@@ -145,10 +166,12 @@ def directional_energy(
 
 
 def singular_values(eigenvalues: np.ndarray, num_networks: int = 10_000) -> np.ndarray:
-    """√((N − 1) λ): the singular values of the centred [N, D] matrix, which the published arrays hold (N = 10,000).
+    """√((N − 1) λ): the singular values of the centred [N, D] matrix, which the published arrays
+    hold (N = 10,000).
 
     Raises:
-      InputError: for eigenvalues that are negative or not finite, and unless N is an integer of at least 2.
+      InputError: for eigenvalues that are negative or not finite, and unless N is an integer of at
+        least 2.
     """
     eigenvalues = host_array("eigenvalues", eigenvalues)
     if (eigenvalues < 0).any():

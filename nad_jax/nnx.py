@@ -21,12 +21,16 @@ def _is_variable(node: Any) -> bool:
 def _mask(variables: Any, kind: type[nnx.Variable]) -> Any:
     """A tree of booleans: which leaves are of a kind of variable."""
     return jax.tree.map(
-        lambda node: jax.tree.map(lambda _: isinstance(node, kind), node), variables, is_leaf=_is_variable
+        lambda node: jax.tree.map(lambda _: isinstance(node, kind), node),
+        variables,
+        is_leaf=_is_variable,
     )
 
 
 def _with_fresh_keys(variables: Any, key: jax.Array) -> Any:
-    """The variables with new keys in all random streams, of the shapes they have: layers may be stacked."""
+    """The variables with new keys in all random streams, of the shapes they have: layers may be
+    stacked.
+    """
     streams = iter(range(len(jax.tree.leaves(variables))))
 
     def fresh(leaf: jax.Array) -> jax.Array:
@@ -53,7 +57,9 @@ def _updated(variables: Any, after: Any) -> Any:
             kept.append((path, node))
         elif not isinstance(node, nnx.Intermediate) and not isinstance(node.get_value(), tuple):
             name = "/".join(map(str, path))
-            raise InputError(f"module: variable {name} is made in a call; make it when the module is built")
+            raise InputError(
+                f"module: variable {name} is made in a call; make it when the module is built"
+            )
     return nnx.from_flat_state(kept)
 
 
@@ -69,13 +75,15 @@ def from_nnx(
 ) -> Model:
     """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
 
-    The mode is set as `nnx.Module` sets it, in all attributes of modules that are truth values under the names of
-    `call_arguments`, and passed where `__call__` takes it. In training mode every random stream of the module has new
-    keys in each call, and an argument `rngs` of `__call__` gets an `nnx.Rngs`; in evaluation mode it is None.
-    Parameters (`nnx.Param`) are trained.
+    The mode is set as `nnx.Module` sets it, in all attributes of modules that are truth values
+    under the names of `call_arguments`, and passed where `__call__` takes it. In training mode
+    every random stream of the module has new keys in each call, and an argument `rngs` of
+    `__call__` gets an `nnx.Rngs`; in evaluation mode it is None. Parameters (`nnx.Param`) are
+    trained.
 
     Args:
-      factory: builds the module from `nnx.Rngs`; the module maps images [B, H, W, C] to logits [B, K].
+      factory: builds the module from `nnx.Rngs`; the module maps images [B, H, W, C] to logits [B,
+        K].
       image_shape: (H, W, C) of one input.
       features: maps (module, images) to the input of the module's last linear layer [B, F].
       readout_variance: τ² of that layer's weights (1/F for NNX's default initializer).
@@ -84,12 +92,13 @@ def from_nnx(
       check: as in `from_functions`.
 
     Raises:
-      InputError: where the factory or the module raises or breaks the contract (see `contract.check_behavior`), or an
-        argument of `__call__` is not known.
+      InputError: where the factory or the module raises or breaks the contract (see
+        `contract.check_behavior`), or an argument of `__call__` is not known.
     """
     if isinstance(factory, nnx.Module) or not callable(factory):
         raise InputError(
-            f"factory: must be a function of nnx.Rngs that builds the module, as lambda rngs: Net(rngs=rngs), got "
+            "factory: must be a function of nnx.Rngs that builds the module, as lambda rngs: "
+            "Net(rngs=rngs), got "
             f"{type(factory).__name__}"
         )
     image_shape = check_image_shape(image_shape)
@@ -111,21 +120,28 @@ def from_nnx(
         return nnx.split(build(nnx.Rngs(key)))[1]
 
     def rebuild(variables: Any, train: bool) -> nnx.Module:
-        # A module writes into the state it was merged from: a fresh tree keeps the caller's variables as they are.
+        # A module writes into the state it was merged from: a fresh tree keeps the caller's
+        # variables as they are.
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, variables))
-        (nnx.Module.train if train else nnx.Module.eval)(module)  # of NNX, whatever the module itself calls so
+        (nnx.Module.train if train else nnx.Module.eval)(
+            module
+        )  # of NNX, whatever the module itself calls so
         for _, node in nnx.iter_graph(module):
             for flag, value in mode_flags(train).items() if isinstance(node, nnx.Module) else ():
                 if isinstance(vars(node).get(flag), bool):
                     setattr(node, flag, value)
         return module
 
-    def run(module: nnx.Module, x: jax.Array, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def run(
+        module: nnx.Module, x: jax.Array, train: bool, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
         positional, keyword = call(train, rngs=rngs)
         with reported(f"{name} in {'training' if train else 'evaluation'} mode"):
             return module(x, *positional, **keyword)
 
-    def apply(variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False) -> Any:
+    def apply(
+        variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False
+    ) -> Any:
         if not train:
             return run(rebuild(variables, train), x, train)
         rngs = None

@@ -1,8 +1,9 @@
 """Pickles of arrays, lists and text, read as data: nothing in them is ever run.
 
-A pickle is a program for a stack machine. It is followed here for what builds dictionaries, lists, numbers and text, in
-every protocol; where it calls something, the call is written down (`Call`) instead of made, and only those calls are
-known that NumPy's arrays are written with. Time and memory are in proportion to the bytes of the pickle.
+A pickle is a program for a stack machine. It is followed here for what builds dictionaries, lists,
+numbers and text, in every protocol; where it calls something, the call is written down (`Call`)
+instead of made, and only those calls are known that NumPy's arrays are written with. Time and
+memory are in proportion to the bytes of the pickle.
 """
 
 import io
@@ -14,7 +15,9 @@ import numpy as np
 
 
 class PickleError(ValueError):
-    """What a pickle holds is not what is read here; it is not repeated in the message, as it may be without end."""
+    """What a pickle holds is not what is read here; it is not repeated in the message, as it may be
+    without end.
+    """
 
 
 class _Name(NamedTuple):
@@ -22,7 +25,9 @@ class _Name(NamedTuple):
 
 
 class Call:
-    """A call that a pickle makes: the name of what it calls, its arguments, the state that it sets on the result."""
+    """A call that a pickle makes: the name of what it calls, its arguments, the state that it sets
+    on the result.
+    """
 
     __slots__ = ("arguments", "name", "state")
 
@@ -42,13 +47,17 @@ _NAMES = {
 }
 _VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES",
-    "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "BINBYTES",
+    "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8",
 }  # fmt: skip
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _OTHERS = {
-    "PROTO", "FRAME", "STOP", "MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "EMPTY_DICT", "DICT", "EMPTY_LIST",
-    "LIST", "TUPLE", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET",
+    "PROTO", "FRAME", "STOP", "MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "EMPTY_DICT",
+    "DICT", "EMPTY_LIST",
+    "LIST", "TUPLE", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "MEMOIZE", "PUT", "BINPUT",
+    "LONG_BINPUT", "GET",
     "BINGET", "LONG_BINGET",
 }  # fmt: skip
 _KNOWN = {*_VALUES, *_LITERALS, *_TUPLES, *_OTHERS}
@@ -60,7 +69,9 @@ def _read_argument(opcode: Any, file: io.BytesIO) -> Any:
     if opcode.arg is None:
         return None
     if opcode.name == "STRING":  # bytes of Python 2, as it writes them in programs
-        return pickletools.read_stringnl(file, decode=False).decode("unicode_escape").encode("latin-1")
+        return (
+            pickletools.read_stringnl(file, decode=False).decode("unicode_escape").encode("latin-1")
+        )
     value = opcode.arg.reader(file)
     return value.encode("latin-1") if opcode.name in ("BINSTRING", "SHORT_BINSTRING") else value
 
@@ -92,11 +103,12 @@ def _fill(table: Any, items: list) -> None:
 
 
 def read_pickle(content: bytes) -> Any:
-    """What a pickle holds, with a `Call` for every call; keys of dictionaries are bytes, also those that were text.
+    """What a pickle holds, with a `Call` for every call; keys of dictionaries are bytes, also those
+    that were text.
 
     Raises:
-      PickleError: for a call or an opcode that arrays, lists and text are not made of, and for more of them than an
-        array has of a few kilobytes an entry.
+      PickleError: for a call or an opcode that arrays, lists and text are not made of, and for more
+        of them than an array has of a few kilobytes an entry.
       Exception: of any other kind where the pickle is damaged.
     """
     file = io.BytesIO(content)
@@ -110,7 +122,9 @@ def read_pickle(content: bytes) -> Any:
         del stack[start:]
         return items
 
-    for _ in range(1000 + len(content) // 50):  # an image of 3,072 bytes with its label and name takes 30 of 61
+    for _ in range(
+        1000 + len(content) // 50
+    ):  # an image of 3,072 bytes with its label and name takes 30 of 61
         opcode = _OPCODES.get(file.read(1))
         if opcode is None or opcode.name not in _KNOWN:
             found = "an unknown opcode, or ends early" if opcode is None else opcode.name
@@ -199,7 +213,12 @@ def _to_dtype(value: Any) -> np.dtype:
     if type(value) is not Call or value.name != "dtype" or len(value.state) < 2:
         raise PickleError("it has something else where the type of an array should be")
     kind, order = _to_text(value.arguments[0]), _to_text(value.state[1])
-    if kind not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8") or order not in ("<", ">", "|", "="):
+    if kind not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8") or order not in (
+        "<",
+        ">",
+        "|",
+        "=",
+    ):
         raise PickleError("its array is not one of integers")
     return np.dtype(order + kind)
 
@@ -215,7 +234,11 @@ def to_array(value: Any) -> np.ndarray:
     else:
         raise PickleError("it is no array")
     dtype, content = _to_dtype(dtype), to_bytes(content)
-    if type(shape) is not tuple or len(shape) > 4 or any(type(n) is not int or n < 0 for n in shape):
+    if (
+        type(shape) is not tuple
+        or len(shape) > 4
+        or any(type(n) is not int or n < 0 for n in shape)
+    ):
         raise PickleError("its shape is none")
     if order not in ("C", "F") or math.prod(shape) * dtype.itemsize != len(content):
         raise PickleError(f"its shape is not that of {len(content)} bytes")

@@ -1,4 +1,6 @@
-"""Figures from arrays: every function returns a matplotlib `Figure`; nothing is computed from networks here."""
+"""Figures from arrays: every function returns a matplotlib `Figure`; nothing is computed from
+networks here.
+"""
 
 import textwrap
 
@@ -23,10 +25,11 @@ def plot_directions(
     title: str,
     symmetry: np.ndarray | tuple[str, ...] = (),
 ) -> Figure:
-    """Directions [K, D] as images (diverging, symmetric about 0; channels side by side) over their Fourier energy.
+    """Directions [K, D] as images (diverging, symmetric about 0; channels side by side) over their
+    Fourier energy.
 
-    Each panel has its own scale and, where given, names the representation of its direction (`NADs.symmetry`, [K]).
-    Frequencies are in cycles per image.
+    Each panel has its own scale and, where given, names the representation of its direction
+    (`NADs.symmetry`, [K]). Frequencies are in cycles per image.
     """
     images = np.asarray(to_images(np.asarray(directions), image_shape))
     height, width, channels = image_shape
@@ -49,7 +52,12 @@ def plot_directions(
         pixel.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit)
         label = f" {symmetry[index]}" if len(symmetry) else ""
         pixel.set_title(f"$u_{{{index}}}${label}", fontsize=9)
-        extent = (-(width // 2) - 0.5, width - width // 2 - 0.5, height - height // 2 - 0.5, -(height // 2) - 0.5)
+        extent = (
+            -(width // 2) - 0.5,
+            width - width // 2 - 0.5,
+            height - height // 2 - 0.5,
+            -(height // 2) - 0.5,
+        )
         fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent)
         for panel, label in ((pixel, "pixels"), (fourier, "Fourier energy")):
             if column == 0:
@@ -68,7 +76,9 @@ def plot_spectrum(
     null_band: tuple[float, float] | None = None,
     compared: np.ndarray | None = None,
 ) -> Figure:
-    """Eigenvalues [K] against their index, logarithmic, ± one standard error, with null band and compared spectrum."""
+    """Eigenvalues [K] against their index, logarithmic, ± one standard error, with null band and
+    compared spectrum.
+    """
     index = np.arange(1, len(eigenvalues) + 1)
     positive = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -76,7 +86,12 @@ def plot_spectrum(
     floor = eigenvalues[positive].min() / 2
     low, high = np.maximum(eigenvalues - eigenvalue_sem, floor), eigenvalues + eigenvalue_sem
     axes.fill_between(
-        index[positive], low[positive], high[positive], alpha=0.35, linewidth=0, label="± split-half standard error"
+        index[positive],
+        low[positive],
+        high[positive],
+        alpha=0.35,
+        linewidth=0,
+        label="± split-half standard error",
     )
     axes.plot(index[positive], eigenvalues[positive], label="eigenvalues")
     if compared is not None:
@@ -86,13 +101,23 @@ def plot_spectrum(
     top, bottom = eigenvalues[0], eigenvalues[positive].min()
     if top < 1.5 * bottom:  # an isotropic spectrum is drawn flat, not as its rounding errors
         axes.set_ylim(bottom / 1.5, top * 1.5)
-    axes.set(xscale="log", yscale="log", xlabel="NAD index $i + 1$", ylabel=r"eigenvalue $\lambda_i$", title=title)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="NAD index $i + 1$",
+        ylabel=r"eigenvalue $\lambda_i$",
+        title=title,
+    )
     axes.legend()
     return figure
 
 
-def plot_overlap(curves: dict[str, tuple[np.ndarray, np.ndarray]], dimension: int, title: str) -> Figure:
-    """Subspace overlap against subspace size k, one (sizes [S], overlaps [S]) per label; k/D is that of chance."""
+def plot_overlap(
+    curves: dict[str, tuple[np.ndarray, np.ndarray]], dimension: int, title: str
+) -> Figure:
+    """Subspace overlap against subspace size k, one (sizes [S], overlaps [S]) per label; k/D is
+    that of chance.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for label, (sizes, overlaps) in curves.items():
@@ -116,14 +141,16 @@ def plot_time_to_accuracy(
     """Overlap with a reference against seconds, logarithmic.
 
     Args:
-      panels: for each derivative (a column) and subspace size (a row) the lines (seconds [T], overlaps [T]) of each
-        variant, of one seed or several.
+      panels: for each derivative (a column) and subspace size (a row) the lines (seconds [T],
+        overlaps [T]) of each variant, of one seed or several.
       halves: for each of them, how much the halves of the reference overlap; dotted.
       target: the overlap that is asked for; dashed.
     """
     derivatives, sizes = ({key[place]: None for key in panels} for place in (0, 1))
     shape = len(sizes), len(derivatives)
-    figure = Figure(figsize=(max(4.2 * shape[1] + 0.6, 8.0), 2.6 * shape[0] + 1.2), layout="constrained")
+    figure = Figure(
+        figsize=(max(4.2 * shape[1] + 0.6, 8.0), 2.6 * shape[0] + 1.2), layout="constrained"
+    )
     figure.suptitle(title)
     axes = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)
     for row, size in zip(axes, sizes, strict=True):
@@ -132,24 +159,35 @@ def plot_time_to_accuracy(
                 for seconds, overlaps in lines:
                     panel.plot(seconds, overlaps, ".-", color=f"C{number}", label=variant)
             panel.axhline(target, color="gray", linestyle="--", linewidth=1, label="target")
-            panel.axhline(halves[derivative, size], color="gray", linestyle=":", label="halves of the reference")
+            panel.axhline(
+                halves[derivative, size],
+                color="gray",
+                linestyle=":",
+                label="halves of the reference",
+            )
             panel.set(xscale="log", ylim=(0, 1.02))
             panel.set_title(f"{derivative}, $k = {size}$", fontsize=10)
         row[0].set_ylabel(r"overlap $\|U_k V_k^\top\|^2 / k$")
     for panel in axes[-1]:
         panel.set_xlabel("seconds")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    lines = dict(zip(labels, handles, strict=True))  # one entry per variant, whatever the number of seeds
+    lines = dict(
+        zip(labels, handles, strict=True)
+    )  # one entry per variant, whatever the number of seeds
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
 def _panels(count: int, ratio: float) -> tuple[Figure, list]:
-    """Panels side by side, of equal area whatever their shape; `ratio` is the height of one over its width."""
+    """Panels side by side, of equal area whatever their shape; `ratio` is the height of one over
+    its width.
+    """
     width, height = 3.0 / ratio**0.5, 3.0 * ratio**0.5
     columns = max(1, min(count, int(12.0 / width)))
     rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns + 1.2, max(height * rows + 0.6, 2.8)), layout="constrained")
+    figure = Figure(
+        figsize=(width * columns + 1.2, max(height * rows + 0.6, 2.8)), layout="constrained"
+    )
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for panel in list(axes)[count:]:
         panel.set_visible(False)
@@ -163,9 +201,15 @@ def _edges(frequencies: np.ndarray) -> tuple[float, float]:
 
 
 def _plot_maps(
-    maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str, label: str, **scale: object
+    maps: dict[str, np.ndarray],
+    frequencies: tuple[np.ndarray, np.ndarray],
+    title: str,
+    label: str,
+    **scale: object,
 ) -> Figure:
-    """One panel per map over (vertical, horizontal) frequency, all on one scale; cells without a value are grey."""
+    """One panel per map over (vertical, horizontal) frequency, all on one scale; cells without a
+    value are grey.
+    """
     rows, columns = frequencies
     ratio = float(np.clip(len(rows) / len(columns), 0.25, 4.0))
     figure, panels = _panels(len(maps), ratio)
@@ -174,10 +218,14 @@ def _plot_maps(
     (left, right), (low, high) = _edges(columns), _edges(rows)
     for panel, (name, values) in zip(panels, maps.items(), strict=True):
         panel.set_facecolor("lightgray")
-        drawn = panel.imshow(values, extent=(left, right, high, low), interpolation="nearest", aspect="auto", **scale)
+        drawn = panel.imshow(
+            values, extent=(left, right, high, low), interpolation="nearest", aspect="auto", **scale
+        )
         panel.set_box_aspect(ratio)
         panel.set_title(name, fontsize=9)
-        panel.set(xticks=columns[:: max(1, len(columns) // 8)], yticks=rows[:: max(1, len(rows) // 8)])
+        panel.set(
+            xticks=columns[:: max(1, len(columns) // 8)], yticks=rows[:: max(1, len(rows) // 8)]
+        )
         panel.tick_params(labelsize=7)
         panel.label_outer()
     figure.supxlabel("horizontal frequency", fontsize="medium")
@@ -186,35 +234,61 @@ def _plot_maps(
     return figure
 
 
-def plot_accuracy_maps(maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str) -> Figure:
-    """Test accuracies on D(v), one map [R, C] per label, v the real Fourier vector of (vertical, horizontal) frequency.
+def plot_accuracy_maps(
+    maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str
+) -> Figure:
+    """Test accuracies on D(v), one map [R, C] per label, v the real Fourier vector of (vertical,
+    horizontal) frequency.
 
-    Frequencies, [R] and [C], ascend, in cycles per image. The scale is always 50 to 100 %, so that figures compare.
+    Frequencies, [R] and [C], ascend, in cycles per image. The scale is always 50 to 100 %, so that
+    figures compare.
     """
     percent = {name: 100 * values for name, values in maps.items()}
-    return _plot_maps(percent, frequencies, title, "test accuracy (%)", vmin=50, vmax=100, cmap="viridis")
+    return _plot_maps(
+        percent, frequencies, title, "test accuracy (%)", vmin=50, vmax=100, cmap="viridis"
+    )
 
 
-def plot_steps_maps(maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str) -> Figure:
-    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; grey: nan, never reached."""
+def plot_steps_maps(
+    maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str
+) -> Figure:
+    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; grey: nan,
+    never reached.
+    """
     finite = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
     norm = LogNorm(finite.min(), max(finite.max(), finite.min() * 1.01))
     return _plot_maps(maps, frequencies, title, "steps (grey: never)", norm=norm, cmap="magma_r")
 
 
 def plot_accuracy_by_index(
-    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], eigenvalues: np.ndarray | None, title: str
+    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    eigenvalues: np.ndarray | None,
+    title: str,
 ) -> Figure:
-    """Accuracy on D(u_i) against the NAD index, (indices, means, standard errors) per label, over the eigenvalues."""
+    """Accuracy on D(u_i) against the NAD index, (indices, means, standard errors) per label, over
+    the eigenvalues.
+    """
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for label, (indices, means, sem) in curves.items():
-        axes.errorbar(indices, 100 * means, 100 * np.nan_to_num(sem), fmt="o-", capsize=3, label=label or "accuracy")
+        axes.errorbar(
+            indices,
+            100 * means,
+            100 * np.nan_to_num(sem),
+            fmt="o-",
+            capsize=3,
+            label=label or "accuracy",
+        )
     axes.axhline(50, color="gray", linestyle=":", linewidth=1)
-    lowest = min(float(100 * (means - np.nan_to_num(sem)).min()) for _, means, sem in curves.values())
+    lowest = min(
+        float(100 * (means - np.nan_to_num(sem)).min()) for _, means, sem in curves.values()
+    )
     axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
     axes.set(
-        xlabel="NAD index $i$", ylabel="test accuracy on $D(u_i)$ (%)", ylim=(min(45, lowest - 2), 101.5), title=title
+        xlabel="NAD index $i$",
+        ylabel="test accuracy on $D(u_i)$ (%)",
+        ylim=(min(45, lowest - 2), 101.5),
+        title=title,
     )
     handles, labels = axes.get_legend_handles_labels()
     if eigenvalues is not None:
@@ -228,7 +302,9 @@ def plot_accuracy_by_index(
 
 
 def plot_accuracy_histogram(groups: dict[str, np.ndarray], title: str) -> Figure:
-    """How the test accuracies [N] of each label are distributed, in bins of 2.5 points; the first one has all below."""
+    """How the test accuracies [N] of each label are distributed, in bins of 2.5 points; the first
+    one has all below.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     bins = np.arange(45, 102.5, 2.5)
@@ -242,14 +318,23 @@ def plot_accuracy_histogram(groups: dict[str, np.ndarray], title: str) -> Figure
 
 
 def plot_accuracy_by_energy(points: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
-    """Accuracy on D(v) against vᵀ E[g gᵀ] v, (energies [N], accuracies [N]) per label, with their rank correlation."""
+    """Accuracy on D(v) against vᵀ E[g gᵀ] v, (energies [N], accuracies [N]) per label, with their
+    rank correlation.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for label, (energies, accuracies) in points.items():
-        correlation = float(rank_correlation(energies, accuracies)) if len(energies) > 1 else float("nan")
+        correlation = (
+            float(rank_correlation(energies, accuracies)) if len(energies) > 1 else float("nan")
+        )
         name = f"{label + ': ' if label else ''}rank correlation {correlation:.2f}"
         axes.plot(energies, 100 * accuracies, "o", markersize=3, label=name)
-    axes.set(xscale="log", xlabel=r"$v^\top \mathbb{E}[g g^\top] v$", ylabel="test accuracy on $D(v)$ (%)", title=title)
+    axes.set(
+        xscale="log",
+        xlabel=r"$v^\top \mathbb{E}[g g^\top] v$",
+        ylabel="test accuracy on $D(v)$ (%)",
+        title=title,
+    )
     axes.legend(fontsize=8)
     return figure
 
@@ -260,24 +345,34 @@ def plot_poison_curve(
     published: tuple[tuple[int, int, float, float], ...],
     title: str,
 ) -> Figure:
-    """Test accuracy against the NAD index of the poison: (indices, means, standard errors) [K] per label.
+    """Test accuracy against the NAD index of the poison: (indices, means, standard errors) [K] per
+    label.
 
-    Accuracies are in [0, 1], errors nan where there is one seed. `clean` has the (mean, standard error) of networks
-    trained on clean images; `published` ranges for ResNet18, (first index, last, lowest accuracy, highest), grey.
+    Accuracies are in [0, 1], errors nan where there is one seed. `clean` has the (mean, standard
+    error) of networks trained on clean images; `published` ranges for ResNet18, (first index, last,
+    lowest accuracy, highest), grey.
     """
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for number, (first, last, lowest, highest) in enumerate(published):
         label = "" if number else "published ranges, ResNet18"
         place = [first, max(last, first + 0.1)]
-        axes.fill_between(place, 100 * lowest, 100 * highest, color="lightgray", linewidth=2, label=label)
+        axes.fill_between(
+            place, 100 * lowest, 100 * highest, color="lightgray", linewidth=2, label=label
+        )
     for label, (indices, means, sem) in curves.items():
         error = 100 * sem if np.isfinite(sem).all() else None
         axes.errorbar(indices, 100 * means, error, fmt="o-", capsize=3, label=label)
     for number, (label, (mean, error)) in enumerate(clean.items()):
         axes.axhline(100 * mean, color=f"C{number}", linestyle="--", linewidth=1, label=label)
         if np.isfinite(error):
-            axes.axhspan(100 * (mean - error), 100 * (mean + error), color=f"C{number}", alpha=0.2, linewidth=0)
+            axes.axhspan(
+                100 * (mean - error),
+                100 * (mean + error),
+                color=f"C{number}",
+                alpha=0.2,
+                linewidth=0,
+            )
     axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
     axes.set(xlabel="NAD index of the poison $i$", ylabel="test accuracy (%)", title=title)
     axes.set(xlim=(-0.2, 1.2 * 1023), ylim=(0, 101))
@@ -291,9 +386,11 @@ def plot_bars(
     published: dict[str, dict[str, float]],
     title: str,
 ) -> Figure:
-    """Test accuracies in [0, 1], (mean, standard error), as bars: a group per label, in it a bar for each of `names`.
+    """Test accuracies in [0, 1], (mean, standard error), as bars: a group per label, in it a bar
+    for each of `names`.
 
-    Errors are nan where there is one seed. `published` accuracies of the same labels and names are marked.
+    Errors are nan where there is one seed. `published` accuracies of the same labels and names are
+    marked.
     """
     figure = Figure(figsize=(max(5.0, 2.5 + 1.5 * len(bars)), 4), layout="constrained")
     axes = figure.subplots()
@@ -314,7 +411,9 @@ def plot_bars(
         axes.plot(*np.transpose(marks), "kD", markersize=5, fillstyle="none", label="published")
     axes.set_xticks(range(len(bars)), list(bars))
     axes.set(ylabel="test accuracy (%)", xlim=(-0.6, len(bars) - 0.4), ylim=(0, 101), title=title)
-    handles = dict(reversed(list(zip(*axes.get_legend_handles_labels()[::-1], strict=True))))  # one entry per name
+    handles = dict(
+        reversed(list(zip(*axes.get_legend_handles_labels()[::-1], strict=True)))
+    )  # one entry per name
     shown = [name for name in (*names, "published") if name in handles]
     axes.legend([handles[name] for name in shown], shown, loc="upper right")
     return figure
@@ -323,7 +422,8 @@ def plot_bars(
 def plot_durations(rows: dict[str, dict[str, tuple[float, ...]]], names: tuple[str, ...]) -> Figure:
     """Durations in seconds, nan where there is none, as bars on a logarithmic scale.
 
-    A panel for each key of `rows`, in it a group of bars for each label, one bar for each of `names`.
+    A panel for each key of `rows`, in it a group of bars for each label, one bar for each of
+    `names`.
     """
     heights = [len(labels) for labels in rows.values()]
     figure = Figure(figsize=(7.5, 1.0 + 0.45 * sum(heights)), layout="constrained")
@@ -332,29 +432,38 @@ def plot_durations(rows: dict[str, dict[str, tuple[float, ...]]], names: tuple[s
     for axes, (title, labels) in zip(panels, rows.items(), strict=True):
         for number, name in enumerate(names):
             places = np.arange(len(labels)) + (number - (len(names) - 1) / 2) * height
-            axes.barh(places, [durations[number] for durations in labels.values()], height, label=name)
+            axes.barh(
+                places, [durations[number] for durations in labels.values()], height, label=name
+            )
         axes.set_yticks(range(len(labels)), list(labels))
         axes.set(xscale="log", title=title)
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
     panels[-1].set_xlabel("seconds per network or step")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names))
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names)
+    )
     return figure
 
 
 def _displayed(image: np.ndarray) -> np.ndarray:
-    """An image [H, W, C] in [0, 1]; one that leaves that range is scaled so that it holds 96 % of its entries."""
+    """An image [H, W, C] in [0, 1]; one that leaves that range is scaled so that it holds 96 % of
+    its entries.
+    """
     if image.min() >= 0 and image.max() <= 1:
         return image
     low, high = np.percentile(image, [2, 98])
     return np.clip((image - low) / max(high - low, 1e-6), 0, 1)
 
 
-def plot_images(rows: dict[str, np.ndarray], title: str, carriers: dict[str, np.ndarray] | None = None) -> Figure:
-    """A row of images [B, H, W, 3] per label; on the right the carrier [H, W] of those labels that have one.
+def plot_images(
+    rows: dict[str, np.ndarray], title: str, carriers: dict[str, np.ndarray] | None = None
+) -> Figure:
+    """A row of images [B, H, W, 3] per label; on the right the carrier [H, W] of those labels that
+    have one.
 
-    Images that leave [0, 1] are scaled to it, each by itself, without their 2 % smallest and largest entries. Carriers
-    are diverging, symmetric about 0.
+    Images that leave [0, 1] are scaled to it, each by itself, without their 2 % smallest and
+    largest entries. Carriers are diverging, symmetric about 0.
     """
     carriers = carriers or {}
     columns = max(map(len, rows.values())) + bool(carriers)
@@ -370,7 +479,9 @@ def plot_images(rows: dict[str, np.ndarray], title: str, carriers: dict[str, np.
             panel.imshow(_displayed(image), interpolation="nearest")
         if label in carriers:
             limit = np.abs(carriers[label]).max()
-            line[-1].imshow(carriers[label], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+            line[-1].imshow(
+                carriers[label], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
+            )
     for label in list(carriers)[:1]:
         axes[list(rows).index(label), -1].set_title("carrier", fontsize=9)
     return figure

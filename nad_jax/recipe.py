@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import optax
 
 from nad_jax import errors
-from nad_jax.errors import InputError, check_choice, check_integer, check_number, first_line, unknown
+from nad_jax.errors import (
+    InputError,
+    check_choice,
+    check_integer,
+    check_number,
+    first_line,
+    unknown,
+)
 
 SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "linear": lambda progress: 1.0 - progress,
@@ -22,26 +29,36 @@ SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "constant": lambda progress: jnp.ones_like(progress),
 }
 # Names as JAX knows them.
-PRECISIONS = {"default": "default", "high": "high", "highest": "highest", "bfloat16": "BF16_BF16_F32"}
+PRECISIONS = {
+    "default": "default",
+    "high": "high",
+    "highest": "highest",
+    "bfloat16": "BF16_BF16_F32",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; the defaults are the published recipe for D(v) (NAD, reference code).
+    """How a network is trained; the defaults are the published recipe for D(v) (NAD, reference
+    code).
 
-    optimizer: the name of an optimizer of optax that takes a learning rate ("sgd", "adam", "adamw", "lion", …).
+    optimizer: the name of an optimizer of optax that takes a learning rate ("sgd", "adam", "adamw",
+      "lion", …).
     optimizer_options: its keyword arguments, e.g. {"momentum": 0.9}.
-    schedule: factor on the learning rate at step t = 1 … T: "linear" 1 − t/T (the last step is 0), "cosine"
-      ½(1 + cos πt/T), "constant" 1.
+    schedule: factor on the learning rate at step t = 1 … T: "linear" 1 − t/T (the last step is 0),
+      "cosine" ½(1 + cos πt/T), "constant" 1.
     clip_norm: the global norm to which a network's gradient is clipped; 0: no clipping.
-    weight_decay: multiple of the parameters added to the clipped gradient, before the optimizer sees it.
-    batch_size: B; the last batch of an epoch is smaller where B does not divide the number of samples.
+    weight_decay: multiple of the parameters added to the clipped gradient, before the optimizer
+      sees it.
+    batch_size: B; the last batch of an epoch is smaller where B does not divide the number of
+      samples.
     num_epochs: passes over the data, each in a new order.
     num_train, num_test: samples; of D(v) even numbers, since the classes are balanced exactly.
-    loss_threshold, loss_window: `steps_to_loss` is the first step at which the mean minibatch loss over the last
-      `loss_window` steps is at most `loss_threshold` (never where a run has fewer steps than that).
-    precision: of matrix products on accelerators: "default" (on a GPU TensorFloat-32), "high", "highest" (float32),
-      "bfloat16" (sums in float32; XLA's own convolutions stay at the default).
+    loss_threshold, loss_window: `steps_to_loss` is the first step at which the mean minibatch loss
+      over the last `loss_window` steps is at most `loss_threshold` (never where a run has fewer
+      steps than that).
+    precision: of matrix products on accelerators: "default" (on a GPU TensorFloat-32), "high",
+      "highest" (float32), "bfloat16" (sums in float32; XLA's own convolutions stay at the default).
     """
 
     optimizer: str = "sgd"
@@ -77,22 +94,29 @@ class Recipe:
         )
         if not problems and self.num_steps == 1 and self.schedule != "constant":
             problems.append(
-                f"schedule: the only step of a {self.schedule!r} schedule has learning rate 0; train longer"
+                f"schedule: the only step of a {self.schedule!r} schedule has learning rate 0; "
+                "train longer"
             )
         return problems
 
     def _check_optimizer(self) -> None:
-        """Raises `InputError` unless optax has such an optimizer, and from gradients alone it makes steps in a loop."""
+        """Raises `InputError` unless optax has such an optimizer, and from gradients alone it makes
+        steps in a loop.
+        """
         if not isinstance(self.optimizer, str) or self.optimizer not in vars(optax):
             raise unknown("optimizer", self.optimizer, _list_optimizers())
         call = f"optax.{self.optimizer}(learning_rate=schedule, **{self.optimizer_options})"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
-                warnings.simplefilter("error", UserWarning)  # of optax: that an argument is missing, say
+                warnings.simplefilter(
+                    "error", UserWarning
+                )  # of optax: that an argument is missing, say
                 _check_steps(getattr(optax, self.optimizer), dict(self.optimizer_options))
         except Exception as error:  # any function of optax may have been named
-            raise InputError(f"optimizer: {call} gives no optimizer of gradients ({first_line(error)})") from error
+            raise InputError(
+                f"optimizer: {call} gives no optimizer of gradients ({first_line(error)})"
+            ) from error
 
     @property
     def steps_per_epoch(self) -> int:
@@ -104,7 +128,9 @@ class Recipe:
         return self.num_epochs * self.steps_per_epoch
 
     def make_optimizer(self, learning_rate: jax.Array) -> optax.GradientTransformation:
-        """Clipping, then weight decay, then the optimizer under the schedule; `learning_rate` may be traced."""
+        """Clipping, then weight decay, then the optimizer under the schedule; `learning_rate` may
+        be traced.
+        """
 
         def scheduled(count: jax.Array) -> jax.Array:
             progress = (count + 1).astype(jnp.float32) / self.num_steps
@@ -117,11 +143,17 @@ class Recipe:
         )
 
 
-def _check_steps(create: Callable[..., optax.GradientTransformation], options: dict[str, Any]) -> None:
-    """Raises an error unless an optimizer's state and updates keep their form, for parameters of any shape."""
+def _check_steps(
+    create: Callable[..., optax.GradientTransformation], options: dict[str, Any]
+) -> None:
+    """Raises an error unless an optimizer's state and updates keep their form, for parameters of
+    any shape.
+    """
     shapes = ((), (3,), (3, 4), (3, 3, 2, 4))
     parameters = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    parameters += [jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in shapes]  # in double precision
+    parameters += [
+        jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in shapes
+    ]  # in double precision
 
     def step(parameters: list[jax.Array]) -> tuple[Any, ...]:
         optimizer = create(learning_rate=lambda count: jnp.float32(0.1) * count, **options)
@@ -144,7 +176,11 @@ def _check_steps(create: Callable[..., optax.GradientTransformation], options: d
 
 def _list_optimizers() -> list[str]:
     """The names of optax that `Recipe` takes without options."""
-    return [name for name in sorted(filter(_takes_learning_rate, vars(optax))) if not Recipe(name).problems()]
+    return [
+        name
+        for name in sorted(filter(_takes_learning_rate, vars(optax)))
+        if not Recipe(name).problems()
+    ]
 
 
 def _takes_learning_rate(name: str) -> bool:

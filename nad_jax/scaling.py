@@ -1,6 +1,8 @@
-"""Powers of two that rows are divided by, so that the sums of their squares are float32 whatever the rows' size.
+"""Powers of two that rows are divided by, so that the sums of their squares are float32 whatever
+the rows' size.
 
-Multiplying by a power of two changes no digit: results are those without it, wherever these do not overflow.
+Multiplying by a power of two changes no digit: results are those without it, wherever these do not
+overflow.
 """
 
 import jax
@@ -10,9 +12,11 @@ SMALLEST, LARGEST = -126, 126  # of an exponent: 2^−e and 2^e are then both fl
 
 
 def find_exponent(rows: jax.Array) -> jax.Array:
-    """e [] int32 with the largest |entry| of float32 `rows` in [2^(e−1), 2^e), within the limits; zeros: the smallest.
+    """e [] int32 with the largest |entry| of float32 `rows` in [2^(e−1), 2^e), within the limits;
+    zeros: the smallest.
 
-    Read off the bits, which also order the absolute values: no rounding, and nothing that is not finite gets in.
+    Read off the bits, which also order the absolute values: no rounding, and nothing that is not
+    finite gets in.
     """
     bits = jax.lax.bitcast_convert_type(rows, jnp.int32) & 0x7FFFFFFF
     return jnp.clip((jnp.max(bits) >> 23) - 126, SMALLEST, LARGEST)

@@ -2,8 +2,9 @@
 
 x = ε y v + w,  y ∈ {−1, +1} equiprobable,  w ~ N(0, σ² (I − v vᵀ))                            (NAD, Section 2)
 
-The class means are ±ε v: `epsilon` is the paper's amplitude (the reference code places them at ±(ε/2) v). Label 0 is
-the class at +ε v. The noise has no component along v, so sign⟨x, v⟩ never errs.
+The class means are ±ε v: `epsilon` is the paper's amplitude (the reference code places them at
+±(ε/2) v). Label 0 is the class at +ε v. The noise has no component along v, so sign⟨x, v⟩ never
+errs.
 """
 
 from typing import NamedTuple
@@ -13,18 +14,29 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr
 
 from nad_jax.ensemble import named_key, resolve_key
-from nad_jax.errors import InputError, check_integer, check_labels, check_scalar, check_units, real_array
+from nad_jax.errors import (
+    InputError,
+    check_integer,
+    check_labels,
+    check_scalar,
+    check_units,
+    real_array,
+)
 
 
 class Noise(NamedTuple):
-    """Standard normal noise before projection, the same for every direction: train [B, D], test [B', D]."""
+    """Standard normal noise before projection, the same for every direction: train [B, D], test
+    [B', D].
+    """
 
     train: jax.Array
     test: jax.Array
 
 
 def check_num_samples(name: str, value: int) -> int:
-    """Returns `value`, even and at least 2, so that the classes can be balanced exactly; `InputError` otherwise."""
+    """Returns `value`, even and at least 2, so that the classes can be balanced exactly;
+    `InputError` otherwise.
+    """
     value = check_integer(name, value, 2)
     if value % 2:
         raise InputError(f"{name}: must be even (classes are balanced exactly), got {value}")
@@ -32,13 +44,18 @@ def check_num_samples(name: str, value: int) -> int:
 
 
 def sample_noise(key: jax.Array | int, num_train: int, num_test: int, dimension: int) -> Noise:
-    """The noise of one replicate, from `key` and the split alone: [num_train, D] and [num_test, D], N(0, I).
+    """The noise of one replicate, from `key` and the split alone: [num_train, D] and [num_test, D],
+    N(0, I).
 
     Raises:
-      InputError: for a key that is neither one typed key nor a seed, and for sizes that are not positive.
+      InputError: for a key that is neither one typed key nor a seed, and for sizes that are not
+        positive.
     """
     key, dimension = resolve_key(key), check_integer("dimension", dimension, 1)
-    num_train, num_test = check_integer("num_train", num_train, 1), check_integer("num_test", num_test, 1)
+    num_train, num_test = (
+        check_integer("num_train", num_train, 1),
+        check_integer("num_test", num_test, 1),
+    )
     return Noise(
         jax.random.normal(named_key(key, "train"), (num_train, dimension), jnp.float32),
         jax.random.normal(named_key(key, "test"), (num_test, dimension), jnp.float32),
@@ -46,7 +63,9 @@ def sample_noise(key: jax.Array | int, num_train: int, num_test: int, dimension:
 
 
 def label_samples(indices: jax.Array) -> jax.Array:
-    """The label in {0, 1} of sample number `indices` [B]: they alternate, so an even number is balanced exactly."""
+    """The label in {0, 1} of sample number `indices` [B]: they alternate, so an even number is
+    balanced exactly.
+    """
     return indices % 2
 
 
@@ -66,12 +85,19 @@ def separate(
     Raises:
       InputError: for other shapes, and for values that are not as above, where they are known.
     """
-    noise, labels = jnp.asarray(real_array("noise", noise, "[B, D]")), jnp.asarray(check_labels("labels", labels, 2))
+    noise, labels = (
+        jnp.asarray(real_array("noise", noise, "[B, D]")),
+        jnp.asarray(check_labels("labels", labels, 2)),
+    )
     if labels.shape != noise.shape[:1]:
-        raise InputError(f"labels: must be one for each of the {len(noise)} samples, got shape {labels.shape}")
+        raise InputError(
+            f"labels: must be one for each of the {len(noise)} samples, got shape {labels.shape}"
+        )
     direction = check_units("direction", real_array("direction", direction, f"[{noise.shape[1]}]"))
     epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
-    direction, epsilon, sigma = (jnp.asarray(value, noise.dtype) for value in (direction, epsilon, sigma))
+    direction, epsilon, sigma = (
+        jnp.asarray(value, noise.dtype) for value in (direction, epsilon, sigma)
+    )
     # In full precision on every backend: TensorFloat-32 would leave noise along v.
     along = jnp.matmul(noise, direction, precision=jax.lax.Precision.HIGHEST)
     coefficient = epsilon * (1 - 2 * labels) - sigma * along
@@ -79,16 +105,22 @@ def separate(
 
 
 def sample_separable(
-    key: jax.Array | int, direction: jax.Array, num_samples: int, epsilon: float = 1.0, sigma: float = 1.0
+    key: jax.Array | int,
+    direction: jax.Array,
+    num_samples: int,
+    epsilon: float = 1.0,
+    sigma: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """`num_samples` samples of D(v) and their labels: x [B, D] float32, labels [B] in {0, 1}. Consumes the key.
+    """`num_samples` samples of D(v) and their labels: x [B, D] float32, labels [B] in {0, 1}.
+    Consumes the key.
 
-    Class means are ±ε v, label 0 at +ε v; labels are balanced exactly; the noise has no component along v.
-    Source: NAD, Section 2. `direction` is v, [D], of unit norm; ε and σ are in units of the input.
+    Class means are ±ε v, label 0 at +ε v; labels are balanced exactly; the noise has no component
+    along v. Source: NAD, Section 2. `direction` is v, [D], of unit norm; ε and σ are in units of
+    the input.
 
     Raises:
-      InputError: unless `key` is one typed key or a seed, `num_samples` is even, `direction` is a unit vector, and ε
-        and σ are numbers of at least 0.
+      InputError: unless `key` is one typed key or a seed, `num_samples` is even, `direction` is a
+        unit vector, and ε and σ are numbers of at least 0.
     """
     key, num_samples = resolve_key(key), check_num_samples("num_samples", num_samples)
     direction = real_array("direction", direction, "[D]")
@@ -98,7 +130,8 @@ def sample_separable(
 
 
 def bayes_classifier(x: jax.Array, direction: jax.Array) -> jax.Array:
-    """The labels [B] in {0, 1} of samples x [B, D] of D(v): 0 where ⟨x, v⟩ > 0. It never errs for ε > 0.
+    """The labels [B] in {0, 1} of samples x [B, D] of D(v): 0 where ⟨x, v⟩ > 0. It never errs for ε
+    > 0.
 
     `direction` is v, [D], of unit norm; `InputError` for anything else.
     """
@@ -120,17 +153,26 @@ def competing_accuracy(
     Returns: [...] in [0, 1]; 1 for u = v, 0 for u = −v, ½ for orthogonal ones.
 
     Raises:
-      InputError: for directions that do not fit together or are not of unit norm, and for ε or σ below 0.
+      InputError: for directions that do not fit together or are not of unit norm, and for ε or σ
+        below 0.
     """
     direction = check_units("direction", real_array("direction", direction, "[..., D]"))
-    competitor = check_units("competitor", real_array("competitor", competitor, f"[..., {direction.shape[-1]}]"))
+    competitor = check_units(
+        "competitor", real_array("competitor", competitor, f"[..., {direction.shape[-1]}]")
+    )
     epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
     try:
         jnp.broadcast_shapes(direction.shape, competitor.shape)
     except ValueError:
-        raise InputError(f"competitor: shape {competitor.shape} does not fit {direction.shape} of direction") from None
+        raise InputError(
+            f"competitor: shape {competitor.shape} does not fit {direction.shape} of direction"
+        ) from None
     cosine = jnp.sum(direction * competitor, -1)
     # ‖u − v‖ ‖u + v‖ / 2 = √(1 − c²), without the cancellation near c = ±1.
-    sine = jnp.linalg.norm(competitor - direction, axis=-1) * jnp.linalg.norm(competitor + direction, axis=-1) / 2
+    sine = (
+        jnp.linalg.norm(competitor - direction, axis=-1)
+        * jnp.linalg.norm(competitor + direction, axis=-1)
+        / 2
+    )
     margin = epsilon * cosine
     return ndtr(jnp.where(margin == 0, 0.0, margin / (sigma * sine)))

@@ -1,10 +1,12 @@
-"""Leading eigenvectors of a second moment too large to hold, from its product with a few test directions.
+"""Leading eigenvectors of a second moment too large to hold, from its product with a few test
+directions.
 
-The product is linear in the rows: it streams, and sketches of the same test directions add up, like the moments of
-`covariance`. One pass over the rows gives leading eigenvectors of a steep spectrum; the next pass, with them as test
-directions, gives better ones (randomized subspace iteration: Halko, Martinsson and Tropp 2011, algorithm 4.4). Read off
-is the Nyström approximation G ≈ Yᵀ(Q Yᵀ)⁻¹Y, Y = Q G, which is worth about one pass more than Q itself (section 5.5).
-As in `covariance`, the sums are of rows divided by a power of two: rows may be of any size.
+The product is linear in the rows: it streams, and sketches of the same test directions add up, like
+the moments of `covariance`. One pass over the rows gives leading eigenvectors of a steep spectrum;
+the next pass, with them as test directions, gives better ones (randomized subspace iteration:
+Halko, Martinsson and Tropp 2011, algorithm 4.4). Read off is the Nyström approximation G ≈ Yᵀ(Q
+Yᵀ)⁻¹Y, Y = Q G, which is worth about one pass more than Q itself (section 5.5). As in `covariance`,
+the sums are of rows divided by a power of two: rows may be of any size.
 """
 
 from typing import NamedTuple
@@ -68,7 +70,10 @@ def _rescale(sketch: Sketch, exponent: jax.Array) -> Sketch:
     change = sketch.exponent - exponent
     once, twice = power_of_two(change), power_of_two(2 * change)
     return sketch._replace(
-        exponent=exponent, total=sketch.total * once, square=sketch.square * twice, product=sketch.product * twice
+        exponent=exponent,
+        total=sketch.total * once,
+        square=sketch.square * twice,
+        product=sketch.product * twice,
     )
 
 
@@ -87,7 +92,8 @@ def merge(left: Sketch, right: Sketch) -> Sketch:
 class Leading(NamedTuple):
     """Leading eigenvectors and what is known of the rest.
 
-    eigenvalues, directions, symmetry: [K], see `symmetries.Eigenvectors`. trace: of the whole second moment, exact.
+    eigenvalues, directions, symmetry: [K], see `symmetries.Eigenvectors`. trace: of the whole
+      second moment, exact.
     """
 
     eigenvalues: np.ndarray
@@ -97,14 +103,18 @@ class Leading(NamedTuple):
 
 
 def leading(
-    sketch: Sketch, num_directions: int, representations: list[Representation], centred: bool = False
+    sketch: Sketch,
+    num_directions: int,
+    representations: list[Representation],
+    centred: bool = False,
 ) -> Leading:
-    """Leading eigenvectors of the second moment, or of the covariance, of the rows seen; float64 on the host.
+    """Leading eigenvectors of the second moment, or of the covariance, of the rows seen; float64 on
+    the host.
 
     They are those within each representation of the group that the rows were averaged over.
 
-    The eigenvalues are too small rather than too large: the Nyström approximation is below G. There are fewer than K
-    where the rows seen, or what of them the test directions meet, span fewer.
+    The eigenvalues are too small rather than too large: the Nyström approximation is below G. There
+    are fewer than K where the rows seen, or what of them the test directions meet, span fewer.
 
     Args:
       num_directions: K in 1 … L.
@@ -116,39 +126,57 @@ def leading(
     """
     size = len(sketch.basis)
     if not 1 <= num_directions <= size:
-        raise InputError(f"num_directions: must be in 1 … {size} test directions, got {num_directions}")
+        raise InputError(
+            f"num_directions: must be in 1 … {size} test directions, got {num_directions}"
+        )
     basis, product, trace = _moment(sketch, centred)
-    found, scale = [], np.einsum("ld,ld->l", basis, product).max()  # one representation may hold rounding alone
+    found, scale = (
+        [],
+        np.einsum("ld,ld->l", basis, product).max(),
+    )  # one representation may hold rounding alone
     for one in representations:
-        sides = (False,) if one.turn is None else (False, True)  # of a pair either vector meets the same matrix
-        tests, products = (np.concatenate([fold(part, one, side) for side in sides]) for part in (basis, product))
+        sides = (
+            (False,) if one.turn is None else (False, True)
+        )  # of a pair either vector meets the same matrix
+        tests, products = (
+            np.concatenate([fold(part, one, side) for side in sides]) for part in (basis, product)
+        )
         found.append((one, *_nystrom(tests, products, num_directions, scale)))
     return Leading(*collect(found, num_directions), trace)
 
 
-def _nystrom(tests: np.ndarray, products: np.ndarray, most: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Leading eigenvalues [K] and eigenvectors [K, n] of G, from test vectors Q [L, n] and their products Q G.
+def _nystrom(
+    tests: np.ndarray, products: np.ndarray, most: int, scale: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leading eigenvalues [K] and eigenvectors [K, n] of G, from test vectors Q [L, n] and their
+    products Q G.
 
     What is small against `scale`, an entry of Q G Qᵀ, is rounding.
     """
     core, square = tests @ products.T, products @ products.T
     values, vectors = np.linalg.eigh((core + core.T) / 2)
     kept = values > len(tests) * np.finfo(np.float32).eps * max(values[-1], scale)
-    root = (vectors[:, kept] / np.sqrt(values[kept])).T  # (root Y)ᵀ(root Y) is the approximation of G
+    root = (
+        vectors[:, kept] / np.sqrt(values[kept])
+    ).T  # (root Y)ᵀ(root Y) is the approximation of G
     values, vectors = np.linalg.eigh(root @ square @ root.T)
     order = np.argsort(values)[::-1][:most]
     return values[order], ((vectors[:, order] / np.sqrt(values[order])).T @ root) @ products
 
 
 def energies(sketch: Sketch, directions: np.ndarray, centred: bool = False) -> np.ndarray:
-    """uᵀ G u for rows u of `directions` [K, D], of what of them lies in the span of the test directions: [K]."""
+    """uᵀ G u for rows u of `directions` [K, D], of what of them lies in the span of the test
+    directions: [K].
+    """
     basis, product, _ = _moment(sketch, centred)
     inside = np.asarray(directions, np.float64) @ basis.T
     return np.einsum("kd,kd->k", inside @ product, inside @ basis)
 
 
 def _moment(sketch: Sketch, centred: bool) -> tuple[np.ndarray, np.ndarray, float]:
-    """The test directions Q [L, D], Q G [L, D] and tr G of the rows themselves, centred or not; float64."""
+    """The test directions Q [L, D], Q G [L, D] and tr G of the rows themselves, centred or not;
+    float64.
+    """
     count, square = int(sketch.count), float(sketch.square)
     basis, product = np.array(sketch.basis, np.float64), np.array(sketch.product, np.float64)
     if centred:

@@ -1,4 +1,6 @@
-"""Rolling snapshots of a computation that takes minutes: two files written in turn, so that one is always whole."""
+"""Rolling snapshots of a computation that takes minutes: two files written in turn, so that one is
+always whole.
+"""
 
 import json
 import time
@@ -18,19 +20,25 @@ class Snapshots:
     """Keeps the state of one computation, and gives back the newest that is intact.
 
     Args:
-      path: the two files are this path followed by .0.npz and .1.npz; its folder is created when needed.
-      identity: JSON values that determine the computation; what another one has left is not taken up. `bind` adds to
-        them.
-      seconds: between snapshots; a computation that is done sooner writes none. Where writing one is slow, it is
-        fifty times what that took.
+      path: the two files are this path followed by .0.npz and .1.npz; its folder is created when
+        needed.
+      identity: JSON values that determine the computation; what another one has left is not taken
+        up. `bind` adds to them.
+      seconds: between snapshots; a computation that is done sooner writes none. Where writing one
+        is slow, it is fifty times what that took.
       urgent: says that a snapshot is wanted now, because the process is about to end.
 
     Raises:
-      InputError: for a path that has no name, an identity that is not JSON, and bad values of the others.
+      InputError: for a path that has no name, an identity that is not JSON, and bad values of the
+        others.
     """
 
     def __init__(
-        self, path: str | Path, identity: dict[str, Any], seconds: float, urgent: Callable[[], bool] = lambda: False
+        self,
+        path: str | Path,
+        identity: dict[str, Any],
+        seconds: float,
+        urgent: Callable[[], bool] = lambda: False,
     ) -> None:
         path = as_path("path", path)
         if not path.name:
@@ -44,9 +52,13 @@ class Snapshots:
         self._kept, self._cost = time.monotonic(), 0.0
 
     def bind(self, identity: dict[str, Any]) -> None:
-        """Adds what determines the computation and is not known before it begins; raises `InputError` as above."""
+        """Adds what determines the computation and is not known before it begins; raises
+        `InputError` as above.
+        """
         try:
-            self._identity = json.dumps({**json.loads(self._identity), **plain(identity)}, sort_keys=True)
+            self._identity = json.dumps(
+                {**json.loads(self._identity), **plain(identity)}, sort_keys=True
+            )
         except (TypeError, ValueError) as error:
             raise InputError(f"identity: must be JSON values ({error})") from error
 
@@ -55,8 +67,8 @@ class Snapshots:
     ) -> dict[str, np.ndarray] | None:
         """The arrays that were saved at the highest position.
 
-        A damaged file is moved aside, and the other taken; `check` raises `DamagedError` for arrays that are not what
-        the computation saved.
+        A damaged file is moved aside, and the other taken; `check` raises `DamagedError` for arrays
+        that are not what the computation saved.
         """
         newest, highest = None, -1
         for slot, path in enumerate(self._paths):
@@ -70,17 +82,23 @@ class Snapshots:
                 check(arrays)
             except (DamagedError, KeyError, TypeError, ValueError) as error:
                 aside = store.quarantine(path).name
-                logging.warning("snapshot %s is not taken up: %s; kept as %s", path.name, error, aside)
+                logging.warning(
+                    "snapshot %s is not taken up: %s; kept as %s", path.name, error, aside
+                )
                 continue
             newest, highest, self._next = arrays, position, 1 - slot
         return newest
 
     def due(self) -> bool:
         """Whether it is time for the next one."""
-        return time.monotonic() - self._kept >= max(self._seconds, 50 * self._cost) or self._urgent()
+        return (
+            time.monotonic() - self._kept >= max(self._seconds, 50 * self._cost) or self._urgent()
+        )
 
     def save(self, position: int, arrays: dict[str, np.ndarray]) -> None:
-        """Keeps arrays at a position, which grows as the computation goes on, in place of the older of the two."""
+        """Keeps arrays at a position, which grows as the computation goes on, in place of the older
+        of the two.
+        """
         begun = time.monotonic()
         store.make_folder(self._paths[0].parent)
         added = {"identity": np.asarray(self._identity), "position": np.asarray(position)}

@@ -1,7 +1,9 @@
-"""Files: arrays written atomically and read with suspicion, the NADs record, and a run folder of units.
+"""Files: arrays written atomically and read with suspicion, the NADs record, and a run folder of
+  units.
 
-Nothing is ever unpickled. A `.npy` header is checked against the file's size before anything is allocated, and the
-members of an `.npz` are stored uncompressed with a checksum each, so damage is found on reading.
+Nothing is ever unpickled. A `.npy` header is checked against the file's size before anything is
+allocated, and the members of an `.npz` are stored uncompressed with a checksum each, so damage is
+found on reading.
 """
 
 import contextlib
@@ -21,13 +23,23 @@ from typing import Any, BinaryIO
 import numpy as np
 from absl import logging
 
-from nad_jax.errors import InputError, as_path, check_integer, check_record, first_line, number_array, plain
+from nad_jax.errors import (
+    InputError,
+    as_path,
+    check_integer,
+    check_record,
+    first_line,
+    number_array,
+    plain,
+)
 from nad_jax.nads import NADs
 from nad_jax.versions import device_kind, versions
 
 
 class DamagedError(InputError):
-    """A file that could be read but does not hold what it must: truncated, altered, of another format."""
+    """A file that could be read but does not hold what it must: truncated, altered, of another
+    format.
+    """
 
 
 class StorageError(InputError):
@@ -48,18 +60,25 @@ def _os_error(path: Path, error: OSError) -> InputError:
 
 
 @contextlib.contextmanager
-def _written_at_once(path: Path, rename: Callable[[str, Path], None] | None = None) -> Iterator[BinaryIO]:
-    """A file that appears under its final name complete or not at all: temporary name, fsync, rename.
+def _written_at_once(
+    path: Path, rename: Callable[[str, Path], None] | None = None
+) -> Iterator[BinaryIO]:
+    """A file that appears under its final name complete or not at all: temporary name, fsync,
+    rename.
 
     Raises what `_write_bytes` does, and `FileExistsError` where `rename` does.
     """
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
     except OSError as error:
         raise _os_error(path, error) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
-            umask = os.umask(0)  # temporary files are private; results are what the user's other files are
+            umask = os.umask(
+                0
+            )  # temporary files are private; results are what the user's other files are
             os.umask(umask)
             os.fchmod(descriptor, 0o666 & ~umask)
             yield file
@@ -84,7 +103,8 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays to `path` at once.
 
     Raises:
-      InputError: naming the path, the reason and the free space; nothing partial is left under the final name.
+      InputError: naming the path, the reason and the free space; nothing partial is left under the
+        final name.
     """
     with _written_at_once(path) as file:
         np.savez(file, **arrays)
@@ -104,10 +124,15 @@ def _read_array(content: bytes, name: str) -> np.ndarray:
         shape, fortran, dtype = read_header(file)
     except DamagedError:
         raise
-    except Exception as error:  # NumPy parses the header as Python: a hostile one fails in many ways
+    except (
+        Exception
+    ) as error:  # NumPy parses the header as Python: a hostile one fails in many ways
         raise DamagedError(f"{name}: not a .npy array ({first_line(error)})") from error
     if dtype.hasobject or dtype.kind not in "biufU":
-        raise DamagedError(f"{name}: holds {dtype} entries, allowed are numbers and text (objects are never unpickled)")
+        raise DamagedError(
+            f"{name}: holds {dtype} entries, allowed are numbers and text (objects are never "
+            "unpickled)"
+        )
     count, start = math.prod(shape), file.tell()
     if any(length < 0 for length in shape) or count * dtype.itemsize != len(content) - start:
         raise DamagedError(
@@ -115,13 +140,19 @@ def _read_array(content: bytes, name: str) -> np.ndarray:
             f"but {len(content) - start} bytes follow"
         )
     try:
-        return np.frombuffer(content, dtype, count, start).reshape(shape, order="F" if fortran else "C")
+        return np.frombuffer(content, dtype, count, start).reshape(
+            shape, order="F" if fortran else "C"
+        )
     except ValueError as error:  # lengths that NumPy does not know, beside a length of zero
-        raise DamagedError(f"{name}: no array has shape {shape} of {dtype} ({first_line(error)})") from error
+        raise DamagedError(
+            f"{name}: no array has shape {shape} of {dtype} ({first_line(error)})"
+        ) from error
 
 
 def read_npy(path: str | Path) -> np.ndarray:
-    """An untrusted `.npy` file as an array of numbers; raises `InputError` naming the file and the reason."""
+    """An untrusted `.npy` file as an array of numbers; raises `InputError` naming the file and the
+    reason.
+    """
     path = as_path("path", path)
     try:
         content = path.read_bytes()
@@ -133,19 +164,25 @@ def read_npy(path: str | Path) -> np.ndarray:
 def read_npz(
     path: str | Path, names: tuple[str, ...] | None = None, optional: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
-    """The named arrays (None: all) of an untrusted `.npz` file written uncompressed; checksums are verified.
+    """The named arrays (None: all) of an untrusted `.npz` file written uncompressed; checksums are
+    verified.
 
     Besides the named ones, those `optional` ones that are there.
 
     Raises:
       InputError: naming the file and the reason it cannot be opened or read.
-      DamagedError: an `InputError` where it can: not a zip file, truncated, altered, compressed, array missing.
+      DamagedError: an `InputError` where it can: not a zip file, truncated, altered, compressed,
+        array missing.
     """
     path = as_path("path", path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            names = tuple(entries) if names is None else (*names, *(name for name in optional if name in entries))
+            names = (
+                tuple(entries)
+                if names is None
+                else (*names, *(name for name in optional if name in entries))
+            )
             for name in names:
                 if name not in entries:
                     raise DamagedError(f"{path}: array {name!r} is missing")
@@ -154,11 +191,16 @@ def read_npz(
             if sum(info.file_size for info in entries.values()) > path.stat().st_size:
                 raise DamagedError(f"{path}: says that its arrays are larger than itself")
             # Reading a whole member verifies its CRC-32.
-            return {name: _read_array(archive.read(entries[name]), f"{path}: {name}") for name in names}
+            return {
+                name: _read_array(archive.read(entries[name]), f"{path}: {name}") for name in names
+            }
     except DamagedError:
         raise
     except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # a place outside the file, which a damaged directory may name
+        if error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # a place outside the file, which a damaged directory may name
             raise _os_error(path, error) from error
         raise DamagedError(f"{path}: damaged or not an .npz file ({first_line(error)})") from error
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
@@ -167,11 +209,12 @@ def read_npz(
 
 
 def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
-    """Writes the record as `.npz`, its config as a JSON string; `beside` are further arrays of the file.
+    """Writes the record as `.npz`, its config as a JSON string; `beside` are further arrays of the
+    file.
 
     Raises:
-      InputError: for a record that `load_nads` would not read, for what is no array beside it or has the name of one
-        of its own, and where the file cannot be written.
+      InputError: for a record that `load_nads` would not read, for what is no array beside it or
+        has the name of one of its own, and where the file cannot be written.
     """
     path = as_path("path", path)
     check_record("nads", nads, NADs)
@@ -183,21 +226,30 @@ def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
         config = json.dumps(plain(nads.config))
     except (TypeError, ValueError) as error:
         raise InputError(f"nads: config must be JSON values ({error})") from error
-    arrays = {name: np.asarray(number_array(f"nads: {name}", getattr(nads, name))) for name in NADs._fields[:-2]}
+    arrays = {
+        name: np.asarray(number_array(f"nads: {name}", getattr(nads, name)))
+        for name in NADs._fields[:-2]
+    }
     arrays |= {"config": np.asarray(config), "symmetry": np.asarray(nads.symmetry)}
     _check_nads(dict(arrays), "nads")
     write_npz(path, {**arrays, **beside})
 
 
 def load_nads(path: str | Path) -> NADs:
-    """Reads a record written by `save_nads`; raises `InputError` naming the file and what is wrong with it."""
+    """Reads a record written by `save_nads`; raises `InputError` naming the file and what is wrong
+    with it.
+    """
     arrays = read_npz(path, NADs._fields[:-1], optional=("symmetry",))
     # Earlier versions did not write it: their directions are of no representation in particular.
-    return _check_nads({"symmetry": np.full(len(np.atleast_1d(arrays["directions"])), ""), **arrays}, str(path))
+    return _check_nads(
+        {"symmetry": np.full(len(np.atleast_1d(arrays["directions"])), ""), **arrays}, str(path)
+    )
 
 
 def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
-    """The record of the arrays of a file; raises `InputError` naming the file and what is wrong with it."""
+    """The record of the arrays of a file; raises `InputError` naming the file and what is wrong
+    with it.
+    """
     directions = _check_directions(arrays["directions"], path)
     num_directions, num_sizes = len(directions), arrays["overlap_sizes"].size
     expected = {
@@ -216,7 +268,9 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
             continue
         if arrays[name].dtype.kind not in "iuf":
             raise InputError(f"{path}: {name} is not an array of finite numbers")
-        undefined = np.isnan(arrays[name]) & (name == "split_half_overlap")  # beyond the rank of a half
+        undefined = np.isnan(arrays[name]) & (
+            name == "split_half_overlap"
+        )  # beyond the rank of a half
         if not (np.isfinite(arrays[name]) | undefined).all():
             raise InputError(f"{path}: {name} is not an array of finite numbers")
     if arrays["symmetry"].dtype.kind != "U":
@@ -230,16 +284,23 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
     return NADs(**{**arrays, "num_networks": int(arrays["num_networks"]), "config": config})
 
 
-def _check_directions(directions: np.ndarray, name: str, dimension: int | None = None) -> np.ndarray:
+def _check_directions(
+    directions: np.ndarray, name: str, dimension: int | None = None
+) -> np.ndarray:
     if directions.dtype.kind not in "iuf" or directions.ndim != 2 or min(directions.shape) == 0:
         raise InputError(
             f"{name}: directions must be a non-empty array [K, D] of real numbers, "
             f"got shape {directions.shape} of {directions.dtype}"
         )
     if dimension is not None and directions.shape[1] != dimension:
-        raise InputError(f"{name}: directions have D = {directions.shape[1]}, expected D = {dimension}")
+        raise InputError(
+            f"{name}: directions have D = {directions.shape[1]}, expected D = {dimension}"
+        )
     if len(directions) > directions.shape[1]:
-        raise InputError(f"{name}: {len(directions)} directions of D = {directions.shape[1]} cannot be orthogonal")
+        raise InputError(
+            f"{name}: {len(directions)} directions of D = {directions.shape[1]} cannot be "
+            "orthogonal"
+        )
     with np.errstate(over="ignore"):
         directions = directions.astype(np.float32)
         norms = np.linalg.norm(directions, axis=1)
@@ -261,16 +322,18 @@ def read_directions(path: str | Path, dimension: int | None = None) -> np.ndarra
       dimension: the D the caller needs, if it needs one.
 
     Raises:
-      InputError: naming the file and the reason: unreadable, not an array of real numbers (objects are never
-        unpickled), header and file size that disagree, wrong shape or D, entries that are not finite, a direction
-        that is zero or not of unit norm (to 1e-3).
+      InputError: naming the file and the reason: unreadable, not an array of real numbers (objects
+        are never unpickled), header and file size that disagree, wrong shape or D, entries that are
+        not finite, a direction that is zero or not of unit norm (to 1e-3).
     """
     path = as_path("path", path)
     dimension = None if dimension is None else check_integer("dimension", dimension, 1)
     if path.suffix not in (".npy", ".npz"):
         raise InputError(f"{path}: directions are read from .npy or .npz files")
     if path.suffix == ".npz":
-        return _check_directions(read_npz(path, ("directions",))["directions"], str(path), dimension)
+        return _check_directions(
+            read_npz(path, ("directions",))["directions"], str(path), dimension
+        )
     return _check_directions(read_npy(path), str(path), dimension)
 
 
@@ -278,7 +341,9 @@ def read_singular_values(path: str | Path) -> np.ndarray:
     """Descending, non-negative singular values [K], float64, from an untrusted `.npy` file."""
     values = read_npy(path)
     if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iuf":
-        raise InputError(f"{path}: singular values must be a list of real numbers, got shape {values.shape}")
+        raise InputError(
+            f"{path}: singular values must be a list of real numbers, got shape {values.shape}"
+        )
     values = values.astype(np.float64)
     if not np.isfinite(values).all() or (values < 0).any() or (np.diff(values) > 0).any():
         raise InputError(f"{path}: singular values must be finite, non-negative and descending")
@@ -286,8 +351,12 @@ def read_singular_values(path: str | Path) -> np.ndarray:
 
 
 def describe_origin(identity: dict[str, Any], **how: Any) -> np.ndarray:
-    """What a unit carries as its array `config`, JSON: its configuration, how it was computed, versions and device."""
-    return np.asarray(json.dumps({"identity": identity, **how, "device": device_kind(), "versions": versions()}))
+    """What a unit carries as its array `config`, JSON: its configuration, how it was computed,
+    versions and device.
+    """
+    return np.asarray(
+        json.dumps({"identity": identity, **how, "device": device_kind(), "versions": versions()})
+    )
 
 
 def _parse_origin(path: Path, origin: str) -> dict[str, Any]:
@@ -297,29 +366,41 @@ def _parse_origin(path: Path, origin: str) -> dict[str, Any]:
     except ValueError:
         said = None
     kinds = {"identity": dict, "versions": dict, "device": str}
-    if not isinstance(said, dict) or not all(isinstance(said.get(name), kind) for name, kind in kinds.items()):
+    if not isinstance(said, dict) or not all(
+        isinstance(said.get(name), kind) for name, kind in kinds.items()
+    ):
         raise DamagedError(f"{path}: does not say what configuration it is of, or what computed it")
     return said
 
 
 def read_origin(path: Path) -> dict[str, Any]:
-    """What a stored unit says of itself, see `describe_origin`: its array `config`, or fields of a JSON object."""
+    """What a stored unit says of itself, see `describe_origin`: its array `config`, or fields of a
+    JSON object.
+    """
     return _parse_origin(
-        path, read_text(path) if path.suffix == ".json" else str(read_npz(path, ("config",))["config"])
+        path,
+        read_text(path) if path.suffix == ".json" else str(read_npz(path, ("config",))["config"]),
     )
 
 
 def check_origin(path: Path, origin: np.ndarray, identity: dict[str, Any]) -> dict[str, Any]:
-    """What the array `config` of a unit says; raises `InputError` where it is of another configuration."""
+    """What the array `config` of a unit says; raises `InputError` where it is of another
+    configuration.
+    """
     said = _parse_origin(path, str(origin))
     _check_same(f"{path}: is of another configuration", "file", said["identity"], identity)
     return said
 
 
 def compare_versions(origin: dict[str, Any]) -> list[str]:
-    """A line for each version, and for the kind of device, that a unit says and that is another one here and now."""
+    """A line for each version, and for the kind of device, that a unit says and that is another one
+    here and now.
+    """
     here = {"device": device_kind(), **versions()}
-    stored = {"device": origin["device"], **origin["versions"]}  # of earlier versions, nad_jax is not among them
+    stored = {
+        "device": origin["device"],
+        **origin["versions"],
+    }  # of earlier versions, nad_jax is not among them
     differing = (name for name in stored if stored[name] != here.get(name))
     return [f"  {name}: folder {stored[name]!r}, command {here.get(name)!r}" for name in differing]
 
@@ -330,7 +411,10 @@ def _check_same(message: str, place: str, stored: dict[str, Any], identity: dict
     if stored != identity:
         names = sorted({*stored, *identity})
         differing = [name for name in names if stored.get(name) != identity.get(name)]
-        lines = [f"  {name}: {place} {stored.get(name)!r}, command {identity.get(name)!r}" for name in differing]
+        lines = [
+            f"  {name}: {place} {stored.get(name)!r}, command {identity.get(name)!r}"
+            for name in differing
+        ]
         raise InputError("\n".join([message, *lines]))
 
 
@@ -342,7 +426,8 @@ def check_run_folder(workdir: Path, identity: dict[str, Any]) -> bool:
       identity: the config fields that determine the numbers of a unit.
 
     Raises:
-      InputError: where it holds another configuration: every differing field; or files that are not of a run.
+      InputError: where it holds another configuration: every differing field; or files that are not
+        of a run.
       DamagedError: where its configuration is not readable.
     """
     file = workdir / "config.json"
@@ -354,7 +439,8 @@ def check_run_folder(workdir: Path, identity: dict[str, Any]) -> bool:
                 return check_run_folder(workdir, identity)
             if strangers:
                 raise InputError(
-                    f"{workdir}: holds {strangers[0]!r} but no config.json, so it is no run folder; name another"
+                    f"{workdir}: holds {strangers[0]!r} but no config.json, so it is no run "
+                    "folder; name another"
                 )
             return False
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -371,9 +457,11 @@ def check_run_folder(workdir: Path, identity: dict[str, Any]) -> bool:
 
 
 def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
-    """Creates a run folder, or checks that an existing one holds the same configuration, see `check_run_folder`.
+    """Creates a run folder, or checks that an existing one holds the same configuration, see
+    `check_run_folder`.
 
-    A damaged config.json is moved aside and written again, if the units in the folder are of this configuration.
+    A damaged config.json is moved aside and written again, if the units in the folder are of this
+    configuration.
     """
     make_folder(workdir)
     file, text = workdir / "config.json", json.dumps(identity, indent=2) + "\n"
@@ -385,7 +473,9 @@ def open_run_folder(workdir: Path, identity: dict[str, Any]) -> None:
             with contextlib.suppress(DamagedError):
                 check_origin(path, read_npz(path, ("config",))["config"], identity)
         aside = file.with_name(file.name + ".corrupt")
-        write_text(aside, file.read_text(encoding="utf-8", errors="replace"))  # the name itself is never empty
+        write_text(
+            aside, file.read_text(encoding="utf-8", errors="replace")
+        )  # the name itself is never empty
         logging.warning("%s; kept as %s, written again", error, aside.name)
         write_text(file, text)
     for folder in (workdir, workdir / "units", workdir / "snapshots"):
@@ -401,7 +491,9 @@ def _remove_remains(folder: Path) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """A text file, without the mark that some programs begin one with; raises `InputError` naming it and the reason."""
+    """A text file, without the mark that some programs begin one with; raises `InputError` naming
+    it and the reason.
+    """
     path = Path(path)
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -417,7 +509,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _create_text(path: Path, text: str) -> bool:
-    """Writes a text file, at once, where there is none: whether that was so. Of several processes one is the first."""
+    """Writes a text file, at once, where there is none: whether that was so. Of several processes
+    one is the first.
+    """
     try:
         with _written_at_once(path, _rename_to_new) as file:
             file.write(text.encode())
@@ -431,7 +525,13 @@ def _rename_to_new(temporary: str, path: Path) -> None:
     try:
         os.link(temporary, path)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in (
+            errno.EPERM,
+            errno.ENOTSUP,
+            errno.EOPNOTSUPP,
+            errno.ENOSYS,
+            errno.EMLINK,
+        ):
             raise
         # A file system without hard links: for an instant the file is empty.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -454,7 +554,9 @@ def save_figure(path: Path, figure: Any) -> None:
 
 
 def quarantine(path: Path) -> Path:
-    """Moves a damaged file aside as `*.corrupt` and returns its new name; another process may have done so already."""
+    """Moves a damaged file aside as `*.corrupt` and returns its new name; another process may have
+    done so already.
+    """
     aside = path.with_name(path.name + ".corrupt")
     try:
         os.replace(path, aside)

@@ -1,11 +1,21 @@
-"""Comparing sets of directions. Subspaces are compared, not vectors: sign and near-degenerate rotation are free."""
+"""Comparing sets of directions. Subspaces are compared, not vectors: sign and near-degenerate
+rotation are free.
+"""
 
 import jax
 import jax.numpy as jnp
 import jax.scipy.stats
 import numpy as np
 
-from nad_jax.errors import InputError, check_integer, check_units, host_array, plain, real_array, shown
+from nad_jax.errors import (
+    InputError,
+    check_integer,
+    check_units,
+    host_array,
+    plain,
+    real_array,
+    shown,
+)
 
 SIZES = (1, 4, 16, 64, 256, 512)
 
@@ -13,7 +23,9 @@ SIZES = (1, 4, 16, 64, 256, 512)
 def _check_pair(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     left, right = host_array("left", left, "[K, D]"), host_array("right", right, "[K, D]")
     if left.shape[1] != right.shape[1]:
-        raise InputError(f"left, right: must be [K, D] of one D, got shapes {left.shape} and {right.shape}")
+        raise InputError(
+            f"left, right: must be [K, D] of one D, got shapes {left.shape} and {right.shape}"
+        )
     return check_units("left", left), check_units("right", right)
 
 
@@ -34,7 +46,8 @@ def subspace_overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]
     Returns: [len(sizes)] in [0, 1].
 
     Raises:
-      InputError: for rows that are not finite, of unit norm and of one length, and for sizes out of range.
+      InputError: for rows that are not finite, of unit norm and of one length, and for sizes out of
+        range.
     """
     left, right = _check_pair(left, right)
     largest, sizes = min(len(left), len(right)), plain(sizes)
@@ -44,14 +57,17 @@ def subspace_overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]
     most = max(sizes, default=0)
     squares = (left[:most] @ right[:most].T) ** 2
     overlaps = np.array([squares[:size, :size].sum() / size for size in sizes])
-    return np.where((overlaps > 1) & (overlaps < 1 + 1e-5), 1.0, overlaps)  # rounding; what is more is no basis
+    return np.where(
+        (overlaps > 1) & (overlaps < 1 + 1e-5), 1.0, overlaps
+    )  # rounding; what is more is no basis
 
 
 def principal_angles(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The principal angles [min(K, K')] between the spans of orthonormal rows, in radians, ascending.
+    """The principal angles [min(K, K')] between the spans of orthonormal rows, in radians,
+    ascending.
 
-    From their sines (Björck and Golub, 1973): exact for small angles, which a cosine in floating point loses, and to
-    1e-7 near π/2. Raises `InputError` as `subspace_overlap`.
+    From their sines (Björck and Golub, 1973): exact for small angles, which a cosine in floating
+    point loses, and to 1e-7 near π/2. Raises `InputError` as `subspace_overlap`.
     """
     left, right = _check_pair(left, right)
     if len(left) > len(right):
@@ -61,26 +77,37 @@ def principal_angles(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def captured_energy(directions: np.ndarray, second_moment: np.ndarray) -> np.ndarray:
-    """The share of tr G that the leading k orthonormal rows of `directions` [K, D] capture, for k = 1 … K: [K].
+    """The share of tr G that the leading k orthonormal rows of `directions` [K, D] capture, for k =
+    1 … K: [K].
 
     Raises:
-      InputError: for rows that are not finite and of unit norm, and a G that is not [D, D] or has no positive trace.
+      InputError: for rows that are not finite and of unit norm, and a G that is not [D, D] or has
+        no positive trace.
     """
     directions = check_units("directions", host_array("directions", directions, "[K, D]"))
-    second_moment = host_array("second_moment", second_moment, "[{0}, {0}]".format(directions.shape[1]))
+    second_moment = host_array(
+        "second_moment", second_moment, "[{0}, {0}]".format(directions.shape[1])
+    )
     if not np.trace(second_moment) > 0:
-        raise InputError(f"second_moment: must have a positive trace, got {np.trace(second_moment):.4g}")
+        raise InputError(
+            f"second_moment: must have a positive trace, got {np.trace(second_moment):.4g}"
+        )
     energies = np.einsum("kd,de,ke->k", directions, second_moment, directions, optimize=True)
     return np.cumsum(energies) / np.trace(second_moment)
 
 
 def rank_correlation(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Spearman's rank correlation of two lists [B], ties at their mean rank; nan where one of them is constant.
+    """Spearman's rank correlation of two lists [B], ties at their mean rank; nan where one of them
+    is constant.
 
     Raises:
       InputError: unless both are finite numbers, two or more and as many.
     """
-    left, right = (jnp.asarray(real_array(*given, "[B]")) for given in (("left", left), ("right", right)))
+    left, right = (
+        jnp.asarray(real_array(*given, "[B]")) for given in (("left", left), ("right", right))
+    )
     if left.shape != right.shape or left.size < 2:
-        raise InputError(f"left, right: must be of one length >= 2, got {left.size} and {right.size} numbers")
+        raise InputError(
+            f"left, right: must be of one length >= 2, got {left.size} and {right.size} numbers"
+        )
     return jnp.corrcoef(jax.scipy.stats.rankdata(left), jax.scipy.stats.rankdata(right))[0, 1]

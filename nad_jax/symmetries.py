@@ -1,14 +1,17 @@
-"""Symmetries of the image grid that the law of a randomly initialized network has, and what they are worth.
+"""Symmetries of the image grid that the law of a randomly initialized network has, and what they
+are worth.
 
-Let P move the pixels of an image, and let f_θ(Px), θ drawn at random, have the law of f_θ(x): kernels reversed or
-transposed are just as likely where their entries are independent. Then E[g gᵀ] at the point Px is P E[g gᵀ] Pᵀ, and
-the mean of P G Pᵀ over the group of all P estimates E[g gᵀ] averaged over the points Px, with the error that several
-times as many networks would leave. (Derived here; the group average is a Rao–Blackwell estimate. At the origin, where
-Px = x, it is that of E[g gᵀ] itself. Ties of max-pooling there, which go to the first entry, break the symmetry of
-exact gradients.)
+Let P move the pixels of an image, and let f_θ(Px), θ drawn at random, have the law of f_θ(x):
+kernels reversed or transposed are just as likely where their entries are independent. Then E[g gᵀ]
+at the point Px is P E[g gᵀ] Pᵀ, and the mean of P G Pᵀ over the group of all P estimates E[g gᵀ]
+averaged over the points Px, with the error that several times as many networks would leave.
+(Derived here; the group average is a Rao–Blackwell estimate. At the origin, where Px = x, it is
+that of E[g gᵀ] itself. Ties of max-pooling there, which go to the first entry, break the symmetry
+of exact gradients.)
 
-A matrix that does not change under the group maps each of its representations to itself. Its eigenvectors are taken
-from there, one representation after the other: eigenvalues that are equal by symmetry then do not leave them open.
+A matrix that does not change under the group maps each of its representations to itself. Its
+eigenvectors are taken from there, one representation after the other: eigenvalues that are equal by
+symmetry then do not leave them open.
 """
 
 from typing import NamedTuple
@@ -21,24 +24,31 @@ from nad_jax.spectral import eigh, orient
 SYMMETRIES = ("flip", "transpose")
 
 
-def check_symmetries(names: tuple[str, ...] | None, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
-    """The names as a tuple, each once; `InputError` for one that is unknown or not of images of this shape."""
+def check_symmetries(
+    names: tuple[str, ...] | None, image_shape: tuple[int, int, int]
+) -> tuple[str, ...]:
+    """The names as a tuple, each once; `InputError` for one that is unknown or not of images of
+    this shape.
+    """
     names = () if names is None else names
     names = tuple(dict.fromkeys(names)) if isinstance(names, tuple | list) else (names,)
     unknown = [name for name in names if name not in SYMMETRIES]
     if unknown:
         raise InputError(f"symmetries: must be among {', '.join(SYMMETRIES)}, got {unknown[0]!r}")
     if "transpose" in names and image_shape[0] != image_shape[1]:
-        raise InputError(f"symmetries: 'transpose' needs square images, got {image_shape[0]}×{image_shape[1]}")
+        raise InputError(
+            f"symmetries: 'transpose' needs square images, got {image_shape[0]}×{image_shape[1]}"
+        )
     return names
 
 
 def permutations(names: tuple[str, ...], image_shape: tuple[int, int, int]) -> np.ndarray:
-    """The group that symmetries generate, as permutations [S, D]: x[p] is the image with its pixels moved by p.
+    """The group that symmetries generate, as permutations [S, D]: x[p] is the image with its pixels
+    moved by p.
 
     Args:
-      names: of `SYMMETRIES`: "flip" reverses the rows, the columns or both; "transpose" exchanges them. S is 1, 4
-        with "flip", 2 with "transpose", 8 with both.
+      names: of `SYMMETRIES`: "flip" reverses the rows, the columns or both; "transpose" exchanges
+        them. S is 1, 4 with "flip", 2 with "transpose", 8 with both.
       image_shape: (H, W, C).
 
     Raises:
@@ -54,23 +64,35 @@ def permutations(names: tuple[str, ...], image_shape: tuple[int, int, int]) -> n
 
 
 _FORWARD, _BACKWARD = slice(None), slice(None, None, -1)
-_REVERSALS = ((_FORWARD, _FORWARD), (_BACKWARD, _FORWARD), (_FORWARD, _BACKWARD), (_BACKWARD, _BACKWARD))
+_REVERSALS = (
+    (_FORWARD, _FORWARD),
+    (_BACKWARD, _FORWARD),
+    (_FORWARD, _BACKWARD),
+    (_BACKWARD, _BACKWARD),
+)
 
 
-_SIGNS = {"++": (1, 1), "+−": (1, -1), "−+": (-1, 1), "−−": (-1, -1)}  # under reversal of rows, of columns
+_SIGNS = {
+    "++": (1, 1),
+    "+−": (1, -1),
+    "−+": (-1, 1),
+    "−−": (-1, -1),
+}  # under reversal of rows, of columns
 
 
 class Representation(NamedTuple):
     """Vectors that a group of permutations changes in one way, and coordinates of them.
 
-    label: with "flip" and "transpose" A1, A2, B1, B2 or E, of the symmetries of the square (B1 does not change under
-      reversals, B2 not under transposition); with "flip" the signs under reversal of the order of rows and of columns,
-      "++" … "−−"; with "transpose" alone "+" or "−"; without symmetries "".
+    label: with "flip" and "transpose" A1, A2, B1, B2 or E, of the symmetries of the square (B1 does
+      not change under reversals, B2 not under transposition); with "flip" the signs under reversal
+      of the order of rows and of columns, "++" … "−−"; with "transpose" alone "+" or "−"; without
+      symmetries "".
     moved: [S, D] permutations, and signs: [S] what each of them multiplies the vectors by.
-    seeds: [n] a pixel of each set of pixels that are moved to each other; the coordinates of a vector belong to them.
+    seeds: [n] a pixel of each set of pixels that are moved to each other; the coordinates of a
+      vector belong to them.
     norms: [n] of the signed sums of such sets.
-    turn: [D] where there are pairs of vectors (E): the second of each is u[turn] of the first, up to its sign. None
-      elsewhere.
+    turn: [D] where there are pairs of vectors (E): the second of each is u[turn] of the first, up
+      to its sign. None elsewhere.
     """
 
     label: str
@@ -81,32 +103,44 @@ class Representation(NamedTuple):
     turn: np.ndarray | None
 
 
-def representations(names: tuple[str, ...], image_shape: tuple[int, int, int]) -> list[Representation]:
-    """Those of the group of `permutations`, without the ones that have no vectors of this shape; raises as it does.
+def representations(
+    names: tuple[str, ...], image_shape: tuple[int, int, int]
+) -> list[Representation]:
+    """Those of the group of `permutations`, without the ones that have no vectors of this shape;
+    raises as it does.
 
     Of the pairs of E the first is the one that does not change under transposition.
     """
     moved = permutations(names, image_shape)
-    reversals = {sign: np.array([1, rows, columns, rows * columns]) for sign, (rows, columns) in _SIGNS.items()}
+    reversals = {
+        sign: np.array([1, rows, columns, rows * columns])
+        for sign, (rows, columns) in _SIGNS.items()
+    }
     if {*names} == {"flip", "transpose"}:
         labels = {"A1": ("++", 1), "A2": ("−−", -1), "B1": ("++", -1), "B2": ("−−", 1)}
         found = [
             _represent(label, moved, np.kron(reversals[sign], [1, exchanged]))
             for label, (sign, exchanged) in labels.items()
         ]
-        # What E leaves of the group to its first vectors: both reversals at once, and transposition.
+        # What E leaves of the group to its first vectors: both reversals at once, and
+        # transposition.
         kept = moved.reshape(4, 2, -1)[[0, 3]].reshape(4, -1)
         found.append(_represent("E", kept, np.array([1, 1, -1, -1]), turn=moved[3]))
     elif "flip" in names:
         found = [_represent(sign, moved, signs) for sign, signs in reversals.items()]
     elif "transpose" in names:
-        found = [_represent("+", moved, np.array([1, 1])), _represent("−", moved, np.array([1, -1]))]
+        found = [
+            _represent("+", moved, np.array([1, 1])),
+            _represent("−", moved, np.array([1, -1])),
+        ]
     else:
         found = [_represent("", moved, np.array([1]))]
     return [representation for representation in found if len(representation.seeds)]
 
 
-def _represent(label: str, moved: np.ndarray, signs: np.ndarray, turn: np.ndarray | None = None) -> Representation:
+def _represent(
+    label: str, moved: np.ndarray, signs: np.ndarray, turn: np.ndarray | None = None
+) -> Representation:
     pixels = np.arange(moved.shape[1])
     squares = len(moved) * (signs[:, None] * (moved == pixels)).sum(0)  # zero where signs cancel
     seeds = np.flatnonzero((moved.min(0) == pixels) & (squares > 0))
@@ -114,20 +148,27 @@ def _represent(label: str, moved: np.ndarray, signs: np.ndarray, turn: np.ndarra
 
 
 def fold(rows: np.ndarray, representation: Representation, turned: bool = False) -> np.ndarray:
-    """The coordinates [..., n] of rows [..., D] in a representation: of second vectors, up to the sign, if `turned`."""
+    """The coordinates [..., n] of rows [..., D] in a representation: of second vectors, up to the
+    sign, if `turned`.
+    """
     moved = representation.turn[representation.moved] if turned else representation.moved
     places = moved[:, representation.seeds]
-    total = sum(sign * rows[..., place] for sign, place in zip(representation.signs, places, strict=True))
+    total = sum(
+        sign * rows[..., place] for sign, place in zip(representation.signs, places, strict=True)
+    )
     return total / representation.norms
 
 
 def unfold(coordinates: np.ndarray, representation: Representation) -> np.ndarray:
-    """The rows [K, D] of coordinates [K, n] in a representation, each followed by its second vector where it has one.
+    """The rows [K, D] of coordinates [K, n] in a representation, each followed by its second vector
+    where it has one.
 
     The first entry within 1e-6 of the largest is positive.
     """
     rows = np.zeros((len(coordinates), representation.moved.shape[1]))
-    for sign, place in zip(representation.signs, representation.moved[:, representation.seeds], strict=True):
+    for sign, place in zip(
+        representation.signs, representation.moved[:, representation.seeds], strict=True
+    ):
         rows[:, place] += sign * (coordinates / representation.norms)
     pairs = [rows] if representation.turn is None else [rows, rows[:, representation.turn]]
     return np.stack([orient(part) for part in pairs], axis=1).reshape(-1, rows.shape[1])
@@ -147,7 +188,8 @@ def block(matrix: np.ndarray, representation: Representation) -> np.ndarray:
 class Eigenvectors(NamedTuple):
     """Eigenvectors of a matrix that does not change under a group, taken from its representations.
 
-    eigenvalues: [K] descending, float64. directions: [K, D] unit rows, float32. symmetry: [K] the labels of the
+    eigenvalues: [K] descending, float64. directions: [K, D] unit rows, float32. symmetry: [K] the
+      labels of the
     representations; the two of a pair follow each other.
     """
 
@@ -157,35 +199,51 @@ class Eigenvectors(NamedTuple):
 
 
 def eigh_symmetric(matrix: np.ndarray, representations: list[Representation]) -> Eigenvectors:
-    """All eigenvectors of the mean of P M Pᵀ over a group, for a positive semi-definite matrix M [D, D].
+    """All eigenvectors of the mean of P M Pᵀ over a group, for a positive semi-definite matrix M
+    [D, D].
 
-    A direction is determined where its eigenvalue is apart from both neighbors in its representation. See
-    `spectral.eigh` for precision, rounding and what is raised; see `unfold` for signs.
+    A direction is determined where its eigenvalue is apart from both neighbors in its
+    representation. See `spectral.eigh` for precision, rounding and what is raised; see `unfold` for
+    signs.
     """
     scale = np.abs(matrix).max()  # in a representation of its own there may be nothing but rounding
     return collect([(one, *eigh(block(matrix, one), scale)) for one in representations])
 
 
-def collect(found: list[tuple[Representation, np.ndarray, np.ndarray]], most: int | None = None) -> Eigenvectors:
-    """The `most` leading ones of what was found, eigenvalues [n] and coordinates [n, ·] in each representation."""
+def collect(
+    found: list[tuple[Representation, np.ndarray, np.ndarray]], most: int | None = None
+) -> Eigenvectors:
+    """The `most` leading ones of what was found, eigenvalues [n] and coordinates [n, ·] in each
+    representation.
+    """
 
     def repeated(representation: Representation, values: np.ndarray) -> np.ndarray:
         return np.repeat(values, 1 if representation.turn is None else 2)
 
-    leading = np.sort(np.concatenate([repeated(one, values) for one, values, _ in found]))[::-1][:most]
+    leading = np.sort(np.concatenate([repeated(one, values) for one, values, _ in found]))[::-1][
+        :most
+    ]
     smallest = leading.min(initial=np.inf)
-    found = [(one, values[values >= smallest], rows[values >= smallest]) for one, values, rows in found]
+    found = [
+        (one, values[values >= smallest], rows[values >= smallest]) for one, values, rows in found
+    ]
     eigenvalues = np.concatenate([repeated(one, values) for one, values, _ in found])
     directions = np.concatenate([unfold(rows, one).astype(np.float32) for one, _, rows in found])
-    symmetry = np.concatenate([repeated(one, np.full(len(values), one.label)) for one, values, _ in found])
+    symmetry = np.concatenate(
+        [repeated(one, np.full(len(values), one.label)) for one, values, _ in found]
+    )
     order = np.argsort(-eigenvalues, kind="stable")[:most]  # stable: a pair stays together
     return Eigenvectors(eigenvalues[order], directions[order], symmetry[order])
 
 
 def mean_of_pairs(energies: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
-    """Quadratic forms [K] of M as those of the mean of P M Pᵀ: the two of each pair (E) get their mean."""
+    """Quadratic forms [K] of M as those of the mean of P M Pᵀ: the two of each pair (E) get their
+    mean.
+    """
     energies = energies.copy()
     paired = np.flatnonzero(symmetry == "E")
-    pairs = paired[: len(paired) // 2 * 2].reshape(-1, 2)  # leading ones may end with the first of a pair
+    pairs = paired[: len(paired) // 2 * 2].reshape(
+        -1, 2
+    )  # leading ones may end with the first of a pair
     energies[pairs] = energies[pairs].mean(1, keepdims=True)
     return energies

@@ -13,7 +13,14 @@ import numpy as np
 
 from nad_jax import ensemble, separable
 from nad_jax.directions import direction_identity
-from nad_jax.errors import InputError, check_record, check_scalar, check_units, host_array, real_array
+from nad_jax.errors import (
+    InputError,
+    check_record,
+    check_scalar,
+    check_units,
+    host_array,
+    real_array,
+)
 from nad_jax.fitting import (
     FitState,
     Sample,
@@ -37,7 +44,8 @@ from nad_jax.snapshots import Snapshots
 class TrainMetrics(NamedTuple):
     """What became of a network trained on D(v); `train_many` adds a leading axis [N].
 
-    gradient_cosine: |cos| between v and the mean over the test set of ∇ₓ(logit₀ − logit₁); 0 where that is zero.
+    gradient_cosine: |cos| between v and the mean over the test set of ∇ₓ(logit₀ − logit₁); 0 where
+      that is zero.
     The others: as in `fitting.FitMetrics`.
     """
 
@@ -59,14 +67,18 @@ def _cosine(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def make_stages(model: Model, recipe: Recipe) -> Stages:
-    """The stages of training one network on D(v), see `make_train`, whose arguments but `noise` are its `member`."""
+    """The stages of training one network on D(v), see `make_train`, whose arguments but `noise` are
+    its `member`.
+    """
     check_recipe(recipe)
     separable.check_num_samples("num_train", recipe.num_train)
     separable.check_num_samples("num_test", recipe.num_test)
     check_model(model, recipe.batch_size, num_classes=2)
     fit = make_fit(model, recipe, with_gradient=True)
 
-    def sampler(noise: jax.Array, direction: jax.Array, epsilon: jax.Array, sigma: jax.Array) -> Sample:
+    def sampler(
+        noise: jax.Array, direction: jax.Array, epsilon: jax.Array, sigma: jax.Array
+    ) -> Sample:
         def sample(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
             labels = separable.label_samples(indices)
             x = separable.separate(noise[indices], labels, direction, epsilon, sigma)
@@ -74,7 +86,9 @@ def make_stages(model: Model, recipe: Recipe) -> Stages:
 
         return sample
 
-    def start(key: jax.Array, direction: jax.Array, epsilon: Any, sigma: Any, learning_rate: Any) -> FitState:
+    def start(
+        key: jax.Array, direction: jax.Array, epsilon: Any, sigma: Any, learning_rate: Any
+    ) -> FitState:
         return fit.start(key, learning_rate)
 
     def epoch(
@@ -105,21 +119,26 @@ def make_stages(model: Model, recipe: Recipe) -> Stages:
     return Stages(start, epoch, finish)
 
 
-def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tuple[Any, TrainMetrics]]:
-    """Builds `train(key, direction, epsilon, sigma, learning_rate, noise) -> (variables, TrainMetrics)`.
+def make_train(
+    model: Model, recipe: Recipe | None = None
+) -> Callable[..., tuple[Any, TrainMetrics]]:
+    """Builds `train(key, direction, epsilon, sigma, learning_rate, noise) -> (variables,
+    TrainMetrics)`.
 
-    `train` is pure: it initializes a network, trains it on D(v) by the recipe and evaluates it. Everything it takes
-    is an array, so it can be mapped over any of them; `train_many` does.
+    `train` is pure: it initializes a network, trains it on D(v) by the recipe and evaluates it.
+    Everything it takes is an array, so it can be mapped over any of them; `train_many` does.
 
       key:           of initialization, order of the samples and dropout, or a seed; consumed.
       direction:     v, [D], of unit norm.
       epsilon, sigma, learning_rate: scalars; ε and σ as in `separable`.
-      noise:         `separable.Noise` of [num_train, D] and [num_test, D]; labels alternate, see `label_samples`.
+      noise:         `separable.Noise` of [num_train, D] and [num_test, D]; labels alternate, see
+                     `label_samples`.
 
     Raises:
-      InputError: for bad values in the recipe (default: `Recipe()`), a model without exactly two logits or without a
-        training mode, and, from `train`, for noise of other sizes, a key that is neither one typed key nor a seed,
-        a direction not of unit norm, and negative numbers (inside a compiled function values are not checked).
+      InputError: for bad values in the recipe (default: `Recipe()`), a model without exactly two
+        logits or without a training mode, and, from `train`, for noise of other sizes, a key that
+        is neither one typed key nor a seed, a direction not of unit norm, and negative numbers
+        (inside a compiled function values are not checked).
     """
     recipe = Recipe() if recipe is None else recipe
     whole = make_whole(make_stages(model, recipe), recipe.num_epochs)
@@ -135,7 +154,9 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
     ) -> tuple[Any, TrainMetrics]:
         key = ensemble.resolve_key(key)
         check_record("noise", noise, Noise)
-        noise = Noise(*(jnp.asarray(real_array("noise", split, f"[B, {dimension}]")) for split in noise))
+        noise = Noise(
+            *(jnp.asarray(real_array("noise", split, f"[B, {dimension}]")) for split in noise)
+        )
         if (len(noise.train), len(noise.test)) != (recipe.num_train, recipe.num_test):
             raise InputError(
                 f"noise: the recipe has {recipe.num_train} and {recipe.num_test} samples, "
@@ -143,7 +164,9 @@ def make_train(model: Model, recipe: Recipe | None = None) -> Callable[..., tupl
             )
         direction = check_units("direction", real_array("direction", direction, f"[{dimension}]"))
         epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
-        return whole(key, direction, epsilon, sigma, check_scalar("learning_rate", learning_rate), noise)
+        return whole(
+            key, direction, epsilon, sigma, check_scalar("learning_rate", learning_rate), noise
+        )
 
     return train
 
@@ -155,23 +178,27 @@ def make_train_many(
     chunk_size: int = 0,
     num_devices: int = 0,
 ) -> Callable[..., TrainMetrics]:
-    """Builds `run(directions, epsilon, sigma, learning_rate, seed, progress, snapshots) -> TrainMetrics`.
+    """Builds `run(directions, epsilon, sigma, learning_rate, seed, progress, snapshots) ->
+    TrainMetrics`.
 
-    See `train_many`. One compiled program trains `chunk_size` networks; with `snapshots`, see `Snapshots`,
-    a run that was interrupted is taken up again by the same call.
+    See `train_many`. One compiled program trains `chunk_size` networks; with `snapshots`, see
+    `Snapshots`, a run that was interrupted is taken up again by the same call.
 
     Args:
-      mapping: "sequential", one network after the other on each device; "vectorized", all networks of a chunk in
-        one batched program; "auto": sequential on a CPU, vectorized elsewhere.
-      chunk_size: a multiple of the number of devices; 0: one per device where sequential, 32 where vectorized.
-      num_devices: local devices to shard over; 0: all. (On a CPU there is one, using every core, unless
-        JAX_NUM_CPU_DEVICES says otherwise.)
+      mapping: "sequential", one network after the other on each device; "vectorized", all networks
+        of a chunk in one batched program; "auto": sequential on a CPU, vectorized elsewhere.
+      chunk_size: a multiple of the number of devices; 0: one per device where sequential, 32 where
+        vectorized.
+      num_devices: local devices to shard over; 0: all. (On a CPU there is one, using every core,
+        unless JAX_NUM_CPU_DEVICES says otherwise.)
     """
     recipe = Recipe() if recipe is None else recipe
     stages = make_stages(model, recipe)
     mapping, chunk_size, devices = resolve_mapping(mapping, chunk_size, num_devices)
     dimension = int(np.prod(model.image_shape))
-    draw_noise = jax.jit(lambda key: separable.sample_noise(key, recipe.num_train, recipe.num_test, dimension))
+    draw_noise = jax.jit(
+        lambda key: separable.sample_noise(key, recipe.num_train, recipe.num_test, dimension)
+    )
     chunk = make_chunk(stages, mapping, devices)
 
     @lru_cache(maxsize=1)
@@ -197,7 +224,10 @@ def make_train_many(
             arrays = (
                 jnp.stack([network_key(replicate, directions[member]) for member in members]),
                 directions[members],
-                *(points[name][members].astype(np.float32) for name in ("epsilon", "sigma", "learning_rate")),
+                *(
+                    points[name][members].astype(np.float32)
+                    for name in ("epsilon", "sigma", "learning_rate")
+                ),
             )
             batches += make_batches(partial(replicate_noise, replicate), arrays, chunk_size)
             order.extend(members)
@@ -238,19 +268,23 @@ def train_many(
     num_devices: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> TrainMetrics:
-    """Trains one network on D(v) for each row v of `directions`: the directional inductive bias of a model.
+    """Trains one network on D(v) for each row v of `directions`: the directional inductive bias of
+    a model.
 
-    Source: NAD, Section 2. The noise of D(v) depends on the seed alone, initialization and order of the samples on
-    the seed and the direction: networks that differ in ε, σ or learning rate share all their random numbers.
+    Source: NAD, Section 2. The noise of D(v) depends on the seed alone, initialization and order of
+    the samples on the seed and the direction: networks that differ in ε, σ or learning rate share
+    all their random numbers.
 
     Args:
       model: with two logits, from `create_model(..., num_logits=2)` or an adapter of `models`.
       directions: v, unit rows [N, D].
       epsilon, sigma, learning_rate, seed: one for all, or one for each network [N].
       recipe: default `Recipe()`, the published one.
-      mapping, chunk_size, num_devices: how the networks are mapped, see `make_train_many`. Results agree to rounding,
-        which training with max-pooling amplifies: in the end hard directions may differ as much as between seeds.
-      progress: called after every epoch with the number of networks done, a fraction for those in training.
+      mapping, chunk_size, num_devices: how the networks are mapped, see `make_train_many`. Results
+        agree to rounding, which training with max-pooling amplifies: in the end hard directions may
+        differ as much as between seeds.
+      progress: called after every epoch with the number of networks done, a fraction for those in
+        training.
 
     Returns: `TrainMetrics` of NumPy arrays with a leading axis [N].
 

@@ -1,4 +1,6 @@
-"""What numbers depend on besides their configuration: the versions of packages, and the kind of device."""
+"""What numbers depend on besides their configuration: the versions of packages, and the kind of
+device.
+"""
 
 import functools
 from importlib import metadata

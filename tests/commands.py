@@ -1,6 +1,8 @@
-"""The command line in processes of its own, which are forked from one that has imported everything: in milliseconds.
+"""The command line in processes of its own, which are forked from one that has imported everything:
+in milliseconds.
 
-A test may have a part of the program replaced there, to kill or hold it up at a place of its choice.
+A test may have a part of the program replaced there, to kill or hold it up at a place of its
+choice.
 """
 
 import multiprocessing
@@ -26,13 +28,19 @@ _CONTEXT.set_forkserver_preload([__name__])
 
 
 class Command:
-    """A process of the command line. place: what is replaced there, see `_replace`. variables: of its environment."""
+    """A process of the command line. place: what is replaced there, see `_replace`. variables: of
+    its environment.
+    """
 
-    def __init__(self, *arguments: str, place: str = "", variables: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, place: str = "", variables: dict[str, str] | None = None
+    ) -> None:
         folder = tempfile.mkdtemp()
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._files = [Path(folder, name) for name in ("out", "err")]
-        self._process = _CONTEXT.Process(target=_run, args=(arguments, place, variables or {}, self._files))
+        self._process = _CONTEXT.Process(
+            target=_run, args=(arguments, place, variables or {}, self._files)
+        )
         self._process.start()
         self.send_signal = lambda number: os.kill(self._process.pid, number)
         self.kill = self._process.kill
@@ -60,7 +68,9 @@ class Command:
         return self._files[1].read_text()
 
 
-def _run(arguments: tuple[str, ...], place: str, variables: dict[str, str], files: list[Path]) -> None:
+def _run(
+    arguments: tuple[str, ...], place: str, variables: dict[str, str], files: list[Path]
+) -> None:
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(ROOT)
@@ -110,7 +120,9 @@ def _long_lasting(*args, **kwargs):
 
 
 def _replace(place: str, which: str) -> None:
-    """Kills the process at a place of the `which`-th write, or makes a stage long that signals itself."""
+    """Kills the process at a place of the `which`-th write, or makes a stage long that signals
+    itself.
+    """
 
     def at_call(function, before, after=_nothing):
         calls = []
@@ -129,7 +141,9 @@ def _replace(place: str, which: str) -> None:
     if place == "no temporary file":
         store.tempfile = _Replaced(store.tempfile, mkstemp=at_call(store.tempfile.mkstemp, _kill))
     elif place == "empty temporary file":
-        store.tempfile = _Replaced(store.tempfile, mkstemp=at_call(store.tempfile.mkstemp, _nothing, _kill))
+        store.tempfile = _Replaced(
+            store.tempfile, mkstemp=at_call(store.tempfile.mkstemp, _nothing, _kill)
+        )
     elif place == "half a temporary file":
         store.np = _Replaced(store.np, savez=_half_written)
     elif place == "before the link":

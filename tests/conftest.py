@@ -14,8 +14,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nad_jax_programs_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    # Most of the time goes into compilation: a fifth less where programs are not optimized, and again less than half
-    # without fusion emitters, which newer versions of JAX cannot do without.
+    # Most of the time goes into compilation: a fifth less where programs are not optimized, and
+    # again less than half without fusion emitters, which newer versions of JAX cannot do without.
     emitters = " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
     os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0{emitters}")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core has a process of its own
@@ -25,7 +25,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 @pytest.fixture(scope="session")
 def published():
-    """`published(name)` is the path of a published file; skips where NAD_PUBLISHED does not lead to it."""
+    """`published(name)` is the path of a published file; skips where NAD_PUBLISHED does not lead to
+    it.
+    """
     folder = os.environ.get("NAD_PUBLISHED")
 
     def find(name: str) -> Path:

@@ -1,4 +1,5 @@
-"""Calls of the package on small models, for a process of its own: in double precision, as its argument says, or not.
+"""Calls of the package on small models, for a process of its own: in double precision, as its
+argument says, or not.
 
 Writes the numbers that come out to an `.npz` file.
 """
@@ -43,7 +44,12 @@ def _estimates(dtype: type) -> Iterator[tuple[str, np.ndarray]]:
         ("central_difference", "sampled", 1),
         ("input_gradient", "sampled", 3),
     ):
-        choices = {"derivative": derivative, "readout": readout, "num_readouts": count, "point": "fresh"}
+        choices = {
+            "derivative": derivative,
+            "readout": readout,
+            "num_readouts": count,
+            "point": "fresh",
+        }
         nads = nad_jax.estimate_nads(model, 8, **choices)
         yield f"{derivative}_{readout}_{count}", np.append(nads.eigenvalues, nads.eigenvalue_sem)
     if dtype != jnp.float32:
@@ -60,7 +66,9 @@ def _training(dtype: type) -> Iterator[tuple[str, np.ndarray]]:
     sizes = {"num_train": 40, "num_test": 20, "num_epochs": 2, "batch_size": 20, "loss_window": 2}
     recipe = nad_jax.Recipe("sgd", {"momentum": np.float64(0.9)}, weight_decay=1e-3, **sizes)
     directions = np.eye(16)[:2]
-    metrics = nad_jax.train_many(model, directions, np.float64(2.0), [0.5, 1.0], 0.05, recipe=recipe)
+    metrics = nad_jax.train_many(
+        model, directions, np.float64(2.0), [0.5, 1.0], 0.05, recipe=recipe
+    )
     for part in ("losses", "test_loss", "train_accuracy", "gradient_cosine"):
         yield f"train_many_{part}", np.asarray(getattr(metrics, part))
     if dtype != jnp.float32:
@@ -75,10 +83,14 @@ def _training(dtype: type) -> Iterator[tuple[str, np.ndarray]]:
     data = nad_jax.ImageData(images[:40], np.arange(40) % 2, images[40:], np.arange(20) % 2)
     carriers, signs = nad_jax.published_carriers(np.eye(16), 0, SHAPE, num_classes=2)
     poisons = carriers[None].astype(np.float64), 0.05 * signs[None].astype(np.float64)
-    metrics = nad_jax.train_many_images(model, data, poisons, 0.1, recipe=recipe, transform=nad_jax.poison, std=0.5)
+    metrics = nad_jax.train_many_images(
+        model, data, poisons, 0.1, recipe=recipe, transform=nad_jax.poison, std=0.5
+    )
     yield "train_many_images", np.asarray(metrics.losses)
     with tempfile.TemporaryDirectory() as folder:
-        snapshots = [nad_jax.Snapshots(Path(folder) / "state", {"seed": np.int64(3)}, 0.0) for _ in range(2)]
+        snapshots = [
+            nad_jax.Snapshots(Path(folder) / "state", {"seed": np.int64(3)}, 0.0) for _ in range(2)
+        ]
         run = make_train_many_images(model, data, recipe, nad_jax.poison, std=0.5)
 
         def stop(done: float) -> None:
@@ -90,17 +102,25 @@ def _training(dtype: type) -> Iterator[tuple[str, np.ndarray]]:
             resumed = run(poisons, 0.1, snapshots=snapshots[1])
         yield "resumed", np.asarray(resumed.losses)
     whole = nad_jax.make_train_images(model, recipe)
-    data = nad_jax.ImageData(*(jnp.asarray(array, jnp.float32 if i % 2 == 0 else None) for i, array in enumerate(data)))
+    data = nad_jax.ImageData(
+        *(jnp.asarray(array, jnp.float32 if i % 2 == 0 else None) for i, array in enumerate(data))
+    )
     yield "make_train_images", np.asarray(whole(3, 0.1, data)[1].losses)
 
 
 def _functions() -> Iterator[tuple[str, np.ndarray]]:
     images = np.random.default_rng(0).random((6, *SHAPE))
-    labels, directions = np.arange(6) % 2, np.linalg.qr(np.random.default_rng(1).normal(size=(16, 16)))[0]
+    labels, directions = (
+        np.arange(6) % 2,
+        np.linalg.qr(np.random.default_rng(1).normal(size=(16, 16)))[0],
+    )
     key = nad_jax.make_key(2**32 - 1)
     for kind in (np.float32, np.float64):
         given = images.astype(kind)
-        yield f"poison_{kind.__name__}", nad_jax.poison(given, labels, directions[:2], np.array([0.1, -0.1]))
+        yield (
+            f"poison_{kind.__name__}",
+            nad_jax.poison(given, labels, directions[:2], np.array([0.1, -0.1])),
+        )
         yield f"set_{kind.__name__}", nad_jax.set_coefficients(given, directions[:6], np.zeros(6))
         yield f"flip_{kind.__name__}", nad_jax.flip(given, directions)
         yield f"project_{kind.__name__}", nad_jax.project_out(given, directions[:3])
@@ -115,7 +135,9 @@ def _functions() -> Iterator[tuple[str, np.ndarray]]:
     yield "bayes_classifier", nad_jax.bayes_classifier(x, directions[0])
     yield (
         "competing_accuracy",
-        nad_jax.competing_accuracy(directions[:2], (directions[1:3] + directions[0]) / 2**0.5, 1.0, 2.0),
+        nad_jax.competing_accuracy(
+            directions[:2], (directions[1:3] + directions[0]) / 2**0.5, 1.0, 2.0
+        ),
     )
     yield "noise", np.concatenate(nad_jax.sample_noise(key, 4, 2, 16))
     yield "rank_correlation", nad_jax.rank_correlation(images[0].ravel(), images[1].ravel())
@@ -128,11 +150,15 @@ if __name__ == "__main__":
     path, double = sys.argv[1], sys.argv[2] == "double"
     jax.config.update("jax_enable_x64", double)
     found = dict(_functions())
-    kept_in_single = {name for name, value in found.items() if "float64" not in name and hasattr(value, "dtype")}
+    kept_in_single = {
+        name for name, value in found.items() if "float64" not in name and hasattr(value, "dtype")
+    }
     wrong = [n for n in kept_in_single - {"eigenvalues", "overlap", "angles", "competing_accuracy", "rank_correlation"}
              if found[n].dtype not in (np.float32, np.int32)]  # fmt: skip
     assert not wrong, wrong
     for kind in ("float32", "float64") if double else ("float32",):
         dtype = getattr(jnp, kind)
-        found |= {f"{name}_{kind}": value for name, value in (*_estimates(dtype), *_training(dtype))}
+        found |= {
+            f"{name}_{kind}": value for name, value in (*_estimates(dtype), *_training(dtype))
+        }
     np.savez(path, **{name: np.asarray(value) for name, value in found.items()})

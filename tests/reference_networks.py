@@ -1,8 +1,10 @@
-"""The networks of the table in NumPy and float64, written from their definition: what those of JAX are compared with.
+"""The networks of the table in NumPy and float64, written from their definition: what those of JAX
+are compared with.
 
-Sources: NAD, reference code; He et al. 2016 and torchvision for `resnet18_imagenet`. Paddings, poolings and the
-epsilon of batch normalization are PyTorch's; running variances are biased, as `architectures` says. Variables are a
-flat dictionary {"collection/module/name": array} under the names of the modules of Flax.
+Sources: NAD, reference code; He et al. 2016 and torchvision for `resnet18_imagenet`. Paddings,
+poolings and the epsilon of batch normalization are PyTorch's; running variances are biased, as
+`architectures` says. Variables are a flat dictionary {"collection/module/name": array} under the
+names of the modules of Flax.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +20,8 @@ Variables = dict[str, np.ndarray]
 
 
 class Result(NamedTuple):
-    """Logits [B, K], features [B, F], and the variables, whose running statistics training mode changes.
+    """Logits [B, K], features [B, F], and the variables, whose running statistics training mode
+    changes.
 
     units: for each dropout the units [B, F] before it.
     """
@@ -29,13 +32,17 @@ class Result(NamedTuple):
     units: list[np.ndarray]
 
 
-def _windows(x: np.ndarray, size: tuple[int, int], stride: int, padding: int, fill: float = 0.0) -> np.ndarray:
+def _windows(
+    x: np.ndarray, size: tuple[int, int], stride: int, padding: int, fill: float = 0.0
+) -> np.ndarray:
     """All windows of images [B, H, W, C] with a border of `fill`: [B, R, Q, C, h, w]."""
     x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=fill)
     return np.lib.stride_tricks.sliding_window_view(x, size, (1, 2))[:, ::stride, ::stride]
 
 
-def pool(x: np.ndarray, kind: str, size: int, stride: int | None = None, padding: int = 0) -> np.ndarray:
+def pool(
+    x: np.ndarray, kind: str, size: int, stride: int | None = None, padding: int = 0
+) -> np.ndarray:
     """The largest entry of every window, or the mean; what fills no window is left out."""
     fill = -np.inf if kind == "max" else 0.0
     windows = _windows(x, (size, size), stride or size, padding, fill)
@@ -57,7 +64,9 @@ class Layers:
     def conv(self, x: np.ndarray, name: str, stride: int = 1, padding: int = 0) -> np.ndarray:
         kernel = self.variables[f"params/{name}/kernel"]  # [h, w, C, O]
         windows = _windows(x, kernel.shape[:2], stride, padding)
-        return np.tensordot(windows, kernel, ((4, 5, 3), (0, 1, 2))) + self.variables.get(f"params/{name}/bias", 0.0)
+        return np.tensordot(windows, kernel, ((4, 5, 3), (0, 1, 2))) + self.variables.get(
+            f"params/{name}/bias", 0.0
+        )
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
         scale, bias = (self.variables[f"params/{name}/{part}"] for part in ("scale", "bias"))
@@ -146,7 +155,11 @@ def _densenet121(net: Layers, x: np.ndarray, pooling: str) -> np.ndarray:
             y = net.conv(relu(net.norm(y, name("norm", 2))), name("conv", 2), padding=1)
             x = np.concatenate([x, y], -1)
         x = relu(net.norm(x, f"BatchNorm_{block}"))
-        x = pool(x, pooling, 4) if block == 3 else pool(net.conv(x, f"Conv_{block + 1}"), pooling, 2)
+        x = (
+            pool(x, pooling, 4)
+            if block == 3
+            else pool(net.conv(x, f"Conv_{block + 1}"), pooling, 2)
+        )
     return _flat(x)
 
 
@@ -174,9 +187,12 @@ def run(
     """A network of the table on images [B, H, W, C].
 
     Args:
-      masks: for each dropout, in order, which units [B, F] are kept: training mode; None: evaluation mode.
+      masks: for each dropout, in order, which units [B, F] are kept: training mode; None:
+        evaluation mode.
     """
     find_features, readout, published = NETWORKS[architecture]
     net = Layers(variables, masks)
-    features = find_features(net, np.asarray(images, np.float64), published if pooling == "default" else pooling)
+    features = find_features(
+        net, np.asarray(images, np.float64), published if pooling == "default" else pooling
+    )
     return Result(net.dense(features, readout), features, net.updated, net.units)

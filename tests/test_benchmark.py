@@ -23,7 +23,10 @@ def _watch(specifications, processes=1):
 
 
 def test_a_stopwatch_gives_seconds_per_unit_of_work_of_each_program_and_of_processes_together():
-    programs = [{"sleep": 0.05, "work": 2, "seconds": 0.1}, {"sleep": 0.02, "work": 1, "seconds": 0, "bytes": 10**8}]
+    programs = [
+        {"sleep": 0.05, "work": 2, "seconds": 0.1},
+        {"sleep": 0.02, "work": 1, "seconds": 0, "bytes": 10**8},
+    ]
     one, two = _watch(programs), _watch(programs[:1], processes=2)
     try:
         assert [facts["kept"] for facts in one.facts] == [0, 10**8]
@@ -49,10 +52,13 @@ def test_a_program_that_fails_says_why_and_a_killed_one_that_it_ended():
 def test_timed_processes_end_with_the_one_that_started_them():
     program = (
         "import sys, time; from experiments.stopwatch import Stopwatch; "
-        "watch = Stopwatch('tests.timed_programs', [{'sleep': 0, 'work': 1, 'seconds': 0}], sys.executable); "
+        "watch = Stopwatch('tests.timed_programs', [{'sleep': 0, 'work': 1, 'seconds': 0}], "
+        "sys.executable); "
         "print(watch._processes[0].pid, flush=True); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     timed = int(process.stdout.readline())
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -76,13 +82,25 @@ def _operations(architecture, shape=(32, 32, 1)):
 def test_operations_of_the_floor_are_those_of_the_layers(monkeypatch):
     lenet = 28**2 * 25 * 6 + 10**2 * 25 * 6 * 16 + 400 * 120 + 120 * 84 + 84
     assert _operations("lenet") == 2 * lenet
-    widths = [(1, 64, 32), (64, 128, 16), (128, 256, 8), (256, 256, 8), (256, 512, 4), (512, 512, 4), (512, 512, 2)]
+    widths = [
+        (1, 64, 32),
+        (64, 128, 16),
+        (128, 256, 8),
+        (256, 256, 8),
+        (256, 512, 4),
+        (512, 512, 4),
+        (512, 512, 2),
+    ]
     vgg11 = sum(9 * before * after * side**2 for before, after, side in [*widths, (512, 512, 2)])
     assert _operations("vgg11") == 2 * (vgg11 + 512 * 512 * 2 + 512)
     monkeypatch.setattr(jax_programs.densenet, "BLOCKS", (2, 1))
-    monkeypatch.setattr(architectures, "_create_model", architectures._create_model.__wrapped__)  # not one made before
+    monkeypatch.setattr(
+        architectures, "_create_model", architectures._create_model.__wrapped__
+    )  # not one made before
     first = 9 * 64 + 128 * (64 + 96) + 2 * 9 * 128 * 32 + 128 * 64  # stem, two layers, transition
-    assert _operations("densenet121") == 2 * (32**2 * first + 16**2 * 128 * (64 + 9 * 32) + 4 * 4 * 96)
+    assert _operations("densenet121") == 2 * (
+        32**2 * first + 16**2 * 128 * (64 + 9 * 32) + 4 * 4 * 96
+    )
 
 
 def test_the_floor_counts_what_a_unit_of_work_needs():
@@ -129,7 +147,9 @@ def test_without_a_baseline_ours_and_the_floor_are_timed(finished, monkeypatch):
     assert benchmark.run(config, finished)
     assert [path.name for path in benchmark.draw(config, finished)] == ["benchmark.png"]
     monkeypatch.setattr(benchmark, "_has_torch", lambda python: True)
-    assert len(benchmark.make_plan(config, finished).find_missing(runner.ALONE, False)) == 1  # there is a baseline now
+    assert (
+        len(benchmark.make_plan(config, finished).find_missing(runner.ALONE, False)) == 1
+    )  # there is a baseline now
 
 
 def test_the_gpu_recipe_runs_at_smoke_size(tmp_path, monkeypatch):
@@ -145,31 +165,52 @@ def test_the_gpu_recipe_runs_at_smoke_size(tmp_path, monkeypatch):
 
 def test_variants_of_a_task_are_told_apart():
     config = _config("gpu")
-    assert len(benchmark.list_variants(config)) == 2 * 3 + 2 * 2 * 3  # precisions belong to training
+    assert (
+        len(benchmark.list_variants(config)) == 2 * 3 + 2 * 2 * 3
+    )  # precisions belong to training
     units = [_unit("lenet", "step", ours=[1.0], floor=[1.0]) for _ in range(2)]
     units[1]["variant"]["precision"] = "bfloat16"
     rows = benchmark.make_rows({"config": {"num_directions": {"lenet": 64}}, "units": units})
-    assert [row.label for row in rows] == ["training step (auto, default)", "training step (auto, bfloat16)"]
+    assert [row.label for row in rows] == [
+        "training step (auto, default)",
+        "training step (auto, bfloat16)",
+    ]
 
 
 def test_the_baseline_has_the_same_networks():
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[benchmark]'")
     from experiments import torch_programs
 
-    for architecture, parameters in {"lenet": 60_941, "vgg11": 9_750_657, "resnet18": 11_168_193}.items():
+    for architecture, parameters in {
+        "lenet": 60_941,
+        "vgg11": 9_750_657,
+        "resnet18": 11_168_193,
+    }.items():
         network = torch_programs.ARCHITECTURES[architecture]((32, 32, 1), 1)
         assert sum(leaf.numel() for leaf in network.parameters()) == parameters
         assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 1)
-    spec = {"architecture": "lenet", "image_shape": [32, 32, 1], "precision": "highest", "threads": 1}
+    spec = {
+        "architecture": "lenet",
+        "image_shape": [32, 32, 1],
+        "precision": "highest",
+        "threads": 1,
+    }
     for task in benchmark.TASKS:
-        program = torch_programs.make({**spec, "task": task, "accelerator": False, "num_steps": 2, "batch_size": 4})
+        program = torch_programs.make(
+            {**spec, "task": task, "accelerator": False, "num_steps": 2, "batch_size": 4}
+        )
         program.call()
         assert program.peak_bytes() > 0
 
 
 def _unit(architecture, task, **seconds):
     return {
-        "variant": {"architecture": architecture, "task": task, "convolution": "auto", "precision": "default"},
+        "variant": {
+            "architecture": architecture,
+            "task": task,
+            "convolution": "auto",
+            "precision": "default",
+        },
         "seconds": seconds,
         "peak_bytes": {"ours": 10**9, "all threads": 2 * 10**9, "2 processes": 4 * 10**9},
         "facts": {"device": "cpu", "library": "JAX 1", "compile_seconds": 2.5},
@@ -180,19 +221,32 @@ def _unit(architecture, task, **seconds):
 
 def test_the_table_compares_rounds_with_the_better_baseline():
     times = {"ours": [1e-3, 2e-3, 4e-3], "floor": [1e-3] * 3}
-    unit = _unit("lenet", "directions", **times, **{"all threads": [8e-3] * 3, "2 processes": [4e-3, 4e-3, 4e-3]})
+    unit = _unit(
+        "lenet",
+        "directions",
+        **times,
+        **{"all threads": [8e-3] * 3, "2 processes": [4e-3, 4e-3, 4e-3]},
+    )
     report = {"config": {"num_directions": {"lenet": 64}}, "units": [unit]}
     (row,) = benchmark.make_rows(report)
-    assert (row.seconds, row.spread, row.baseline, row.baseline_bytes) == (2e-3, (1e-3, 4e-3), 4e-3, 4 * 10**9)
+    assert (row.seconds, row.spread, row.baseline, row.baseline_bytes) == (
+        2e-3,
+        (1e-3, 4e-3),
+        4e-3,
+        4 * 10**9,
+    )
     np.testing.assert_allclose((*row.ratio, row.above_floor), (0.5, 0.25, 1.0, 2.0))
     assert benchmark.format_table(report).splitlines()[-1] == (
-        "| lenet | 64 directions, step of one | 2.0 ms (1.0 ms–4.0 ms) | 4.0 ms | 0.50 (0.25–1.00) | 2.00 | 2.5 s "
+        "| lenet | 64 directions, step of one | 2.0 ms (1.0 ms–4.0 ms) | 4.0 ms | 0.50 (0.25–1.00) "
+        "| 2.00 | 2.5 s "
         "| 1 GB, 4 GB |"
     )
 
 
 def test_bad_values_are_reported_at_once_and_shards_refused(tmp_path):
-    config = _config(architectures=("lenet", "logreg"), tasks=("sleep",), precisions=("half",), batch_size=1)
+    config = _config(
+        architectures=("lenet", "logreg"), tasks=("sleep",), precisions=("half",), batch_size=1
+    )
     config.num_rounds.lenet = 0
     with pytest.raises(InputError) as caught:
         benchmark.run(config, tmp_path)
@@ -210,7 +264,9 @@ def test_units_of_different_machines_make_no_table(finished, tmp_path, monkeypat
     (tmp_path / "units").mkdir()
     for task, cores in (("central_difference", 2), ("gradient", 64)):
         name = path.name.replace("central_difference", task)
-        (tmp_path / "units" / name).write_text(json.dumps({**json.loads(path.read_text()), "cores": cores}))
+        (tmp_path / "units" / name).write_text(
+            json.dumps({**json.loads(path.read_text()), "cores": cores})
+        )
     config = _config(tasks=("central_difference", "gradient"))
     (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
     with pytest.raises(InputError, match="was measured on different machines"):
@@ -222,6 +278,7 @@ def test_timings_of_other_versions_are_not_added_to(finished, tmp_path, monkeypa
     here = store.versions()
     monkeypatch.setattr(store, "versions", lambda: {**here, "jaxlib": "99"})
     with pytest.raises(
-        InputError, match=rf"--allow_other_versions .*\n  jaxlib: folder '{here['jaxlib']}', command '99'"
+        InputError,
+        match=rf"--allow_other_versions .*\n  jaxlib: folder '{here['jaxlib']}', command '99'",
     ):
         benchmark.run(_config(tasks=("central_difference", "gradient")), workdir)

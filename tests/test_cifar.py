@@ -1,4 +1,6 @@
-"""Reading CIFAR-10: four official forms, one result; whatever is wrong with a file is said, and nothing is run."""
+"""Reading CIFAR-10: four official forms, one result; whatever is wrong with a file is said, and
+nothing is run.
+"""
 
 import gzip
 import io
@@ -26,7 +28,10 @@ from tests.cifar_files import (
 
 
 def _expected(batches):
-    pixels = {name: values.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for name, (values, _) in batches.items()}
+    pixels = {
+        name: values.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        for name, (values, _) in batches.items()
+    }
     train = [name for name in batches if name != "test_batch"]
     return (
         np.concatenate([pixels[name] for name in train]),
@@ -40,7 +45,10 @@ def _expected(batches):
 @pytest.mark.parametrize("form", ["folder", "folder itself", "archive", "archive itself"])
 def test_every_form_gives_the_same_arrays(layout, form, tmp_path):
     batches = make_batches()
-    batches["data_batch_3"] = (batches["data_batch_3"][0][:1], batches["data_batch_3"][1][:1])  # any whole number
+    batches["data_batch_3"] = (
+        batches["data_batch_3"][0][:1],
+        batches["data_batch_3"][1][:1],
+    )  # any whole number
     if form.startswith("folder"):
         folder = write_folder(tmp_path / "data", layout, batches)
         data = read_cifar10(folder if form.endswith("itself") else tmp_path / "data")
@@ -56,11 +64,16 @@ def test_every_form_gives_the_same_arrays(layout, form, tmp_path):
 def test_the_binary_layout_is_preferred(tmp_path):
     write_folder(tmp_path, PICKLED, make_batches(seed=1))
     write_folder(tmp_path, BINARY, make_batches(seed=2))
-    np.testing.assert_array_equal(read_cifar10(tmp_path).train_images, _expected(make_batches(seed=2))[0])
+    np.testing.assert_array_equal(
+        read_cifar10(tmp_path).train_images, _expected(make_batches(seed=2))[0]
+    )
 
 
 def test_missing_data_say_what_is_expected(tmp_path):
-    with pytest.raises(InputError, match=r"data_dir: no CIFAR-10 in.*cifar-10-batches-bin.*python\.tar\.gz.*toronto"):
+    with pytest.raises(
+        InputError,
+        match=r"data_dir: no CIFAR-10 in.*cifar-10-batches-bin.*python\.tar\.gz.*toronto",
+    ):
         read_cifar10(tmp_path)
     with pytest.raises(InputError, match="data_dir: no CIFAR-10"):
         read_cifar10(tmp_path / "nowhere")
@@ -70,7 +83,9 @@ def test_missing_data_say_what_is_expected(tmp_path):
 
 def _record(batches, **changes):
     pixels, labels = batches["data_batch_2"]
-    return {b"labels": labels.tolist(), b"data": pixels} | {key.encode(): value for key, value in changes.items()}
+    return {b"labels": labels.tolist(), b"data": pixels} | {
+        key.encode(): value for key, value in changes.items()
+    }
 
 
 class _Calls:
@@ -95,24 +110,72 @@ BINARY_CONTENT = encode(BINARY, "data_batch_2", *BATCHES["data_batch_2"])[1]
 PICKLED_CONTENT = encode(PICKLED, "data_batch_2", *BATCHES["data_batch_2"])[1]
 COUNT = b"K\x04M\x00\x0c\x86"  # the shape (4, 3072) in a pickle
 BAD_BATCHES = {
-    "truncated binary": (BINARY, BINARY_CONTENT[:-1], "12291 bytes are not a whole number of 3073-byte records"),
+    "truncated binary": (
+        BINARY,
+        BINARY_CONTENT[:-1],
+        "12291 bytes are not a whole number of 3073-byte records",
+    ),
     "empty binary": (BINARY, b"", "0 bytes are not a whole number"),
-    "binary label": (BINARY, b"\x0a" + BINARY_CONTENT[1:], "record 0 has label 10, allowed are 0 … 9"),
+    "binary label": (
+        BINARY,
+        b"\x0a" + BINARY_CONTENT[1:],
+        "record 0 has label 10, allowed are 0 … 9",
+    ),
     "truncated pickle": (PICKLED, PICKLED_CONTENT[:-100], "refused or damaged pickle"),
     "empty pickle": (PICKLED, b"", "refused or damaged pickle"),
     "no dictionary": (PICKLED, pickle.dumps([1, 2]), "must be a dictionary with an array b'data'"),
     "no labels": (PICKLED, pickle_batch({b"data": BATCHES["data_batch_2"][0]}), "a list b'labels'"),
-    "pickled label": (PICKLED, pickle_batch(_record(BATCHES, labels=[1, 2, 3, -1])), "record 3 has label -1"),
-    "too few labels": (PICKLED, pickle_batch(_record(BATCHES, labels=[1, 2, 3])), r"says \[4, 3072\].* are 3 labels"),
-    "text labels": (PICKLED, pickle_batch(_record(BATCHES, labels=["a", 2, 3, 4])), "record 0 has label str"),
-    "wide pixels": (PICKLED, pickle_batch(_record(BATCHES, data=np.zeros((4, 3072), np.int32))), r"of bytes \(u1\)"),
-    "few pixels": (PICKLED, pickle_batch(_record(BATCHES, data=np.zeros((4, 300), np.uint8))), r"says \[4, 300\]"),
-    "flat pixels": (PICKLED, pickle_batch(_record(BATCHES, data=np.zeros(3072, np.uint8))), r"it is \[3072\] of"),
+    "pickled label": (
+        PICKLED,
+        pickle_batch(_record(BATCHES, labels=[1, 2, 3, -1])),
+        "record 3 has label -1",
+    ),
+    "too few labels": (
+        PICKLED,
+        pickle_batch(_record(BATCHES, labels=[1, 2, 3])),
+        r"says \[4, 3072\].* are 3 labels",
+    ),
+    "text labels": (
+        PICKLED,
+        pickle_batch(_record(BATCHES, labels=["a", 2, 3, 4])),
+        "record 0 has label str",
+    ),
+    "wide pixels": (
+        PICKLED,
+        pickle_batch(_record(BATCHES, data=np.zeros((4, 3072), np.int32))),
+        r"of bytes \(u1\)",
+    ),
+    "few pixels": (
+        PICKLED,
+        pickle_batch(_record(BATCHES, data=np.zeros((4, 300), np.uint8))),
+        r"says \[4, 300\]",
+    ),
+    "flat pixels": (
+        PICKLED,
+        pickle_batch(_record(BATCHES, data=np.zeros(3072, np.uint8))),
+        r"it is \[3072\] of",
+    ),
     "objects": (PICKLED, pickle_batch(_record(BATCHES, data=np.array([[None]]))), "must be"),
-    "eval": (PICKLED, pickle_batch(_record(BATCHES, data=_Calls(eval, "1 + 1"))), "it calls builtins.eval"),
-    "real count": (PICKLED, PICKLED_CONTENT.replace(COUNT, b"G?\xf0" + b"\x00" * 6 + COUNT[2:]), "it uses BINFLOAT"),
-    "true count": (PICKLED, PICKLED_CONTENT.replace(COUNT, b"\x88" + COUNT[2:]), "must be an array"),
-    "deep label": (PICKLED, pickle_batch(_record(BATCHES, labels=[1, 2, 3, _nested(100)])), "record 3 has label list"),
+    "eval": (
+        PICKLED,
+        pickle_batch(_record(BATCHES, data=_Calls(eval, "1 + 1"))),
+        "it calls builtins.eval",
+    ),
+    "real count": (
+        PICKLED,
+        PICKLED_CONTENT.replace(COUNT, b"G?\xf0" + b"\x00" * 6 + COUNT[2:]),
+        "it uses BINFLOAT",
+    ),
+    "true count": (
+        PICKLED,
+        PICKLED_CONTENT.replace(COUNT, b"\x88" + COUNT[2:]),
+        "must be an array",
+    ),
+    "deep label": (
+        PICKLED,
+        pickle_batch(_record(BATCHES, labels=[1, 2, 3, _nested(100)])),
+        "record 3 has label list",
+    ),
     "memo": (PICKLED, b"\x80\x02]r\x00\x00\x00\x10.", "must be a dictionary"),
     "numpy": (PICKLED, pickle_batch(_record(BATCHES, data=_Calls(np.zeros, 3))), "it calls numpy"),
 }
@@ -132,7 +195,9 @@ def test_a_pickle_that_calls_something_runs_nothing(tmp_path):
     content = pickle_batch(_record(BATCHES, extra=_Calls(open, str(target), "w")))
     folder = write_folder(tmp_path, PICKLED, BATCHES)
     (folder / "data_batch_2").write_bytes(content)
-    with pytest.raises(InputError, match=r"data_batch_2: refused or damaged pickle \(it calls .*open"):
+    with pytest.raises(
+        InputError, match=r"data_batch_2: refused or damaged pickle \(it calls .*open"
+    ):
         read_cifar10(tmp_path)
     assert not target.exists()
     pickle.loads(content, encoding="bytes")[b"extra"].close()  # it would have been
@@ -142,15 +207,38 @@ def test_a_pickle_that_calls_something_runs_nothing(tmp_path):
 _PIXELS, _LABELS = BATCHES["data_batch_2"]
 _NAMES = [f"cat_s_00{place}.png".encode() for place in range(3)] + [b""]
 SAVED_AGAIN = {
-    "bytes": {b"batch_label": b"", b"labels": _LABELS.tolist(), b"data": _PIXELS, b"filenames": _NAMES},
-    "text": {"labels": _LABELS.tolist(), "data": _PIXELS, "filenames": [name.decode() for name in _NAMES]},
+    "bytes": {
+        b"batch_label": b"",
+        b"labels": _LABELS.tolist(),
+        b"data": _PIXELS,
+        b"filenames": _NAMES,
+    },
+    "text": {
+        "labels": _LABELS.tolist(),
+        "data": _PIXELS,
+        "filenames": [name.decode() for name in _NAMES],
+    },
     "Fortran order": {b"data": np.asfortranarray(_PIXELS), b"labels": _LABELS.tolist()},
-    "a slice of more": {b"data": np.repeat(_PIXELS, 2, axis=0)[::2], b"labels": np.repeat(_LABELS, 2)[::2]},
-    "read-only": {b"data": np.frombuffer(_PIXELS.tobytes(), np.uint8).reshape(4, 3072), b"labels": _LABELS.tolist()},
-    "one array twice": {b"data": _PIXELS, b"again": _PIXELS, b"labels": _LABELS, b"fine": [_LABELS, _LABELS]},
+    "a slice of more": {
+        b"data": np.repeat(_PIXELS, 2, axis=0)[::2],
+        b"labels": np.repeat(_LABELS, 2)[::2],
+    },
+    "read-only": {
+        b"data": np.frombuffer(_PIXELS.tobytes(), np.uint8).reshape(4, 3072),
+        b"labels": _LABELS.tolist(),
+    },
+    "one array twice": {
+        b"data": _PIXELS,
+        b"again": _PIXELS,
+        b"labels": _LABELS,
+        b"fine": [_LABELS, _LABELS],
+    },
     "a tuple": {b"data": _PIXELS, b"labels": tuple(_LABELS.tolist())},
     "NumPy's integers": {b"data": _PIXELS, b"labels": list(_LABELS)},
-    **{kind: {b"data": _PIXELS, b"labels": _LABELS.astype(kind)} for kind in ("i1", "u1", "<i2", ">i4", ">u8", "<i8")},
+    **{
+        kind: {b"data": _PIXELS, b"labels": _LABELS.astype(kind)}
+        for kind in ("i1", "u1", "<i2", ">i4", ">u8", "<i8")
+    },
 }
 
 
@@ -172,7 +260,9 @@ def test_a_batch_that_python_2_saved_as_text_is_the_same(tmp_path):
 
 def _tuples_of_tuples(levels):
     """A dictionary whose key is a tuple, a hundred times in a tuple, a hundred times in a tuple, …"""
-    return b"\x80\x02](K\x01q\x01" + levels * (b"(" + 100 * b"h\x01" + b"tq\x01") + b"e}h\x01K\x01s."
+    return (
+        b"\x80\x02](K\x01q\x01" + levels * (b"(" + 100 * b"h\x01" + b"tq\x01") + b"e}h\x01K\x01s."
+    )
 
 
 HOSTILE = {
@@ -228,7 +318,9 @@ def test_a_damaged_archive_is_refused(layout, tmp_path):
         content[:-9],  # all members are there, but the checksum is not
         b"",
         b"no archive",
-        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :],
+        content[: len(content) // 2]
+        + bytes([content[len(content) // 2] ^ 1])
+        + content[len(content) // 2 + 1 :],
     ):
         archive.write_bytes(damaged)
         with pytest.raises(InputError, match=rf"{ARCHIVES[layout]}: damaged or not a \.tar\.gz"):
@@ -249,7 +341,10 @@ def _write_tar(path, members):
 
 def test_a_bad_batch_in_a_good_archive_is_refused(tmp_path):
     members = [(f"{BINARY}/{name}", content) for name, content in _files()]
-    _write_tar(tmp_path / ARCHIVES[BINARY], [*members[:3], (members[3][0], b"\x0b" + members[3][1][1:]), *members[4:]])
+    _write_tar(
+        tmp_path / ARCHIVES[BINARY],
+        [*members[:3], (members[3][0], b"\x0b" + members[3][1][1:]), *members[4:]],
+    )
     with pytest.raises(InputError, match=r"data_batch_4\.bin: record 0 has label 11"):
         read_cifar10(tmp_path)
 
@@ -277,7 +372,10 @@ def test_an_archive_of_something_else_is_refused(tmp_path):
         ([(members[0][0], None), *members[1:]], "data_batch_1.bin is not a regular file"),
         ([*members, members[2]], "data_batch_3.bin is there twice"),
         (members[:-1], f"holds no {BINARY}/test_batch.bin"),
-        ([(f"../{name}", content) for name, content in members], f"holds no {BINARY}/data_batch_1.bin"),
+        (
+            [(f"../{name}", content) for name, content in members],
+            f"holds no {BINARY}/data_batch_1.bin",
+        ),
     ]:
         _write_tar(path, changed)
         with pytest.raises(InputError, match=message):
@@ -299,5 +397,7 @@ def test_the_first_bytes_of_a_record_are_its_label_and_the_red_rows(tmp_path):
     pixels[:, 1024] = 9  # first pixel, green
     write_folder(tmp_path, BINARY, {name: (pixels, np.full(4, 3)) for name in BATCHES})
     data = read_cifar10(tmp_path)
-    assert data.train_images[0, 1, 1].tolist() == [7, 0, 0] and data.train_images[0, 0, 0].tolist() == [0, 9, 0]
+    assert data.train_images[0, 1, 1].tolist() == [7, 0, 0] and data.train_images[
+        0, 0, 0
+    ].tolist() == [0, 9, 0]
     assert (data.train_labels == 3).all()

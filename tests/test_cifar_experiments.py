@@ -1,4 +1,6 @@
-"""The experiments `poison_cifar` and `flip_cifar` on tiny CIFAR-10 files: tables, resuming, figures, bad input."""
+"""The experiments `poison_cifar` and `flip_cifar` on tiny CIFAR-10 files: tables, resuming,
+figures, bad input.
+"""
 
 import csv
 import io
@@ -9,7 +11,16 @@ import pytest
 
 from experiments import flip_cifar, image_networks, poison_cifar
 from experiments.main import EXPERIMENTS
-from nad_jax import ImageData, basis_random, flip, make_key, poison, published_carriers, read_cifar10, train_many_images
+from nad_jax import (
+    ImageData,
+    basis_random,
+    flip,
+    make_key,
+    poison,
+    published_carriers,
+    read_cifar10,
+    train_many_images,
+)
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError
 from nad_jax.recipe import Recipe
@@ -21,7 +32,9 @@ NAMES = ("poison_cifar", "flip_cifar")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with tiny CIFAR-10 files and NADs: rows of an orthogonal matrix but the last, as published."""
+    """A folder with tiny CIFAR-10 files and NADs: rows of an orthogonal matrix but the last, as
+    published.
+    """
     folder = tmp_path_factory.mktemp("files")
     write_folder(folder / "data", BINARY, make_batches(20))
     np.save(folder / "nads_logreg.npy", np.asarray(basis_random(make_key(0), 1024))[:-1])
@@ -72,33 +85,61 @@ def test_poisoned_and_clean_networks_have_a_row_each(finished):
 def test_flipped_and_original_networks_have_a_row_each(finished):
     rows = _rows(finished / "flip_cifar")
     assert list(rows[0]) == list(flip_cifar.COLUMNS)
-    assert [(row["basis"], row["seed"]) for row in rows] == [(b, s) for b in ("original", "flipped") for s in "01"]
+    assert [(row["basis"], row["seed"]) for row in rows] == [
+        (b, s) for b in ("original", "flipped") for s in "01"
+    ]
     clean = {row["seed"]: row for row in _rows(finished / "poison_cifar") if row["nad_index"] == ""}
     for row in rows[:2]:  # the same networks as the clean ones of the other experiment
-        assert float(row["train_loss"]) == pytest.approx(float(clean[row["seed"]]["train_loss"]), rel=1e-5)
+        assert float(row["train_loss"]) == pytest.approx(
+            float(clean[row["seed"]]["train_loss"]), rel=1e-5
+        )
 
 
 def test_a_row_is_the_network_that_the_api_trains(finished, files):
-    data, nads = read_cifar10(files / "data"), np.load(files / "nads_logreg.npy", allow_pickle=False)
+    data, nads = (
+        read_cifar10(files / "data"),
+        np.load(files / "nads_logreg.npy", allow_pickle=False),
+    )
     model = create_model("logreg", (32, 32, 3), 10)
-    recipe = Recipe("sgd", {"momentum": 0.9}, weight_decay=5e-4, batch_size=32, num_epochs=2, loss_window=3)
+    recipe = Recipe(
+        "sgd", {"momentum": 0.9}, weight_decay=5e-4, batch_size=32, num_epochs=2, loss_window=3
+    )
     config = _config("poison_cifar", files)
     carriers, signs = published_carriers(nads, 1000, (32, 32, 3))
-    poisoned = poison(data.train_images / np.float32(255), data.train_labels, carriers, np.float32(0.5) * signs)
-    flipped = (np.asarray(flip(images / np.float32(255), nads)) for images in (data.train_images, data.test_images))
+    poisoned = poison(
+        data.train_images / np.float32(255), data.train_labels, carriers, np.float32(0.5) * signs
+    )
+    flipped = (
+        np.asarray(flip(images / np.float32(255), nads))
+        for images in (data.train_images, data.test_images)
+    )
     flipped_train, flipped_test = flipped
     for name, row, task in [
-        ("poison_cifar", 5, ImageData(np.asarray(poisoned), data.train_labels, data.test_images, data.test_labels)),
-        ("flip_cifar", 3, ImageData(flipped_train, data.train_labels, flipped_test, data.test_labels)),
+        (
+            "poison_cifar",
+            5,
+            ImageData(np.asarray(poisoned), data.train_labels, data.test_images, data.test_labels),
+        ),
+        (
+            "flip_cifar",
+            3,
+            ImageData(flipped_train, data.train_labels, flipped_test, data.test_labels),
+        ),
     ]:
-        metrics = train_many_images(model, task, seed=1, recipe=recipe, mean=config.mean, std=config.std)
+        metrics = train_many_images(
+            model, task, seed=1, recipe=recipe, mean=config.mean, std=config.std
+        )
         found = _rows(finished / name)[row]
         for metric in image_networks.METRICS:
-            assert float(found[metric]) == pytest.approx(float(getattr(metrics, metric)[0]), rel=1e-4), (name, metric)
+            assert float(found[metric]) == pytest.approx(
+                float(getattr(metrics, metric)[0]), rel=1e-4
+            ), (name, metric)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_rerun_trains_what_is_missing_and_the_table_is_the_same(name, finished, files, tmp_path, monkeypatch):
+def test_a_rerun_trains_what_is_missing_and_the_table_is_the_same(
+    name, finished, files, tmp_path, monkeypatch
+):
     workdir, experiment = _copy(finished, name, tmp_path), EXPERIMENTS[name]
     first, second, *_ = sorted((workdir / "units").iterdir())
     first.unlink()
@@ -107,13 +148,19 @@ def test_a_rerun_trains_what_is_missing_and_the_table_is_the_same(name, finished
     experiment.run(_config(name, files, unit_size=2), workdir)
     assert (workdir / "results.csv").read_bytes() == (finished / name / "results.csv").read_bytes()
     assert list(workdir.glob("units/*.corrupt"))
-    monkeypatch.setattr(image_networks, "make_train_many_images", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        image_networks, "make_train_many_images", lambda *args: pytest.fail("trained again")
+    )
     experiment.run(_config(name, files), workdir)
 
 
-def test_the_layout_of_the_images_does_not_matter_but_the_images_do(finished, files, tmp_path, monkeypatch):
+def test_the_layout_of_the_images_does_not_matter_but_the_images_do(
+    finished, files, tmp_path, monkeypatch
+):
     workdir = _copy(finished, "flip_cifar", tmp_path)
-    monkeypatch.setattr(image_networks, "make_train_many_images", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(
+        image_networks, "make_train_many_images", lambda *args: pytest.fail("trained again")
+    )
     write_folder(tmp_path / "pickled", PICKLED, make_batches(20))
     flip_cifar.run(_config("flip_cifar", files, data_dir=str(tmp_path / "pickled")), workdir)
     write_folder(tmp_path / "others", BINARY, make_batches(20, seed=1))
@@ -149,7 +196,9 @@ def test_figures_are_drawn_from_the_folder_alone(name, finished, files, tmp_path
     first = {"poison_cifar": "poison_curve.png", "flip_cifar": "flip_bars.png"}[name]
     assert [path.name for path in figures] == [first, "examples.png"]
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures)
-    with pytest.raises(InputError, match=r"made by another command\n  seeds: folder \[0, 1\], command \[0\]"):
+    with pytest.raises(
+        InputError, match=r"made by another command\n  seeds: folder \[0, 1\], command \[0\]"
+    ):
         EXPERIMENTS[name].draw(_config(name, files, seeds=(0,)), workdir)
     with pytest.raises(InputError, match="made by another command\n  nads: folder"):
         EXPERIMENTS[name].draw(_config(name, files, nads="other.npy"), workdir)
@@ -159,13 +208,25 @@ def test_figures_are_drawn_from_the_folder_alone(name, finished, files, tmp_path
 
 
 def test_several_amplitudes_share_their_clean_networks(files, tmp_path, capsys):
-    config = _config("poison_cifar", files, epsilons=(0.1, 1.0), seeds=(0,), nad_indices=(3,), num_epochs=1)
+    config = _config(
+        "poison_cifar", files, epsilons=(0.1, 1.0), seeds=(0,), nad_indices=(3,), num_epochs=1
+    )
     config.num_train = 64
     poison_cifar.run(config, tmp_path)
-    assert [(row["nad_index"], row["epsilon"]) for row in _rows(tmp_path)] == [("", ""), ("3", "0.1"), ("3", "1")]
+    assert [(row["nad_index"], row["epsilon"]) for row in _rows(tmp_path)] == [
+        ("", ""),
+        ("3", "0.1"),
+        ("3", "1"),
+    ]
     printed = capsys.readouterr().out
-    assert "logreg, ε = 0.1: test accuracy by NAD index" in printed and "logreg, ε = 1: test" in printed
-    assert f"logreg, clean: test accuracy {100 * float(_rows(tmp_path)[0]['test_accuracy']):.1f}%" in printed
+    assert (
+        "logreg, ε = 0.1: test accuracy by NAD index" in printed
+        and "logreg, ε = 1: test" in printed
+    )
+    assert (
+        f"logreg, clean: test accuracy {100 * float(_rows(tmp_path)[0]['test_accuracy']):.1f}%"
+        in printed
+    )
     assert len(poison_cifar.draw(config, tmp_path)) == 2
 
 
@@ -173,9 +234,18 @@ def test_the_published_architecture_of_a_cpu_runs(files, tmp_path):
     for name in ("lenet", "logreg"):
         shutil.copy(files / "nads_logreg.npy", tmp_path / f"nads_{name}.npy")
     nads = str(tmp_path / "nads_{architecture}.npy")
-    config = _config("poison_cifar", files, architectures=("lenet", "logreg"), nads=nads, seeds=(0,), nad_indices=(5,))
+    config = _config(
+        "poison_cifar",
+        files,
+        architectures=("lenet", "logreg"),
+        nads=nads,
+        seeds=(0,),
+        nad_indices=(5,),
+    )
     poison_cifar.run(config, tmp_path / "run")
-    assert [row["architecture"] for row in _rows(tmp_path / "run")] == ["lenet"] * 2 + ["logreg"] * 2
+    assert [row["architecture"] for row in _rows(tmp_path / "run")] == ["lenet"] * 2 + [
+        "logreg"
+    ] * 2
     assert len(poison_cifar.draw(config, tmp_path / "run")) == 2
 
 
@@ -189,7 +259,11 @@ def test_bad_input_is_reported_at_once(files, tmp_path):
     names = {line.split(":")[0] for line in str(caught.value).splitlines()}
     assert names == set(changes)
     for name, change, message in [
-        ("poison_cifar", {"nad_indices": (1022,)}, r"nad_indices: must be an integer in 0 … 1021, got 1022"),
+        (
+            "poison_cifar",
+            {"nad_indices": (1022,)},
+            r"nad_indices: must be an integer in 0 … 1021, got 1022",
+        ),
         ("poison_cifar", {"nads": "missing.npy"}, r"missing\.npy: No such file"),
         ("poison_cifar", {"num_train": 101}, "num_train: must be an integer in 0 … 100, got 101"),
         (
@@ -198,8 +272,16 @@ def test_bad_input_is_reported_at_once(files, tmp_path):
             r"nads: needs \{architecture\} in the",
         ),
         ("poison_cifar", {"mean": (0.5, 0.5)}, "mean: must be 3 numbers"),
-        ("poison_cifar", {"num_epochs": 1, "num_train": 20}, "schedule: the only step of a 'linear' schedule"),
-        ("flip_cifar", {"bases": ("flipt",)}, "bases: unknown value 'flipt'.*did you mean 'flipped'"),
+        (
+            "poison_cifar",
+            {"num_epochs": 1, "num_train": 20},
+            "schedule: the only step of a 'linear' schedule",
+        ),
+        (
+            "flip_cifar",
+            {"bases": ("flipt",)},
+            "bases: unknown value 'flipt'.*did you mean 'flipped'",
+        ),
         ("flip_cifar", {"data_dir": str(tmp_path)}, "data_dir: no CIFAR-10 in"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -31,7 +31,9 @@ def load_config(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_names_an_experiment(name):
     config = load_config(name).get_config()
-    config.update({field: "somewhere" for field in ("nads", "data_dir") if field in config})  # what has no default
+    config.update(
+        {field: "somewhere" for field in ("nads", "data_dir") if field in config}
+    )  # what has no default
     EXPERIMENTS[config.experiment].validate(config)
 
 
@@ -52,7 +54,11 @@ def test_defaults_are_those_of_the_paper_but_marginalized():
         "shared",
         1,
     )
-    assert (config.readout, config.num_networks, config.initialization) == ("marginalized", 200, "reference")
+    assert (config.readout, config.num_networks, config.initialization) == (
+        "marginalized",
+        200,
+        "reference",
+    )
     with pytest.raises(InputError, match=r"'lent'.*did you mean 'lenet'"):
         load_config("compute_nads").get_config("lent")
 
@@ -61,7 +67,11 @@ def test_defaults_are_those_of_the_paper_but_marginalized():
 def test_time_to_accuracy_has_a_recipe_per_architecture(architecture):
     config = load_config("time_to_accuracy").get_config(architecture)
     time_to_accuracy.validate(config)
-    assert set(config) == {*time_to_accuracy.IDENTITY_FIELDS, *time_to_accuracy.FREE_FIELDS, "experiment"}
+    assert set(config) == {
+        *time_to_accuracy.IDENTITY_FIELDS,
+        *time_to_accuracy.FREE_FIELDS,
+        "experiment",
+    }
     with pytest.raises(InputError, match=r"'lent'.*did you mean 'lenet'"):
         load_config("time_to_accuracy").get_config("lent")
 
@@ -72,8 +82,14 @@ def test_every_recipe_of_directional_bias_is_valid_at_every_sweep_point(recipe):
     if config.source == "nads":
         config.nads = "nads.npz"
     directional_bias.validate(config)
-    assert set(config) == {*directional_bias.IDENTITY_FIELDS, *directional_bias.FREE_FIELDS, "experiment"}
-    points = itertools.product(config.architectures, config.poolings, config.optimizers, config.nums_train)
+    assert set(config) == {
+        *directional_bias.IDENTITY_FIELDS,
+        *directional_bias.FREE_FIELDS,
+        "experiment",
+    }
+    points = itertools.product(
+        config.architectures, config.poolings, config.optimizers, config.nums_train
+    )
     for architecture, pooling, optimizer, num_train in points:
         make_train(
             directional_bias.create_network(config, architecture, pooling),
@@ -101,7 +117,12 @@ def test_the_cifar_experiments_have_a_recipe_per_architecture(name, architecture
     config.update(nads="somewhere", data_dir="somewhere")
     experiment = EXPERIMENTS[name]
     experiment.validate(config)
-    known = {*image_networks.IDENTITY_FIELDS, *image_networks.FREE_FIELDS, *experiment.OWN_FIELDS, "experiment"}
+    known = {
+        *image_networks.IDENTITY_FIELDS,
+        *image_networks.FREE_FIELDS,
+        *experiment.OWN_FIELDS,
+        "experiment",
+    }
     assert set(config) == known
     recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, 50_000, 10_000)
     assert (recipe, learning_rate) == (cifar_recipe(), 0.21)
@@ -116,5 +137,10 @@ def test_the_published_recipe_is_the_default():
     config = load_config("directional_bias").get_config()
     recipe, learning_rate = read_recipe(config, "optimizers", "sgd", 10_000, config.num_test)
     assert (recipe, learning_rate) == (Recipe(), 0.5)
-    assert (recipe.clip_norm, recipe.batch_size, recipe.num_epochs, recipe.num_steps) == (0.5, 128, 20, 1580)
+    assert (recipe.clip_norm, recipe.batch_size, recipe.num_epochs, recipe.num_steps) == (
+        0.5,
+        128,
+        20,
+        1580,
+    )
     assert (config.sigmas, config.epsilons, config.num_test) == ((3.0,), (1.0,), 10_000)

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nad_jax import Recipe, estimate_nads, from_functions, from_linen, from_nnx, make_key, train_many
+from nad_jax import (
+    Recipe,
+    estimate_nads,
+    from_functions,
+    from_linen,
+    from_nnx,
+    make_key,
+    train_many,
+)
 from nad_jax.contract import named_leaves
 from nad_jax.errors import InputError
 
@@ -77,9 +85,15 @@ def _sort_batch(variables, x):
         (lambda v, x: _logits(v, x) - _logits(v, x).mean(0)[None], "other images of the batch"),
         (lambda v, x: _logits(v, x) / jnp.abs(_logits(v, x)).max(), "other images of the batch"),
         (lambda v, x: _logits(v, x) / len(x), "or on its size"),
-        (lambda v, x: _logits(v, x) + 0.01 * jnp.arange(len(x))[:, None], "other images of the batch"),
+        (
+            lambda v, x: _logits(v, x) + 0.01 * jnp.arange(len(x))[:, None],
+            "other images of the batch",
+        ),
         (_sort_batch, "other images of the batch"),
-        (lambda v, x: _logits(v, x) + 1e-6 * _logits(v, x).mean(0)[None], "their derivative in another image"),
+        (
+            lambda v, x: _logits(v, x) + 1e-6 * _logits(v, x).mean(0)[None],
+            "their derivative in another image",
+        ),
         (_count_calls(), "change from one call to the next"),
         (_draw_outside, "change from one call to the next"),
         (lambda v, x: _logits(v, x).astype(int), "real floating-point logits, got int32"),
@@ -87,7 +101,10 @@ def _sort_batch(variables, x):
         (lambda v, x: {"logits": _logits(v, x)}, "must return logits"),
         (lambda v, x: _logits(v, x)[:, 0], "must return logits"),
         (lambda v, x: _logits(v, x[0]), r"vmap\(apply, in_axes=\(None, 0\)\)|raised TypeError"),
-        (lambda v, x: _logits(v, x) if x.sum() > 0 else x, "model: apply raised TracerBoolConversionError"),
+        (
+            lambda v, x: _logits(v, x) if x.sum() > 0 else x,
+            "model: apply raised TracerBoolConversionError",
+        ),
         (lambda v, x: v["weights"], "model: apply raised KeyError: 'weights'"),
     ],
 )
@@ -99,10 +116,18 @@ def test_evaluation_that_is_no_function_of_one_image_is_refused(apply, words):
 
 def test_a_network_that_is_unusual_but_right_is_taken():
     from_functions(_init, lambda v, x: 0 * _logits(v, x), SHAPE)
-    from_functions(_init, lambda v, x: _logits(v, x) * jnp.inf, SHAPE)  # what estimates say of it is another matter
+    from_functions(
+        _init, lambda v, x: _logits(v, x) * jnp.inf, SHAPE
+    )  # what estimates say of it is another matter
     from_functions(_init, lambda v, x: jnp.sin(_logits(v, x).astype(jnp.bfloat16)), SHAPE)
-    from_functions(lambda key: jax.random.normal(key, (16, 1)), lambda w, x: 1e-30 * _flat(x) @ w, SHAPE)
-    from_functions(lambda key: {"w": np.ones((16, 2)), "scale": 0.5}, lambda v, x: v["scale"] * _logits(v, x), SHAPE)
+    from_functions(
+        lambda key: jax.random.normal(key, (16, 1)), lambda w, x: 1e-30 * _flat(x) @ w, SHAPE
+    )
+    from_functions(
+        lambda key: {"w": np.ones((16, 2)), "scale": 0.5},
+        lambda v, x: v["scale"] * _logits(v, x),
+        SHAPE,
+    )
 
 
 def test_variables_that_are_no_arrays_are_refused_by_name():
@@ -162,7 +187,11 @@ class Counts(nnx.Module):
     """Keeps how often it was called; where that enters its output, a call is no evaluation."""
 
     def __init__(self, rngs, enters):
-        self.readout, self.count, self.enters = nnx.Linear(16, 2, rngs=rngs), nnx.Variable(jnp.ones(())), enters
+        self.readout, self.count, self.enters = (
+            nnx.Linear(16, 2, rngs=rngs),
+            nnx.Variable(jnp.ones(())),
+            enters,
+        )
 
     def __call__(self, x):
         self.count[...] = self.count[...] + 1.0
@@ -242,7 +271,9 @@ def test_leaves_that_cannot_be_trained_are_refused_by_name():
     def init(key):
         return {**_init(key), "steps": jnp.zeros((), int)}
 
-    assert 0 <= _train(from_functions(init, apply, SHAPE)) <= 1  # of itself it is none of those that are trained
+    assert (
+        0 <= _train(from_functions(init, apply, SHAPE)) <= 1
+    )  # of itself it is none of those that are trained
     with pytest.raises(InputError, match="steps is to be trained, but it is int32"):
         from_functions(init, apply, SHAPE, trainable=lambda v: {"w": True, "steps": True})
     with pytest.raises(InputError, match="trainable: must give one boolean for each leaf"):
@@ -267,10 +298,20 @@ def test_complex_parameters_are_trained_as_pairs_of_real_ones():
 
         return apply
 
-    recipe = Recipe("sgd", {"momentum": 0.9}, num_train=80, num_test=40, num_epochs=2, batch_size=20, weight_decay=1e-3)
+    recipe = Recipe(
+        "sgd",
+        {"momentum": 0.9},
+        num_train=80,
+        num_test=40,
+        num_epochs=2,
+        batch_size=20,
+        weight_decay=1e-3,
+    )
     pairs = from_functions(init_pairs, make_apply(lambda w: (w[0], w[1])), SHAPE)
     one = from_functions(init_complex, make_apply(lambda w: (w.real, w.imag)), SHAPE)
-    losses = [train_many(model, DIRECTIONS, sigma=3.0, recipe=recipe).losses[0] for model in (pairs, one)]
+    losses = [
+        train_many(model, DIRECTIONS, sigma=3.0, recipe=recipe).losses[0] for model in (pairs, one)
+    ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     assert losses[0][-1] < losses[0][0]
 
@@ -308,7 +349,11 @@ class Anything(Flagged):
 
 
 def test_modes_are_passed_under_the_names_that_modules_give_them():
-    for module in (Inference("inference"), IsTraining("is_training"), nn.jit(IsTraining, static_argnums=2)("")):
+    for module in (
+        Inference("inference"),
+        IsTraining("is_training"),
+        nn.jit(IsTraining, static_argnums=2)(""),
+    ):
         model = from_linen(module, SHAPE)
         assert model.num_logits == 2
         assert 0 <= _train(model) <= 1
@@ -316,14 +361,20 @@ def test_modes_are_passed_under_the_names_that_modules_give_them():
 
 def test_arguments_that_are_not_known_are_refused_by_name_or_given():
     with pytest.raises(
-        InputError, match=r"Learning.__call__ takes 'scale', 'is_learning': give .*'is_learning': False"
+        InputError,
+        match=r"Learning.__call__ takes 'scale', 'is_learning': give .*'is_learning': False",
     ):
         from_linen(Learning(""), SHAPE)
-    values = {"arguments": {"scale": 0.5, "is_learning": False}, "train_arguments": {"is_learning": True}}
+    values = {
+        "arguments": {"scale": 0.5, "is_learning": False},
+        "train_arguments": {"is_learning": True},
+    }
     model = from_linen(Learning(""), SHAPE, **values)
     assert model.description["arguments"] == {"scale": "0.5", "is_learning": "False"}
     variables = model.init(make_key(0))
-    whole = from_linen(Learning(""), SHAPE, **{**values, "arguments": {"scale": 1.0, "is_learning": False}})
+    whole = from_linen(
+        Learning(""), SHAPE, **{**values, "arguments": {"scale": 1.0, "is_learning": False}}
+    )
     x = jax.random.normal(jax.random.key(1), (3, *SHAPE))
     np.testing.assert_allclose(2 * model.apply(variables, x), whole.apply(variables, x), rtol=1e-6)
     _, updated = model.apply(variables, x, jax.random.key(0), train=True)
@@ -334,7 +385,9 @@ def test_arguments_that_are_not_known_are_refused_by_name_or_given():
         from_linen(IsTraining(""), SHAPE, arguments=[True])
     with pytest.raises(InputError, match="in evaluation mode raised ModifyScopeVariableError"):
         from_linen(Anything(""), SHAPE)
-    anything = from_linen(Anything(""), SHAPE, arguments={"frozen": True}, train_arguments={"frozen": False})
+    anything = from_linen(
+        Anything(""), SHAPE, arguments={"frozen": True}, train_arguments={"frozen": False}
+    )
     assert 0 <= _train(anything) <= 1
 
 
@@ -351,7 +404,9 @@ def test_a_mode_that_is_an_attribute_of_the_module_is_set():
     for module in (ModeOfItsOwn(), ModeOfItsOwn(training=True)):
         model = from_linen(module, SHAPE)
         variables, x = model.init(make_key(0)), jnp.ones((5, *SHAPE))
-        first, other = (model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1))
+        first, other = (
+            model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1)
+        )
         assert not np.allclose(first, other)
 
 
@@ -380,7 +435,11 @@ class OwnTrain(nnx.Module):
     """Calls its mode as NNX calls a method."""
 
     def __init__(self, rngs):
-        self.readout, self.drop, self.train = nnx.Linear(16, 2, rngs=rngs), nnx.Dropout(0.5, rngs=rngs), False
+        self.readout, self.drop, self.train = (
+            nnx.Linear(16, 2, rngs=rngs),
+            nnx.Dropout(0.5, rngs=rngs),
+            False,
+        )
 
     def __call__(self, x):
         return self.readout(self.drop(_flat(x), deterministic=not self.train))
@@ -398,7 +457,9 @@ class OwnTrain(nnx.Module):
 def test_modes_kept_in_other_ways_are_set(make):
     model = make()
     variables, x = model.init(make_key(0)), jnp.ones((5, *SHAPE))
-    first, other = (model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1))
+    first, other = (
+        model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1)
+    )
     assert not np.allclose(first, other)
     np.testing.assert_array_equal(model.apply(variables, x), model.apply(variables, x))
 
@@ -434,7 +495,9 @@ def test_layers_that_were_traced_before_are_seen_again():
     for _ in range(2):
         model = from_linen(Jitted(), SHAPE, "reference")
         variables, x = model.init(make_key(0)), jnp.ones((5, *SHAPE))
-        first, other = (model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1))
+        first, other = (
+            model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1)
+        )
         assert not np.allclose(first, other)
 
 
@@ -447,7 +510,9 @@ def test_models_made_in_threads_leave_flax_as_it_was():
 
 
 class Noisy(nn.Module):
-    """Draws from streams of any names, of some only where they are there; layers of its own in a scan."""
+    """Draws from streams of any names, of some only where they are there; layers of its own in a
+    scan.
+    """
 
     @nn.compact
     def __call__(self, x, train):
@@ -467,7 +532,8 @@ def test_every_random_stream_has_a_key_of_its_own():
     np.testing.assert_array_equal(logits, again)
     bias = variables["params"]["Dense_1"]["bias"]
     dropped = 1 - (jnp.abs(logits - bias[None]).max(1) > 1e-6).mean()
-    # Of the two masks on six units: all are off with probability (3/4)^6 = .18; with one mask it would be 1/64.
+    # Of the two masks on six units: all are off with probability (3/4)^6 = .18; with one mask it
+    # would be 1/64.
     assert abs(dropped - 0.75**6) < 5 * np.sqrt(0.75**6 / 200)
     assert len(np.unique(np.asarray(logits), axis=0)) > 100  # the noise of "augment" is in them
     assert 0 <= _train(model) <= 1
@@ -479,7 +545,9 @@ class Scanned(nn.Module):
         class Layer(nn.Module):
             @nn.compact
             def __call__(self, x, _):
-                return nn.Dropout(0.5, rng_collection="path", deterministic=not train)(nn.Dense(6)(x)), None
+                return nn.Dropout(0.5, rng_collection="path", deterministic=not train)(
+                    nn.Dense(6)(x)
+                ), None
 
         layers = nn.scan(
             Layer,
@@ -494,7 +562,9 @@ class Scanned(nn.Module):
 def test_streams_inside_of_scanned_layers_are_found():
     model = from_linen(Scanned(), SHAPE)
     variables, x = model.init(make_key(0)), jnp.ones((3, *SHAPE))
-    first, other = (model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1))
+    first, other = (
+        model.apply(variables, x, jax.random.key(seed), train=True)[0] for seed in (0, 1)
+    )
     assert not np.allclose(first, other)
 
 
@@ -577,10 +647,13 @@ def test_a_fault_of_the_users_program_is_said_to_be_one():
 
     model = from_linen(Broken(), SHAPE)
     with pytest.raises(
-        InputError, match=r"Broken.__call__ in training mode raised ZeroDivisionError: of my own making"
+        InputError,
+        match=r"Broken.__call__ in training mode raised ZeroDivisionError: of my own making",
     ):
         _train(model)
-    with pytest.raises(InputError, match=r"Lambda\.__call__ in evaluation mode raised|Head\.init raised TypeError"):
+    with pytest.raises(
+        InputError, match=r"Lambda\.__call__ in evaluation mode raised|Head\.init raised TypeError"
+    ):
         from_linen(Head(Lambda(lambda x: x @ "text")), SHAPE)
     with pytest.raises(InputError, match="factory: raised ValueError: no network today"):
         from_nnx(lambda rngs: (_ for _ in ()).throw(ValueError("no network today")), SHAPE)
@@ -593,7 +666,9 @@ def test_a_fault_of_the_users_program_is_said_to_be_one():
     with pytest.raises(InputError, match=r"variable w is float32.* and comes back as missing"):
         _train(
             from_functions(
-                _init, lambda v, x, key=None, train=False: (_logits(v, x), {}) if train else _logits(v, x), SHAPE
+                _init,
+                lambda v, x, key=None, train=False: (_logits(v, x), {}) if train else _logits(v, x),
+                SHAPE,
             )
         )
 
@@ -607,7 +682,9 @@ def test_a_read_out_behind_mapped_variables_is_no_plain_one():
     def scaled(factor):
         return lambda variables: jax.tree.map(lambda leaf: factor * leaf, variables)
 
-    module = nn.map_variables(Net, "params", trans_in_fn=scaled(10.0), trans_out_fn=scaled(0.1), init=True)()
+    module = nn.map_variables(
+        Net, "params", trans_in_fn=scaled(10.0), trans_out_fn=scaled(0.1), init=True
+    )()
     model = from_linen(module, SHAPE)
     assert model.features is None and model.readout_variance is None
     with pytest.raises(InputError, match=r"of a Dense, under nn\.map_variables"):
@@ -630,7 +707,12 @@ def test_the_read_out_is_a_plain_dense_layer_or_none():
         return 3 * jax.lax.dot_general(x, kernel, dimensions, **options)
 
     assert from_linen(Net(nn.Dense(1)), SHAPE).readout_variance == pytest.approx(1 / 6)
-    for readout in (Half(1), nn.Dense(1, dot_general=scaled), nn.DenseGeneral(1), nn.remat(Half)(1)):
+    for readout in (
+        Half(1),
+        nn.Dense(1, dot_general=scaled),
+        nn.DenseGeneral(1),
+        nn.remat(Half)(1),
+    ):
         model = from_linen(Net(readout), SHAPE)
         assert model.features is None and model.readout_variance is None
 
@@ -650,7 +732,11 @@ class Stack(nnx.Module):
         def build(rngs):
             return Layer(rngs)
 
-        self.embed, self.layers, self.readout = nnx.Linear(16, 6, rngs=rngs), build(rngs), nnx.Linear(6, 2, rngs=rngs)
+        self.embed, self.layers, self.readout = (
+            nnx.Linear(16, 6, rngs=rngs),
+            build(rngs),
+            nnx.Linear(6, 2, rngs=rngs),
+        )
 
     def __call__(self, x):
         @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
@@ -682,7 +768,9 @@ class OwnMode(nnx.Module):
     def __call__(self, x):
         x = self.hidden(_flat(x))
         self.sow(nnx.Intermediate, "activity", x.mean())
-        return self.readout(x + jax.random.normal(self.rngs.noise(), x.shape) if self.training else x)
+        return self.readout(
+            x + jax.random.normal(self.rngs.noise(), x.shape) if self.training else x
+        )
 
 
 @pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
@@ -692,17 +780,26 @@ def test_nnx_modules_draw_anew_in_every_training_call_and_never_in_evaluation(fa
     variables, x = model.init(make_key(0)), jnp.ones((3, *SHAPE))
     np.testing.assert_array_equal(model.apply(variables, x), model.apply(variables, x))
     keys = [jax.random.key(seed) for seed in (0, 0, 1)]
-    (first, updated), (again, _), (other, _) = (model.apply(variables, x, key, train=True) for key in keys)
+    (first, updated), (again, _), (other, _) = (
+        model.apply(variables, x, key, train=True) for key in keys
+    )
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     assert jax.tree.structure(updated) == jax.tree.structure(variables)
     assert 0 <= _train(model) <= 1
-    assert estimate_nads(model, 4, logit=0, derivative="input_gradient", readout="sampled").eigenvalues[0] > 0
+    assert (
+        estimate_nads(
+            model, 4, logit=0, derivative="input_gradient", readout="sampled"
+        ).eigenvalues[0]
+        > 0
+    )
 
 
 def test_stacked_nnx_layers_have_streams_of_their_own():
     model = from_nnx(Stack, SHAPE)
-    _, updated = model.apply(model.init(make_key(0)), jnp.ones((1, *SHAPE)), jax.random.key(0), train=True)
+    _, updated = model.apply(
+        model.init(make_key(0)), jnp.ones((1, *SHAPE)), jax.random.key(0), train=True
+    )
     keys = next(leaf for name, leaf in named_leaves(updated) if name.endswith("key"))
     assert keys.shape == (3,) and len(np.unique(jax.random.key_data(keys), axis=0)) == 3
 
@@ -715,11 +812,16 @@ def test_nnx_arguments_are_known_given_or_refused():
         def __call__(self, x, mask=None):
             return self.readout(_flat(x) if mask is None else _flat(x) * mask)
 
-    with pytest.raises(InputError, match=r"Masked.__call__ takes 'mask': .*arguments=\{'mask': None\}"):
+    with pytest.raises(
+        InputError, match=r"Masked.__call__ takes 'mask': .*arguments=\{'mask': None\}"
+    ):
         from_nnx(Masked, SHAPE)
     model = from_nnx(Masked, SHAPE, arguments={"mask": 0.0})
     assert (
-        np.ptp(model.apply(model.init(make_key(0)), jax.random.normal(jax.random.key(0), (5, *SHAPE))), axis=0).max()
+        np.ptp(
+            model.apply(model.init(make_key(0)), jax.random.normal(jax.random.key(0), (5, *SHAPE))),
+            axis=0,
+        ).max()
         == 0
     )
 

@@ -10,7 +10,8 @@ from nad_jax import convolution
 from nad_jax.errors import InputError
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-# image [B, H, W, C], kernel [h, w, C, O], strides, padding: thin and wide, even and odd maps, every network's kinds.
+# image [B, H, W, C], kernel [h, w, C, O], strides, padding: thin and wide, even and odd maps, every
+# network's kinds.
 CASES = [
     ((2, 32, 32, 1), (5, 5, 1, 6), (1, 1), "VALID"),
     ((2, 14, 14, 6), (5, 5, 6, 16), (1, 1), "VALID"),
@@ -35,9 +36,14 @@ def _close(actual, expected):
 
 def _pair(strides, padding):
     plain = functools.partial(
-        jax.lax.conv_general_dilated, window_strides=strides, padding=padding, dimension_numbers=NHWC
+        jax.lax.conv_general_dilated,
+        window_strides=strides,
+        padding=padding,
+        dimension_numbers=NHWC,
     )
-    fast = functools.partial(convolution.product_convolution, window_strides=strides, padding=padding)
+    fast = functools.partial(
+        convolution.product_convolution, window_strides=strides, padding=padding
+    )
     return plain, fast
 
 
@@ -52,10 +58,13 @@ def test_products_equal_lax_in_value_and_gradients(shape, kernel_shape, strides,
 
         tangents = (jnp.ones_like(x), jnp.ones_like(kernel))
         value, tangent = jax.jvp(convolve, (x, kernel), tangents)
-        # The gradient with respect to one argument alone takes another path through the custom derivative.
+        # The gradient with respect to one argument alone takes another path through the custom
+        # derivative.
         return value, tangent, jax.grad(loss, (0, 1))(x, kernel), jax.grad(loss)(x, kernel)
 
-    plain, fast = (jax.tree.leaves(evaluate(convolve, *given)) for convolve in _pair(strides, padding))
+    plain, fast = (
+        jax.tree.leaves(evaluate(convolve, *given)) for convolve in _pair(strides, padding)
+    )
     for actual, expected in zip(fast, plain, strict=True):
         _close(actual, expected)
 
@@ -92,7 +101,9 @@ def test_many_channels_and_pixels_equal_lax_however_many_images_at_a_time(
 def test_mapped_over_kernels_equals_a_loop(shape, kernel_shape, strides, padding):
     given = _draw(shape, kernel_shape, members=3)
     plain, fast = _pair(strides, padding)
-    expected = jax.jit(lambda *given: jnp.stack([plain(*member) for member in zip(*given, strict=True)]))(*given)
+    expected = jax.jit(
+        lambda *given: jnp.stack([plain(*member) for member in zip(*given, strict=True)])
+    )(*given)
     _close(jax.jit(jax.vmap(fast))(*given), expected)
     _close(jax.lax.map(lambda member: fast(*member), given), expected)
 
@@ -108,7 +119,15 @@ def _pool_by_window(x, kind, size, stride=None, padding=0):
 @pytest.mark.parametrize("kind", ["max", "avg"])
 @pytest.mark.parametrize(
     ("height", "width", "window"),
-    [(8, 8, (2,)), (9, 7, (2,)), (8, 12, (4,)), (8, 7, (3, 2, 1)), (9, 8, (3, 2)), (5, 6, (2, 3, 1)), (6, 6, (3, 1))],
+    [
+        (8, 8, (2,)),
+        (9, 7, (2,)),
+        (8, 12, (4,)),
+        (8, 7, (3, 2, 1)),
+        (9, 8, (3, 2)),
+        (5, 6, (2, 3, 1)),
+        (6, 6, (3, 1)),
+    ],
 )
 def test_pooling_equals_reduce_window(kind, height, width, window):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
@@ -117,14 +136,20 @@ def test_pooling_equals_reduce_window(kind, height, width, window):
     def evaluate(pool, x):
         return pool(x, kind, *window), jax.grad(lambda x: jnp.sum(pool(x, kind, *window) ** 2))(x)
 
-    for actual, expected in zip(evaluate(convolution.pool, x), evaluate(_pool_by_window, x), strict=True):
+    for actual, expected in zip(
+        evaluate(convolution.pool, x), evaluate(_pool_by_window, x), strict=True
+    ):
         _close(actual, expected)
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 4, 0), (3, 2, 1), (3, 2, 0)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [(2, 2, 0), (4, 4, 0), (3, 2, 1), (3, 2, 0)]
+)
 def test_the_first_of_equal_maxima_gets_the_whole_gradient(size, stride, padding):
     x = -jax.random.randint(jax.random.key(0), (3, 8, 8, 2), 0, 3).astype(jnp.float32)  # many ties
-    actual = np.asarray(jax.jit(jax.grad(lambda x: convolution.pool(x, "max", size, stride, padding).sum()))(x))
+    actual = np.asarray(
+        jax.jit(jax.grad(lambda x: convolution.pool(x, "max", size, stride, padding).sum()))(x)
+    )
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = np.pad(x, pads, constant_values=-np.inf)
     expected = np.zeros_like(padded)
@@ -137,7 +162,8 @@ def test_the_first_of_equal_maxima_gets_the_whole_gradient(size, stride, padding
 
 
 def test_every_window_has_exactly_one_winner_whatever_it_holds():
-    # Winners are found in pairs, never by comparison with a maximum that XLA may have rounded in another fusion.
+    # Winners are found in pairs, never by comparison with a maximum that XLA may have rounded in
+    # another fusion.
     values = jnp.array([0.0, 1.0, 1.0, jnp.nan, jnp.inf, -jnp.inf])
     x = jax.random.choice(jax.random.key(0), values, (5, 8, 8, 3))
     gradient = jax.grad(lambda x: convolution.pool(x, "max", 2).sum())(x)
@@ -157,7 +183,10 @@ def test_pooled_convolution_equals_convolution_then_pooling(shape, kernel_shape,
     expected = evaluate(lambda *given: _pool_by_window(plain(*given), "max", 2), *given)
     for base in convolution.CONVOLUTIONS.values():
         fused = functools.partial(
-            convolution.max_pooled(base), window_strides=strides, padding=padding, dimension_numbers=NHWC
+            convolution.max_pooled(base),
+            window_strides=strides,
+            padding=padding,
+            dimension_numbers=NHWC,
         )
         for one, other in zip(evaluate(fused, *given), expected, strict=True):
             _close(one, other)
@@ -169,6 +198,12 @@ def test_what_products_cannot_do_is_refused():
         convolution.product_convolution(x, kernel, (1, 1), "VALID", feature_group_count=2)
     for convolve in (convolution.product_convolution, convolution.lax_convolution):
         with pytest.raises(InputError, match="5x5 window meets a 4x4 map"):
-            convolve(jnp.ones((1, 4, 4, 1)), jnp.ones((5, 5, 1, 1)), (1, 1), "VALID", dimension_numbers=NHWC)
+            convolve(
+                jnp.ones((1, 4, 4, 1)),
+                jnp.ones((5, 5, 1, 1)),
+                (1, 1),
+                "VALID",
+                dimension_numbers=NHWC,
+            )
     with pytest.raises(InputError, match="convolution: unknown value 'fft'"):
         convolution.resolve_convolution("fft")

@@ -6,7 +6,10 @@ from nad_jax import covariance
 
 def _rows(count=60, dimension=7, offset=0.0):
     generator = np.random.default_rng(0)
-    return generator.normal(size=(count, dimension)) @ generator.normal(size=(dimension, dimension)) + offset
+    return (
+        generator.normal(size=(count, dimension)) @ generator.normal(size=(dimension, dimension))
+        + offset
+    )
 
 
 def _accumulate(rows, sizes):
@@ -21,7 +24,9 @@ def _accumulate(rows, sizes):
 def test_equals_numpy_in_float64():
     rows = _rows()
     moments = _accumulate(rows, [60])
-    np.testing.assert_allclose(covariance.second_moment(moments), rows.T @ rows / 60, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        covariance.second_moment(moments), rows.T @ rows / 60, rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_allclose(covariance.covariance(moments), np.cov(rows.T), rtol=1e-5, atol=1e-5)
 
 
@@ -38,13 +43,19 @@ def test_chunks_and_merges_do_not_matter():
 def test_a_large_mean_does_not_cancel():
     rows = _rows(offset=1e3)
     centred = covariance.covariance(_accumulate(rows, [20, 20, 20]))
-    np.testing.assert_allclose(centred, np.cov(rows.T), rtol=1e-3, atol=1e-3 * np.abs(centred).max())
+    np.testing.assert_allclose(
+        centred, np.cov(rows.T), rtol=1e-3, atol=1e-3 * np.abs(centred).max()
+    )
 
 
 def test_invalid_rows_are_left_out_even_if_they_are_nan():
     rows = jnp.asarray(_rows(), jnp.float32)
     valid = jnp.arange(60) < 41
     moments = covariance.update(covariance.init(7), jnp.where(valid[:, None], rows, jnp.nan), valid)
-    np.testing.assert_allclose(covariance.covariance(moments), np.cov(rows[:41].T), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        covariance.covariance(moments), np.cov(rows[:41].T), rtol=1e-5, atol=1e-5
+    )
     empty = covariance.update(covariance.init(7), rows, jnp.zeros(60, bool))
-    assert all(np.array_equal(left, right) for left, right in zip(empty, covariance.init(7), strict=True))
+    assert all(
+        np.array_equal(left, right) for left, right in zip(empty, covariance.init(7), strict=True)
+    )

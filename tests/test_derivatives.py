@@ -57,9 +57,13 @@ def test_forward_pass_equals_the_float64_reference(network):
 @pytest.mark.parametrize("step", [0.5, 100.0])
 def test_central_difference_equals_the_float64_reference(network, step):
     model, variables, x, pooling = network
-    rows = central_difference(step)(lambda images: model.apply(variables, images), x, jnp.ones((1, 1)))
+    rows = central_difference(step)(
+        lambda images: model.apply(variables, images), x, jnp.ones((1, 1))
+    )
     expected = _difference_float64(
-        lambda images: _lenet_float64(variables, images, pooling)[0], np.asarray(x, np.float64), step
+        lambda images: _lenet_float64(variables, images, pooling)[0],
+        np.asarray(x, np.float64),
+        step,
     )
     np.testing.assert_allclose(rows, expected, atol=1e-5 * np.abs(expected).max() + 1e-6 / step)
 
@@ -68,7 +72,9 @@ def test_gradient_equals_the_float64_difference_quotient(network):
     model, variables, x, pooling = network
     row = input_gradient(lambda images: model.apply(variables, images), x, jnp.ones((1, 1)))
     expected = _difference_float64(
-        lambda images: _lenet_float64(variables, images, pooling)[0], np.asarray(x, np.float64), 1e-7
+        lambda images: _lenet_float64(variables, images, pooling)[0],
+        np.asarray(x, np.float64),
+        1e-7,
     )
     np.testing.assert_allclose(row, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -82,10 +88,17 @@ def test_rows_are_read_outs_of_the_features(network, derivative):
         return model.features(variables, images)
 
     together = derivative(features, x, readouts)
-    one_by_one = [derivative(lambda images, w=w: features(images) @ w[:, None], x, jnp.ones((1, 1))) for w in readouts]
-    np.testing.assert_allclose(together, jnp.concatenate(one_by_one), atol=2e-5 * float(jnp.abs(together).max()))
+    one_by_one = [
+        derivative(lambda images, w=w: features(images) @ w[:, None], x, jnp.ones((1, 1)))
+        for w in readouts
+    ]
+    np.testing.assert_allclose(
+        together, jnp.concatenate(one_by_one), atol=2e-5 * float(jnp.abs(together).max())
+    )
     jacobian = derivative(features, x, None)
-    np.testing.assert_allclose(readouts @ jacobian, together, atol=2e-5 * float(jnp.abs(together).max()))
+    np.testing.assert_allclose(
+        readouts @ jacobian, together, atol=2e-5 * float(jnp.abs(together).max())
+    )
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 512, 10_000])
@@ -97,11 +110,14 @@ def test_blocks_do_not_matter(block_size):
 
     x = jax.random.normal(make_key(1), (5, 3, 2))
     expected = central_difference(0.1)(function, x, jnp.eye(4))
-    np.testing.assert_allclose(central_difference(0.1, block_size)(function, x, jnp.eye(4)), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        central_difference(0.1, block_size)(function, x, jnp.eye(4)), expected, atol=1e-5
+    )
 
 
 def test_large_step_is_the_odd_part_on_the_axes():
-    # Bias-free and positively homogeneous: (f(h e) − f(−h e)) / 2h = (f(e) − f(−e)) / 2 at the origin.
+    # Bias-free and positively homogeneous: (f(h e) − f(−h e)) / 2h = (f(e) − f(−e)) / 2 at the
+    # origin.
     first, second = jax.random.normal(make_key(0), (2, 12, 12))
 
     def function(images):

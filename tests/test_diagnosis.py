@@ -36,7 +36,9 @@ def _model(function, features=False, readout_variance=None):
     def apply(variables, x):
         return hidden(variables, x) @ variables[1]
 
-    return from_functions(init, apply, SHAPE, hidden if features else None, readout_variance, check=False)
+    return from_functions(
+        init, apply, SHAPE, hidden if features else None, readout_variance, check=False
+    )
 
 
 def _relu(x, w):
@@ -61,7 +63,11 @@ CAUSES = {
         GRADIENT,
         "exactly 0 .*a last layer .*or a dead network",
     ),
-    "constant": (_model(lambda x, w: 0 * x @ w + 1), DIFFERENCE, "outputs are the same for every image that was"),
+    "constant": (
+        _model(lambda x, w: 0 * x @ w + 1),
+        DIFFERENCE,
+        "outputs are the same for every image that was",
+    ),
     "dead": (
         _model(lambda x, w: nn.relu(x @ w - 1e6), True, 1.0),
         GRADIENT,
@@ -82,7 +88,11 @@ CAUSES = {
         {"derivative": "input_gradient", "point_scale": 0.0},
         "zero at this point",
     ),
-    "even function": (_model(lambda x, w: (x @ w) ** 2), {**DIFFERENCE, "point_scale": 0.0}, "zero at this point"),
+    "even function": (
+        _model(lambda x, w: (x @ w) ** 2),
+        {**DIFFERENCE, "point_scale": 0.0},
+        "zero at this point",
+    ),
     "underflow at once": (
         _model(lambda x, w: 1e-20 * jnp.tanh(1e-25 * (x @ w))),
         GRADIENT,
@@ -99,7 +109,11 @@ CAUSES = {
         r"readout_variance=1e-80 makes every derivative smaller",
     ),
     "rounded": (_model(lambda x, w: jnp.round(x @ w)), GRADIENT, "rounded or compared"),
-    "a step below the last digit": (_model(_relu), {**DIFFERENCE, "step": 1e-12}, "^step: 1e-12 changes no pixel"),
+    "a step below the last digit": (
+        _model(_relu),
+        {**DIFFERENCE, "step": 1e-12},
+        "^step: 1e-12 changes no pixel",
+    ),
     "a step that is not resolved": (
         _model(lambda x, w: 1e6 + x @ w),
         {**DIFFERENCE, "step": 1e-5},
@@ -120,7 +134,11 @@ def test_the_cause_is_named_in_one_line(cause):
         estimate_nads(model, 4, **choices)
     text = str(caught.value)
     assert "\n" not in text and text.startswith(("model: ", "step: "))
-    if cause in ("zero head", "dead features", "a step within a stair"):  # the same code for all of them
+    if cause in (
+        "zero head",
+        "dead features",
+        "a step within a stair",
+    ):  # the same code for all of them
         with pytest.raises(InputError) as caught:
             estimate_leading_nads(model, 4, 1, 1, **choices)
         assert str(caught.value) == text
@@ -142,12 +160,18 @@ def test_integer_outputs_are_refused_before_anything_is_computed():
 
 
 def test_equal_networks_have_nothing_left_without_their_mean():
-    model = from_functions(lambda key: jnp.ones((9, 1)), lambda w, x: x.reshape(-1, 9) @ w, SHAPE, check=False)
-    with pytest.raises(InputError, match="model: all derivatives are the same, so that nothing is left without"):
+    model = from_functions(
+        lambda key: jnp.ones((9, 1)), lambda w, x: x.reshape(-1, 9) @ w, SHAPE, check=False
+    )
+    with pytest.raises(
+        InputError, match="model: all derivatives are the same, so that nothing is left without"
+    ):
         estimate_nads(model, 4, **GRADIENT, centred=True)
 
 
-@pytest.mark.parametrize(("module", "experiment"), [(compute_nads, "compute_nads"), (leading_nads, "leading_nads")])
+@pytest.mark.parametrize(
+    ("module", "experiment"), [(compute_nads, "compute_nads"), (leading_nads, "leading_nads")]
+)
 def test_experiments_name_it_too(module, experiment, tmp_path):
     config = load_config(experiment).get_config("mlp")
     config.update(image_shape=(4, 4, 1), num_networks=4, unit_size=4, symmetrized=False, step=1e-12)
@@ -160,6 +184,8 @@ def test_experiments_name_it_too(module, experiment, tmp_path):
 
 def test_networks_without_a_finite_derivative_are_not_called_zero():
     model = create_model("logreg", (2, 2, 1))
-    broken = model._replace(init=lambda key: jax.tree.map(lambda leaf: leaf * jnp.nan, model.init(key)))
+    broken = model._replace(
+        init=lambda key: jax.tree.map(lambda leaf: leaf * jnp.nan, model.init(key))
+    )
     with pytest.raises(InputError, match="4 of 4 networks is not finite"):
         estimate_nads(broken, 4, **GRADIENT)

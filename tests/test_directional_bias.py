@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from experiments import directional_bias, published, results
-from nad_jax import Recipe, basis_random, dft_direction, estimate_nads, make_key, plotting, save_nads, train_many
+from nad_jax import (
+    Recipe,
+    basis_random,
+    dft_direction,
+    estimate_nads,
+    make_key,
+    plotting,
+    save_nads,
+    train_many,
+)
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError
 from tests.test_configs import load_config
@@ -52,11 +61,21 @@ def _copy(finished, tmp_path):
 
 def test_a_run_writes_one_row_per_network_with_its_coordinates(finished):
     rows = _rows(finished)
-    assert len(rows) == 10  # 4×4 frequencies: four that equal their own negative, and (16 − 4)/2 pairs
+    assert (
+        len(rows) == 10
+    )  # 4×4 frequencies: four that equal their own negative, and (16 − 4)/2 pairs
     assert list(rows[0]) == list(directional_bias.COLUMNS)
-    assert [(row["frequency_row"], row["frequency_column"]) for row in rows[:3]] == [("0", "0"), ("2", "0"), ("0", "2")]
+    assert [(row["frequency_row"], row["frequency_column"]) for row in rows[:3]] == [
+        ("0", "0"),
+        ("2", "0"),
+        ("0", "2"),
+    ]
     for row in rows:
-        assert row["architecture"] == "logreg" and row["phase"] == "cosine" and len(row["direction"]) == 16
+        assert (
+            row["architecture"] == "logreg"
+            and row["phase"] == "cosine"
+            and len(row["direction"]) == 16
+        )
         assert 0 <= float(row["test_accuracy"]) <= 1 and row["diverged_at"] == "-1"
     assert len(list((finished / "units").iterdir())) == 4
 
@@ -64,7 +83,9 @@ def test_a_run_writes_one_row_per_network_with_its_coordinates(finished):
 def test_a_row_is_the_network_that_the_api_trains(finished):
     row = _rows(finished)[4]
     direction = dft_direction((8, 8, 1), (int(row["frequency_row"]), int(row["frequency_column"])))
-    recipe = Recipe(num_train=100, num_test=50, num_epochs=2, batch_size=32, loss_window=3, loss_threshold=0.7)
+    recipe = Recipe(
+        num_train=100, num_test=50, num_epochs=2, batch_size=32, loss_window=3, loss_threshold=0.7
+    )
     model = create_model("logreg", (8, 8, 1), num_logits=2)
     metrics = train_many(model, direction[None], sigma=3.0, recipe=recipe)
     for name in directional_bias.METRICS:
@@ -72,14 +93,33 @@ def test_a_row_is_the_network_that_the_api_trains(finished):
 
 
 def _row(**values):
-    row = {"architecture": "lenet", "pooling": "default", "optimizer": "sgd", "num_train": 8, "sigma": 1.0, "seed": 0}
-    row |= {"epsilon": 1.0, "index": "", "frequency_row": "", "frequency_column": "", "phase": ""} | values
+    row = {
+        "architecture": "lenet",
+        "pooling": "default",
+        "optimizer": "sgd",
+        "num_train": 8,
+        "sigma": 1.0,
+        "seed": 0,
+    }
+    row |= {
+        "epsilon": 1.0,
+        "index": "",
+        "frequency_row": "",
+        "frequency_column": "",
+        "phase": "",
+    } | values
     return {"direction": str([row["index"], row["frequency_row"], row["frequency_column"]]), **row}
 
 
 def test_maps_show_every_frequency_at_its_place():
     rows = [
-        _row(frequency_row=r, frequency_column=c, phase="cosine", seed=seed, test_accuracy=r + c / 10 + seed)
+        _row(
+            frequency_row=r,
+            frequency_column=c,
+            phase="cosine",
+            seed=seed,
+            test_accuracy=r + c / 10 + seed,
+        )
         for r, c in [(0, 0), (1, 2), (1, -2)]
         for seed in (0, 1)
     ]
@@ -100,10 +140,14 @@ def test_maps_show_every_frequency_at_its_place():
 def _frequencies(shape, frequency_range, step=1, phases="cosine"):
     changes = {"frequency_range": frequency_range, "frequency_step": step, "phases": phases}
     found = directional_bias.make_directions(_config(image_shape=(*shape, 1), **changes))
-    return found, {(c["frequency_row"], c["frequency_column"], c["phase"]) for c in found.coordinates}
+    return found, {
+        (c["frequency_row"], c["frequency_column"], c["phase"]) for c in found.coordinates
+    }
 
 
-@pytest.mark.parametrize("shape", [(1, 64), (64, 1), (16, 64), (5, 12), (1, 7), (2, 3), (1, 1), (32, 32)])
+@pytest.mark.parametrize(
+    "shape", [(1, 64), (64, 1), (16, 64), (5, 12), (1, 7), (2, 3), (1, 1), (32, 32)]
+)
 def test_the_widest_range_gives_every_fourier_vector_of_an_image_of_any_shape_once(shape):
     half = max(shape) // 2
     found, _ = _frequencies(shape, (-half, half + 1), phases="both" if max(shape) > 2 else "cosine")
@@ -114,7 +158,9 @@ def test_the_widest_range_gives_every_fourier_vector_of_an_image_of_any_shape_on
 def test_a_range_is_that_of_each_axis_as_far_as_it_has_it():
     assert _frequencies((1, 64), (0, 33), 8)[1] == {(0, c, "cosine") for c in (0, 8, 16, 24, 32)}
     assert _frequencies((64, 1), (4, 8))[1] == {(r, 0, "cosine") for r in (4, 5, 6, 7)}
-    assert _frequencies((16, 64), (6, 33), 2)[1] == {(r, c, "cosine") for r in (6, 8) for c in range(6, 33, 2)}
+    assert _frequencies((16, 64), (6, 33), 2)[1] == {
+        (r, c, "cosine") for r in (6, 8) for c in range(6, 33, 2)
+    }
     # Of a self-conjugate frequency there is no sine.
     assert _frequencies((1, 64), (-32, 33), 16, "sine")[1] == {(0, 16, "sine")}
     assert _frequencies((4, 16), (-8, 9), 4, "sine")[1] == {(0, 4, "sine")}
@@ -125,7 +171,12 @@ def test_a_range_is_that_of_each_axis_as_far_as_it_has_it():
     [
         ((1, 64), (-33, 33), 1, "frequency_range: must be an integer in -32 … 33, got -33"),
         ((16, 64), (0, 34), 1, "frequency_range: must be an integer in -32 … 33, got 34"),
-        ((16, 64), (9, 33), 1, "frequency_range: an axis of 16 pixels has the frequencies -8 … 8, of which none is in"),
+        (
+            (16, 64),
+            (9, 33),
+            1,
+            "frequency_range: an axis of 16 pixels has the frequencies -8 … 8, of which none is in",
+        ),
         ((64, 16), (-32, 33), 64, r"none is in \(-32, 33\) in steps of 64"),
         ((1, 1), (0, 2), 1, "frequency_range: must be an integer in 0 … 1, got 2"),
     ],
@@ -141,8 +192,16 @@ def test_maps_of_images_that_are_not_square_have_axes_of_their_own():
     figure = plotting.plot_accuracy_maps({"": np.full((5, 5), 0.7)}, axes, "title")
     panel = figure.axes[0]
     assert panel.get_images()[0].get_extent() == [-10, 10, 2.5, -2.5]
-    assert panel.get_xticks().tolist() == [-8, -4, 0, 4, 8] and panel.get_yticks().tolist() == [-2, -1, 0, 1, 2]
-    flat = plotting.plot_steps_maps({"": np.full((1, 65), 3.0)}, (np.zeros(1, int), np.arange(-32, 33)), "title")
+    assert panel.get_xticks().tolist() == [-8, -4, 0, 4, 8] and panel.get_yticks().tolist() == [
+        -2,
+        -1,
+        0,
+        1,
+        2,
+    ]
+    flat = plotting.plot_steps_maps(
+        {"": np.full((1, 65), 3.0)}, (np.zeros(1, int), np.arange(-32, 33)), "title"
+    )
     assert flat.axes[0].get_images()[0].get_extent() == [-32.5, 32.5, 0.5, -0.5]
     assert flat.axes[0].get_box_aspect() == 0.25  # not a line
 
@@ -151,7 +210,9 @@ def test_maps_of_images_that_are_not_square_have_axes_of_their_own():
 def test_a_map_of_an_image_that_is_not_square_runs_and_draws(shape, tmp_path):
     config = _config(image_shape=(*shape, 1), frequency_range=(-8, 9), frequency_step=4)
     directional_bias.run(config, tmp_path)
-    assert {int(row["frequency_row"]) for row in _rows(tmp_path)} <= set(range(-(shape[0] // 2), shape[0] // 2 + 1))
+    assert {int(row["frequency_row"]) for row in _rows(tmp_path)} <= set(
+        range(-(shape[0] // 2), shape[0] // 2 + 1)
+    )
     assert directional_bias.draw(config, tmp_path)[0].name == "accuracy_map.png"
 
 
@@ -179,19 +240,25 @@ def test_a_direction_that_no_seed_learns_is_drawn_as_such(tmp_path):
 def test_figures_are_drawn_from_the_table_of_the_same_command(finished, tmp_path):
     workdir = _copy(finished, tmp_path)
     (workdir / "accuracy_by_index.png").write_text("of an earlier run")
-    assert [path.name for path in directional_bias.draw(_config(nads=_nads(tmp_path)), workdir)] == [
+    assert [
+        path.name for path in directional_bias.draw(_config(nads=_nads(tmp_path)), workdir)
+    ] == [
         "accuracy_map.png",
         "steps_map.png",
         "accuracy_by_energy.png",
     ]
     assert not (workdir / "accuracy_by_index.png").exists()
-    with pytest.raises(InputError, match=r"made by another command\n  sigmas: folder \[3\.0\], command \[1\.0\]"):
+    with pytest.raises(
+        InputError, match=r"made by another command\n  sigmas: folder \[3\.0\], command \[1\.0\]"
+    ):
         directional_bias.draw(_config(sigmas=(1.0,)), workdir)
     with pytest.raises(InputError, match=r"command\.json: there is no finished run here"):
         directional_bias.draw(_config(), tmp_path)
 
 
-def test_a_rerun_trains_nothing_and_what_is_missing_comes_out_the_same(finished, tmp_path, monkeypatch):
+def test_a_rerun_trains_nothing_and_what_is_missing_comes_out_the_same(
+    finished, tmp_path, monkeypatch
+):
     workdir = _copy(finished, tmp_path)
     first, second, *_ = sorted((workdir / "units").iterdir())
     first.unlink()
@@ -200,7 +267,11 @@ def test_a_rerun_trains_nothing_and_what_is_missing_comes_out_the_same(finished,
     directional_bias.run(_config(unit_size=4), workdir)
     assert (workdir / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
     assert list(workdir.glob("units/*.corrupt"))
-    monkeypatch.setattr(directional_bias, "make_train_many", lambda *args: pytest.fail("a network was trained again"))
+    monkeypatch.setattr(
+        directional_bias,
+        "make_train_many",
+        lambda *args: pytest.fail("a network was trained again"),
+    )
     directional_bias.run(_config(sigmas=(3,)), workdir)  # 3 is 3.0
 
 
@@ -208,8 +279,13 @@ def test_a_sweep_extends_a_folder_and_another_training_is_refused(finished, tmp_
     workdir = _copy(finished, tmp_path)
     directional_bias.run(_config(sigmas=(3.0, 1.0), seeds=(0, 1), frequency_step=4), workdir)
     rows = _rows(workdir)
-    assert len(rows) == 2 * 2 * 4  # the frequencies (0, 0), (0, −4), (−4, 0), (−4, −4) are their own negatives
-    place = {(row["sigma"], row["seed"], row["frequency_row"], row["frequency_column"]): row for row in rows}
+    assert (
+        len(rows) == 2 * 2 * 4
+    )  # the frequencies (0, 0), (0, −4), (−4, 0), (−4, −4) are their own negatives
+    place = {
+        (row["sigma"], row["seed"], row["frequency_row"], row["frequency_column"]): row
+        for row in rows
+    }
     assert place["3", "0", "0", "0"] == _rows(finished)[0]
     assert len({row["test_loss"] for row in rows}) == len(rows)
     with pytest.raises(InputError, match=r"learning_rate: folder 0\.5, command 0\.1"):
@@ -229,26 +305,40 @@ def test_static_axes_are_swept(tmp_path):
 
 
 def _nads(tmp_path):
-    record = estimate_nads(create_model("logreg", (8, 8, 1)), 20, derivative="input_gradient", readout="sampled")
+    record = estimate_nads(
+        create_model("logreg", (8, 8, 1)), 20, derivative="input_gradient", readout="sampled"
+    )
     save_nads(tmp_path / "nads.npz", record)
     return str(tmp_path / "nads.npz")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_runs_and_draws(recipe, tmp_path):
-    changes = {"frequency_step": 4, "num_directions": 3, "seeds": (0, 1), "nads": _nads(tmp_path), "indices": ()}
+    changes = {
+        "frequency_step": 4,
+        "num_directions": 3,
+        "seeds": (0, 1),
+        "nads": _nads(tmp_path),
+        "indices": (),
+    }
     if RECIPES[recipe].get("source") == "nads":
         changes["indices"] = (0, 5, 63)
     config = _config(recipe, **changes)
     if recipe == "random_directions":
         config.architectures = ("logreg", "mlp")
     if recipe == "no_pooling":
-        config.update(architectures=("lenet",), poolings=("none",), image_shape=(16, 16, 1), nads="")
+        config.update(
+            architectures=("lenet",), poolings=("none",), image_shape=(16, 16, 1), nads=""
+        )
         config.update(frequency_step=8, seeds=(0,))
     directional_bias.run(config, tmp_path / "run")
     figures = {path.name: path for path in directional_bias.draw(config, tmp_path / "run")}
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures.values())
-    expected = {"nads": "accuracy_by_index.png", "random": "accuracy_histogram.png", "dft": "accuracy_map.png"}
+    expected = {
+        "nads": "accuracy_by_index.png",
+        "random": "accuracy_histogram.png",
+        "dft": "accuracy_map.png",
+    }
     assert expected[config.source] in figures
     assert ("accuracy_by_energy.png" in figures) == bool(config.nads)
     assert ("steps_map.png" in figures) == (config.source == "dft")
@@ -258,27 +348,47 @@ def test_every_recipe_runs_and_draws(recipe, tmp_path):
 def test_other_sources_of_directions(source, tmp_path):
     directions = np.asarray(basis_random(make_key(5), 64, 4))
     np.save(tmp_path / "d.npy", np.concatenate([directions, -directions[:1]]))
-    config = _config(source=source, indices=() if source == "file" else (0, 1, 9), directions=str(tmp_path / "d.npy"))
+    config = _config(
+        source=source,
+        indices=() if source == "file" else (0, 1, 9),
+        directions=str(tmp_path / "d.npy"),
+    )
     directional_bias.run(config, tmp_path / "run")
     indices = [row["index"] for row in _rows(tmp_path / "run")]
     assert indices == (["0", "1", "2", "3"] if source == "file" else ["0", "1", "9"])  # −v is v
-    assert [path.name for path in directional_bias.draw(config, tmp_path / "run")] == ["accuracy_histogram.png"]
+    assert [path.name for path in directional_bias.draw(config, tmp_path / "run")] == [
+        "accuracy_histogram.png"
+    ]
 
 
 def test_the_corner_is_where_both_frequencies_are_two_modulo_four():
-    found = directional_bias.make_directions(load_config("directional_bias").get_config("resnet18_corner"))
-    assert [(c["frequency_row"], c["frequency_column"]) for c in found.coordinates] == [(4, 4), (6, 6)]
+    found = directional_bias.make_directions(
+        load_config("directional_bias").get_config("resnet18_corner")
+    )
+    assert [(c["frequency_row"], c["frequency_column"]) for c in found.coordinates] == [
+        (4, 4),
+        (6, 6),
+    ]
 
 
 def test_the_published_grid_is_the_one_of_the_table():
     config = load_config("directional_bias").get_config("accuracy_map")
     assert len(directional_bias.make_directions(config).rows) == 130
-    assert len(directional_bias.make_directions(load_config("directional_bias").get_config("no_pooling")).rows) == 34
+    assert (
+        len(
+            directional_bias.make_directions(
+                load_config("directional_bias").get_config("no_pooling")
+            ).rows
+        )
+        == 34
+    )
 
 
 def test_comparison_with_a_published_map(tmp_path, capsys):
     table = ["x,y,accuracy_lenet"]
-    table += [f"{x},{y},{50 + ((y - 8) % 16) + ((x - 8) % 16)}" for y in range(16) for x in range(16)]
+    table += [
+        f"{x},{y},{50 + ((y - 8) % 16) + ((x - 8) % 16)}" for y in range(16) for x in range(16)
+    ]
     path = tmp_path / "map.csv"
     path.write_text("\n".join(table))
     measured = published.read_table(str(path), "lenet")
@@ -299,7 +409,11 @@ def test_comparison_with_a_published_map(tmp_path, capsys):
     assert "Pearson" in lines[0] and "Spearman" in lines[0] and "(-16, -16)" in "".join(lines)
     (line,) = published.compare(measured, rows, (32, 32), "nads")
     assert "not compared" in line
-    for change, shape in [({}, (28, 28)), ({"sigma": 1}, (32, 32)), ({"pooling": "none"}, (32, 32))]:
+    for change, shape in [
+        ({}, (28, 28)),
+        ({"sigma": 1}, (32, 32)),
+        ({"pooling": "none"}, (32, 32)),
+    ]:
         (line,) = published.compare(measured, [{**row, **change} for row in rows], shape, "dft")
         assert "not compared" in line
 
@@ -309,7 +423,10 @@ def test_comparison_with_a_published_curve(tmp_path):
     path.write_text("index,accuracy_lenet\n" + "\n".join(f"{i},{100 - i / 2}" for i in range(101)))
     table = published.read_table(str(path), "lenet")
     assert [row["index"] for row in table][9:13] == [9, 10, 14, 18]
-    rows = [_row(index=index, test_accuracy=accuracy) for index, accuracy in [(12, 0.9), (60, 0.6), (60, 0.7)]]
+    rows = [
+        _row(index=index, test_accuracy=accuracy)
+        for index, accuracy in [(12, 0.9), (60, 0.6), (60, 0.7)]
+    ]
     lines = published.compare(table, rows, (32, 32), "nads")
     assert lines[1].split() == ["12:", "90.0%,", "94.0%,", "-4.0"]
     assert lines[2].split() == ["60:", "65.0%,", "70.0%,", "-5.0"]  # 50, 54, …, 70
@@ -339,7 +456,9 @@ def test_tables_are_read_as_they_stand_in_the_repository_of_the_paper(tmp_path):
         (row,) = [row for row in table if (row["x"], row["y"]) == (8, 3)]
         assert row["accuracy"] == pytest.approx(accuracy)
     curve = published.read_table(_write_table(tmp_path, PUBLISHED_CURVE), "resnet18")
-    assert [row["index"] for row in curve][9:13] == [9, 10, 14, 18] and curve[11]["accuracy"] == 0.9865
+    assert [row["index"] for row in curve][9:13] == [9, 10, 14, 18] and curve[11][
+        "accuracy"
+    ] == 0.9865
 
 
 @pytest.mark.parametrize(
@@ -352,16 +471,25 @@ def test_tables_are_read_as_they_stand_in_the_repository_of_the_paper(tmp_path):
         (MAP.replace(",", " , "), MAP),
         (MAP.replace("acc_ln", "accuracy_lenet"), MAP),
         (MAP.replace("\n", ",note\n"), MAP),
-        (",index," + MAP.replace("\n", "\n0,0,").removesuffix("0,0,"), MAP),  # a table saved by pandas, reset
+        (
+            ",index," + MAP.replace("\n", "\n0,0,").removesuffix("0,0,"),
+            MAP,
+        ),  # a table saved by pandas, reset
         (MAP.replace("8,8", "8.0,8.0"), MAP),
         (MAP + "11,8,\n12,8, \n", MAP),
         ('"x","y","acc_ln"\n8,8,"70"\n9,8,60.5\n10,8,50\n', MAP),
-        ("index,acc_ln\n2,97\n0,99\n1,98.5\n", CURVE),  # NADs between others are interpolated in order
+        (
+            "index,acc_ln\n2,97\n0,99\n1,98.5\n",
+            CURVE,
+        ),  # NADs between others are interpolated in order
     ],
 )
 def test_a_table_that_went_through_other_programs_is_the_same(text, same, tmp_path):
     expected = published.read_table(_write_table(tmp_path, same), "lenet")
-    assert published.read_table(_write_table(tmp_path, text), "lenet") == expected and len(expected) == 3
+    assert (
+        published.read_table(_write_table(tmp_path, text), "lenet") == expected
+        and len(expected) == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -376,7 +504,10 @@ def test_a_table_that_went_through_other_programs_is_the_same(text, same, tmp_pa
         ("x,y,acc_ln,accuracy_lenet\n8,8,70,70\n", "has several columns for 'acc_ln'"),
         ("x,x,y,acc_ln\n8,8,8,70\n", "has several columns for 'x'"),
         (MAP.replace("60.5", "many"), "line 3: acc_ln: must be a number in 0 … 100, got 'many'"),
-        ("\n\n" + MAP.replace("60.5", "nan"), "line 5: acc_ln: must be a number in 0 … 100, got 'nan'"),
+        (
+            "\n\n" + MAP.replace("60.5", "nan"),
+            "line 5: acc_ln: must be a number in 0 … 100, got 'nan'",
+        ),
         (MAP.replace("60.5", "inf"), "line 3: acc_ln: must be a number in 0 … 100, got 'inf'"),
         (MAP.replace("60.5", "100.5"), "line 3: acc_ln: must be a number in 0 … 100, got '100.5'"),
         (MAP.replace("60.5", "-1"), "line 3: acc_ln: must be a number in 0 … 100, got '-1'"),
@@ -386,8 +517,14 @@ def test_a_table_that_went_through_other_programs_is_the_same(text, same, tmp_pa
         (MAP.replace("9,8", "9,8.5"), "line 3: y: must be a whole number in 0 … 15, got '8.5'"),
         (MAP.replace("9,8", ",8"), "line 3: x: must be a whole number in 0 … 15, got ''"),
         (MAP.replace("9,8", "8,8"), "line 3: x, y = 8, 8 is there twice"),
-        (CURVE.replace("\n2,", "\n-2,"), "line 4: index: must be a whole number in 0 … 1023, got '-2'"),
-        (CURVE.replace("\n2,", "\ninf,"), "line 4: index: must be a whole number in 0 … 1023, got 'inf'"),
+        (
+            CURVE.replace("\n2,", "\n-2,"),
+            "line 4: index: must be a whole number in 0 … 1023, got '-2'",
+        ),
+        (
+            CURVE.replace("\n2,", "\ninf,"),
+            "line 4: index: must be a whole number in 0 … 1023, got 'inf'",
+        ),
         ("x,y,acc_ln\n8,8,.7\n9,8,1\n", "acc_ln must be in percent, the largest is 1"),
         ("x,y,acc_ln\n8,8,\n", "holds no measured accuracies of 'lenet'"),
         ("x,y,acc_ln\n1,8,70\n", "holds no measured accuracies of 'lenet'"),
@@ -404,9 +541,14 @@ def test_a_table_that_says_something_else_is_refused_in_one_line(text, message, 
 @pytest.mark.parametrize("architecture", ["mlp", "vgg11_plain", "resnet18_w16"])
 def test_architectures_that_were_not_published_are_not_taken_for_others(architecture, tmp_path):
     config = _config(
-        architectures=(architecture,), image_shape=(32, 32, 1), compare=_write_table(tmp_path, PUBLISHED_MAP)
+        architectures=(architecture,),
+        image_shape=(32, 32, 1),
+        compare=_write_table(tmp_path, PUBLISHED_MAP),
     )
-    with pytest.raises(InputError, match=f"no accuracies of '{architecture}', has those of logreg, lenet, resnet18, "):
+    with pytest.raises(
+        InputError,
+        match=f"no accuracies of '{architecture}', has those of logreg, lenet, resnet18, ",
+    ):
         directional_bias.make_plan(config, tmp_path)
 
 
@@ -414,7 +556,13 @@ def test_against_the_published_tables(published):
     from experiments.published import read_table
 
     assert len(read_table(str(published("dft_accuracies_lenet.csv")), "lenet")) == 144
-    assert min(row["accuracy"] for row in read_table(str(published("dft_accuracies_lenet.csv")), "logreg")) >= 0.99
+    assert (
+        min(
+            row["accuracy"]
+            for row in read_table(str(published("dft_accuracies_lenet.csv")), "logreg")
+        )
+        >= 0.99
+    )
     assert read_table(str(published("nad_accuracies_lenet.csv")), "lenet")[-1]["index"] == 1022
 
 
@@ -435,7 +583,15 @@ def test_bad_input_is_reported_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
         directional_bias.run(config, tmp_path / "run")
     names = {line.split(":")[0] for line in str(caught.value).splitlines()}
-    assert names == {"sigmas", "optimizers", "nums_train", "phases", "frequency_step", "nads", "unit_size"}
+    assert names == {
+        "sigmas",
+        "optimizers",
+        "nums_train",
+        "phases",
+        "frequency_step",
+        "nads",
+        "unit_size",
+    }
     for changes, message in [
         ({"optimizers": ("sgd:momentum",)}, "optimizers: options are written"),
         ({"architectures": ("lent",)}, "did you mean 'lenet'"),
@@ -445,7 +601,10 @@ def test_bad_input_is_reported_at_once(tmp_path):
         ({"compare": str(tmp_path / "missing.csv")}, "missing.csv: No such file"),
         ({"frequency_range": (4, -4)}, "frequency_range: must be first, stop"),
         ({"frequency_range": (-16, 16)}, "frequency_range: must be an integer in -4 … 5, got -16"),
-        ({"architectures": ("logreg,mlp",)}, r"""architectures="\('logreg', 'mlp'\)", got 'logreg,mlp'"""),
+        (
+            {"architectures": ("logreg,mlp",)},
+            r"""architectures="\('logreg', 'mlp'\)", got 'logreg,mlp'""",
+        ),
         ({"phases": "sine", "frequency_step": 4}, "this grid of frequencies has no sine"),
     ]:
         with pytest.raises(InputError, match=message):

@@ -31,7 +31,10 @@ def test_dft_vectors_concentrate_on_their_frequency():
         for index in np.ndindex(6, 8):
             value = spectrum[index]
             assert (abs(value) > 1) == (index in here)
-        assert abs(spectrum[f_y % 6, f_x % 8].real if phase else spectrum[f_y % 6, f_x % 8].imag) < 1e-4
+        assert (
+            abs(spectrum[f_y % 6, f_x % 8].real if phase else spectrum[f_y % 6, f_x % 8].imag)
+            < 1e-4
+        )
         assert np.abs(np.asarray(row).reshape(shape)[..., 1 - channel]).max() == 0
 
 
@@ -48,13 +51,20 @@ def test_dft_has_no_sine_of_a_self_conjugate_frequency():
 def test_dct_agrees_with_scipy():
     image = np.random.default_rng(0).normal(size=(5, 6))
     coefficients = np.asarray(directions.basis_dct((5, 6, 1))) @ image.reshape(-1)
-    np.testing.assert_allclose(coefficients.reshape(5, 6), scipy.fft.dctn(image, norm="ortho"), atol=1e-5)
+    np.testing.assert_allclose(
+        coefficients.reshape(5, 6), scipy.fft.dctn(image, norm="ortho"), atol=1e-5
+    )
 
 
 def test_random_directions_are_orthonormal_and_isotropic():
-    bases = jax.vmap(lambda key: directions.basis_random(key, 8, 3))(jax.random.split(jax.random.key(0), 2000))
-    np.testing.assert_allclose(np.einsum("nkd,njd->nkj", bases, bases), np.eye(3)[None].repeat(2000, 0), atol=1e-5)
-    # Haar: each row has mean 0 and covariance I/8; entries of the mean have standard error √(1/8/2000).
+    bases = jax.vmap(lambda key: directions.basis_random(key, 8, 3))(
+        jax.random.split(jax.random.key(0), 2000)
+    )
+    np.testing.assert_allclose(
+        np.einsum("nkd,njd->nkj", bases, bases), np.eye(3)[None].repeat(2000, 0), atol=1e-5
+    )
+    # Haar: each row has mean 0 and covariance I/8; entries of the mean have standard error
+    #   √(1/8/2000).
     assert np.abs(bases.mean(0)).max() < 5 * np.sqrt(1 / 8 / 2000)
     second = np.einsum("nkd,nke->kde", bases, bases) / 2000
     assert np.abs(second - np.eye(8) / 8).max() < 5 * np.sqrt(2 / 80 / 2000)
@@ -95,7 +105,10 @@ def test_an_identity_names_a_direction_up_to_sign_and_rounding():
 
 
 def test_distinct_directions_keeps_the_first_of_equals():
-    rows = np.asarray(basis_dft((4, 4, 1)).directions)[[3, 1, 3, 2, 1]] * np.array([1, 1, -1, -1, -1])[:, None]
+    rows = (
+        np.asarray(basis_dft((4, 4, 1)).directions)[[3, 1, 3, 2, 1]]
+        * np.array([1, 1, -1, -1, -1])[:, None]
+    )
     assert directions.distinct_directions(rows).tolist() == [0, 1, 3]
 
 

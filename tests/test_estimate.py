@@ -8,7 +8,14 @@ from tests.test_configs import load_config
 
 @pytest.mark.parametrize(
     ("most", "multiple", "limit", "chunk_size"),
-    [(32, 1, 10_000, 32), (32, 1, 1000, 8), (32, 1, 100, 1), (32, 4, 1000, 8), (3, 4, 1, 4), (33, 2, 10_000, 32)],
+    [
+        (32, 1, 10_000, 32),
+        (32, 1, 1000, 8),
+        (32, 1, 100, 1),
+        (32, 4, 1000, 8),
+        (3, 4, 1, 4),
+        (33, 2, 10_000, 32),
+    ],
 )
 def test_the_most_networks_are_taken_that_fit(most, multiple, limit, chunk_size):
     asked = []
@@ -24,11 +31,15 @@ def test_the_most_networks_are_taken_that_fit(most, multiple, limit, chunk_size)
 def test_memory_is_that_of_the_machine_and_programs_need_more_for_more_networks():
     assert 2**30 < estimate.device_bytes() < 2**50
     config = load_config("directional_bias").get_config("accuracy_map")
-    config.update(image_shape=(16, 16, 1), nums_train=(64,), num_test=64, batch_size=16, mapping="vectorized")
+    config.update(
+        image_shape=(16, 16, 1), nums_train=(64,), num_test=64, batch_size=16, mapping="vectorized"
+    )
     devices = jax.local_devices()[:1]
     program = ("lenet", "default", "sgd", 64)
     two, four = (
-        estimate.training_bytes(directional_bias._make_example(config, program, size), "vectorized", devices)
+        estimate.training_bytes(
+            directional_bias._make_example(config, program, size), "vectorized", devices
+        )
         for size in (2, 4)
     )
     assert two < four < 2 * two
@@ -55,5 +66,8 @@ def test_sweeps_choose_what_fits_and_keep_what_is_given(tmp_path, monkeypatch):
     config = load_config("compute_nads").get_config("mlp")
     config.update(mapping="vectorized", readout="sampled")
     plan = compute_nads.make_plan(config, tmp_path)
-    assert plan.make_program(plan.list_units(directional_bias.runner.ALONE)[0].program, 0).chunk_size == 2
+    assert (
+        plan.make_program(plan.list_units(directional_bias.runner.ALONE)[0].program, 0).chunk_size
+        == 2
+    )
     assert limits[1:] == [(120, 2, estimate.device_bytes() // 2)]

@@ -22,7 +22,9 @@ from tests.test_configs import ROOT, load_config
 
 def _config(**changes):
     config = load_config("compute_nads").get_config("lenet")
-    config.update(image_shape=(16, 16, 1), num_networks=10, unit_size=4, chunk_size=2, figure_directions=5)
+    config.update(
+        image_shape=(16, 16, 1), num_networks=10, unit_size=4, chunk_size=2, figure_directions=5
+    )
     config.update(changes)
     return config
 
@@ -59,7 +61,9 @@ def test_a_run_stores_the_record_and_draws_it(finished):
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures)
 
 
-def test_a_rerun_computes_nothing_and_an_interrupted_run_ends_the_same(finished, tmp_path, monkeypatch):
+def test_a_rerun_computes_nothing_and_an_interrupted_run_ends_the_same(
+    finished, tmp_path, monkeypatch
+):
     workdir = _copy(finished, tmp_path)
     (workdir / "nads.npz").unlink()
     (workdir / "units" / "networks_0000004_0000008.npz").unlink()
@@ -67,7 +71,9 @@ def test_a_rerun_computes_nothing_and_an_interrupted_run_ends_the_same(finished,
     assert _units(workdir) == _units(finished)
     assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
 
-    monkeypatch.setattr(compute_nads, "_make_program", lambda *args: pytest.fail("a unit was computed again"))
+    monkeypatch.setattr(
+        compute_nads, "_make_program", lambda *args: pytest.fail("a unit was computed again")
+    )
     compute_nads.run(_config(), workdir)
 
 
@@ -80,7 +86,9 @@ def test_more_networks_extend_a_folder(finished, tmp_path):
     straight = tmp_path / "straight"
     compute_nads.run(_config(num_networks=14), straight)
     assert _units(workdir) == _units(straight)
-    with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered.*holds 14, got 10"):
+    with pytest.raises(
+        InputError, match=r"num_networks: can be raised, not lowered.*holds 14, got 10"
+    ):
         compute_nads.run(_config(), workdir)
     with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered"):
         runner.collect(compute_nads.make_plan(_config(), workdir), workdir)
@@ -100,7 +108,9 @@ def test_a_damaged_unit_is_kept_aside_and_computed_again(finished, tmp_path, dam
     path = workdir / "units" / "networks_0000004_0000008.npz"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes({"flip": bytes(content), "truncate": bytes(content[:1000]), "empty": b""}[damage])
+    path.write_bytes(
+        {"flip": bytes(content), "truncate": bytes(content[:1000]), "empty": b""}[damage]
+    )
     compute_nads.run(_config(), workdir)
     assert path.read_bytes() == _units(finished)[path.name]
     assert path.with_name(path.name + ".corrupt").exists()
@@ -136,7 +146,9 @@ def test_comparison_with_itself_is_perfect(finished, tmp_path, capsys):
 def test_what_is_compared_with_must_be_a_basis(finished, tmp_path):
     record = load_nads(finished / "nads.npz")
     np.save(tmp_path / "copies.npy", np.repeat(record.directions[:1], 64, axis=0))
-    with pytest.raises(InputError, match=r"copies\.npy: directions: rows are not orthonormal \(largest error 1"):
+    with pytest.raises(
+        InputError, match=r"copies\.npy: directions: rows are not orthonormal \(largest error 1"
+    ):
         compute_nads.run(_config(compare=str(tmp_path / "copies.npy")), finished)
 
 
@@ -146,7 +158,9 @@ def test_every_direction_has_its_row_and_its_representation(finished):
     header, *rows = (finished / "nads.csv").read_text().splitlines()
     assert header == "index,eigenvalue,eigenvalue_sem,symmetry" and len(rows) == 256
     assert [row.split(",")[3] for row in rows] == record.symmetry.tolist()
-    np.testing.assert_allclose([float(row.split(",")[1]) for row in rows], record.eigenvalues, rtol=1e-5)
+    np.testing.assert_allclose(
+        [float(row.split(",")[1]) for row in rows], record.eigenvalues, rtol=1e-5
+    )
 
 
 def test_a_record_from_before_symmetries_is_drawn(finished, tmp_path, monkeypatch):
@@ -157,12 +171,18 @@ def test_a_record_from_before_symmetries_is_drawn(finished, tmp_path, monkeypatc
     arrays = {name: array for name, array in arrays.items() if name != "symmetry"}
     store.write_npz(workdir / "nads.npz", {**arrays, "config": np.asarray(json.dumps(config))})
     assert set(load_nads(workdir / "nads.npz").symmetry) == {""}
-    comparison = {"num_networks": np.asarray(10), "overlap_sizes": np.array([1]), "overlap": np.ones(1)}
+    comparison = {
+        "num_networks": np.asarray(10),
+        "overlap_sizes": np.array([1]),
+        "overlap": np.ones(1),
+    }
     store.write_npz(workdir / "comparison.npz", comparison)
     drawn = []
     plot_overlap = compute_nads.plotting.plot_overlap
     monkeypatch.setattr(
-        compute_nads.plotting, "plot_overlap", lambda curves, *rest: drawn.append(curves) or plot_overlap(curves, *rest)
+        compute_nads.plotting,
+        "plot_overlap",
+        lambda curves, *rest: drawn.append(curves) or plot_overlap(curves, *rest),
     )
     assert len(compute_nads.draw(_config(), workdir)) == 3
     assert "against the compared directions" in drawn[0]
@@ -174,7 +194,13 @@ def test_a_record_from_before_symmetries_is_drawn(finished, tmp_path, monkeypatc
         {"readout": "sampled", "centred": True},
         {"readout": "sampled", "num_readouts": 3, "derivative": "input_gradient"},
         {"derivative": "input_gradient", "point": "fresh", "pooling": "avg"},
-        {"num_logits": 3, "logit": 1, "image_shape": (16, 17, 2), "initialization": "flax", "symmetrized": False},
+        {
+            "num_logits": 3,
+            "logit": 1,
+            "image_shape": (16, 17, 2),
+            "initialization": "flax",
+            "symmetrized": False,
+        },
     ],
 )
 def test_every_kind_of_estimate_runs_and_draws(changes, tmp_path):
@@ -188,11 +214,21 @@ def test_every_kind_of_estimate_runs_and_draws(changes, tmp_path):
 
 def test_all_bad_values_are_reported_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
-        compute_nads.run(_config(step=-1.0, num_networks=0, unit_size=3, readout="averaged"), tmp_path / "run")
+        compute_nads.run(
+            _config(step=-1.0, num_networks=0, unit_size=3, readout="averaged"), tmp_path / "run"
+        )
     lines = str(caught.value).splitlines()
-    assert [line.split(":")[0] for line in lines] == ["step", "readout", "num_networks", "unit_size"]
+    assert [line.split(":")[0] for line in lines] == [
+        "step",
+        "readout",
+        "num_networks",
+        "unit_size",
+    ]
     with pytest.raises(InputError) as caught:
-        compute_nads.run(_config(architecture="lent", seed=2**32, figure_directions=0, step=-1.0), tmp_path / "run")
+        compute_nads.run(
+            _config(architecture="lent", seed=2**32, figure_directions=0, step=-1.0),
+            tmp_path / "run",
+        )
     names = [line.split(":")[0] for line in str(caught.value).splitlines()]
     assert names == ["step", "architecture", "seed", "figure_directions"]
     incomplete = _config()
@@ -211,16 +247,34 @@ RECIPE = "--config=configs/compute_nads.py:lenet"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/compute_nads.py:lent", "--workdir=W"], "config argument: unknown value 'lent'"),
-        (["--config=configs/missing.py", "--workdir=W"], "No such file or directory: 'configs/missing.py'"),
-        ([RECIPE, "--workdir=W", "--config.num_network=3"], "'num_network' (did you mean 'num_networks'?)"),
+        (
+            ["--config=configs/compute_nads.py:lent", "--workdir=W"],
+            "config argument: unknown value 'lent'",
+        ),
+        (
+            ["--config=configs/missing.py", "--workdir=W"],
+            "No such file or directory: 'configs/missing.py'",
+        ),
+        (
+            [RECIPE, "--workdir=W", "--config.num_network=3"],
+            "'num_network' (did you mean 'num_networks'?)",
+        ),
         ([RECIPE, "--workdir=W", "--config.num_networks=many"], "--config.num_networks=many"),
         ([RECIPE, "--workdir=W", "--config.logit="], "--config.logit=: must be an integer"),
         ([RECIPE, "--workdir=W", "--config.step=ten"], "--config.step=ten: must be a number"),
-        ([RECIPE, "--workdir=W", "--config.num_networks=None"], "num_networks: must have a value, got None"),
+        (
+            [RECIPE, "--workdir=W", "--config.num_networks=None"],
+            "num_networks: must have a value, got None",
+        ),
         ([RECIPE, "--workdir=W", "--config.pooling=None"], "pooling: must have a value, got None"),
-        ([RECIPE, "--workdir=W", "--config.image_shape=None"], "image_shape: must have a value, got None"),
-        ([RECIPE, "--workdir=W", "--config.architecture=lent"], "architecture: unknown value 'lent'"),
+        (
+            [RECIPE, "--workdir=W", "--config.image_shape=None"],
+            "image_shape: must have a value, got None",
+        ),
+        (
+            [RECIPE, "--workdir=W", "--config.architecture=lent"],
+            "architecture: unknown value 'lent'",
+        ),
         ([RECIPE, "--workdir=W", "--config.compare=D"], "have D = 16, expected D = 1024"),
         ([RECIPE], "--workdir is required"),
         ([RECIPE, "--workdir="], "--workdir is required"),
@@ -244,8 +298,16 @@ def test_the_command_line_answers_bad_input_in_one_line(arguments, message, tmp_
 
 
 def test_what_a_recipe_leaves_empty_can_be_given_as_none(tmp_path):
-    (tmp_path / "fields.json").write_text('\ufeff{"compare": null, "sweep": {"seed": null, "step": [10, 20]}}')
-    fields = ["logit=2", "logit=None", "compare_singular_values=None", "sweep.seed=0,1", "sweep.point=None"]
+    (tmp_path / "fields.json").write_text(
+        '\ufeff{"compare": null, "sweep": {"seed": null, "step": [10, 20]}}'
+    )
+    fields = [
+        "logit=2",
+        "logit=None",
+        "compare_singular_values=None",
+        "sweep.seed=0,1",
+        "sweep.point=None",
+    ]
     command = Command(
         "--config=configs/compute_nads.py:logreg",
         f"--workdir={tmp_path / 'run'}",
@@ -256,7 +318,10 @@ def test_what_a_recipe_leaves_empty_can_be_given_as_none(tmp_path):
     )
     assert command.wait() == 0, command.errors
     points = sorted((tmp_path / "run").glob("step=*"))
-    assert [path.name for path in points] == ["step=10.0", "step=20.0"]  # as without the fields that are None
+    assert [path.name for path in points] == [
+        "step=10.0",
+        "step=20.0",
+    ]  # as without the fields that are None
     assert [load_nads(path / "nads.npz").config["logit"] for path in points] == [None, None]
 
 
@@ -273,14 +338,18 @@ def test_null_in_json_is_what_the_recipe_leaves_empty_or_one_line(name, tmp_path
     path = tmp_path / "fields.json"
     for place, value in _fields(load_config(name).get_config()):
         config = load_config(name).get_config()
-        path.write_text(json.dumps(reduce(lambda inner, part: {part: inner}, reversed(place), None)))
+        path.write_text(
+            json.dumps(reduce(lambda inner, part: {part: inner}, reversed(place), None))
+        )
         if value in (None, "", ()):
             _read_json(config, str(path))
             assert reduce(getitem, place, config) == value
         else:
             with pytest.raises(InputError) as caught:
                 _read_json(config, str(path))
-            assert str(caught.value).startswith(f"{path}: {'.'.join(place)}: must have a value, got None")
+            assert str(caught.value).startswith(
+                f"{path}: {'.'.join(place)}: must have a value, got None"
+            )
             assert len(str(caught.value).splitlines()) == 1
 
 
@@ -288,7 +357,9 @@ def test_the_command_line_runs_a_recipe(tmp_path):
     command = [sys.executable, "-m", "experiments.main", "--config=configs/compute_nads.py:logreg"]
     command += [f"--workdir={tmp_path / 'run'}", "--config.image_shape=8,8,1"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert "10/10 networks" in result.stderr and "0 diverged" in result.stderr
     assert "logreg: NADs of 10 networks" in result.stdout

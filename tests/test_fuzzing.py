@@ -1,4 +1,5 @@
-"""Whatever is in a config, a file of arrays or a file of images: one error, soon, without taking the memory.
+"""Whatever is in a config, a file of arrays or a file of images: one error, soon, without taking
+the memory.
 
 NAD_EXAMPLES is how many are tried (default 30; of the quick ones ten times as many).
 """
@@ -27,9 +28,13 @@ SLOW = hypothesis.settings(max_examples=EXAMPLES, deadline=5000, derandomize=Tru
 QUICK = hypothesis.settings(SLOW, max_examples=10 * EXAMPLES)
 
 NUMBERS = st.integers(-3, 3) | st.integers() | st.floats() | st.booleans() | st.none()
-NAMES = st.text(max_size=8) | st.sampled_from(["lenet", "max", "none", "sgd", "adam:b1=2", "sgd:momentum=[", "dft"])
+NAMES = st.text(max_size=8) | st.sampled_from(
+    ["lenet", "max", "none", "sgd", "adam:b1=2", "sgd:momentum=[", "dft"]
+)
 VALUES = st.recursive(
-    NUMBERS | NAMES, lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple), max_leaves=6
+    NUMBERS | NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple),
+    max_leaves=6,
 )
 FIELDS = {name: sorted(load_config(name).get_config()) for name in EXPERIMENTS}
 
@@ -37,7 +42,9 @@ FIELDS = {name: sorted(load_config(name).get_config()) for name in EXPERIMENTS}
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_no_value_of_a_field_raises_anything_but_an_input_error(name):
     @SLOW
-    @hypothesis.given(st.dictionaries(st.sampled_from(FIELDS[name]), VALUES, min_size=1, max_size=3))
+    @hypothesis.given(
+        st.dictionaries(st.sampled_from(FIELDS[name]), VALUES, min_size=1, max_size=3)
+    )
     def check(changes):
         config = load_config(name).get_config()
         with config.ignore_type():
@@ -57,7 +64,11 @@ def test_no_value_of_a_field_raises_anything_but_an_input_error(name):
 
 def test_no_axis_of_an_ensemble_raises_anything_but_an_input_error():
     @SLOW
-    @hypothesis.given(st.dictionaries(st.sampled_from(sorted(load_config("compute_nads").get_config().sweep)), VALUES))
+    @hypothesis.given(
+        st.dictionaries(
+            st.sampled_from(sorted(load_config("compute_nads").get_config().sweep)), VALUES
+        )
+    )
     def check(changes):
         config = load_config("compute_nads").get_config()
         with config.ignore_type():
@@ -96,7 +107,9 @@ HEADERS = st.fixed_dictionaries(
 
 
 @QUICK
-@hypothesis.given(HEADERS | st.text(max_size=60), st.binary(max_size=200), st.sampled_from([1, 2, 3]))
+@hypothesis.given(
+    HEADERS | st.text(max_size=60), st.binary(max_size=200), st.sampled_from([1, 2, 3])
+)
 def test_no_header_of_an_array_takes_more_than_its_file(tmp_path_factory, header, body, version):
     text = (repr(header) if isinstance(header, dict) else header).encode() + b"\n"
     length = struct.pack("<H" if version == 1 else "<I", len(text))
@@ -109,7 +122,9 @@ def test_no_header_of_an_array_takes_more_than_its_file(tmp_path_factory, header
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     path = tmp_path_factory.mktemp("record") / "unit.npz"
-    store.write_npz(path, {"directions": np.eye(8), "config": np.asarray("{}"), "count": np.asarray(3)})
+    store.write_npz(
+        path, {"directions": np.eye(8), "config": np.asarray("{}"), "count": np.asarray(3)}
+    )
     return path.read_bytes()
 
 
@@ -150,16 +165,23 @@ FORMS = (BINARY, PICKLED, *range(6))
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """The bytes of one good file of each layout and protocol of pickles, and the folders they belong to."""
+    """The bytes of one good file of each layout and protocol of pickles, and the folders they
+    belong to.
+    """
     folder = tmp_path_factory.mktemp("images")
     found = {}
     for form in FORMS:
         layout = BINARY if form == BINARY else PICKLED
         batches = make_batches(4)
-        path = write_folder(folder / str(form), layout, batches) / f"data_batch_1{'.bin' * (form == BINARY)}"
+        path = (
+            write_folder(folder / str(form), layout, batches)
+            / f"data_batch_1{'.bin' * (form == BINARY)}"
+        )
         if isinstance(form, int):
             pixels, labels = batches["data_batch_1"]
-            path.write_bytes(pickle.dumps({b"data": pixels, "labels": labels, b"filenames": [b"cat.png"]}, form))
+            path.write_bytes(
+                pickle.dumps({b"data": pixels, "labels": labels, b"filenames": [b"cat.png"]}, form)
+            )
         found[form] = (folder / str(form), path, path.read_bytes())
     return found.get  # a function: a dictionary would be printed
 
@@ -171,7 +193,9 @@ def images(tmp_path_factory):
     st.sampled_from([0, 1, 8, 5000]),
     st.binary(max_size=64),
 )
-def test_no_change_of_a_file_of_images_takes_more_than_its_files(images, form, place, length, inserted):
+def test_no_change_of_a_file_of_images_takes_more_than_its_files(
+    images, form, place, length, inserted
+):
     folder, path, content = images(form)
     place %= len(content) + 1
     path.write_bytes(content[:place] + inserted + content[place + length :])

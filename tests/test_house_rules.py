@@ -7,7 +7,11 @@ import sys
 import nad_jax
 from tests.test_configs import ROOT
 
-SOURCE = sorted(path for folder in ("nad_jax", "experiments", "configs") for path in (ROOT / folder).rglob("*.py"))
+SOURCE = sorted(
+    path
+    for folder in ("nad_jax", "experiments", "configs")
+    for path in (ROOT / folder).rglob("*.py")
+)
 FORBIDDEN = (
     r"pickle\.load", r"\bimport pickle\b", r"allow_pickle\s*=\s*True", r"yaml\.load", r"extractall",
     r"(?<![.\w])eval\(", r"jax\._src", r"jax\.core", r"jax\.interpreters", r"jax\.experimental",
@@ -28,18 +32,27 @@ def test_nothing_is_unpickled_extracted_or_private():
 
 def test_the_version_is_said_in_one_place():
     files = (*SOURCE, ROOT / "setup.py", ROOT / "pyproject.toml")
-    said = [path.name for path in files if f'"{nad_jax.__version__}"' in path.read_text(encoding="utf-8")]
+    said = [
+        path.name
+        for path in files
+        if f'"{nad_jax.__version__}"' in path.read_text(encoding="utf-8")
+    ]
     assert said == ["versions.py"]
 
 
 def test_importing_the_package_costs_less_than_importing_jax():
     # .35 s after .42 s of JAX on a 2-core CPU; as a ratio, since machines differ.
     program = (
-        "import time; a = time.perf_counter(); import jax; b = time.perf_counter(); import nad_jax; "
+        "import time; a = time.perf_counter(); import jax; b = time.perf_counter(); import "
+        "nad_jax; "
         "print((time.perf_counter() - b) / (b - a))"
     )
     ratios = [
-        float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
+        float(
+            subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for _ in range(3)
     ]
     assert min(ratios) < 1.2

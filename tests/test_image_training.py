@@ -1,4 +1,6 @@
-"""Training on images: the recipe against a float64 reference, what is transformed and what is not, bad input."""
+"""Training on images: the recipe against a float64 reference, what is transformed and what is not,
+bad input.
+"""
 
 import dataclasses
 
@@ -25,7 +27,15 @@ from tests.test_training import reference_regression
 SHAPE = (8, 8, 3)
 CLASSES = 4
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-SMALL = Recipe("sgd", {"momentum": 0.9}, weight_decay=5e-2, clip_norm=0.3, batch_size=32, num_epochs=3, loss_window=3)
+SMALL = Recipe(
+    "sgd",
+    {"momentum": 0.9},
+    weight_decay=5e-2,
+    clip_norm=0.3,
+    batch_size=32,
+    num_epochs=3,
+    loss_window=3,
+)
 
 
 def _data(num_train=100, num_test=60, dtype=np.uint8):
@@ -37,7 +47,9 @@ def _data(num_train=100, num_test=60, dtype=np.uint8):
 
 
 def _carriers(index=3, epsilon=0.5):
-    carriers, signs = published_carriers(np.asarray(basis_random(make_key(1), 64)), index, SHAPE, CLASSES)
+    carriers, signs = published_carriers(
+        np.asarray(basis_random(make_key(1), 64)), index, SHAPE, CLASSES
+    )
     return carriers, np.float32(epsilon) * signs
 
 
@@ -71,9 +83,13 @@ def test_training_on_poisoned_images_equals_its_float64_reference():
     np.testing.assert_allclose(variables["params"]["Dense_0"]["kernel"], weights, atol=2e-5)
     # The test images are normalized, but not poisoned.
     logits = (data.test_images.reshape(60, -1) / 255.0 - mean) / std @ weights + bias
-    assert float(metrics.test_accuracy) == pytest.approx((logits.argmax(1) == data.test_labels).mean(), abs=1e-6)
+    assert float(metrics.test_accuracy) == pytest.approx(
+        (logits.argmax(1) == data.test_labels).mean(), abs=1e-6
+    )
     logits = (x - mean) / std @ weights + bias
-    assert float(metrics.train_accuracy) == pytest.approx((logits.argmax(1) == data.train_labels).mean(), abs=1e-6)
+    assert float(metrics.train_accuracy) == pytest.approx(
+        (logits.argmax(1) == data.train_labels).mean(), abs=1e-6
+    )
 
 
 def test_a_network_takes_up_the_carrier_where_the_images_say_nothing():
@@ -88,7 +104,9 @@ def test_a_network_takes_up_the_carrier_where_the_images_say_nothing():
 @pytest.mark.parametrize("mapping", ["sequential", "vectorized"])
 def test_a_network_does_not_depend_on_its_company(mapping):
     data, model = _data(), _model("mlp")
-    arrays = tuple(np.stack(column) for column in zip(_carriers(0), _carriers(3), _carriers(5), strict=True))
+    arrays = tuple(
+        np.stack(column) for column in zip(_carriers(0), _carriers(3), _carriers(5), strict=True)
+    )
     run = make_train_many_images(model, data, SMALL, poison, MEAN, STD, mapping, chunk_size=2)
     done = []
     many = run(arrays, 0.1, seed=[0, 0, 1], progress=done.append)
@@ -106,8 +124,14 @@ def test_a_network_does_not_depend_on_its_company(mapping):
 def test_mappings_and_kinds_of_images_agree():
     recipe = dataclasses.replace(SMALL, precision="highest")
     runs = [
-        train_many_images(_model("mlp"), _data(dtype=dtype), seed=[0, 1], recipe=recipe, mapping=mapping)
-        for dtype, mapping in [(np.uint8, "sequential"), (np.uint8, "vectorized"), (np.float64, "sequential")]
+        train_many_images(
+            _model("mlp"), _data(dtype=dtype), seed=[0, 1], recipe=recipe, mapping=mapping
+        )
+        for dtype, mapping in [
+            (np.uint8, "sequential"),
+            (np.uint8, "vectorized"),
+            (np.float64, "sequential"),
+        ]
     ]
     for other in runs[1:]:
         np.testing.assert_allclose(other.losses, runs[0].losses, atol=1e-5)
@@ -120,14 +144,25 @@ def test_fewer_images_than_a_batch_are_one_batch():
 
 
 def test_a_short_recipe_is_checked_with_the_number_of_images():
-    short = dataclasses.replace(SMALL, num_epochs=1, num_train=16)  # one step of 16, but four of 100
+    short = dataclasses.replace(
+        SMALL, num_epochs=1, num_train=16
+    )  # one step of 16, but four of 100
     assert np.isfinite(train_many_images(_model(), _data(), recipe=short).losses).all()
 
 
 def test_the_published_recipe():
     recipe = cifar_recipe()
-    assert (recipe.optimizer, dict(recipe.optimizer_options), recipe.weight_decay) == ("sgd", {"momentum": 0.9}, 5e-4)
-    assert (recipe.clip_norm, recipe.batch_size, recipe.num_epochs, recipe.schedule) == (0.5, 128, 50, "linear")
+    assert (recipe.optimizer, dict(recipe.optimizer_options), recipe.weight_decay) == (
+        "sgd",
+        {"momentum": 0.9},
+        5e-4,
+    )
+    assert (recipe.clip_norm, recipe.batch_size, recipe.num_epochs, recipe.schedule) == (
+        0.5,
+        128,
+        50,
+        "linear",
+    )
     assert recipe.num_steps == 50 * 391 and recipe.problems() == []
 
 
@@ -135,25 +170,52 @@ def test_bad_input_is_named():
     data, model = _data(), _model()
     carriers, coefficients = (array[None] for array in _carriers())
     for change, message in [
-        ({"train_images": data.train_images[..., :1]}, r"train_images: must be real numbers \[B, 8, 8, 3\]"),
-        ({"test_images": data.test_images.astype(int)}, "test_images: must be uint8 or real numbers, got int64"),
-        ({"test_images": data.test_images * np.float32("nan")}, "test_images: has entries that are not finite"),
+        (
+            {"train_images": data.train_images[..., :1]},
+            r"train_images: must be real numbers \[B, 8, 8, 3\]",
+        ),
+        (
+            {"test_images": data.test_images.astype(int)},
+            "test_images: must be uint8 or real numbers, got int64",
+        ),
+        (
+            {"test_images": data.test_images * np.float32("nan")},
+            "test_images: has entries that are not finite",
+        ),
         ({"train_labels": data.train_labels + 1}, r"train_labels: must be in 0 … 3, got 4"),
         ({"train_labels": data.train_labels / 2}, r"train_labels: must be integers \[B\]"),
-        ({"test_labels": data.test_labels[1:]}, "test_labels: must be one for each of the 60 images, got 59"),
+        (
+            {"test_labels": data.test_labels[1:]},
+            "test_labels: must be one for each of the 60 images, got 59",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             train_many_images(model, data._replace(**change), recipe=SMALL)
     for arguments, message in [
         ({"mean": (0.1, 0.2)}, "mean: must be a finite number or one for each of the 3 channels"),
         ({"std": 0.0}, "std: must be positive, got 0"),
-        ({"seed": [0, 1, 2], "arrays": (carriers, coefficients)}, r"arrays: must have one leading axis \[3\]"),
-        ({"learning_rate": [0.1, 0.2], "seed": [0, 1, 2]}, "learning_rate: must be a number or one for each of the 3"),
-        ({"recipe": dataclasses.replace(SMALL, batch_size=0)}, "batch_size: must be an integer of at least 1"),
+        (
+            {"seed": [0, 1, 2], "arrays": (carriers, coefficients)},
+            r"arrays: must have one leading axis \[3\]",
+        ),
+        (
+            {"learning_rate": [0.1, 0.2], "seed": [0, 1, 2]},
+            "learning_rate: must be a number or one for each of the 3",
+        ),
+        (
+            {"recipe": dataclasses.replace(SMALL, batch_size=0)},
+            "batch_size: must be an integer of at least 1",
+        ),
         ({"chunk_size": -1}, "chunk_size"),
-        ({"arrays": (carriers, coefficients), "transform": None}, "arrays: .* there is no transform"),
+        (
+            {"arrays": (carriers, coefficients), "transform": None},
+            "arrays: .* there is no transform",
+        ),
         ({"arrays": (0.5,)}, "arrays: must have a leading axis"),
-        ({"transform": lambda x, labels: x[:, 1:]}, r"transform: must keep the shape of images, \(32, 8, 8, 3\)"),
+        (
+            {"transform": lambda x, labels: x[:, 1:]},
+            r"transform: must keep the shape of images, \(32, 8, 8, 3\)",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             train_many_images(model, data, **{"recipe": SMALL, "transform": poison, **arguments})
@@ -162,11 +224,15 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match="data: must be ImageData, got tuple"):
         train_many_images(model, tuple(data))
     train = image_training.make_train_images(model, SMALL)
-    with pytest.raises(InputError, match=r"data: the recipe has 10000 and 10000 images, got \(100, 60\)"):
+    with pytest.raises(
+        InputError, match=r"data: the recipe has 10000 and 10000 images, got \(100, 60\)"
+    ):
         train(jax.random.key(0), 0.1, data)
 
 
 def test_a_label_without_a_carrier_is_not_passed_over():
     carriers, coefficients = (array[None, :2] for array in _carriers())  # two of four classes
-    metrics = train_many_images(_model(), _data(), (carriers, coefficients), recipe=SMALL, transform=poison)
+    metrics = train_many_images(
+        _model(), _data(), (carriers, coefficients), recipe=SMALL, transform=poison
+    )
     assert metrics.diverged_at.tolist() == [1]

@@ -13,7 +13,10 @@ from nad_jax.linen import from_linen
 
 
 def _flat(variables):
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+    return {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    }
 
 
 def _own_kernel(name, variables):
@@ -42,7 +45,9 @@ def test_reference_initialization_has_the_stated_law_leaf_by_leaf(architecture):
         if leaf.size >= 64:
             random += 1
             assert abs(leaf.mean()) < 5 * np.sqrt(variance / leaf.size), name
-            assert abs((leaf**2).mean() / variance - 1) < 5 * np.sqrt((fourth - 1) / leaf.size), name
+            assert abs((leaf**2).mean() / variance - 1) < 5 * np.sqrt((fourth - 1) / leaf.size), (
+                name
+            )
     assert random >= 4
 
 
@@ -68,7 +73,11 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.Conv(4, (3, 3))(x) if self.images else nn.Dense(4, name="before")(x.reshape(len(x), -1))
+        x = (
+            nn.Conv(4, (3, 3))(x)
+            if self.images
+            else nn.Dense(4, name="before")(x.reshape(len(x), -1))
+        )
         return nn.Dense(1, name="after")(self.part(x).reshape(len(x), -1))
 
 
@@ -111,7 +120,12 @@ class Tower(nn.Module):
 
 
 STACKED = nn.vmap(
-    nn.Dense, in_axes=None, out_axes=1, axis_size=2, variable_axes={"params": 0}, split_rngs={"params": True}
+    nn.Dense,
+    in_axes=None,
+    out_axes=1,
+    axis_size=2,
+    variable_axes={"params": 0},
+    split_rngs={"params": True},
 )
 
 
@@ -123,7 +137,12 @@ STACKED = nn.vmap(
         (Bilinear(), "params/part/kernel", "Bilinear", False),
         (HalfDense(4), "params/part/bias", "HalfDense", False),
         (STACKED(4), "params/part/bias", "Dense, stacked by nn.scan or nn.vmap", False),
-        (nn.WeightNorm(nn.Dense(4)), "params/part/layer_instance/bias", "Dense inside a WeightNorm", False),
+        (
+            nn.WeightNorm(nn.Dense(4)),
+            "params/part/layer_instance/bias",
+            "Dense inside a WeightNorm",
+            False,
+        ),
         (Spectral(), "batch_stats/part/SpectralNorm_0/Dense_0/kernel/sigma", "SpectralNorm", False),
         (nn.DenseGeneral(4), "params/part/bias", "DenseGeneral", False),
         (nn.PReLU(), "params/part/negative_slope", "PReLU", False),
@@ -138,7 +157,9 @@ STACKED = nn.vmap(
         (nn.RNN(nn.LSTMCell(4)), "params/part/cell/hf/bias", "Dense inside a LSTMCell", True),
     ],
 )
-def test_variables_whose_law_is_not_settled_are_refused_by_name_and_owner(part, variable, owner, images):
+def test_variables_whose_law_is_not_settled_are_refused_by_name_and_owner(
+    part, variable, owner, images
+):
     with pytest.raises(InputError, match=rf"not variable {variable} float32\[.*\] of a {owner};"):
         from_linen(Net(part, images), (4, 4, 1), initialization="reference", check=False)
     assert from_linen(Net(part, images), (4, 4, 1), check=False).num_logits == 1
@@ -169,9 +190,9 @@ class Shared(nn.Module):
 
 def test_a_module_of_ones_own_may_state_its_law_for_itself():
     def make(part):
-        return from_linen(Net(part), (4, 4, 1), "reference", check=False).init(jax.random.key(0))["params"]["part"][
-            "kernel"
-        ]
+        return from_linen(Net(part), (4, 4, 1), "reference", check=False).init(jax.random.key(0))[
+            "params"
+        ]["part"]["kernel"]
 
     np.testing.assert_allclose(jnp.abs(make(Kernel())).max(), 1 / 2, rtol=0.02)
     assert 0 < jnp.abs(make(Shared())).max() <= 1 / 2
@@ -194,18 +215,25 @@ def test_layers_that_are_only_wrapped_keep_their_law():
     kernel = weights(nn.Sequential([nn.remat(Tower)(), nn.relu]))["layers_0"]["Dense_0"]["kernel"]
     assert 0.3 < jnp.abs(kernel).max() <= 0.5
     # Kernels of one dimension, and of groups: 3 and 3·3·2 weights enter a sum.
-    np.testing.assert_allclose(jnp.abs(weights(nn.Conv(400, (3,)), True)["kernel"]).max(), 1 / np.sqrt(12), rtol=0.02)
+    np.testing.assert_allclose(
+        jnp.abs(weights(nn.Conv(400, (3,)), True)["kernel"]).max(), 1 / np.sqrt(12), rtol=0.02
+    )
     grouped = weights(nn.Conv(400, (3, 3), feature_group_count=2), True)["kernel"]
     np.testing.assert_allclose(jnp.abs(grouped).max(), 1 / np.sqrt(18), rtol=0.02)
 
 
 @pytest.mark.parametrize(
-    ("initialization", "variance"), [("reference", reference_readout_variance), ("flax", flax_readout_variance)]
+    ("initialization", "variance"),
+    [("reference", reference_readout_variance), ("flax", flax_readout_variance)],
 )
 def test_readout_variance_is_that_of_the_drawn_read_out(initialization, variance):
     for architecture in ("mlp", "lenet"):
         model = create_model(architecture, num_logits=200, initialization=initialization)
-        kernel = [leaf for name, leaf in _flat(model.init(jax.random.key(0))).items() if leaf.shape[-1:] == (200,)]
+        kernel = [
+            leaf
+            for name, leaf in _flat(model.init(jax.random.key(0))).items()
+            if leaf.shape[-1:] == (200,)
+        ]
         weights = next(leaf for leaf in kernel if leaf.ndim == 2)
         assert model.readout_variance == variance(weights.shape[0])
         assert abs((weights**2).mean() / model.readout_variance - 1) < 5 * np.sqrt(2 / weights.size)
@@ -214,5 +242,7 @@ def test_readout_variance_is_that_of_the_drawn_read_out(initialization, variance
 def test_every_architecture_has_both_initializations():
     for architecture in ARCHITECTURES:
         for initialization in ("reference", "flax"):
-            shapes = jax.eval_shape(create_model(architecture, initialization=initialization).init, jax.random.key(0))
+            shapes = jax.eval_shape(
+                create_model(architecture, initialization=initialization).init, jax.random.key(0)
+            )
             assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))

@@ -4,7 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from nad_jax import basis_random, flip, make_key, poison, project_out, published_carriers, set_coefficients
+from nad_jax import (
+    basis_random,
+    flip,
+    make_key,
+    poison,
+    project_out,
+    published_carriers,
+    set_coefficients,
+)
 from nad_jax.errors import InputError
 
 SHAPE = (6, 5, 3)  # height, width, channels
@@ -41,7 +49,9 @@ def test_poison_sets_the_coefficient_of_each_class_and_nothing_else():
 
 def test_a_zero_carrier_changes_no_bit():
     images = _images()
-    poisoned = poison(images, np.zeros(7, int), np.zeros((1, 90), np.float32), np.zeros(1, np.float32))
+    poisoned = poison(
+        images, np.zeros(7, int), np.zeros((1, 90), np.float32), np.zeros(1, np.float32)
+    )
     np.testing.assert_array_equal(poisoned, images)
 
 
@@ -77,7 +87,9 @@ def test_flip_of_every_channel_is_its_float64_reference_and_its_own_inverse(coun
     np.testing.assert_allclose((flipped**2).sum(), (images**2).sum(), rtol=1e-5)
     if count == 4:  # the completion is arbitrary, but not where the leading coefficients go
         inside = _images_along(directions[1])
-        np.testing.assert_allclose(_channels(np.asarray(flip(inside, directions))) @ directions.T, 0, atol=1e-5)
+        np.testing.assert_allclose(
+            _channels(np.asarray(flip(inside, directions))) @ directions.T, 0, atol=1e-5
+        )
         return
     basis = directions.astype(np.float64)
     if count == 29:  # the missing one is determined, up to its sign
@@ -97,7 +109,9 @@ def _images_along(direction):
 def test_flip_of_whole_images_reverses_all_their_coefficients():
     images, directions = _images(), _basis(90)
     flipped = np.asarray(flip(images, directions)).reshape(7, -1)
-    np.testing.assert_allclose(flipped @ directions.T, (images.reshape(7, -1) @ directions.T)[:, ::-1], atol=1e-5)
+    np.testing.assert_allclose(
+        flipped @ directions.T, (images.reshape(7, -1) @ directions.T)[:, ::-1], atol=1e-5
+    )
 
 
 def test_flip_at_the_published_size_is_its_own_inverse(published):
@@ -110,7 +124,11 @@ def test_flip_at_the_published_size_is_its_own_inverse(published):
 def test_project_out_removes_the_subspace_and_nothing_else(dimension):
     images, directions = _images(), _basis(dimension, 5)
     rest = np.asarray(project_out(images, directions))
-    rows = (lambda x: _channels(x)) if dimension == 30 else (lambda x: x.reshape(7, 1, -1).astype(np.float64))
+    rows = (
+        (lambda x: _channels(x))
+        if dimension == 30
+        else (lambda x: x.reshape(7, 1, -1).astype(np.float64))
+    )
     v = directions.astype(np.float64)
     np.testing.assert_allclose(rows(rest) @ v.T, 0, atol=2e-6)
     np.testing.assert_allclose(rows(rest), rows(images) - rows(images) @ v.T @ v, atol=1e-6)
@@ -130,25 +148,58 @@ def test_interventions_can_be_compiled():
 def test_bad_input_is_named():
     images, labels, carriers = _images(), np.zeros(7, int), _basis(90, 4)
     for call, message in [
-        (lambda: flip((255 * images).astype(np.uint8), _basis(30)), r"images: must be real.*of uint8 \(divide"),
+        (
+            lambda: flip((255 * images).astype(np.uint8), _basis(30)),
+            r"images: must be real.*of uint8 \(divide",
+        ),
         (lambda: flip(images[0], _basis(30)), r"images: must be real numbers \[B, H, W, C\]"),
-        (lambda: flip(images, _basis(31)), r"images 6x5x3 need D = 30 \(each channel alike\) or 90, got 31"),
+        (
+            lambda: flip(images, _basis(31)),
+            r"images 6x5x3 need D = 30 \(each channel alike\) or 90, got 31",
+        ),
         (lambda: flip(images, 2 * _basis(30)), "rows are not orthonormal"),
         (lambda: project_out(images, np.ones((2, 30))), "rows are not orthonormal"),
-        (lambda: poison(images, labels[:3], carriers, np.ones(4)), "labels: must be one for each of the 7 images"),
-        (lambda: poison(images, labels, carriers, np.ones(3)), r"carriers, coefficients: must be \[T, 90\] and \[T\]"),
-        (lambda: set_coefficients(images, carriers, np.ones(4)), r"directions, coefficients: must be \(7, 90\)"),
+        (
+            lambda: poison(images, labels[:3], carriers, np.ones(4)),
+            "labels: must be one for each of the 7 images",
+        ),
+        (
+            lambda: poison(images, labels, carriers, np.ones(3)),
+            r"carriers, coefficients: must be \[T, 90\] and \[T\]",
+        ),
+        (
+            lambda: set_coefficients(images, carriers, np.ones(4)),
+            r"directions, coefficients: must be \(7, 90\)",
+        ),
         (lambda: poison(images, labels + 0.5, carriers, np.ones(4)), "labels: must be integers"),
-        (lambda: poison(images, labels + 4, carriers, np.ones(4)), r"labels: must be in 0 … 3.*got 4"),
-        (lambda: poison(images, labels, 2 * carriers, np.ones(4)), "carriers: row 0 has norm 2, expected 1"),
-        (lambda: set_coefficients(images, images.reshape(7, -1), np.ones(7)), "directions: row 0 has norm"),
-        (lambda: published_carriers(_basis(30), 0, (6, 5)), "image_shape: must be three positive integers"),
-        (lambda: published_carriers(carriers, 0, SHAPE), r"nads: must be directions of one 6x5 channel \[K, 30\]"),
+        (
+            lambda: poison(images, labels + 4, carriers, np.ones(4)),
+            r"labels: must be in 0 … 3.*got 4",
+        ),
+        (
+            lambda: poison(images, labels, 2 * carriers, np.ones(4)),
+            "carriers: row 0 has norm 2, expected 1",
+        ),
+        (
+            lambda: set_coefficients(images, images.reshape(7, -1), np.ones(7)),
+            "directions: row 0 has norm",
+        ),
+        (
+            lambda: published_carriers(_basis(30), 0, (6, 5)),
+            "image_shape: must be three positive integers",
+        ),
+        (
+            lambda: published_carriers(carriers, 0, SHAPE),
+            r"nads: must be directions of one 6x5 channel \[K, 30\]",
+        ),
         (
             lambda: published_carriers(_basis(30, 5), 4, SHAPE),
             r"index: must be .* in 0 … 3, got 4 \(10 classes use 2 NADs",
         ),
-        (lambda: published_carriers(_basis(30, 1), 0, SHAPE), "10 classes in 3 channels need 2 NADs, got 1"),
+        (
+            lambda: published_carriers(_basis(30, 1), 0, SHAPE),
+            "10 classes in 3 channels need 2 NADs, got 1",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             call()

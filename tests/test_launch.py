@@ -1,4 +1,6 @@
-"""Job descriptions: each is rendered, checked, and carried out with local processes standing in for hosts."""
+"""Job descriptions: each is rendered, checked, and carried out with local processes standing in for
+hosts.
+"""
 
 import os
 import socket
@@ -13,17 +15,34 @@ from nad_jax import load_nads
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT
 
-SWEEP = ["--config=configs/compute_nads.py:logreg", "--config.image_shape=4,4,1", "--config.unit_size=2"]
+SWEEP = [
+    "--config=configs/compute_nads.py:logreg",
+    "--config.image_shape=4,4,1",
+    "--config.unit_size=2",
+]
 
 
 def _render(template, arguments, **changes):
-    options = {"shards": 2, "gpus": 1, "cpus": 8, "python": sys.executable, "image": "me/nad:1", "claim": "disk"}
+    options = {
+        "shards": 2,
+        "gpus": 1,
+        "cpus": 8,
+        "python": sys.executable,
+        "image": "me/nad:1",
+        "claim": "disk",
+    }
     return render(template, arguments, **{**options, **changes})
 
 
 def _environment(tmp_path, **variables):
-    """Without what a scheduler would say to these tests themselves; commands in `bin` stand in for its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JOB_COMPLETION"))}
+    """Without what a scheduler would say to these tests themselves; commands in `bin` stand in for
+    its own.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "JOB_COMPLETION"))
+    }
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     return {**kept, "JAX_PLATFORMS": "cpu", "PATH": path, **variables}
 
@@ -43,7 +62,10 @@ def test_a_slurm_array_computes_a_sweep_and_requeues_what_was_interrupted(tmp_pa
     workdir = tmp_path / "run of mine"
     script = tmp_path / "job.sh"
     script.write_text(_render("slurm_array.sh", [*SWEEP, f"--workdir={workdir}"]))
-    assert "#SBATCH --array=0-1\n" in script.read_text() and "#SBATCH --gpus-per-task=1\n" in script.read_text()
+    assert (
+        "#SBATCH --array=0-1\n" in script.read_text()
+        and "#SBATCH --gpus-per-task=1\n" in script.read_text()
+    )
     _stand_in(tmp_path, "srun", 'if [ -e "$INTERRUPTED" ]; then exit 75; fi; shift; exec "$@"')
     _stand_in(tmp_path, "scontrol", f'echo "$@" >> "{tmp_path}/requeued"')
     array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_STEP": "1"}
@@ -67,12 +89,24 @@ def test_tasks_of_an_array_that_are_runs_of_their_own_compute_all_of_it(tmp_path
         command = [sys.executable, "-m", "experiments.main", *SWEEP, f"--config.seed={task}"]
         command += [f"--workdir={tmp_path / str(task)}"]
         subprocess.run(command, cwd=ROOT, env=_environment(tmp_path, **array), check=True)
-        assert _complete(tmp_path / str(task)) and len(list((tmp_path / str(task) / "units").iterdir())) == 5
+        assert (
+            _complete(tmp_path / str(task))
+            and len(list((tmp_path / str(task) / "units").iterdir())) == 5
+        )
 
 
 def test_asking_for_a_shard_where_there_is_none_is_an_error(tmp_path):
-    command = [sys.executable, "-m", "experiments.main", *SWEEP, f"--workdir={tmp_path / 'run'}", "--shard=auto"]
-    result = subprocess.run(command, cwd=ROOT, env=_environment(tmp_path), capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.main",
+        *SWEEP,
+        f"--workdir={tmp_path / 'run'}",
+        "--shard=auto",
+    ]
+    result = subprocess.run(
+        command, cwd=ROOT, env=_environment(tmp_path), capture_output=True, text=True, check=False
+    )
     assert result.returncode == 2 and result.stderr.startswith("error: shard: auto finds neither")
     assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "run").exists()
 
@@ -81,13 +115,17 @@ def test_cores_and_gpus_are_what_is_asked_for(tmp_path):
     arguments = [*SWEEP, "--workdir=/runs/sweep"]
 
     def resources(**changes):
-        (job,) = yaml.safe_load(_render("jobset.yaml", arguments, **changes))["spec"]["replicatedJobs"]
+        (job,) = yaml.safe_load(_render("jobset.yaml", arguments, **changes))["spec"][
+            "replicatedJobs"
+        ]
         (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
         return container["resources"]
 
     script = tmp_path / "job.sh"
     script.write_text(_render("slurm_array.sh", arguments, gpus=0, cpus=3))
-    assert "gpu" not in script.read_text()  # a cluster without any refuses the line, whatever its number
+    assert (
+        "gpu" not in script.read_text()
+    )  # a cluster without any refuses the line, whatever its number
     header = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
     assert "#SBATCH --cpus-per-task=3" in header
     assert script.read_text().splitlines()[3 : 3 + len(header)] == header
@@ -102,7 +140,10 @@ def test_a_jobset_computes_a_sweep(tmp_path):
     (job,) = jobset["spec"]["replicatedJobs"]
     job = job["template"]["spec"]
     assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 2, 2)
-    rules = {rule["onExitCodes"]["values"][0]: rule["action"] for rule in job["podFailurePolicy"]["rules"][::2]}
+    rules = {
+        rule["onExitCodes"]["values"][0]: rule["action"]
+        for rule in job["podFailurePolicy"]["rules"][::2]
+    }
     assert rules == {75: "Ignore", 2: "FailIndex"}
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
@@ -148,9 +189,13 @@ def test_the_command_prints_a_description_and_names_bad_input(tmp_path):
         command = [sys.executable, "-m", "experiments.launch", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
-    result = launch("--template=slurm_array.sh", "--shards=16", "--", "--config=c.py", "--workdir=a b")
+    result = launch(
+        "--template=slurm_array.sh", "--shards=16", "--", "--config=c.py", "--workdir=a b"
+    )
     assert (
-        result.returncode == 0 and "--array=0-15" in result.stdout and "--config=c.py '--workdir=a b'" in result.stdout
+        result.returncode == 0
+        and "--array=0-15" in result.stdout
+        and "--config=c.py '--workdir=a b'" in result.stdout
     )
     for options, message in [
         (["--template=slurm"], "error: template: unknown value 'slurm'"),
@@ -164,16 +209,61 @@ def test_the_command_prints_a_description_and_names_bad_input(tmp_path):
         with pytest.raises(InputError, match="--workdir=… is missing"):
             _render(template, ["--config=c.py"])
     for template, arguments, changes, message in [
-        ("slurm_array.sh", ["--workdir=w"], {"shards": 0}, "shards: must be an integer of at least 1, got 0"),
-        ("slurm_array.sh", ["--workdir=w"], {"gpus": -1}, "gpus: must be an integer of at least 0, got -1"),
-        ("jobset.yaml", ["--workdir=/runs/w"], {"cpus": 0}, "cpus: must be an integer of at least 1, got 0"),
-        ("jobset.yaml", ["--workdir=/runs/w"], {"claim": "My_Disk"}, "claim: must be a name of .* got 'My_Disk'"),
-        ("jobset.yaml", ["--workdir=/runs/w"], {"image": ""}, "image: must be the name of an image, got ''"),
-        ("jobset.yaml", ["--workdir=w"], {}, "--workdir: must start with /runs/, which all hosts see, got 'w'"),
+        (
+            "slurm_array.sh",
+            ["--workdir=w"],
+            {"shards": 0},
+            "shards: must be an integer of at least 1, got 0",
+        ),
+        (
+            "slurm_array.sh",
+            ["--workdir=w"],
+            {"gpus": -1},
+            "gpus: must be an integer of at least 0, got -1",
+        ),
+        (
+            "jobset.yaml",
+            ["--workdir=/runs/w"],
+            {"cpus": 0},
+            "cpus: must be an integer of at least 1, got 0",
+        ),
+        (
+            "jobset.yaml",
+            ["--workdir=/runs/w"],
+            {"claim": "My_Disk"},
+            "claim: must be a name of .* got 'My_Disk'",
+        ),
+        (
+            "jobset.yaml",
+            ["--workdir=/runs/w"],
+            {"image": ""},
+            "image: must be the name of an image, got ''",
+        ),
+        (
+            "jobset.yaml",
+            ["--workdir=w"],
+            {},
+            "--workdir: must start with /runs/, which all hosts see, got 'w'",
+        ),
         ("tpu_pod.sh", ["--workdir=w"], {}, "--workdir: must start with /, which all hosts see"),
-        ("slurm_array.sh", ["--workdir=w", "--collect"], {}, "--collect: does not belong into a job"),
-        ("slurm_array.sh", ["--workdir=w", "--shard=0/4"], {}, "--shard: does not belong into a job"),
-        ("slurm_array.sh", ["--workdir=w", "-shard", "0/4"], {}, "--shard: does not belong into a job"),
+        (
+            "slurm_array.sh",
+            ["--workdir=w", "--collect"],
+            {},
+            "--collect: does not belong into a job",
+        ),
+        (
+            "slurm_array.sh",
+            ["--workdir=w", "--shard=0/4"],
+            {},
+            "--shard: does not belong into a job",
+        ),
+        (
+            "slurm_array.sh",
+            ["--workdir=w", "-shard", "0/4"],
+            {},
+            "--shard: does not belong into a job",
+        ),
         (None, ["--workdir=w"], {}, "--template: is required, one of slurm_array.sh"),
     ]:
         with pytest.raises(InputError, match=message):

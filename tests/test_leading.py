@@ -10,14 +10,20 @@ CHOICES = {"derivative": "input_gradient", "readout": "sampled", "num_readouts":
 @pytest.mark.parametrize("choices", [CHOICES, {**CHOICES, "num_readouts": 1, "centred": True}])
 def test_leading_nads_are_those_of_the_dense_estimate(choices):
     model, seen = create_model("lenet", (16, 16, 1)), []
-    leading = estimate_leading_nads(model, 60, 8, num_passes=4, num_extra=12, progress=seen.append, **choices)
+    leading = estimate_leading_nads(
+        model, 60, 8, num_passes=4, num_extra=12, progress=seen.append, **choices
+    )
     dense = estimate_nads(model, 60, **choices)
     assert subspace_overlap(leading.nads.directions, dense.directions, (8,))[0] > 0.99
     assert leading.pass_overlap.shape == (3, 3) and leading.nads.overlap_sizes.tolist() == [1, 4, 8]
     assert leading.pass_overlap[-1, -1] > max(0.99, leading.pass_overlap[0, -1])
     np.testing.assert_allclose(leading.nads.eigenvalues, dense.eigenvalues[:8], rtol=0.02)
-    np.testing.assert_allclose(leading.nads.split_half_overlap[:2], dense.split_half_overlap[:2], atol=0.02)
-    np.testing.assert_allclose(leading.nads.eigenvalue_sem, dense.eigenvalue_sem[:8], atol=0.05 * dense.eigenvalues[0])
+    np.testing.assert_allclose(
+        leading.nads.split_half_overlap[:2], dense.split_half_overlap[:2], atol=0.02
+    )
+    np.testing.assert_allclose(
+        leading.nads.eigenvalue_sem, dense.eigenvalue_sem[:8], atol=0.05 * dense.eigenvalues[0]
+    )
     np.testing.assert_allclose(leading.trace, dense.eigenvalues.sum(), rtol=1e-3)
     assert seen[-1] == 4 * 60 and seen == sorted(seen)
 
@@ -26,7 +32,11 @@ def test_leading_nads_are_those_of_the_dense_estimate(choices):
     ("networks", "arguments", "message"),
     [
         (4, {"num_directions": 256}, "num_directions: .* 1 … 255, got 256"),
-        (4, {"num_directions": 8}, "a half of the ensemble gives 2 independent derivatives, fewer than"),
+        (
+            4,
+            {"num_directions": 8},
+            "a half of the ensemble gives 2 independent derivatives, fewer than",
+        ),
         (4, {"num_passes": 0}, "num_passes: "),
         (4, {"num_extra": -1}, "num_extra: "),
         (1, {}, "num_networks: "),
@@ -36,4 +46,6 @@ def test_leading_nads_are_those_of_the_dense_estimate(choices):
 def test_bad_values_are_refused(networks, arguments, message):
     choices = {"derivative": "input_gradient", "readout": "sampled"}
     with pytest.raises(InputError, match=message):
-        estimate_leading_nads(create_model("lenet", (16, 16, 1)), networks, **{**choices, **arguments})
+        estimate_leading_nads(
+            create_model("lenet", (16, 16, 1)), networks, **{**choices, **arguments}
+        )

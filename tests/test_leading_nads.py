@@ -1,4 +1,6 @@
-"""Leading NADs in stored units: the same as in one call, whoever computes them and however often they stop."""
+"""Leading NADs in stored units: the same as in one call, whoever computes them and however often
+they stop.
+"""
 
 import shutil
 
@@ -17,7 +19,14 @@ SIZES = {"num_networks": 20, "num_directions": 6, "num_extra": 4, "num_passes": 
 
 def _config(**changes):
     config = load_config("leading_nads").get_config("mlp")
-    config.update(image_shape=(8, 8, 1), num_readouts=4, unit_size=6, chunk_size=2, figure_directions=3, **SIZES)
+    config.update(
+        image_shape=(8, 8, 1),
+        num_readouts=4,
+        unit_size=6,
+        chunk_size=2,
+        figure_directions=3,
+        **SIZES,
+    )
     config.update(changes)
     return config
 
@@ -53,7 +62,9 @@ def test_units_give_what_one_call_gives(finished):
     stored, arrays = load_nads(finished / "nads.npz"), store.read_npz(finished / "nads.npz")
     np.testing.assert_allclose(stored.directions, together.nads.directions, atol=1e-4)
     for name in ("eigenvalues", "eigenvalue_sem", "split_half_overlap"):
-        np.testing.assert_allclose(getattr(stored, name), getattr(together.nads, name), rtol=1e-3, atol=1e-8)
+        np.testing.assert_allclose(
+            getattr(stored, name), getattr(together.nads, name), rtol=1e-3, atol=1e-8
+        )
     np.testing.assert_allclose(arrays["pass_overlap"], together.pass_overlap, atol=1e-4)
     np.testing.assert_allclose(arrays["trace"], together.trace, rtol=1e-5)
     assert stored.num_networks == 20 and stored.overlap_sizes.tolist() == [1, 4, 6]
@@ -95,7 +106,9 @@ def _interrupt(finished, workdir, monkeypatch, devices):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_unit_is_resumed_to_the_bit_and_from_other_devices_to_rounding(devices, finished, tmp_path, monkeypatch):
+def test_a_unit_is_resumed_to_the_bit_and_from_other_devices_to_rounding(
+    devices, finished, tmp_path, monkeypatch
+):
     workdir = tmp_path / "run"
     kept = store.read_npz(_interrupt(finished, workdir, monkeypatch, devices))
     assert int(kept["done"]) == 2 * devices and not [name for name in kept if "basis" in name]
@@ -142,7 +155,9 @@ def test_shards_wait_for_each_other_and_give_the_same_file(finished, tmp_path):
     missing = r"pass 2 of 2 begins when pass 1 is over, of which networks 6–11, 18–19 are missing"
     with pytest.raises(runner.RunAgain, match=missing):
         runner.run(plan, tmp_path, shards[0])
-    assert not runner.run(plan, tmp_path, shards[1])  # it has begun the second pass, and its share of both is done
+    assert not runner.run(
+        plan, tmp_path, shards[1]
+    )  # it has begun the second pass, and its share of both is done
     assert runner.run(plan, tmp_path, shards[0])
     assert _names(tmp_path) == LAST_PASS
     assert (tmp_path / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
@@ -153,21 +168,37 @@ def test_a_folder_goes_on_with_more_passes(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(store, "versions", lambda: {**here, "flax": "99"})
         with pytest.raises(
-            InputError, match=rf"--allow_other_versions .*\n  flax: folder '{here['flax']}', command '99'"
+            InputError,
+            match=rf"--allow_other_versions .*\n  flax: folder '{here['flax']}', command '99'",
         ):
             leading_nads.run(_config(num_passes=3), workdir)
         assert _names(workdir) == LAST_PASS
-        assert runner.run(leading_nads.make_plan(_config(num_passes=3), workdir), workdir, allow_other_versions=True)
+        assert runner.run(
+            leading_nads.make_plan(_config(num_passes=3), workdir),
+            workdir,
+            allow_other_versions=True,
+        )
     # The units of passes before are gone, but not forgotten.
-    assert load_nads(workdir / "nads.npz").config["versions"] == {**here, "flax": sorted([here["flax"], "99"])}
+    assert load_nads(workdir / "nads.npz").config["versions"] == {
+        **here,
+        "flax": sorted([here["flax"], "99"]),
+    }
     assert {name[:6] for name in _names(workdir)} == {"pass_2"}
-    more, fewer = (store.read_npz(folder / "nads.npz", ("pass_overlap",)) for folder in (workdir, finished))
+    more, fewer = (
+        store.read_npz(folder / "nads.npz", ("pass_overlap",)) for folder in (workdir, finished)
+    )
     np.testing.assert_array_equal(more["pass_overlap"][:1], fewer["pass_overlap"])
     changed = 1 - more["pass_overlap"]
     assert (changed[1] < np.maximum(changed[0], 1e-6)).all()
     plan = leading_nads.make_plan(_config(), workdir)
-    for act in (lambda: runner.run(plan, workdir), lambda: plan.collect(0)):  # collect: it has gone on meanwhile
-        with pytest.raises(InputError, match=r"num_passes: can be raised, not lowered; .* has come to pass 3, got 2"):
+    for act in (
+        lambda: runner.run(plan, workdir),
+        lambda: plan.collect(0),
+    ):  # collect: it has gone on meanwhile
+        with pytest.raises(
+            InputError,
+            match=r"num_passes: can be raised, not lowered; .* has come to pass 3, got 2",
+        ):
             act()
 
 
@@ -180,11 +211,16 @@ def test_figures_estimates_and_what_is_stored_so_far(finished, tmp_path, capsys)
     plan = leading_nads.make_plan(_config(), workdir)
     runner.describe(plan)
     printed = capsys.readouterr().out
-    assert "plan: 40 networks in 8 units; stored 34 networks, missing 6 networks in 1 unit" in printed
+    assert (
+        "plan: 40 networks in 8 units; stored 34 networks, missing 6 networks in 1 unit" in printed
+    )
     assert "mlp: 6 networks in 1 unit" in printed
     assert not runner.collect(plan, workdir)
     printed = capsys.readouterr().out
-    assert "mlp: leading NADs of 14 networks, input_gradient, sampled, symmetrized, passes: 2" in printed
+    assert (
+        "mlp: leading NADs of 14 networks, input_gradient, sampled, symmetrized, passes: 2"
+        in printed
+    )
     assert "size, split half, changed by the last pass" in printed
 
 

@@ -65,7 +65,9 @@ def test_linen_features_are_found_and_the_variance_of_the_read_out_is_known():
         atol=1e-6,
     )
     assert model.readout_variance == pytest.approx(1 / 6)
-    assert from_linen(Net(), SHAPE, initialization="reference", check=False).readout_variance == pytest.approx(1 / 18)
+    assert from_linen(
+        Net(), SHAPE, initialization="reference", check=False
+    ).readout_variance == pytest.approx(1 / 18)
     assert from_linen(Net(), SHAPE, readout_variance=0.5, check=False).readout_variance == 0.5
 
 
@@ -94,7 +96,11 @@ def test_a_module_without_a_training_argument_is_taken_as_it_is():
 
 def test_nnx_model_maps_over_initializations_and_marginalizes():
     model = from_nnx(
-        lambda rngs: NNXNet(rngs=rngs), SHAPE, lambda net, x: net.features(x), readout_variance=1 / 6, check=False
+        lambda rngs: NNXNet(rngs=rngs),
+        SHAPE,
+        lambda net, x: net.features(x),
+        readout_variance=1 / 6,
+        check=False,
     )
     keys = jax.random.split(make_key(0), 3)
     logits = jax.vmap(lambda key: model.apply(model.init(key), _images()))(keys)
@@ -106,7 +112,9 @@ def test_nnx_model_maps_over_initializations_and_marginalizes():
 class Normalized(nn.Module):
     @nn.compact
     def __call__(self, x, *, deterministic):
-        x = nn.Dropout(0.5, deterministic=deterministic)(nn.relu(nn.Dense(6)(x.reshape(len(x), -1))))
+        x = nn.Dropout(0.5, deterministic=deterministic)(
+            nn.relu(nn.Dense(6)(x.reshape(len(x), -1)))
+        )
         return nn.WeightNorm(nn.Dense(1))(x)
 
 
@@ -147,13 +155,17 @@ def test_functions_are_checked_against_the_contract():
     def features(w, x):
         return x.reshape(len(x), -1)
 
-    model = from_functions(init, lambda w, x: features(w, x) @ w, SHAPE, features, readout_variance=1.0)
+    model = from_functions(
+        init, lambda w, x: features(w, x) @ w, SHAPE, features, readout_variance=1.0
+    )
     assert model.num_logits == 2
     with pytest.raises(InputError, match=r"logits \[B, K\].*\(2,\)"):
         from_functions(init, lambda w, x: (features(w, x) @ w)[:, 0], SHAPE)
     with pytest.raises(InputError, match=r"features must return \[B, F\]"):
         from_functions(init, lambda w, x: features(w, x) @ w, SHAPE, lambda w, x: x)
-    with pytest.raises(InputError, match="readout_variance: must be a finite number greater than 0"):
+    with pytest.raises(
+        InputError, match="readout_variance: must be a finite number greater than 0"
+    ):
         from_functions(init, lambda w, x: features(w, x) @ w, SHAPE, features, readout_variance=0.0)
     with pytest.raises(InputError, match="instance of a Linen module"):
         from_linen(Net, SHAPE)

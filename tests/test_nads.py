@@ -36,7 +36,9 @@ SMALL = {"image_shape": (16, 16, 1)}
 
 
 def _linear_cnn(length, stride, pooling_filter, filter_length):
-    """f = φᵀ P_S M C_θ x on a circular signal (method of moments: every entry of θ and φ has variance 1)."""
+    """f = φᵀ P_S M C_θ x on a circular signal (method of moments: every entry of θ and φ has
+    variance 1).
+    """
     transfer = jnp.fft.fft(pooling_filter)
 
     def init(key):
@@ -104,7 +106,9 @@ def test_a_short_filter_couples_alias_pairs():
     fourier = np.fft.fft(np.eye(LENGTH), norm="ortho")
     matrix = fourier @ matrices.mean(0) @ fourier.conj().T
     shift = LENGTH // STRIDE
-    coupled = np.abs(matrix[1, 1 + shift]) / np.sqrt(matrix[1, 1] * matrix[1 + shift, 1 + shift]).real
+    coupled = (
+        np.abs(matrix[1, 1 + shift]) / np.sqrt(matrix[1, 1] * matrix[1 + shift, 1 + shift]).real
+    )
     assert coupled > 0.3
     # Frequencies that do not alias onto each other stay uncoupled for any filter.
     assert np.abs(matrix[1, 2]) < 0.1 * np.abs(matrix[1, 1 + shift])
@@ -120,7 +124,11 @@ def test_logreg_is_exactly_isotropic_when_marginalized():
 def test_logreg_sampled_lies_inside_the_null_band(num_readouts):
     model = create_model("logreg", (8, 8, 1))
     nads = estimate_nads(
-        model, 2000 // num_readouts, readout="sampled", derivative="input_gradient", num_readouts=num_readouts
+        model,
+        2000 // num_readouts,
+        readout="sampled",
+        derivative="input_gradient",
+        num_readouts=num_readouts,
     )
     low, high = null_band(nads)
     # The edges are asymptotic: at D = 64 the extremes scatter around them by 1.5 % (twelve seeds).
@@ -148,7 +156,10 @@ def test_marginalized_is_the_mean_of_sampled_read_outs():
 
 @pytest.mark.parametrize(
     ("architecture", "choices"),
-    [("lenet", {}), ("mlp", {"readout": "sampled", "centred": True, "derivative": "input_gradient"})],
+    [
+        ("lenet", {}),
+        ("mlp", {"readout": "sampled", "centred": True, "derivative": "input_gradient"}),
+    ],
 )
 def test_chunks_and_mappings_agree_and_reruns_are_bit_identical(architecture, choices):
     model = create_model(architecture, **SMALL)
@@ -159,14 +170,23 @@ def test_chunks_and_mappings_agree_and_reruns_are_bit_identical(architecture, ch
     reference = run(chunk_size=4)
     again = run(chunk_size=4)
     assert all(
-        np.array_equal(left, right, equal_nan=True) for left, right in zip(reference[:5], again[:5], strict=True)
+        np.array_equal(left, right, equal_nan=True)
+        for left, right in zip(reference[:5], again[:5], strict=True)
     )
 
     for more in ({"chunk_size": 2}, {"chunk_size": 16}, {"chunk_size": 4, "mapping": "vectorized"}):
         other = run(**more)
-        assert np.abs(_matrix(other) - _matrix(reference)).max() <= 1e-5 * np.abs(_matrix(reference)).max()
-        assert np.abs(other.eigenvalues - reference.eigenvalues).max() <= 1e-5 * reference.eigenvalues[0]
-    assert not np.array_equal(estimate_nads(model, 14, 8, **choices, chunk_size=4).eigenvalues, reference.eigenvalues)
+        assert (
+            np.abs(_matrix(other) - _matrix(reference)).max()
+            <= 1e-5 * np.abs(_matrix(reference)).max()
+        )
+        assert (
+            np.abs(other.eigenvalues - reference.eigenvalues).max()
+            <= 1e-5 * reference.eigenvalues[0]
+        )
+    assert not np.array_equal(
+        estimate_nads(model, 14, 8, **choices, chunk_size=4).eigenvalues, reference.eigenvalues
+    )
 
 
 def test_growing_an_ensemble_keeps_its_members():
@@ -176,7 +196,9 @@ def test_growing_an_ensemble_keeps_its_members():
     first = accumulate(key, init_halves(256), 0, 6)
     second = accumulate(key, init_halves(256), 6, 10)
     grown = finalize(merge_halves(first, second), 10, {}, representations((), (16, 16, 1)))
-    whole = finalize(accumulate(key, init_halves(256), 0, 10), 10, {}, representations((), (16, 16, 1)))
+    whole = finalize(
+        accumulate(key, init_halves(256), 0, 10), 10, {}, representations((), (16, 16, 1))
+    )
     assert np.abs(grown.eigenvalues - whole.eigenvalues).max() <= 1e-5 * whole.eigenvalues[0]
     assert estimator.chunk_size <= 10
     with pytest.raises(InputError, match="first: must be even"):
@@ -203,14 +225,22 @@ def test_an_ensemble_stops_once_its_halves_agree_and_is_that_of_so_many_networks
     np.testing.assert_allclose(stopped.eigenvalues, plain.eigenvalues, rtol=1e-4)
     looks = _plan_looks(4000, 4)
     assert looks[-1] == 4000 and all(b <= 1.25 * a + 4 for a, b in itertools.pairwise(looks))
-    most = estimate_nads(model, looks[looks.index(networks) - 1], 0, stop_overlap=0.95, stop_size=3, **choices)
-    assert most.num_networks == looks[looks.index(networks) - 1] and most.split_half_overlap[1] < 0.95
+    most = estimate_nads(
+        model, looks[looks.index(networks) - 1], 0, stop_overlap=0.95, stop_size=3, **choices
+    )
+    assert (
+        most.num_networks == looks[looks.index(networks) - 1] and most.split_half_overlap[1] < 0.95
+    )
 
 
 def test_memory_does_not_grow_with_the_number_of_networks():
     # Ten times the networks: their derivatives alone would be 20 MB more.
     peaks = [
-        int(subprocess.run([sys.executable, "-c", PEAK, count], capture_output=True, text=True, check=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", PEAK, count], capture_output=True, text=True, check=True
+            ).stdout
+        )
         for count in ("2000", "22000")
     ]
     assert peaks[1] - peaks[0] < 10_000  # KiB
@@ -225,7 +255,9 @@ def test_a_wide_unpooled_network_needs_no_matrix_of_its_features():
         def rows(variables, x, derivative=derivative):
             return derivative(lambda images: model.features(variables, images), x, None)
 
-        compiled = jax.jit(rows).lower(shapes, jax.ShapeDtypeStruct((8, 8, 1), jnp.float32)).compile()
+        compiled = (
+            jax.jit(rows).lower(shapes, jax.ShapeDtypeStruct((8, 8, 1), jnp.float32)).compile()
+        )
         memory = compiled.memory_analysis()
         assert memory.output_size_in_bytes == 4 * 32_768 * 64
         assert memory.temp_size_in_bytes < 2**30
@@ -233,7 +265,9 @@ def test_a_wide_unpooled_network_needs_no_matrix_of_its_features():
 
 def test_a_network_that_is_flat_at_the_point_is_refused():
     # Bias-free ReLU networks have no gradient at the origin.
-    with pytest.raises(InputError, match=r"every derivative is exactly zero at this point \(point_scale=0\)"):
+    with pytest.raises(
+        InputError, match=r"every derivative is exactly zero at this point \(point_scale=0\)"
+    ):
         estimate_nads(
             from_functions(
                 lambda key: jax.random.normal(key, (4, 8)),
@@ -250,28 +284,40 @@ def test_a_network_that_is_flat_at_the_point_is_refused():
 
 def test_halves_are_even_and_odd_members():
     model = create_model("lenet", **SMALL)
-    accumulate, _ = make_accumulate(model, Estimator(readout="sampled", derivative="input_gradient"), 7)
+    accumulate, _ = make_accumulate(
+        model, Estimator(readout="sampled", derivative="input_gradient"), 7
+    )
     halves = accumulate(jax.random.key(0), init_halves(256), 0, 7)
     assert (int(halves.even.count), int(halves.odd.count)) == (4, 3)
     nads = finalize(halves, 7, {}, representations((), model.image_shape))
-    # Uncentred, the eigenvalue is the weighted mean of the halves' energies, whose half difference is its error.
+    # Uncentred, the eigenvalue is the weighted mean of the halves' energies, whose half difference
+    # is its error.
     assert nads.eigenvalue_sem[0] > 0
-    assert 0 < nads.split_half_overlap[0] <= 1 and np.isnan(nads.split_half_overlap[1:]).all()  # of 4 and of 3 rows
+    assert (
+        0 < nads.split_half_overlap[0] <= 1 and np.isnan(nads.split_half_overlap[1:]).all()
+    )  # of 4 and of 3 rows
 
 
 def test_directional_energy_is_the_quadratic_form_of_the_second_moment():
     model = create_model("lenet", **SMALL)
     nads = estimate_nads(model, 4, derivative="input_gradient")
-    np.testing.assert_allclose(directional_energy(nads, nads.directions[:9]), nads.eigenvalues[:9], rtol=1e-4)
+    np.testing.assert_allclose(
+        directional_energy(nads, nads.directions[:9]), nads.eigenvalues[:9], rtol=1e-4
+    )
     mixed = (nads.directions[0] + nads.directions[5]) / np.sqrt(2)
-    assert directional_energy(nads, mixed[None])[0] == pytest.approx(nads.eigenvalues[[0, 5]].mean(), rel=1e-4)
+    assert directional_energy(nads, mixed[None])[0] == pytest.approx(
+        nads.eigenvalues[[0, 5]].mean(), rel=1e-4
+    )
     with pytest.raises(InputError, match=r"must be real numbers \[N, 256\]"):
         directional_energy(nads, np.eye(4))
 
 
 def test_energy_beyond_leading_eigenvalues_is_bounded_by_the_trace():
     rng = np.random.default_rng(0)
-    basis, eigenvalues = np.linalg.qr(rng.normal(size=(8, 8)))[0], np.array([5, 4, 2, 1.5, 1.2, 1, 0.5, 0.1])
+    basis, eigenvalues = (
+        np.linalg.qr(rng.normal(size=(8, 8)))[0],
+        np.array([5, 4, 2, 1.5, 1.2, 1, 0.5, 0.1]),
+    )
     probes = rng.normal(size=(20, 8))
     exact = (probes @ basis.T) ** 2 @ eigenvalues
     for count in range(1, 9):
@@ -282,17 +328,26 @@ def test_energy_beyond_leading_eigenvalues_is_bounded_by_the_trace():
             np.testing.assert_allclose(lower, exact)
             np.testing.assert_allclose(upper, exact)
             np.testing.assert_allclose(
-                directional_energy(leading, probes), (probes @ basis[:count].T) ** 2 @ eigenvalues[:count]
+                directional_energy(leading, probes),
+                (probes @ basis[:count].T) ** 2 @ eigenvalues[:count],
             )
         else:
-            with pytest.raises(InputError, match=f"trace: needed where there are {count} eigenvalues of D = 8"):
+            with pytest.raises(
+                InputError, match=f"trace: needed where there are {count} eigenvalues of D = 8"
+            ):
                 directional_energy(leading, probes)
-    # Bounds are reached: all of the rest in one direction, or as evenly as the last eigenvalue allows.
+    # Bounds are reached: all of the rest in one direction, or as evenly as the last eigenvalue
+    # allows.
     known = Spectrum(np.eye(4)[:2], np.array([3.0, 1.0]))
     assert [part.item() for part in directional_energy(known, np.eye(4)[2:3], 4.5)] == [0.0, 0.5]
-    assert [part.item() for part in directional_energy(known, np.eye(4)[2:3], 5.7)] == pytest.approx([0.7, 1.0])
+    assert [
+        part.item() for part in directional_energy(known, np.eye(4)[2:3], 5.7)
+    ] == pytest.approx([0.7, 1.0])
     for trace in (3.9, 6.1):
-        with pytest.raises(InputError, match=rf"trace: must be in 4 … 6, with 2 more eigenvalues of .*, got {trace}"):
+        with pytest.raises(
+            InputError,
+            match=rf"trace: must be in 4 … 6, with 2 more eigenvalues of .*, got {trace}",
+        ):
             directional_energy(known, np.eye(4), trace)
 
 
@@ -302,20 +357,29 @@ def test_overlaps_beyond_the_rank_of_a_half_are_unknown_and_stop_nothing():
     nads = estimate_nads(model, 7, **choices, stop_overlap=1.0, stop_size=5)
     sizes = dict(zip(nads.overlap_sizes.tolist(), nads.split_half_overlap, strict=True))
     assert nads.num_networks == 7 and set(sizes) == {1, 4, 5}
-    assert np.isfinite(sizes[1]) and np.isnan(sizes[4]) and np.isnan(sizes[5])  # three networks in the odd half
+    assert (
+        np.isfinite(sizes[1]) and np.isnan(sizes[4]) and np.isnan(sizes[5])
+    )  # three networks in the odd half
     assert np.isfinite(estimate_nads(model, 40, **choices).split_half_overlap).all()
 
 
 def test_degenerate_directions_are_pointed_out_within_their_error():
     nads = estimate_nads(create_model("logreg", (4, 4, 1)), 2, derivative="input_gradient")
     assert degenerate_groups(nads, leading=4) == ([list(range(16))], 0.05)  # exactly isotropic
-    steep = nads._replace(eigenvalues=np.float32([10, 8.8, 5, 4.9, 1]), eigenvalue_sem=np.zeros(5, np.float32))
+    steep = nads._replace(
+        eigenvalues=np.float32([10, 8.8, 5, 4.9, 1]), eigenvalue_sem=np.zeros(5, np.float32)
+    )
     steep = steep._replace(symmetry=nads.symmetry[:5])
     assert degenerate_groups(steep) == ([[2, 3]], 0.05)
-    assert degenerate_groups(steep._replace(symmetry=np.array(["A1", "A1", "A1", "B1", "A1"])))[0] == []
+    assert (
+        degenerate_groups(steep._replace(symmetry=np.array(["A1", "A1", "A1", "B1", "A1"])))[0]
+        == []
+    )
     pairs = np.float32([10, 10, 8, 8, 7.9, 7.9, 7.9, 5])
     paired = steep._replace(
-        eigenvalues=pairs, eigenvalue_sem=0 * pairs, symmetry=np.array(["E"] * 4 + ["A1"] + ["E"] * 2 + ["A1"])
+        eigenvalues=pairs,
+        eigenvalue_sem=0 * pairs,
+        symmetry=np.array(["E"] * 4 + ["A1"] + ["E"] * 2 + ["A1"]),
     )
     assert degenerate_groups(paired)[0] == [[2, 3, 5, 6]]
     groups, tolerance = degenerate_groups(steep._replace(eigenvalue_sem=0.05 * steep.eigenvalues))
@@ -337,7 +401,9 @@ def test_points_are_shared_or_fresh_and_scaled():
 
 def test_non_finite_derivatives_are_refused_with_their_networks():
     model = from_functions(
-        lambda key: jax.random.normal(key, (4, 1)), lambda w, x: jnp.sqrt(x.reshape(-1, 4) @ w - 100.0), (2, 2, 1)
+        lambda key: jax.random.normal(key, (4, 1)),
+        lambda w, x: jnp.sqrt(x.reshape(-1, 4) @ w - 100.0),
+        (2, 2, 1),
     )
     with pytest.raises(InputError, match="derivative of 10 of 10 networks is not finite"):
         estimate_nads(model, 10, readout="sampled", derivative="input_gradient")
@@ -349,7 +415,10 @@ def test_non_finite_derivatives_are_refused_with_their_networks():
         ({"derivatve": "x"}, "unknown value 'derivatve' .did you mean 'derivative'"),
         ({"derivative": "gradient"}, "derivative: unknown value 'gradient'"),
         ({"step": 0.0}, "step: must be a finite number greater than 0"),
-        ({"point_scale": -1.0}, "point_scale: must be a finite number of at least|point_scale: must be a finite"),
+        (
+            {"point_scale": -1.0},
+            "point_scale: must be a finite number of at least|point_scale: must be a finite",
+        ),
         ({"num_readouts": 2}, "num_readouts: must be 1 with readout='marginalized'"),
         ({"centred": True}, "centred: must be False"),
         ({"chunk_size": 3}, "chunk_size: must be even"),
@@ -380,8 +449,18 @@ def test_bad_agreements_to_stop_at_are_refused(overlap, size, message):
     ("num_networks", "key", "choices", "message"),
     [
         (1, 0, {}, "num_networks: must be an integer of at least 2, got 1"),
-        (3, 0, {"readout": "sampled", "centred": True}, "num_networks: must be an integer of at least 4, got 3"),
-        (4, -1, {}, "key: must be a seed, an integer in 0 … 4294967295, or one key as of .*, got -1"),
+        (
+            3,
+            0,
+            {"readout": "sampled", "centred": True},
+            "num_networks: must be an integer of at least 4, got 3",
+        ),
+        (
+            4,
+            -1,
+            {},
+            "key: must be a seed, an integer in 0 … 4294967295, or one key as of .*, got -1",
+        ),
         (4, 2**32, {}, "key: must be a seed, .*, got 4294967296"),
         (4, "a", {}, "key: must be a seed, .*, got 'a'"),
     ],
@@ -399,7 +478,8 @@ def test_marginalized_spectra_have_no_null_band():
 def test_published_logreg_spectrum_is_noise(published):
     values = read_singular_values(published("LogReg_eigenvals.npy"))
     eigenvalues = values**2 / 9_999
-    # Centred: the smallest of the 1,024 is missing from the file, the trace is that of the other 1,023.
+    # Centred: the smallest of the 1,024 is missing from the file, the trace is that of the other
+    #   1,023.
     low, high = marchenko_pastur_band(eigenvalues.mean(), 1024, 10_000)
     assert eigenvalues.min() > 0.99 * low and eigenvalues.max() < 1.01 * high
 
@@ -409,7 +489,8 @@ def test_lenet_approaches_the_published_directions(published):
     values = read_singular_values(published("LeNet_eigenvals.npy"))
     nads = estimate_nads(create_model("lenet"), 60)
     overlap = subspace_overlap(nads.directions, directions, (1, 16, 64))
-    # A tenth of the default ensemble: 60 networks of three other seeds gave .96–.98, .82–.86 and .82–.83.
+    # A tenth of the default ensemble: 60 networks of three other seeds gave .96–.98, .82–.86 and
+    # .82–.83.
     assert overlap[0] > 0.9 and overlap[1] > 0.75 and overlap[2] > 0.77
     ratio = singular_values(nads.eigenvalues)[[0, 10, 100]] / values[[0, 10, 100]]
     np.testing.assert_allclose(ratio, 1, atol=0.2)
@@ -427,12 +508,17 @@ SPECTRUM = 3.0 ** -np.arange(12)
 
 
 def _diagonal_model():
-    """f = Σ w_i φ_i, φ_i = √(λ_i r_i) x_i: JᵀJ is diagonal, its entries λ_i times r_i uniform in ½ … 3/2."""
+    """f = Σ w_i φ_i, φ_i = √(λ_i r_i) x_i: JᵀJ is diagonal, its entries λ_i times r_i uniform in ½
+    … 3/2.
+    """
 
     def init(key):
         factors, readout = jax.random.split(key)
         factors = jax.random.uniform(factors, SPECTRUM.shape, minval=0.5, maxval=1.5)
-        return {"scale": jnp.sqrt(SPECTRUM * factors), "readout": jax.random.normal(readout, (SPECTRUM.size, 1))}
+        return {
+            "scale": jnp.sqrt(SPECTRUM * factors),
+            "readout": jax.random.normal(readout, (SPECTRUM.size, 1)),
+        }
 
     def features(variables, x):
         return x.reshape(len(x), -1) * variables["scale"][None]
@@ -440,15 +526,24 @@ def _diagonal_model():
     def apply(variables, x):
         return features(variables, x) @ variables["readout"]
 
-    return from_functions(init, apply, (1, SPECTRUM.size, 1), features, readout_variance=1.0, check=False)
+    return from_functions(
+        init, apply, (1, SPECTRUM.size, 1), features, readout_variance=1.0, check=False
+    )
 
 
 @pytest.mark.parametrize("kind", ["dense", "leading"])
 def test_errors_of_eigenvalues_are_their_fluctuation_over_seeds(kind):
-    # Directions are the pixels and in the order of λ whatever the seed: nothing but the eigenvalues fluctuates.
+    # Directions are the pixels and in the order of λ whatever the seed: nothing but the eigenvalues
+    # fluctuates.
     networks, seeds, size = 16, 80, SPECTRUM.size - 1
-    accumulate, _ = make_accumulate(_diagonal_model(), Estimator(derivative="input_gradient"), networks)
-    empty, records, alone = init_halves(SPECTRUM.size), [], representations((), (1, SPECTRUM.size, 1))
+    accumulate, _ = make_accumulate(
+        _diagonal_model(), Estimator(derivative="input_gradient"), networks
+    )
+    empty, records, alone = (
+        init_halves(SPECTRUM.size),
+        [],
+        representations((), (1, SPECTRUM.size, 1)),
+    )
     if kind == "leading":
         basis = jnp.eye(SPECTRUM.size)  # complete, so that one pass is exact
         empty = Halves(sketch.init(basis), sketch.init(basis), jnp.int32(0))
@@ -466,7 +561,8 @@ def test_errors_of_eigenvalues_are_their_fluctuation_over_seeds(kind):
         for name in ("eigenvalues", "eigenvalue_sem")
     )
     variance = 1 / 12 / networks  # of a mean of uniform numbers
-    # Either is a mean of 880 squares of nearly normal numbers, known to 4.8 %; a factor √2 in `sem` is one of 2 here.
+    # Either is a mean of 880 squares of nearly normal numbers, known to 4.8 %; a factor √2 in `sem`
+    # is one of 2 here.
     tolerance = 4.5 * np.sqrt(2 / (seeds * size))
     assert abs(eigenvalues.var(0, ddof=1).mean() / variance - 1) < tolerance
     assert abs((sem**2).mean() / variance - 1) < tolerance

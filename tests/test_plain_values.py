@@ -18,7 +18,9 @@ from nad_jax.fitting import resolve_mapping
 
 KINDS = {
     "numpy scalar": lambda value: np.asarray(value)[()],
-    "small numpy scalar": lambda value: np.asarray(value, np.float32 if isinstance(value, float) else None)[()],
+    "small numpy scalar": lambda value: np.asarray(
+        value, np.float32 if isinstance(value, float) else None
+    )[()],
     "array without axes": np.asarray,
     "jax array": jnp.asarray,
 }
@@ -47,8 +49,12 @@ def test_records_hold_plain_values_whatever_was_given(kind):
         derivative=np.str_("input_gradient"), step=given(50.0), point_scale=given(0.5), readout="sampled",
         num_readouts=given(2), logit=given(1), centred=given(True), block_size=given(8), chunk_size=given(4),
     )  # fmt: skip
-    plain = nad_jax.Estimator("input_gradient", 50.0, "shared", 0.5, "sampled", 2, 1, False, True, 8, "auto", 4)
-    assert estimator == plain and _is_plain(dataclasses.asdict(estimator)) and not estimator.problems()
+    plain = nad_jax.Estimator(
+        "input_gradient", 50.0, "shared", 0.5, "sampled", 2, 1, False, True, 8, "auto", 4
+    )
+    assert (
+        estimator == plain and _is_plain(dataclasses.asdict(estimator)) and not estimator.problems()
+    )
     recipe = nad_jax.Recipe(
         optimizer_options={"momentum": given(0.5), "nesterov": given(True)}, clip_norm=given(1.0), num_epochs=given(3),
         weight_decay=given(0.0), batch_size=given(4), num_train=given(8), num_test=given(8), loss_window=given(2),
@@ -58,11 +64,13 @@ def test_records_hold_plain_values_whatever_was_given(kind):
 
 
 def test_whole_numbers_for_real_fields_are_one_record_and_others_stay_wrong():
-    assert json.dumps(dataclasses.asdict(nad_jax.Estimator(step=100, point_scale=np.int8(1)))) == json.dumps(
-        dataclasses.asdict(nad_jax.Estimator())
-    )
+    assert json.dumps(
+        dataclasses.asdict(nad_jax.Estimator(step=100, point_scale=np.int8(1)))
+    ) == json.dumps(dataclasses.asdict(nad_jax.Estimator()))
     assert type(nad_jax.Recipe(clip_norm=1).clip_norm) is float
-    wrong = nad_jax.Estimator(num_readouts=2.0, step=10**400, block_size=True, centred=1, derivative=np.array(["a"]))
+    wrong = nad_jax.Estimator(
+        num_readouts=2.0, step=10**400, block_size=True, centred=1, derivative=np.array(["a"])
+    )
     names = [problem.split(":")[0] for problem in wrong.problems()]
     assert names == ["derivative", "step", "num_readouts", "centred", "block_size"]
     assert type(nad_jax.Estimator(point_scale=Fraction(1, 2)).point_scale) is float
@@ -72,7 +80,10 @@ def test_whole_numbers_for_real_fields_are_one_record_and_others_stay_wrong():
 @pytest.mark.parametrize("kind", KINDS)
 def test_checks_return_what_they_took(kind):
     given = KINDS[kind]
-    assert errors.check_integer("n", given(3), 1) == 3 and type(errors.check_integer("n", given(3), 1)) is int
+    assert (
+        errors.check_integer("n", given(3), 1) == 3
+        and type(errors.check_integer("n", given(3), 1)) is int
+    )
     assert type(errors.check_number("x", given(0.5), 0.0)) is float
     assert type(errors.check_number("x", given(2), 0.0)) is float
     assert errors.check_choice("flag", given(True), (False, True)) is True
@@ -92,11 +103,23 @@ def test_estimates_of_such_values_are_stored_and_the_same(kind, tmp_path):
     model = nad_jax.from_linen(Net(), given([4, 4, 1]), check=False)
     choices = {"derivative": "input_gradient", "readout": "sampled"}
     record = nad_jax.estimate_nads(
-        model, given(8), given(7), stop_overlap=given(0.5), stop_size=given(3), logit=given(1), **choices
+        model,
+        given(8),
+        given(7),
+        stop_overlap=given(0.5),
+        stop_size=given(3),
+        logit=given(1),
+        **choices,
     )
     assert _is_plain(record.config) and type(record.num_networks) is int
     plain = nad_jax.estimate_nads(
-        nad_jax.from_linen(Net(), (4, 4, 1), check=False), 8, 7, stop_overlap=0.5, stop_size=3, logit=1, **choices
+        nad_jax.from_linen(Net(), (4, 4, 1), check=False),
+        8,
+        7,
+        stop_overlap=0.5,
+        stop_size=3,
+        logit=1,
+        **choices,
     )
     assert record.config == plain.config
     np.testing.assert_array_equal(record.eigenvalues, plain.eigenvalues)
@@ -109,10 +132,19 @@ def test_estimates_of_such_values_are_stored_and_the_same(kind, tmp_path):
 
 
 def test_whatever_describes_a_model_can_be_stored():
-    described = {"sizes": np.arange(3), "rate": np.float32(0.5), "layer": Net, "nested": {"deep": (np.int64(2), None)}}
+    described = {
+        "sizes": np.arange(3),
+        "rate": np.float32(0.5),
+        "layer": Net,
+        "nested": {"deep": (np.int64(2), None)},
+    }
     model = nad_jax.from_linen(Net(1), (4, 4, 1), check=False)._replace(description=described)
     record = record_choices(model, nad_jax.Estimator(), nad_jax.make_key(0))
-    assert _is_plain(record) and record["sizes"] == [0, 1, 2] and record["nested"] == {"deep": [2, None]}
+    assert (
+        _is_plain(record)
+        and record["sizes"] == [0, 1, 2]
+        and record["nested"] == {"deep": [2, None]}
+    )
     assert record["versions"].keys() == {"nad_jax", "jax", "jaxlib", "flax", "optax", "numpy"}
     assert record["versions"]["nad_jax"] == nad_jax.__version__
     assert record["device"] == jax.local_devices()[0].device_kind
@@ -125,9 +157,13 @@ def test_functions_take_such_numbers(kind, tmp_path):
         nad_jax.dft_direction(given([4, 6, 1]), given([1, 2]), "sine", given(0)),
         nad_jax.dft_direction(shape, (1, 2), "sine", 0),
     )
-    np.testing.assert_array_equal(nad_jax.basis_random(given(3), given(6), given(2)), nad_jax.basis_random(3, 6, 2))
+    np.testing.assert_array_equal(
+        nad_jax.basis_random(given(3), given(6), given(2)), nad_jax.basis_random(3, 6, 2)
+    )
     noise = nad_jax.sample_noise(given(3), given(4), given(2), given(5))
-    np.testing.assert_array_equal(noise.train, nad_jax.sample_noise(nad_jax.make_key(3), 4, 2, 5).train)
+    np.testing.assert_array_equal(
+        noise.train, nad_jax.sample_noise(nad_jax.make_key(3), 4, 2, 5).train
+    )
     x, _ = nad_jax.sample_separable(given(1), np.eye(5)[0], given(4), given(2.0), given(0.5))
     np.testing.assert_array_equal(x, nad_jax.sample_separable(1, np.eye(5)[0], 4, 2.0, 0.5)[0])
     band = nad_jax.marchenko_pastur_band(given(1.0), given(4), given(16))
@@ -142,9 +178,13 @@ def test_functions_take_such_numbers(kind, tmp_path):
 
 
 MODEL = nad_jax.create_model("logreg", (2, 2, 1), num_logits=2)
-RECIPE = nad_jax.Recipe(num_train=4, num_test=4, num_epochs=1, batch_size=2, loss_window=1, schedule="constant")
+RECIPE = nad_jax.Recipe(
+    num_train=4, num_test=4, num_epochs=1, batch_size=2, loss_window=1, schedule="constant"
+)
 TAKE_A_KEY = {
-    "estimate_nads": lambda key: nad_jax.estimate_nads(MODEL, 4, key, logit=0, derivative="input_gradient"),
+    "estimate_nads": lambda key: nad_jax.estimate_nads(
+        MODEL, 4, key, logit=0, derivative="input_gradient"
+    ),
     "estimate_leading_nads": lambda key: nad_jax.estimate_leading_nads(
         MODEL, 4, 1, 1, key=key, logit=0, derivative="input_gradient"
     ),
@@ -181,5 +221,8 @@ def test_keys_are_one_typed_key_or_a_seed(function):
     }.values():
         with pytest.raises(InputError, match=f"^{needed}{message}$"):
             call(wrong)
-    with pytest.raises(InputError, match=r"^key: must be of philox4x32 or threefry2x32, got one of rbg; pass a seed$"):
+    with pytest.raises(
+        InputError,
+        match=r"^key: must be of philox4x32 or threefry2x32, got one of rbg; pass a seed$",
+    ):
         call(jax.random.key(0, impl="rbg"))

@@ -12,10 +12,16 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_notebook_snippets_run(capsys):
     names = {"__name__": "readme"}
-    for snippet in re.findall(r"```python\n(.*?)```", README, re.DOTALL):  # one notebook: later ones use earlier names
+    for snippet in re.findall(
+        r"```python\n(.*?)```", README, re.DOTALL
+    ):  # one notebook: later ones use earlier names
         exec(compile(snippet, "README.md", "exec"), names)
     printed = capsys.readouterr().out
-    for start in ("preferred frequencies: [[", "accuracies: [", "accuracy on poisoned and on clean images: ["):
+    for start in (
+        "preferred frequencies: [[",
+        "accuracies: [",
+        "accuracy on poisoned and on clean images: [",
+    ):
         assert start in printed
 
 

@@ -27,19 +27,29 @@ CASES = {
 
 
 def test_the_table_is_covered():
-    assert {architecture for architecture, _ in CASES} == set(ARCHITECTURES) == set(reference_networks.NETWORKS)
+    assert (
+        {architecture for architecture, _ in CASES}
+        == set(ARCHITECTURES)
+        == set(reference_networks.NETWORKS)
+    )
 
 
 def _close(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * np.abs(expected).max())  # 1.5e-6 were seen
+    np.testing.assert_allclose(
+        actual, expected, rtol=0, atol=2e-5 * np.abs(expected).max()
+    )  # 1.5e-6 were seen
 
 
 def _draw(model):
-    """Variables and two images at random; variances that are normalized are about as large as the epsilon beside them.
+    """Variables and two images at random; variances that are normalized are about as large as the
+    epsilon beside them.
 
     With larger ones an epsilon a hundred times as large would go unnoticed.
     """
-    rng, shapes = np.random.default_rng(0), flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
+    rng, shapes = (
+        np.random.default_rng(0),
+        flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/"),
+    )
     size = 3e-3 if any(name.startswith("batch_stats") for name in shapes) else 1.0
 
     def draw(name, shape):
@@ -60,18 +70,29 @@ def _draw(model):
 @pytest.mark.parametrize(("architecture", "pooling"), CASES)
 def test_evaluation_and_its_derivative_are_those_of_the_definition(architecture, pooling):
     # Convolutions as they are on a CPU; in the next test, as they are elsewhere.
-    model = create_model(architecture, CASES[architecture, pooling], 3, pooling, convolution="product")
+    model = create_model(
+        architecture, CASES[architecture, pooling], 3, pooling, convolution="product"
+    )
     variables, images = _draw(model)
 
     @jax.jit
     def evaluate(variables, x, weights):
         features, pull_back = jax.vjp(lambda x: model.features(variables, x), x)
-        return model.apply(variables, x), features, *pull_back(jnp.broadcast_to(weights, features.shape))
+        return (
+            model.apply(variables, x),
+            features,
+            *pull_back(jnp.broadcast_to(weights, features.shape)),
+        )
 
-    logits, features, gradients = evaluate(unflatten_dict(variables, sep="/"), images, np.ones((1, 1), np.float32))
-    # In this mode networks are linear between the kinks of ReLU and pooling, and float64 resolves a step so small.
+    logits, features, gradients = evaluate(
+        unflatten_dict(variables, sep="/"), images, np.ones((1, 1), np.float32)
+    )
+    # In this mode networks are linear between the kinks of ReLU and pooling, and float64 resolves a
+    # step so small.
     step, along = 1e-7, np.random.default_rng(1).normal(size=images.shape)
-    expected = reference_networks.run(architecture, variables, np.concatenate([images, images + step * along]), pooling)
+    expected = reference_networks.run(
+        architecture, variables, np.concatenate([images, images + step * along]), pooling
+    )
     _close(logits, expected.logits[:2])
     _close(features, expected.features[:2])
     slopes = (expected.features[2:] - expected.features[:2]).sum(1) / step

@@ -27,13 +27,16 @@ WIDTH = 6
 
 
 def _model(size, image_shape=(3, 4, 1), spread=0.0):
-    """A small network times `size`; with a spread, each network times a factor of its own within 10^±spread."""
+    """A small network times `size`; with a spread, each network times a factor of its own within
+    10^±spread.
+    """
     dimension = int(np.prod(image_shape))
 
     def init(key):
         keys = jax.random.split(key, 3)
         return {
-            "kernel": jax.random.normal(keys[0], (dimension, WIDTH)) * jnp.exp(-jnp.arange(dimension) / 4)[:, None],
+            "kernel": jax.random.normal(keys[0], (dimension, WIDTH))
+            * jnp.exp(-jnp.arange(dimension) / 4)[:, None],
             "readout": jax.random.normal(keys[1], (WIDTH, 1)),
             "factor": size * 10 ** (spread * jax.random.uniform(keys[2], (), minval=-1.0)),
         }
@@ -50,7 +53,9 @@ def _model(size, image_shape=(3, 4, 1), spread=0.0):
 def test_powers_of_two_are_exact_and_exponents_bound_the_largest_entry():
     exponents = np.arange(-140, 128)
     expected = np.where(exponents < -126, 0.0, np.ldexp(1.0, exponents))
-    np.testing.assert_array_equal(jax.vmap(power_of_two)(jnp.asarray(exponents, jnp.int32)), expected)
+    np.testing.assert_array_equal(
+        jax.vmap(power_of_two)(jnp.asarray(exponents, jnp.int32)), expected
+    )
     for entry in (3.0, -1e-30, 1e30, 1.0, np.nextafter(np.float32(1), np.float32(0))):
         rows = jnp.asarray([[entry, entry / 5]], jnp.float32)
         assert int(find_exponent(rows)) == np.frexp(np.float32(entry))[1]
@@ -90,12 +95,16 @@ def test_a_state_without_rows_or_of_zeros_changes_nothing_but_the_count(kind):
         assert all(np.array_equal(one, other) for one, other in zip(merged, state, strict=True))
     nothing = module.update(empty, 1e30 * np.ones((9, 7), np.float32), np.zeros(9, bool))
     assert all(np.array_equal(one, other) for one, other in zip(nothing, empty, strict=True))
-    zeros = module.merge(state, module.update(empty, np.zeros((9, 7), np.float32), np.ones(9, bool)))
+    zeros = module.merge(
+        state, module.update(empty, np.zeros((9, 7), np.float32), np.ones(9, bool))
+    )
     assert int(zeros.count) == 18 and int(zeros.exponent) == int(state.exponent)
     assert all(np.isfinite(getattr(zeros, name)).all() for name in sums)
 
 
-@pytest.mark.parametrize("sizes", [(1e-30, 1e30), (1e30, 1e-30), (1e-6, 1.0, 1e6), (1e-19, 1e-18, 1e-17)])
+@pytest.mark.parametrize(
+    "sizes", [(1e-30, 1e30), (1e30, 1e-30), (1e-6, 1.0, 1e6), (1e-19, 1e-18, 1e-17)]
+)
 def test_rows_of_very_different_sizes_are_those_of_float64(sizes):
     rows = [size * np.random.default_rng(0).normal(size=(9, 7)) for size in sizes]
     whole = np.concatenate(rows).astype(np.float32).astype(np.float64)
@@ -118,7 +127,9 @@ def test_rows_of_very_different_sizes_are_those_of_float64(sizes):
 
 
 def _same(one, other, size):
-    """Whether two records of leading directions are those of networks that differ by a factor `size`."""
+    """Whether two records of leading directions are those of networks that differ by a factor
+    `size`.
+    """
     for sizes in (1, 2, 4):
         assert subspace_overlap(one.directions, other.directions, (sizes,))[0] > 1 - 1e-4
     np.testing.assert_allclose(one.eigenvalues[:4] / other.eigenvalues[:4] / size**2, 1, rtol=1e-5)
@@ -148,7 +159,9 @@ def test_networks_of_any_size_have_the_same_nads(derivative, choices, sizes):
         _same(dense, reference, size)
         assert degenerate_groups(dense)[0] == degenerate_groups(reference)[0]
         if choices["readout"] == "sampled":
-            np.testing.assert_allclose(np.divide(null_band(dense), null_band(reference)) / size**2, 1, rtol=1e-5)
+            np.testing.assert_allclose(
+                np.divide(null_band(dense), null_band(reference)) / size**2, 1, rtol=1e-5
+            )
         found = estimate_leading_nads(_model(size), 16, 4, 2, **choices)
         _same(found.nads, leading.nads, size)
         np.testing.assert_allclose(found.trace / leading.trace / size**2, 1, rtol=1e-5)
@@ -156,8 +169,11 @@ def test_networks_of_any_size_have_the_same_nads(derivative, choices, sizes):
 
 def test_the_largest_networks_of_an_ensemble_rule_it():
     choices = {"derivative": "input_gradient", "readout": "sampled", "chunk_size": 4}
-    mild, wild = (estimate_nads(_model(1e-10, spread=spread), 40, **choices) for spread in (1.0, 14.0))
-    # The largest is 10^4 times one of the mild ones at most, and 10^13 times the smallest of its own.
+    mild, wild = (
+        estimate_nads(_model(1e-10, spread=spread), 40, **choices) for spread in (1.0, 14.0)
+    )
+    # The largest is 10^4 times one of the mild ones at most, and 10^13 times the smallest of its
+    # own.
     assert 1e5 < wild.eigenvalues[0] / mild.eigenvalues[0] < 1e28
     assert wild.eigenvalues[0] > 0.99 * wild.eigenvalues.sum() > 0
 
@@ -173,7 +189,9 @@ def test_stored_units_of_such_networks_merge(tmp_path, monkeypatch):
         for experiment, module in (("compute_nads", compute_nads), ("leading_nads", leading_nads)):
             config = load_config(experiment).get_config("mlp")
             config.update(image_shape=(3, 4, 1), num_networks=16, unit_size=10, symmetrized=False)
-            config.update(derivative="input_gradient", readout="sampled", num_readouts=1, chunk_size=2)
+            config.update(
+                derivative="input_gradient", readout="sampled", num_readouts=1, chunk_size=2
+            )
             if experiment == "leading_nads":
                 config.update(num_directions=4, num_extra=8, num_passes=2)
             workdir = tmp_path / f"{experiment}_{factor}"
@@ -193,9 +211,13 @@ def test_what_an_earlier_version_stored_is_refused(tmp_path):
     config.update(image_shape=(4, 4, 1), num_networks=4, unit_size=4, derivative="input_gradient")
     assert compute_nads.run(config, tmp_path)
     (path,) = (tmp_path / "units").iterdir()
-    arrays = {name: array for name, array in store.read_npz(path).items() if not name.endswith("exponent")}
+    arrays = {
+        name: array for name, array in store.read_npz(path).items() if not name.endswith("exponent")
+    }
     store.write_npz(path, arrays)
-    with pytest.raises(InputError, match=r"networks_0.*: its sums have no exponent, an earlier version wrote it"):
+    with pytest.raises(
+        InputError, match=r"networks_0.*: its sums have no exponent, an earlier version wrote it"
+    ):
         compute_nads.run(config, tmp_path)
     assert path.exists()
     with pytest.raises(InputError, match="state: its sums have no exponent"):

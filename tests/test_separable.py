@@ -21,7 +21,9 @@ def basis():
 def test_the_signal_is_exact_and_labels_are_balanced(basis):
     x, labels = separable.sample_separable(make_key(0), basis[0], 5000, epsilon=0.7, sigma=3.0)
     signs = 1 - 2 * np.asarray(labels)
-    np.testing.assert_allclose(np.asarray(x, np.float64) @ np.asarray(basis[0], np.float64), 0.7 * signs, atol=5e-6)
+    np.testing.assert_allclose(
+        np.asarray(x, np.float64) @ np.asarray(basis[0], np.float64), 0.7 * signs, atol=5e-6
+    )
     assert int(labels.sum()) == 2500
     np.testing.assert_array_equal(separable.bayes_classifier(x, basis[0]), labels)
 
@@ -54,7 +56,9 @@ def test_a_competing_direction_has_its_closed_form_accuracy(basis, angle, epsilo
 
 def test_extreme_competitors(basis):
     competitors = jnp.stack([basis[0], -basis[0], basis[1]])
-    accuracies = separable.competing_accuracy(jnp.broadcast_to(basis[0], competitors.shape), competitors)
+    accuracies = separable.competing_accuracy(
+        jnp.broadcast_to(basis[0], competitors.shape), competitors
+    )
     np.testing.assert_allclose(accuracies, [1.0, 0.0, 0.5], atol=1e-6)
 
 
@@ -74,5 +78,7 @@ def test_noise_belongs_to_replicate_and_split_alone(basis):
 def test_bad_input_is_refused(basis):
     with pytest.raises(InputError, match="num_samples: must be even"):
         separable.sample_separable(make_key(0), basis[0], 7)
-    with pytest.raises(InputError, match=r"direction: must be real numbers \[D\], got shape \(2, 24\)"):
+    with pytest.raises(
+        InputError, match=r"direction: must be real numbers \[D\], got shape \(2, 24\)"
+    ):
         separable.sample_separable(make_key(0), basis[:2], 8)

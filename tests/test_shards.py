@@ -26,7 +26,9 @@ def test_a_shard_comes_from_the_flag_and_from_the_scheduler_where_the_flag_says_
     assert find_shard("auto", KUBERNETES)[:2] == (5, 8)
 
 
-@pytest.mark.parametrize("environment", [{}, _slurm(7, 3, 2, 3), _slurm("", "", "", ""), KUBERNETES])
+@pytest.mark.parametrize(
+    "environment", [{}, _slurm(7, 3, 2, 3), _slurm("", "", "", ""), KUBERNETES]
+)
 def test_without_the_flag_a_process_computes_everything_whatever_is_around_it(environment):
     assert find_shard("", environment) == Shard(0, 1, "")
 
@@ -39,8 +41,17 @@ def test_without_the_flag_a_process_computes_everything_whatever_is_around_it(en
         ("1of4", {}, "shard: must be i/n, e.g. 0/4, or auto, got '1of4'"),
         ("Auto", KUBERNETES, "shard: must be i/n, e.g. 0/4, or auto, got 'Auto'"),
         ("٢/4", {}, "shard: must be i/n"),
-        ("auto", {}, "shard: auto finds neither a Slurm array (SLURM_ARRAY_TASK_ID) nor a Kubernetes indexed job"),
-        ("auto", {"SLURM_JOB_ID": "5", "SLURM_PROCID": "1"}, "shard: auto finds neither"),  # a job, but no array
+        (
+            "auto",
+            {},
+            "shard: auto finds neither a Slurm array (SLURM_ARRAY_TASK_ID) nor a Kubernetes "
+            "indexed job",
+        ),
+        (
+            "auto",
+            {"SLURM_JOB_ID": "5", "SLURM_PROCID": "1"},
+            "shard: auto finds neither",
+        ),  # a job, but no array
         ("0/0", {}, "got index 0 of n = 0"),
         (
             "auto",
@@ -50,7 +61,11 @@ def test_without_the_flag_a_process_computes_everything_whatever_is_around_it(en
         ("auto", _slurm(4, 3, 2, 2), "SLURM_ARRAY_TASK_ID: 4 is no member"),
         ("auto", _slurm(4, "", 2, 2), "SLURM_ARRAY_TASK_MIN: must be a whole number, got ''"),
         ("auto", {"JOB_COMPLETION_INDEX": "5"}, "NAD_NUM_SHARDS: this is a Kubernetes indexed job"),
-        ("auto", {"JOB_COMPLETION_INDEX": "8", "NAD_NUM_SHARDS": "8"}, "JOB_COMPLETION_INDEX: must be in"),
+        (
+            "auto",
+            {"JOB_COMPLETION_INDEX": "8", "NAD_NUM_SHARDS": "8"},
+            "JOB_COMPLETION_INDEX: must be in",
+        ),
     ],
 )
 def test_what_is_no_shard_is_refused(flag, environment, message):
@@ -81,7 +96,11 @@ def test_processes_of_a_cluster_are_counted_and_do_not_die_with_each_other():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    places = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "JAX_COORDINATOR_ADDRESS": address}
+    places = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
+        "JAX_COORDINATOR_ADDRESS": address,
+    }
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", JOIN, f"{index}/3"],
@@ -93,4 +112,8 @@ def test_processes_of_a_cluster_are_counted_and_do_not_die_with_each_other():
         for index in range(3)
     ]
     printed = [process.communicate(timeout=120)[0].strip() for process in processes]
-    assert printed == ["0 3 1", "", "2 3 3"] and [process.returncode for process in processes] == [0, 9, 0]
+    assert printed == ["0 3 1", "", "2 3 3"] and [process.returncode for process in processes] == [
+        0,
+        9,
+        0,
+    ]

@@ -17,13 +17,16 @@ def _rows(count, mean=0.0):
     """Rows whose covariance has eigenvalues .9^i in a random basis."""
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.standard_normal((DIMENSION, DIMENSION)))[0]
-    rows = (rng.standard_normal((count, DIMENSION)) * 0.9 ** (np.arange(DIMENSION) / 2)) @ basis.T + mean
+    rows = (
+        rng.standard_normal((count, DIMENSION)) * 0.9 ** (np.arange(DIMENSION) / 2)
+    ) @ basis.T + mean
     return jnp.asarray(rows, jnp.float32)
 
 
 def _see(rows, basis, parts=1):
     states = [
-        sketch.update(sketch.init(basis), part, jnp.ones(len(part), bool)) for part in jnp.array_split(rows, parts)
+        sketch.update(sketch.init(basis), part, jnp.ones(len(part), bool))
+        for part in jnp.array_split(rows, parts)
     ]
     while len(states) > 1:
         states = [sketch.merge(states[0], states[1]), *states[2:]]
@@ -49,14 +52,18 @@ def test_passes_converge_to_the_dense_eigenvectors(centred):
     assert all(later < 0.5 * earlier + 1e-6 for earlier, later in itertools.pairwise(errors))
     assert errors[0] > 0.01 and errors[-1] < 1e-3
     np.testing.assert_allclose(found.eigenvalues[:LEADING], values[:LEADING], rtol=1e-3)
-    np.testing.assert_allclose(found.directions @ found.directions.T, np.eye(3 * LEADING), atol=1e-5)
+    np.testing.assert_allclose(
+        found.directions @ found.directions.T, np.eye(3 * LEADING), atol=1e-5
+    )
     np.testing.assert_allclose(found.trace, values.sum(), rtol=1e-4)
 
 
 def test_as_many_test_directions_as_dimensions_are_exact_in_one_pass():
     rows = _rows(300)
     values, vectors = _dense(rows, False)
-    found = sketch.leading(_see(rows, sketch.random_basis(jax.random.key(1), DIMENSION, DIMENSION)), LEADING, ALONE)
+    found = sketch.leading(
+        _see(rows, sketch.random_basis(jax.random.key(1), DIMENSION, DIMENSION)), LEADING, ALONE
+    )
     np.testing.assert_allclose(found.eigenvalues, values[:LEADING], rtol=1e-4)
     assert subspaces.subspace_overlap(found.directions, vectors, (LEADING,))[0] > 0.9999
 
@@ -74,7 +81,9 @@ def test_sketches_of_parts_merge_and_rows_that_are_not_valid_are_left_out():
 
 def test_fewer_rows_than_test_directions_are_spanned_exactly():
     rows = _rows(5)
-    found = sketch.leading(_see(rows, sketch.random_basis(jax.random.key(3), 16, DIMENSION)), 5, ALONE)
+    found = sketch.leading(
+        _see(rows, sketch.random_basis(jax.random.key(3), 16, DIMENSION)), 5, ALONE
+    )
     values, vectors = _dense(rows, False)
     np.testing.assert_allclose(found.eigenvalues, values[:5], rtol=1e-3)
     assert subspaces.subspace_overlap(found.directions, vectors, (5,))[0] > 0.999
@@ -84,4 +93,6 @@ def test_bad_sizes_are_refused():
     with pytest.raises(InputError, match="size: must be in 1 … D = 10, got 11"):
         sketch.random_basis(jax.random.key(0), 11, 10)
     with pytest.raises(InputError, match="num_directions: must be in 1 … 4 test directions, got 5"):
-        sketch.leading(_see(_rows(9), sketch.random_basis(jax.random.key(0), 4, DIMENSION)), 5, ALONE)
+        sketch.leading(
+            _see(_rows(9), sketch.random_basis(jax.random.key(0), 4, DIMENSION)), 5, ALONE
+        )

@@ -1,4 +1,6 @@
-"""Rolling snapshots: what is taken up again, and what is not; and that a resumed computation is the same."""
+"""Rolling snapshots: what is taken up again, and what is not; and that a resumed computation is the
+same.
+"""
 
 import time
 
@@ -7,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nad_jax import Estimator, accumulation, create_model, fitting, from_functions, sketch, store, training
+from nad_jax import (
+    Estimator,
+    accumulation,
+    create_model,
+    fitting,
+    from_functions,
+    sketch,
+    store,
+    training,
+)
 from nad_jax.accumulation import Halves
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
@@ -16,7 +27,9 @@ from nad_jax.snapshots import Snapshots
 
 
 def _snapshots(tmp_path, **changes):
-    return Snapshots(tmp_path / "folder" / "unit", **{"identity": {"seed": 0}, "seconds": 0.0, **changes})
+    return Snapshots(
+        tmp_path / "folder" / "unit", **{"identity": {"seed": 0}, "seconds": 0.0, **changes}
+    )
 
 
 def test_the_newest_intact_snapshot_of_the_same_computation_is_taken_up(tmp_path):
@@ -31,7 +44,12 @@ def test_the_newest_intact_snapshot_of_the_same_computation_is_taken_up(tmp_path
 
     newest, older = paths  # the third went into the first file again
     content = newest.read_bytes()
-    for damaged in (b"", content[:100], content[:-1], bytes([*content[:200], content[200] ^ 1, *content[201:]])):
+    for damaged in (
+        b"",
+        content[:100],
+        content[:-1],
+        bytes([*content[:200], content[200] ^ 1, *content[201:]]),
+    ):
         newest.write_bytes(damaged)
         assert len(_snapshots(tmp_path).load()["state"]) == 5
         assert newest.with_name("unit.0.npz.corrupt").read_bytes() == damaged
@@ -47,7 +65,10 @@ def test_a_resumed_computation_writes_over_the_older_of_the_two(tmp_path):
     resumed = _snapshots(tmp_path)
     resumed.load()
     resumed.save(8, {})
-    positions = {int(np.load(path, allow_pickle=False)["position"]) for path in (tmp_path / "folder").iterdir()}
+    positions = {
+        int(np.load(path, allow_pickle=False)["position"])
+        for path in (tmp_path / "folder").iterdir()
+    }
     assert positions == {5, 8}
     resumed.clear()
     assert not list((tmp_path / "folder").iterdir())
@@ -103,10 +124,16 @@ def test_a_resumed_training_is_bit_for_bit_an_uninterrupted_one(tmp_path, stop_a
     recipe = Recipe(num_train=100, num_test=50, batch_size=32, num_epochs=3, loss_window=3)
     model = create_model("mlp", (8, 8, 1), num_logits=2)
     run = training.make_train_many(model, recipe, chunk_size=2)
-    sweep = {"directions": np.eye(64, dtype=np.float32)[:5], "seed": [0, 1, 0, 0, 1], "sigma": [1, 1, 2, 3, 3]}
+    sweep = {
+        "directions": np.eye(64, dtype=np.float32)[:5],
+        "seed": [0, 1, 0, 0, 1],
+        "sigma": [1, 1, 2, 3, 3],
+    }
     straight = run(**sweep)  # chunks of seed 0: two networks and one, of seed 1: two
     with pytest.raises(Stopped):
-        run(**sweep, progress=_stop_at(stop_at), snapshots=_snapshots(tmp_path, urgent=lambda: True))
+        run(
+            **sweep, progress=_stop_at(stop_at), snapshots=_snapshots(tmp_path, urgent=lambda: True)
+        )
     epochs = []
     resumed = training.make_train_many(model, recipe, chunk_size=2)(
         **sweep, progress=epochs.append, snapshots=_snapshots(tmp_path)
@@ -120,27 +147,39 @@ def test_keys_and_short_floats_of_a_state_survive():
     state = {"key": make_key(3), "weights": jnp.arange(3, dtype=jnp.bfloat16), "step": jnp.int32(7)}
     restored = fitting._restore("state", state, fitting._flatten("state", state))
     assert jax.random.key_impl(restored["key"]) == jax.random.key_impl(state["key"])
-    np.testing.assert_array_equal(jax.random.key_data(restored["key"]), jax.random.key_data(state["key"]))
+    np.testing.assert_array_equal(
+        jax.random.key_data(restored["key"]), jax.random.key_data(state["key"])
+    )
     np.testing.assert_array_equal(restored["weights"], state["weights"])
     assert restored["step"] == 7 and restored["weights"].dtype == jnp.bfloat16
 
 
 @pytest.fixture(scope="module")
 def accumulate():
-    """Adds networks of a linear model, two at a time, some of which diverge, to moments or to sketches."""
+    """Adds networks of a linear model, two at a time, some of which diverge, to moments or to
+    sketches.
+    """
 
     def init(key):
         weights = jax.random.normal(key, (16, 1))
         return jnp.where(weights[0] > 1, jnp.nan, weights)
 
-    model = from_functions(init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1), check=False)
+    model = from_functions(
+        init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1), check=False
+    )
     estimator = Estimator(derivative="input_gradient", readout="sampled", chunk_size=2)
     add, _ = accumulation.make_accumulate(model, estimator, 31)
 
     def accumulate(kind, *how):
         basis = sketch.random_basis(make_key(1), 3, 16)
         sketches = Halves(sketch.init(basis), sketch.init(basis), jnp.int32(0))
-        return add(make_key(0), accumulation.init_halves(16) if kind == "moments" else sketches, 4, 35, *how)
+        return add(
+            make_key(0),
+            accumulation.init_halves(16) if kind == "moments" else sketches,
+            4,
+            35,
+            *how,
+        )
 
     return accumulate
 
@@ -160,10 +199,14 @@ def test_an_ensemble_is_resumed_on_any_number_of_devices_and_no_network_is_lost(
         _use_devices(monkeypatch, 4)
         with pytest.raises(Stopped):
             accumulate(kind, _stop_at(2), _snapshots(tmp_path / str(number), urgent=lambda: True))
-        assert not [name for path in tmp_path.rglob("*.npz") for name in np.load(path) if "basis" in name]
+        assert not [
+            name for path in tmp_path.rglob("*.npz") for name in np.load(path) if "basis" in name
+        ]
         _use_devices(monkeypatch, number)
         done = []
-        resumed = accumulation.halves_to_arrays(accumulate(kind, done.append, _snapshots(tmp_path / str(number))))
+        resumed = accumulation.halves_to_arrays(
+            accumulate(kind, done.append, _snapshots(tmp_path / str(number)))
+        )
         assert done[0] == min(16 + 2 * number, 31) and done[-1] == 31
         for name, array in straight.items():
             atol = 0 if number == 4 or array.dtype.kind == "i" else 1e-5 * np.abs(array).max()
@@ -176,9 +219,13 @@ def test_a_snapshot_that_lacks_networks_is_not_taken_up(accumulate, tmp_path, mo
     with pytest.raises(Stopped):
         accumulate("moments", _stop_at(2), _snapshots(tmp_path, urgent=lambda: True))
     newest = tmp_path / "folder" / "unit.1.npz"
-    store.write_npz(newest, {name: a for name, a in store.read_npz(newest).items() if not name.startswith("3_")})
+    store.write_npz(
+        newest, {name: a for name, a in store.read_npz(newest).items() if not name.startswith("3_")}
+    )
     done = []
-    resumed = accumulation.halves_to_arrays(accumulate("moments", done.append, _snapshots(tmp_path)))
+    resumed = accumulation.halves_to_arrays(
+        accumulate("moments", done.append, _snapshots(tmp_path))
+    )
     assert done == [16, 24, 31]  # from the older one
     assert newest.with_name("unit.1.npz.corrupt").exists()
     for name, array in straight.items():

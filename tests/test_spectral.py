@@ -38,7 +38,8 @@ def test_marchenko_pastur_edges_hold_the_spectrum_of_noise(ratio):
     rows = rows.T if dimension > samples else rows
     values = np.linalg.eigvalsh(rows.T @ rows / samples)  # but those that are zero
     low, high = spectral.marchenko_pastur_band(0.49, dimension, samples)
-    # The extremes fall inside the band by a Tracy–Widom fluctuation, of order N^(-2/3), relatively largest below.
+    # The extremes fall inside the band by a Tracy–Widom fluctuation, of order N^(-2/3), relatively
+    # largest below.
     assert 0.98 * low < values.min() < 1.15 * low
     assert 0.95 * high < values.max() < 1.02 * high
 

@@ -16,7 +16,9 @@ from nad_jax.errors import InputError
 
 @pytest.fixture(scope="module")
 def nads():
-    return estimate_nads(create_model("logreg", (4, 4, 1)), 4, readout="sampled", derivative="input_gradient")
+    return estimate_nads(
+        create_model("logreg", (4, 4, 1)), 4, readout="sampled", derivative="input_gradient"
+    )
 
 
 def test_a_record_survives_the_disk(tmp_path, nads):
@@ -44,14 +46,22 @@ MALFORMED = {
     "empty": (b"", "not a .npy array"),
     "text": (b"hello, world", "not a .npy array"),
     "pickle": (b"\x80\x04K\x01.", "not a .npy array"),
-    "object array": (_npy(np.array([[1, None]], dtype=object), allow_pickle=True), "never unpickled"),
+    "object array": (
+        _npy(np.array([[1, None]], dtype=object), allow_pickle=True),
+        "never unpickled",
+    ),
     "truncated": (_npy(np.eye(4))[:-8], "bytes follow"),
     "trailing bytes": (_npy(np.eye(4)) + b"x", "bytes follow"),
     "absurd header": (
-        _with_header("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 1000000000000), }"),
+        _with_header(
+            "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 1000000000000), }"
+        ),
         "bytes follow",
     ),
-    "negative shape": (_with_header("{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 4), }"), "bytes|not a"),
+    "negative shape": (
+        _with_header("{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 4), }"),
+        "bytes|not a",
+    ),
     "code in the header": (_with_header("__import__('os').system('false')"), "not a .npy array"),
     "structured": (_npy(np.zeros((2, 2), dtype=[("a", "f4")])), "allowed are numbers"),
     "text array": (_npy(np.array([["a", "b"]])), "real numbers"),
@@ -61,7 +71,10 @@ MALFORMED = {
     "no rows": (_npy(np.ones((0, 4))), "non-empty"),
     "wrong D": (_npy(np.eye(5)), "have D = 5, expected D = 4"),
     "too many rows": (_npy(np.repeat(np.eye(4), 2, 0)), "cannot be orthogonal"),
-    "nan": (_npy(np.where(np.eye(4) > 0, np.nan, 0.0)), "direction 0 has entries that are not finite"),
+    "nan": (
+        _npy(np.where(np.eye(4) > 0, np.nan, 0.0)),
+        "direction 0 has entries that are not finite",
+    ),
     "infinite": (_npy(np.diag([1.0, np.inf, 1, 1])), "direction 1 has entries that are not finite"),
     "overflow": (_npy(np.diag([1.0, 1e300, 1, 1])), "direction 1"),
     "zero": (_npy(np.diag([1.0, 1, 0, 1])), "direction 2 is zero"),
@@ -115,7 +128,9 @@ def test_every_flipped_bit_of_a_record_is_detected_or_changes_nothing_that_is_re
     content, original = path.read_bytes(), load_nads(path)
     offsets, unread = range(0, len(content), 7), 0
     for offset in offsets:
-        path.write_bytes(content[:offset] + bytes([content[offset] ^ 1 << offset % 8]) + content[offset + 1 :])
+        path.write_bytes(
+            content[:offset] + bytes([content[offset] ^ 1 << offset % 8]) + content[offset + 1 :]
+        )
         try:
             loaded = load_nads(path)
         except InputError as error:
@@ -171,7 +186,9 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_of_two_configurations_that_open_a_folder_at_once_one_is_refused(links, tmp_path, monkeypatch):
+def test_of_two_configurations_that_open_a_folder_at_once_one_is_refused(
+    links, tmp_path, monkeypatch
+):
     link = os.link
 
     def first_another(theirs, temporary, path):
@@ -185,7 +202,8 @@ def test_of_two_configurations_that_open_a_folder_at_once_one_is_refused(links, 
             store.open_run_folder(tmp_path / name, {"seed": 0})
         else:
             with pytest.raises(
-                InputError, match=r"another configuration\n  seed: folder 1, command 0\n  step: folder 2"
+                InputError,
+                match=r"another configuration\n  seed: folder 1, command 0\n  step: folder 2",
             ):
                 store.open_run_folder(tmp_path / name, {"seed": 0})
         assert [path.name for path in (tmp_path / name).iterdir()] == ["config.json"]
@@ -223,7 +241,9 @@ def test_a_run_folder_refuses_another_configuration(tmp_path):
         store.open_run_folder(folder, {"seed": 1})
     assert (folder / "config.json").read_text() == "{"
     store.open_run_folder(folder, {"seed": 0})  # as its units say
-    assert (folder / "config.json.corrupt").read_text() == "{" and store.check_run_folder(folder, {"seed": 0})
+    assert (folder / "config.json.corrupt").read_text() == "{" and store.check_run_folder(
+        folder, {"seed": 0}
+    )
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
         store.open_run_folder(tmp_path / "file" / "run", {})
@@ -236,7 +256,9 @@ def test_directions_are_unit_vectors_to_a_thousandth(tmp_path):
         if allowed:
             np.testing.assert_array_equal(read_directions(path)[2], np.float32([0, 0, norm]))
         else:
-            with pytest.raises(InputError, match=r"directions\.npy: direction 2 has norm .*, expected 1"):
+            with pytest.raises(
+                InputError, match=r"directions\.npy: direction 2 has norm .*, expected 1"
+            ):
                 read_directions(path)
 
 

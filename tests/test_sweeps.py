@@ -1,7 +1,8 @@
-"""Sweeps that are killed, interrupted, damaged, starved and shared: every line of the table of faults.
+"""Sweeps that are killed, interrupted, damaged, starved and shared: every line of the table of
+faults.
 
-NAD_KILLS is how often the killed sweep is killed at random: by default twice, and at some of the writes; from three on
-at every one of them.
+NAD_KILLS is how often the killed sweep is killed at random: by default twice, and at some of the
+writes; from three on at every one of them.
 """
 
 import json
@@ -61,7 +62,11 @@ def _run(arguments, place="nothing"):
 
 def _arrays(workdir):
     """Every stored unit and table, by its path."""
-    paths = [*workdir.rglob("units/*.npz"), *workdir.rglob("results.csv"), *workdir.rglob("nads.npz")]
+    paths = [
+        *workdir.rglob("units/*.npz"),
+        *workdir.rglob("results.csv"),
+        *workdir.rglob("nads.npz"),
+    ]
     return {str(path.relative_to(workdir)): path.read_bytes() for path in paths}
 
 
@@ -69,7 +74,8 @@ def _values(workdir):
     """What they hold: a bit may change in a file and in no value."""
     return {
         name: {
-            key: (array.dtype, array.shape, array.tobytes()) for key, array in store.read_npz(workdir / name).items()
+            key: (array.dtype, array.shape, array.tobytes())
+            for key, array in store.read_npz(workdir / name).items()
         }
         if name.endswith(".npz")
         else content
@@ -79,7 +85,9 @@ def _values(workdir):
 
 def _remains(workdir):
     return [
-        path for path in workdir.rglob("*") if path.suffix in (".tmp", ".corrupt") or "snapshots" in path.parts[:-1]
+        path
+        for path in workdir.rglob("*")
+        if path.suffix in (".tmp", ".corrupt") or "snapshots" in path.parts[:-1]
     ]
 
 
@@ -105,7 +113,12 @@ WRITES = [  # config.json, units and snapshots
     "no temporary file:1", "before the link:1", "empty temporary file:3", "half a temporary file:1",
     "before the rename:1", "after the rename:1", "before the rename:8", "after the rename:9",
 ]  # fmt: skip
-LAST_WRITES = ["before the rename:1", "after the rename:1", "before the rename:2", "after the rename:2"]  # the table
+LAST_WRITES = [
+    "before the rename:1",
+    "after the rename:1",
+    "before the rename:2",
+    "after the rename:2",
+]  # the table
 
 
 def test_a_sweep_killed_at_every_write_and_at_random_ends_as_if_it_had_not_been(clean, tmp_path):
@@ -135,13 +148,22 @@ def test_a_sweep_killed_at_every_write_and_at_random_ends_as_if_it_had_not_been(
         assert code == -signal.SIGKILL, place
     code, printed = _run(command)
     assert code == 0, printed
-    assert _arrays(workdir) == _arrays(clean / "sweep") and not list(workdir.glob("snapshots/*.npz"))
-    assert stored and all(path.stat().st_mtime_ns == at for path, at in stored.items())  # not computed again
+    assert _arrays(workdir) == _arrays(clean / "sweep") and not list(
+        workdir.glob("snapshots/*.npz")
+    )
+    assert stored and all(
+        path.stat().st_mtime_ns == at for path, at in stored.items()
+    )  # not computed again
 
 
 def test_an_ensemble_killed_at_every_write_ends_as_if_it_had_not_been(clean, tmp_path):
     command = [*NADS, f"--workdir={tmp_path / 'run'}"]
-    for place in ["half a temporary file:1", "before the rename:3", "after the rename:3", "after the rename:2"]:
+    for place in [
+        "half a temporary file:1",
+        "before the rename:3",
+        "after the rename:3",
+        "after the rename:2",
+    ]:
         code, _ = _run(command, place)
         assert code == -signal.SIGKILL, place
     code, printed = _run(command)
@@ -149,11 +171,15 @@ def test_an_ensemble_killed_at_every_write_ends_as_if_it_had_not_been(clean, tmp
     assert _arrays(tmp_path / "run") == _arrays(clean / "nads")
 
 
-DENSENET = ["--config=configs/directional_bias.py:accuracy_map,densenet121"]  # compiles for a minute
+DENSENET = [
+    "--config=configs/directional_bias.py:accuracy_map,densenet121"
+]  # compiles for a minute
 LONG = [*SWEEP[:-1], "--config.num_epochs=100000", "--config.indices=0,"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+)
 def test_a_signal_that_is_not_ignored_asks_for_the_same_command_again(number):
     program = "import os, sys, time; from experiments import interruption; interruption.watch()"
     program += "; os.kill(os.getpid(), int(sys.argv[1])); time.sleep(2)"
@@ -186,7 +212,9 @@ def test_a_signal_ends_every_phase_within_five_seconds(phase, arguments, number,
         "training": lambda: workdir.glob("snapshots/*"),
         "accumulation": lambda: workdir.glob("units/*"),
     }
-    process = _start(command, phase if phase in ("evaluation", "collecting") else "nothing", **variables)
+    process = _start(
+        command, phase if phase in ("evaluation", "collecting") else "nothing", **variables
+    )
     if phase in begun:
         _wait(lambda: list(begun[phase]()), process)
         time.sleep(2.0 if phase == "compilation" else 0.0)
@@ -223,7 +251,13 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
 def _config(**changes):
     """The sweep of four networks, in process."""
     config = load_config("directional_bias").get_config("accuracy_map,logreg")
-    config.update(source="pixel", image_shape=(8, 8, 1), frequency_range=(-4, 4), nums_train=(200,), num_test=100)
+    config.update(
+        source="pixel",
+        image_shape=(8, 8, 1),
+        frequency_range=(-4, 4),
+        nums_train=(200,),
+        num_test=100,
+    )
     config.update(num_epochs=2, indices=(0, 1, 2, 3))
     config.update(changes)
     return config
@@ -231,7 +265,13 @@ def _config(**changes):
 
 def _nads_config(**changes):
     config = load_config("compute_nads").get_config("mlp")
-    config.update(image_shape=(4, 4, 1), num_networks=8, unit_size=4, chunk_size=2, derivative="input_gradient")
+    config.update(
+        image_shape=(4, 4, 1),
+        num_networks=8,
+        unit_size=4,
+        chunk_size=2,
+        derivative="input_gradient",
+    )
     config.update(changes)
     return config
 
@@ -267,7 +307,9 @@ def test_every_damaged_file_is_computed_again_or_refused(name, kind, finished, t
     files = [file for file in files if file.suffix != ".png"]  # which nothing reads
     assert len(files) >= 4
     for file in files:
-        for draw_only in (True, False) if file.parent == Path() else (False,):  # figures are drawn from the others
+        for draw_only in (
+            (True, False) if file.parent == Path() else (False,)
+        ):  # figures are drawn from the others
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
             workdir = Path(shutil.copytree(finished / name, tmp_path / "run"))
             (workdir / file).write_bytes(_damaged((workdir / file).read_bytes(), kind, order))
@@ -305,8 +347,16 @@ def test_no_single_bit_of_a_unit_or_record_is_read_wrongly(name, finished, tmp_p
 def test_a_disk_that_is_full_is_said_in_one_line_and_loses_nothing(clean, tmp_path):
     workdir = tmp_path / "run"
     main = [sys.executable, "-m", "experiments.main", *NADS, f"--workdir={workdir}"]
-    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *main]  # a file may have 100 KiB, a unit has 500
-    result = subprocess.run(limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    limited = [
+        "bash",
+        "-c",
+        'ulimit -f 100; exec "$@"',
+        "bash",
+        *main,
+    ]  # a file may have 100 KiB, a unit has 500
+    result = subprocess.run(
+        limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert result.returncode == 74 and "Traceback" not in result.stderr
     assert "units/networks_0000000_0000004.npz: File too large (" in line and "MiB free)" in line
@@ -339,8 +389,13 @@ def test_units_of_another_configuration_are_never_mixed_in(finished, tmp_path):
     directional_bias.run(_config(learning_rate=0.1), tmp_path / "other")
     stranger = next((tmp_path / "other" / "units").iterdir())
     shutil.copy(stranger, workdir / "units" / "networks_stranger.npz")
-    for act in (directional_bias.run, lambda *args: runner.collect(directional_bias.make_plan(*args), args[1])):
-        with pytest.raises(InputError, match=r"networks_stranger\.npz: is of another configuration"):
+    for act in (
+        directional_bias.run,
+        lambda *args: runner.collect(directional_bias.make_plan(*args), args[1]),
+    ):
+        with pytest.raises(
+            InputError, match=r"networks_stranger\.npz: is of another configuration"
+        ):
             act(_config(), workdir)
     other = sorted((finished / "compute_nads" / "units").iterdir())
     workdir = Path(shutil.copytree(finished / "compute_nads", tmp_path / "nads"))
@@ -367,9 +422,12 @@ def test_a_unit_that_does_not_hold_its_networks_is_computed_again(finished, tmp_
     rows = point.num_rows
     assert rows > 1 and arrays["even_count"] == 2 * rows
     for changes in ({"even_count": rows}, {"even_count": 2 * rows - 1}, {"diverged": 1}):
-        store.write_npz(path, {**arrays, **{name: np.int32(value) for name, value in changes.items()}})
+        store.write_npz(
+            path, {**arrays, **{name: np.int32(value) for name, value in changes.items()}}
+        )
         with pytest.raises(
-            store.DamagedError, match=r"0008\.npz: holds [35]\.?\d* networks, counted or diverged, not 4"
+            store.DamagedError,
+            match=r"0008\.npz: holds [35]\.?\d* networks, counted or diverged, not 4",
         ):
             compute_nads._read_unit(point, (4, 8))
     store.write_npz(path, {**arrays, "even_count": np.int32(rows), "diverged": np.int32(1)})
@@ -391,8 +449,14 @@ def test_a_command_that_ends_leaves_units_and_snapshots_of_others(finished, tmp_
         """The end of the shorter command, after the longer one has done something."""
         return plan._replace(collect=lambda missing: (meanwhile(), plan.collect(missing)))
 
-    (workdir / "snapshots").mkdir()  # some of a process that was killed after it had stored its unit
-    for name in ("networks_0000000_0000004.0", "networks_0000000_0000004.1", "networks_0000012_0000014.0"):
+    (
+        workdir / "snapshots"
+    ).mkdir()  # some of a process that was killed after it had stored its unit
+    for name in (
+        "networks_0000000_0000004.0",
+        "networks_0000000_0000004.1",
+        "networks_0000012_0000014.0",
+    ):
         (workdir / "snapshots" / f"{name}.npz").write_text("")
     runner.run(collect(lambda: compute_nads.run(longer, workdir, Shard(0, 2))), workdir)
     assert [path.stem[9:] for path in sorted(workdir.glob("units/*.npz"))] == [
@@ -402,18 +466,28 @@ def test_a_command_that_ends_leaves_units_and_snapshots_of_others(finished, tmp_
     assert [path.stem for path in workdir.glob("snapshots/*.npz")] == ["networks_0000012_0000014.0"]
     compute_nads.run(longer, workdir)
     assert _arrays(workdir) == _arrays(straight) and not list(workdir.glob("snapshots/*.npz"))
-    (workdir / "units" / "networks_0000008_0000012.npz").unlink()  # as if the longer command came to its end later
+    (
+        workdir / "units" / "networks_0000008_0000012.npz"
+    ).unlink()  # as if the longer command came to its end later
     (workdir / "units" / "networks_0000012_0000014.npz").unlink()
-    with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 10"):
+    with pytest.raises(
+        InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 10"
+    ):
         runner.run(collect(lambda: compute_nads.run(longer, workdir)), workdir)
     assert _arrays(workdir) == _arrays(straight)  # not a record of what the other has left
-    with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 8"):
-        compute_nads.make_plan(_nads_config(num_networks=8), workdir).collect(0)  # whose units are all there
+    with pytest.raises(
+        InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 8"
+    ):
+        compute_nads.make_plan(_nads_config(num_networks=8), workdir).collect(
+            0
+        )  # whose units are all there
     assert _arrays(workdir) == _arrays(straight)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(name, finished, tmp_path, monkeypatch):
+def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(
+    name, finished, tmp_path, monkeypatch
+):
     config, workdir = CASES[name](), Path(shutil.copytree(finished / name, tmp_path / "run"))
     here = store.versions()
     monkeypatch.setattr(store, "versions", lambda: {**here, "jax": "99"})
@@ -432,10 +506,18 @@ def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(name, 
             if changed == "device_kind":
                 patch.setattr(store, "versions", lambda: here)
                 patch.setattr(store, "device_kind", lambda: "abacus")
-            with pytest.raises(InputError, match=rf"\.npz: was computed .*; --allow_other_versions adds .*\n{line}$"):
+            with pytest.raises(
+                InputError,
+                match=rf"\.npz: was computed .*; --allow_other_versions adds .*\n{line}$",
+            ):
                 runner.run(plan, workdir)
         assert not lost.exists()
-    flags = {"_FIGURES_ONLY": False, "_DRY_RUN": False, "_COLLECT": False, "_ALLOW_OTHER_VERSIONS": True}
+    flags = {
+        "_FIGURES_ONLY": False,
+        "_DRY_RUN": False,
+        "_COLLECT": False,
+        "_ALLOW_OTHER_VERSIONS": True,
+    }
     for flag, value in flags.items():
         monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
     assert main._carry_out(experiment, config, workdir, Shard()) == 0
@@ -448,17 +530,27 @@ def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(name, 
 
 
 def test_versions_of_units_that_others_store_meanwhile_are_seen(finished, tmp_path, monkeypatch):
-    plan, units = compute_nads.make_plan(_nads_config(), tmp_path), finished / "compute_nads" / "units"
+    plan, units = (
+        compute_nads.make_plan(_nads_config(), tmp_path),
+        finished / "compute_nads" / "units",
+    )
     here = store.versions()
     monkeypatch.setattr(store, "versions", lambda: {**here, "numpy": "99"})
 
     def make_program(*how):
-        shutil.copy(units / "networks_0000004_0000008.npz", tmp_path / "units")  # of another command
+        shutil.copy(
+            units / "networks_0000004_0000008.npz", tmp_path / "units"
+        )  # of another command
         return plan.make_program(*how)
 
-    with pytest.raises(InputError, match=r"0008\.npz: was computed with other versions .*\n  numpy: folder .*'99'"):
+    with pytest.raises(
+        InputError, match=r"0008\.npz: was computed with other versions .*\n  numpy: folder .*'99'"
+    ):
         runner.run(
-            plan._replace(make_program=make_program, find_missing=lambda *how: plan.list_units(Shard())), tmp_path
+            plan._replace(
+                make_program=make_program, find_missing=lambda *how: plan.list_units(Shard())
+            ),
+            tmp_path,
         )
     assert len(list(tmp_path.glob("units/*"))) == 2
 
@@ -473,23 +565,43 @@ def test_two_processes_on_the_same_units_write_the_same(clean, tmp_path):
 
 
 def _out_of_memory(*args, **kwargs):
-    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
+    raise jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes."
+    )
 
 
 def test_a_process_with_too_little_memory_halves_the_chunk(tmp_path):
-    arguments = ["--config=configs/directional_bias.py:accuracy_map,mlp", "--config.image_shape=64,64,1"]
-    arguments += ["--config.frequency_range=-4,4", "--config.num_test=64", "--config.nums_train=64,"]
+    arguments = [
+        "--config=configs/directional_bias.py:accuracy_map,mlp",
+        "--config.image_shape=64,64,1",
+    ]
+    arguments += [
+        "--config.frequency_range=-4,4",
+        "--config.num_test=64",
+        "--config.nums_train=64,",
+    ]
     arguments += ["--config.num_epochs=2", "--config.batch_size=64", "--config.mapping=vectorized"]
     arguments += ["--config.schedule=constant", "--config.chunk_size=64", "--config.indices=0,"]
     main = [sys.executable, "-m", "experiments.main", *arguments, f"--workdir={tmp_path / 'run'}"]
-    limited = ["bash", "-c", 'ulimit -v 3500000; exec "$@"', "bash", *main]  # 64 networks would take 2 GB at once
-    result = subprocess.run(limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    limited = [
+        "bash",
+        "-c",
+        'ulimit -v 3500000; exec "$@"',
+        "bash",
+        *main,
+    ]  # 64 networks would take 2 GB at once
+    result = subprocess.run(
+        limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert "out of memory with 64 networks at once: 32 from now on" in result.stderr
 
 
 def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, monkeypatch):
-    make_train_many, make_accumulate = directional_bias.make_train_many, accumulation.make_accumulate
+    make_train_many, make_accumulate = (
+        directional_bias.make_train_many,
+        accumulation.make_accumulate,
+    )
 
     def make_train_one(model, recipe, mapping, chunk_size, num_devices):
         run = make_train_many(model, recipe, mapping, chunk_size, num_devices)
@@ -501,8 +613,17 @@ def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, mon
     assert json.loads(str(store.read_npz(unit)["config"]))["chunk_size"] == 1
     expected = (finished / "directional_bias" / "results.csv").read_bytes()
     assert (tmp_path / "run" / "results.csv").read_bytes() == expected
-    events = [json.loads(line) for line in (tmp_path / "run" / "progress" / "0-of-1.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events] == ["start", "out of memory", "out of memory", "unit", "end"]
+    events = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "progress" / "0-of-1.jsonl").read_text().splitlines()
+    ]
+    assert [event["event"] for event in events] == [
+        "start",
+        "out of memory",
+        "out of memory",
+        "unit",
+        "end",
+    ]
 
     def make_accumulate_two(model, estimator, num_networks):
         accumulate, resolved = make_accumulate(model, estimator, num_networks)
@@ -511,12 +632,17 @@ def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, mon
     monkeypatch.setattr(accumulation, "make_accumulate", make_accumulate_two)
     compute_nads.run(_nads_config(chunk_size=4), tmp_path / "nads")
     for unit in (tmp_path / "nads" / "units").iterdir():
-        arrays, expected = store.read_npz(unit), store.read_npz(finished / "compute_nads" / "units" / unit.name)
+        arrays, expected = (
+            store.read_npz(unit),
+            store.read_npz(finished / "compute_nads" / "units" / unit.name),
+        )
         assert json.loads(str(arrays["config"]))["chunk_size"] == 2
         np.testing.assert_allclose(arrays["even_scatter"], expected["even_scatter"], rtol=1e-5)
 
     monkeypatch.setattr(directional_bias, "make_train_many", lambda *args: _out_of_memory)
-    with pytest.raises(InputError, match=r"logreg default sgd 200: the device has not enough memory for 1 networks"):
+    with pytest.raises(
+        InputError, match=r"logreg default sgd 200: the device has not enough memory for 1 networks"
+    ):
         directional_bias.run(_config(chunk_size=2), tmp_path / "none")
 
 
@@ -533,32 +659,58 @@ def test_diverged_networks_are_contained_and_counted(tmp_path, capsys, monkeypat
     config = _config(optimizers=("sgd", "sgd:learning_rate=1e38"), clip_norm=0.0, sigmas=(1e3,))
     directional_bias.run(config, tmp_path / "run")
     assert "4 networks, 4 diverged" in capsys.readouterr().out
-    events = [json.loads(line) for line in (tmp_path / "run" / "progress" / "0-of-1.jsonl").read_text().splitlines()]
-    assert [event["diverged"] for event in events if event["event"] == "unit"] == [0, 0, 0, 0, 1, 1, 1, 1]
+    events = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "progress" / "0-of-1.jsonl").read_text().splitlines()
+    ]
+    assert [event["diverged"] for event in events if event["event"] == "unit"] == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+    ]
 
     def init(key):
         weights = jax.random.normal(key, (16, 1))
         return jax.numpy.where(weights[0] > 0.5, jax.numpy.nan, weights)
 
-    model = from_functions(init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1), check=False)
+    model = from_functions(
+        init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1), check=False
+    )
     monkeypatch.setattr(compute_nads, "read_model", lambda config: model)
-    compute_nads.run(_nads_config(num_networks=40, readout="sampled", symmetrized=False), tmp_path / "nads")
+    compute_nads.run(
+        _nads_config(num_networks=40, readout="sampled", symmetrized=False), tmp_path / "nads"
+    )
     record = store.load_nads(tmp_path / "nads" / "nads.npz")
     key = ensemble.named_key(ensemble.make_key(0), "networks")
     keys = ensemble.member_keys(key, jax.numpy.arange(40))
     weights = np.stack([init(jax.random.split(key, 3)[0])[:, 0] for key in keys])
     finite = np.isfinite(weights).all(1)
-    assert record.config["diverged"] == 40 - finite.sum() > 0 and record.num_networks == finite.sum()
+    assert (
+        record.config["diverged"] == 40 - finite.sum() > 0 and record.num_networks == finite.sum()
+    )
     moment = weights[finite].T @ weights[finite] / finite.sum()
-    np.testing.assert_allclose(record.eigenvalues, np.linalg.eigvalsh(moment)[::-1], rtol=1e-4, atol=1e-6)
-    assert f"{record.config['diverged']} more networks have derivatives that are not finite" in capsys.readouterr().out
+    np.testing.assert_allclose(
+        record.eigenvalues, np.linalg.eigvalsh(moment)[::-1], rtol=1e-4, atol=1e-6
+    )
+    assert (
+        f"{record.config['diverged']} more networks have derivatives that are not finite"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_shards_compute_what_one_process_computes(name, finished, tmp_path):
     config = CASES[name]()
     for count in (2, 4):
-        complete = [EXPERIMENTS[name].run(config, tmp_path / str(count), Shard(i, count)) for i in range(count)]
+        complete = [
+            EXPERIMENTS[name].run(config, tmp_path / str(count), Shard(i, count))
+            for i in range(count)
+        ]
         assert not complete[0] and complete[-1]  # the last one collects
         assert _arrays(tmp_path / str(count)) == _arrays(finished / name)
     logs = sorted((tmp_path / "4" / "progress").iterdir())
@@ -575,13 +727,18 @@ def test_collecting_takes_what_is_there_and_says_what_is_missing(name, finished,
     experiment.run(config, tmp_path, Shard(0, 2))
     assert runner.collect(plan, tmp_path) is False
     printed = capsys.readouterr().err
-    assert "missing: " in printed and ("mlp: 4 networks in 1 unit" in printed or ": 2 networks in 2 units" in printed)
+    assert "missing: " in printed and (
+        "mlp: 4 networks in 1 unit" in printed or ": 2 networks in 2 units" in printed
+    )
     assert experiment.draw(config, tmp_path)
     if name == "compute_nads":
         assert store.load_nads(tmp_path / "nads.npz").num_networks == 4
     else:
         assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
-        assert units.check_command(tmp_path, directional_bias._command(config)) == "\n2 networks missing"
+        assert (
+            units.check_command(tmp_path, directional_bias._command(config))
+            == "\n2 networks missing"
+        )
     experiment.run(config, tmp_path, Shard(1, 2))
     assert _arrays(tmp_path) == _arrays(finished / name)
 
@@ -592,7 +749,11 @@ def test_a_dry_run_says_what_there_is_to_do_and_touches_nothing(finished, tmp_pa
         runner.describe(plan, Shard(0, 2))
         printed = capsys.readouterr().out
         assert "stored 0 networks" in printed and "shards: 2; shard 0-of-2 misses" in printed
-        assert "s a network" in printed and "compilation" in printed and "estimate on this machine: 0:0" in printed
+        assert (
+            "s a network" in printed
+            and "compilation" in printed
+            and "estimate on this machine: 0:0" in printed
+        )
         assert not (tmp_path / name).exists()
         workdir = Path(shutil.copytree(finished / name, tmp_path / name))
         (first, *_) = workdir.glob("units/*.npz")
@@ -608,7 +769,9 @@ def test_an_ensemble_is_swept_over_its_fields(tmp_path, capsys):
     config.sweep.update(seed=(0, 1), readout=("marginalized", "sampled"))
     compute_nads.run(config, tmp_path / "run")
     table = (tmp_path / "run" / "results.csv").read_text().splitlines()
-    assert len(table) == 5 and table[0].startswith("readout,seed,num_networks,diverged,trace,eigenvalue_0,split_half")
+    assert len(table) == 5 and table[0].startswith(
+        "readout,seed,num_networks,diverged,trace,eigenvalue_0,split_half"
+    )
     compute_nads.run(_nads_config(seed=1, readout="sampled"), tmp_path / "one")
     point = tmp_path / "run" / "readout=sampled,seed=1"
     assert _arrays(point) == _arrays(tmp_path / "one")
@@ -635,7 +798,8 @@ def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean
             address = f"127.0.0.1:{free.getsockname()[1]}"
         command = [*NADS, f"--workdir={tmp_path / 'run'}", "--distributed"]
         return [
-            _start([*command, f"--shard={index}/{count}"], JAX_COORDINATOR_ADDRESS=address) for index in range(count)
+            _start([*command, f"--shard={index}/{count}"], JAX_COORDINATOR_ADDRESS=address)
+            for index in range(count)
         ]
 
     killed, *others = start(3)
@@ -645,7 +809,9 @@ def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean
     assert [process.wait(120) for process in others] == [0, 0]
     assert not (tmp_path / "run" / "nads.npz").exists()
     processes = start(2)
-    assert [process.wait(120) for process in processes] == [0, 0], [process.errors for process in processes]
+    assert [process.wait(120) for process in processes] == [0, 0], [
+        process.errors for process in processes
+    ]
     assert _arrays(tmp_path / "run") == _arrays(clean / "nads")
 
 
@@ -668,18 +834,27 @@ def test_an_ensemble_is_spread_over_the_local_devices(tmp_path):
     environment = {**ENVIRONMENT, "JAX_NUM_CPU_DEVICES": "4"}
     script = f"OUT = {str(tmp_path / 'four.npz')!r}\n{SPREAD}"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True)
-    accumulate, _ = accumulation.make_accumulate(create_model("mlp", (4, 4, 1)), Estimator(chunk_size=2), 14)
-    one = accumulation.halves_to_arrays(accumulate(jax.random.key(0), accumulation.init_halves(16), 0, 14))
+    accumulate, _ = accumulation.make_accumulate(
+        create_model("mlp", (4, 4, 1)), Estimator(chunk_size=2), 14
+    )
+    one = accumulation.halves_to_arrays(
+        accumulate(jax.random.key(0), accumulation.init_halves(16), 0, 14)
+    )
     four = store.read_npz(tmp_path / "four.npz")
     assert one["even_count"] == four["even_count"] > 0
     for name in ("even_scatter", "odd_scatter", "even_mean"):
-        np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-5 * np.abs(one[name]).max())
+        np.testing.assert_allclose(
+            four[name], one[name], rtol=1e-4, atol=1e-5 * np.abs(one[name]).max()
+        )
 
 
 def test_a_derivative_that_is_not_finite_is_left_out_and_long_ones_are_not():
     def count(long):
         model = from_functions(
-            lambda key: jax.random.normal(key, (4, 1)) * jax.numpy.where(jax.random.bernoulli(key, 0.3), long, 1.0),
+            lambda key: (
+                jax.random.normal(key, (4, 1))
+                * jax.numpy.where(jax.random.bernoulli(key, 0.3), long, 1.0)
+            ),
             lambda weights, x: x.reshape(len(x), -1) @ weights,
             (2, 2, 1),
             check=False,
@@ -717,16 +892,21 @@ def test_a_shard_does_not_depend_on_how_networks_are_grouped(tmp_path):
     for shard in (Shard(0, 3), Shard(1, 3)):
         names = []
         for unit_size in (1, 4):
-            plan = directional_bias.make_plan(_config(unit_size=unit_size, indices=tuple(range(20))), tmp_path)
-            names.append([network.name for unit in plan.list_units(shard) for network in unit.members])
+            plan = directional_bias.make_plan(
+                _config(unit_size=unit_size, indices=tuple(range(20))), tmp_path
+            )
+            names.append(
+                [network.name for unit in plan.list_units(shard) for network in unit.members]
+            )
         assert names[0] == names[1] and len(names[0]) == 7
 
 
 def test_a_reader_of_messages_that_is_gone_does_not_keep_the_process_alive(tmp_path):
     program = (
-        "from experiments import main, runner; runner.SNAPSHOT_SECONDS = 0.0; main.app.run(main.main, flags_parser="
+        "from experiments import main, runner; runner.SNAPSHOT_SECONDS = 0.0; "
+        "main.app.run(main.main, flags_parser=main._parse_flags)"
     )
-    command = [sys.executable, "-c", f"{program}main._parse_flags)", *LONG, f"--workdir={tmp_path}"]
+    command = [sys.executable, "-c", program, *LONG, f"--workdir={tmp_path}"]
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
     _wait(lambda: list(tmp_path.glob("snapshots/*")), process)
     process.stderr.close()

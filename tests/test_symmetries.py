@@ -22,17 +22,25 @@ from nad_jax.sketch import init, leading, random_basis, update
 from nad_jax.symmetries import eigh_symmetric, permutations, representations
 
 MOVES = {
-    "flip": (lambda array: array[::-1], lambda array: array[:, ::-1], lambda array: array[::-1, ::-1]),
+    "flip": (
+        lambda array: array[::-1],
+        lambda array: array[:, ::-1],
+        lambda array: array[::-1, ::-1],
+    ),
     "transpose": (lambda array: array.swapaxes(0, 1),),
 }
 
 
-@pytest.mark.parametrize(("names", "size"), [((), 1), (("flip",), 4), (("transpose",), 2), (("flip", "transpose"), 8)])
+@pytest.mark.parametrize(
+    ("names", "size"), [((), 1), (("flip",), 4), (("transpose",), 2), (("flip", "transpose"), 8)]
+)
 def test_permutations_are_the_group_of_moves(names, size):
     shape = (4, 4, 3)
     group = permutations(names, shape)
     assert len({tuple(moved) for moved in group}) == len(group) == size
-    assert {tuple(left[right]) for left in group for right in group} == {tuple(moved) for moved in group}
+    assert {tuple(left[right]) for left in group for right in group} == {
+        tuple(moved) for moved in group
+    }
     image = np.random.default_rng(0).standard_normal(shape)
     found = {tuple(image.reshape(-1)[moved]) for moved in group}
     assert {tuple(move(image).reshape(-1)) for name in names for move in MOVES[name]} <= found
@@ -43,10 +51,15 @@ def _mean(matrix, names, shape):
     return np.mean([matrix[np.ix_(moved, moved)] for moved in permutations(names, shape)], axis=0)
 
 
-# How the vectors of a representation change under reversal of rows, of columns, and under exchange of both (None: not
-# into a multiple of themselves).
+# How the vectors of a representation change under reversal of rows, of columns, and under exchange
+# of both (None: not into a multiple of themselves).
 CHARACTERS = {
-    ("flip", "transpose"): {"A1": (1, 1, 1), "A2": (-1, -1, -1), "B1": (1, 1, -1), "B2": (-1, -1, 1)},
+    ("flip", "transpose"): {
+        "A1": (1, 1, 1),
+        "A2": (-1, -1, -1),
+        "B1": (1, 1, -1),
+        "B2": (-1, -1, 1),
+    },
     ("flip",): {"++": (1, 1, None), "+−": (1, -1, None), "−+": (-1, 1, None), "−−": (-1, -1, None)},
     ("transpose",): {"+": (None, None, 1), "−": (None, None, -1)},
     (): {"": (None, None, None)},
@@ -56,13 +69,17 @@ GRIDS += [(names, shape) for names in ((), ("flip",)) for shape in ((1, 6, 1), (
 
 
 @pytest.mark.parametrize(("names", "shape"), GRIDS)
-def test_eigenvectors_are_those_of_the_mean_over_the_group_and_belong_to_its_representations(names, shape):
+def test_eigenvectors_are_those_of_the_mean_over_the_group_and_belong_to_its_representations(
+    names, shape
+):
     dimension = int(np.prod(shape))
     rows = np.random.default_rng(0).standard_normal((3 * dimension, dimension))
     matrix = rows.T @ rows
     found, mean = eigh_symmetric(matrix, representations(names, shape)), _mean(matrix, names, shape)
     np.testing.assert_allclose(found.eigenvalues, np.linalg.eigvalsh(mean)[::-1], rtol=1e-10)
-    np.testing.assert_allclose(mean @ found.directions.T, found.directions.T * found.eigenvalues, atol=1e-4)
+    np.testing.assert_allclose(
+        mean @ found.directions.T, found.directions.T * found.eigenvalues, atol=1e-4
+    )
     np.testing.assert_allclose(found.directions @ found.directions.T, np.eye(dimension), atol=1e-6)
     images = found.directions.reshape(-1, *shape)
     moved = images[:, ::-1], images[:, :, ::-1], images.swapaxes(1, 2)
@@ -72,11 +89,15 @@ def test_eigenvectors_are_those_of_the_mean_over_the_group_and_belong_to_its_rep
             if sign is not None:
                 np.testing.assert_allclose(image[chosen], sign * images[chosen], atol=1e-6)
     pairs = np.flatnonzero(found.symmetry == "E").reshape(-1, 2)
-    assert set(found.symmetry) <= {*CHARACTERS[names], "E"} and (len(pairs) > 0) == (len(names) == 2 and shape[0] > 1)
+    assert set(found.symmetry) <= {*CHARACTERS[names], "E"} and (len(pairs) > 0) == (
+        len(names) == 2 and shape[0] > 1
+    )
     for first, second in pairs:
         assert second == first + 1 and found.eigenvalues[first] == found.eigenvalues[second]
         np.testing.assert_allclose(images[first].swapaxes(0, 1), images[first], atol=1e-6)
-        np.testing.assert_allclose(abs(found.directions[second] @ np.rot90(images[first]).ravel()), 1, atol=1e-6)
+        np.testing.assert_allclose(
+            abs(found.directions[second] @ np.rot90(images[first]).ravel()), 1, atol=1e-6
+        )
         assert np.abs(images[first][::-1, ::-1] + images[first]).max() < 1e-6
     for direction in found.directions:
         largest = np.flatnonzero(np.abs(direction) >= np.abs(direction).max() * (1 - 1e-6))
@@ -88,22 +109,34 @@ def test_rounding_does_not_choose_among_eigenvectors_that_symmetry_makes_equal()
     rows = np.random.default_rng(0).standard_normal((50, 36)) * 0.9 ** np.arange(36)
     matrix = rows.T @ rows
     noise = np.random.default_rng(1).standard_normal((36, 36)) * 1e-7 * matrix.max()
-    one, other = (eigh_symmetric(m, representations(names, shape)) for m in (matrix, matrix + noise + noise.T))
+    one, other = (
+        eigh_symmetric(m, representations(names, shape)) for m in (matrix, matrix + noise + noise.T)
+    )
     assert (one.symmetry[:24] == other.symmetry[:24]).all()
     assert (np.einsum("kd,kd->k", one.directions[:24], other.directions[:24]) > 0.999).all()
     # As single vectors of the mean they are lost.
-    dense = [np.linalg.eigh(_mean(m, names, shape))[1].T[::-1] for m in (matrix, matrix + noise + noise.T)]
+    dense = [
+        np.linalg.eigh(_mean(m, names, shape))[1].T[::-1]
+        for m in (matrix, matrix + noise + noise.T)
+    ]
     assert (np.abs(np.einsum("kd,kd->k", *dense))[:24] < 0.99).any()
 
 
 def test_representations_that_hold_rounding_alone_are_no_fault():
     shape, names = (4, 4, 1), ("flip", "transpose")
-    group, rows = representations(names, shape), np.ones((9, 16)) + 1e-7 * np.random.default_rng(0).normal(size=(9, 16))
-    matrix = rows.T @ rows + 1e-7 * np.random.default_rng(1).normal(size=(16, 16))  # not even symmetric
+    group, rows = (
+        representations(names, shape),
+        np.ones((9, 16)) + 1e-7 * np.random.default_rng(0).normal(size=(9, 16)),
+    )
+    matrix = rows.T @ rows + 1e-7 * np.random.default_rng(1).normal(
+        size=(16, 16)
+    )  # not even symmetric
     found = eigh_symmetric(matrix, group)
     assert found.symmetry[0] == "A1" and (found.eigenvalues[1:] < 1e-6 * found.eigenvalues[0]).all()
     images = jnp.asarray(rows[:, permutations(names, shape)].reshape(-1, 16), jnp.float32)
-    state = update(init(random_basis(jax.random.key(0), 12, 16)), images, np.ones(len(images), bool))
+    state = update(
+        init(random_basis(jax.random.key(0), 12, 16)), images, np.ones(len(images), bool)
+    )
     assert len(leading(state, 4, group).eigenvalues) == 1  # the others are rounding
 
 
@@ -112,7 +145,10 @@ def test_a_sketch_finds_leading_eigenvectors_in_each_representation():
     rows = np.random.default_rng(0).standard_normal((50, 36)) * 0.9 ** np.arange(36)
     group, moved = representations(names, shape), permutations(names, shape)
     exact = eigh_symmetric(rows.T @ rows / len(rows), group)
-    basis, images = random_basis(jax.random.key(0), 20, 36), jnp.asarray(rows[:, moved].reshape(-1, 36), jnp.float32)
+    basis, images = (
+        random_basis(jax.random.key(0), 20, 36),
+        jnp.asarray(rows[:, moved].reshape(-1, 36), jnp.float32),
+    )
     found = leading(update(init(basis), images, np.ones(len(images), bool)), 12, group)
     assert (found.symmetry == exact.symmetry[:12]).all()
     assert (np.einsum("kd,kd->k", found.directions, exact.directions[:12]) > 0.999).all()
@@ -126,7 +162,9 @@ def _move_network(variables, move, flat_shape):
     def move_leaf(leaf):
         if leaf.ndim == 4:
             return move(leaf)
-        if leaf.ndim == 2 and leaf.shape[0] == np.prod(flat_shape):  # the dense layer after flattening
+        if leaf.ndim == 2 and leaf.shape[0] == np.prod(
+            flat_shape
+        ):  # the dense layer after flattening
             return move(leaf.reshape(*flat_shape, -1)).reshape(leaf.shape)
         return leaf
 
@@ -181,19 +219,31 @@ def _model():
 def test_symmetrized_nads_are_worth_several_times_the_networks():
     choices = {"derivative": "input_gradient", "point_scale": 0.0, "chunk_size": 20}
     reference = estimate_nads(_model(), 400, key=1, **choices)
-    plain, better = (estimate_nads(_model(), 60, symmetrized=flag, **choices) for flag in (False, True))
-    errors = [1 - subspace_overlap(nads.directions, reference.directions, (64,)) for nads in (plain, better)]
+    plain, better = (
+        estimate_nads(_model(), 60, symmetrized=flag, **choices) for flag in (False, True)
+    )
+    errors = [
+        1 - subspace_overlap(nads.directions, reference.directions, (64,))
+        for nads in (plain, better)
+    ]
     assert errors[1] < 0.5 * errors[0], errors
     # In the mean nothing changes: the trace is the same, and energies agree within their errors.
     np.testing.assert_allclose(better.eigenvalues.sum(), plain.eigenvalues.sum(), rtol=1e-4)
     leading = reference.directions[:8]
-    np.testing.assert_allclose(directional_energy(better, leading), directional_energy(reference, leading), rtol=0.25)
+    np.testing.assert_allclose(
+        directional_energy(better, leading), directional_energy(reference, leading), rtol=0.25
+    )
     assert (better.split_half_overlap[2:] > plain.split_half_overlap[2:]).all()
     assert better.config["symmetrized"] is True
 
 
 def test_leading_nads_are_symmetrized_like_dense_ones():
-    choices = {"derivative": "input_gradient", "readout": "sampled", "num_readouts": 8, "symmetrized": True}
+    choices = {
+        "derivative": "input_gradient",
+        "readout": "sampled",
+        "num_readouts": 8,
+        "symmetrized": True,
+    }
     dense = estimate_nads(_model(), 40, **choices)
     leading = estimate_leading_nads(_model(), 40, num_directions=16, num_passes=4, **choices)
     assert subspace_overlap(leading.nads.directions, dense.directions, (16,))[0] > 0.99
@@ -203,13 +253,20 @@ def test_leading_nads_are_symmetrized_like_dense_ones():
 
 def _functions(symmetries, image_shape=(4, 4, 1)):
     return from_functions(
-        lambda key: jax.random.normal(key, (4, 1)), lambda w, x: x[:, 0, :4, 0] @ w, image_shape, symmetries=symmetries
+        lambda key: jax.random.normal(key, (4, 1)),
+        lambda w, x: x[:, 0, :4, 0] @ w,
+        image_shape,
+        symmetries=symmetries,
     )
 
 
 def test_what_is_not_a_symmetry_is_refused():
-    assert _functions(None).symmetries == () and _functions(("flip", "flip")).symmetries == ("flip",)
-    with pytest.raises(InputError, match=r"symmetries: must be among flip, transpose, got 'rotate'"):
+    assert _functions(None).symmetries == () and _functions(("flip", "flip")).symmetries == (
+        "flip",
+    )
+    with pytest.raises(
+        InputError, match=r"symmetries: must be among flip, transpose, got 'rotate'"
+    ):
         _functions(("rotate",))
     with pytest.raises(InputError, match=r"symmetries: 'transpose' needs square images, got 4×5"):
         _functions(("transpose",), (4, 5, 1))
@@ -219,14 +276,22 @@ def test_what_is_not_a_symmetry_is_refused():
         match = "symmetrized: must be False for exact gradients of this network at the origin"
         with pytest.raises(InputError, match=match) if refused else contextlib.nullcontext():
             check_symmetrized(estimator, model)
-        for other in ({"point_scale": 1.0}, {"derivative": "central_difference"}, {"symmetrized": False}):
+        for other in (
+            {"point_scale": 1.0},
+            {"derivative": "central_difference"},
+            {"symmetrized": False},
+        ):
             check_symmetrized(dataclasses.replace(estimator, **other), model)
         tiny = dataclasses.replace(estimator, point_scale=1e-30, readout="sampled")
         with pytest.raises(InputError, match=match) if refused else contextlib.nullcontext():
             check_symmetrized(tiny, model)
-    with pytest.raises(InputError, match=r"symmetrized: must be False, this model states no symmetries for .* 4×4"):
+    with pytest.raises(
+        InputError, match=r"symmetrized: must be False, this model states no symmetries for .* 4×4"
+    ):
         estimate_nads(_functions(()), 4, readout="sampled", symmetrized=True)
-    assert jnp.isfinite(estimate_nads(_functions(("flip",)), 4, readout="sampled", symmetrized=True).eigenvalues).all()
+    assert jnp.isfinite(
+        estimate_nads(_functions(("flip",)), 4, readout="sampled", symmetrized=True).eigenvalues
+    ).all()
 
 
 def test_leading_directions_are_not_centred_and_symmetrized_at_once():

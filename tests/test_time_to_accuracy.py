@@ -1,4 +1,6 @@
-"""The experiment `time_to_accuracy` at smoke size: what its curves say, how its folder resumes, what it refuses."""
+"""The experiment `time_to_accuracy` at smoke size: what its curves say, how its folder resumes,
+what it refuses.
+"""
 
 import shutil
 from pathlib import Path
@@ -23,8 +25,12 @@ HURRIED = {
 
 def _config(**changes):
     config = load_config("time_to_accuracy").get_config("lenet")
-    config.update(image_shape=(16, 16, 1), pooling="avg", sizes=(4, 32), num_readouts=4, first_networks=16)
-    config.update(max_networks=96, max_seconds=1000.0, reference_networks=128, derivatives=("input_gradient",))
+    config.update(
+        image_shape=(16, 16, 1), pooling="avg", sizes=(4, 32), num_readouts=4, first_networks=16
+    )
+    config.update(
+        max_networks=96, max_seconds=1000.0, reference_networks=128, derivatives=("input_gradient",)
+    )
     config.update(changes)
     return config
 
@@ -38,7 +44,13 @@ def finished(tmp_path_factory):
 
 def _curve(workdir, variant, column, derivative="input_gradient"):
     rows = results.read_results(workdir / "results.csv", COLUMNS)
-    return np.array([row[column] for row in rows if (row["derivative"], row["variant"]) == (derivative, variant)])
+    return np.array(
+        [
+            row[column]
+            for row in rows
+            if (row["derivative"], row["variant"]) == (derivative, variant)
+        ]
+    )
 
 
 def _copy(finished, tmp_path):
@@ -50,8 +62,14 @@ def test_overlaps_grow_with_networks_and_the_more_so_the_more_is_integrated_out(
     for variant, overlap in overlaps.items():
         assert _curve(finished, variant, "networks").tolist() == [16, 32, 48, 64, 96]
         assert (np.diff(_curve(finished, variant, "seconds")) > 0).all()
-        assert np.isnan(overlap[0]) == (variant == "sampled")  # 16 networks have sampled 16 directions
-        assert (np.diff(overlap[1:]) > 0).all() and overlap[1] > np.nan_to_num(overlap[0]) and overlap[-1] < 1
+        assert np.isnan(overlap[0]) == (
+            variant == "sampled"
+        )  # 16 networks have sampled 16 directions
+        assert (
+            (np.diff(overlap[1:]) > 0).all()
+            and overlap[1] > np.nan_to_num(overlap[0])
+            and overlap[-1] < 1
+        )
     for look in zip(*overlaps.values(), strict=True):
         known = [overlap for overlap in look if not np.isnan(overlap)]
         assert known == sorted(known) and len(known) >= 3
@@ -61,7 +79,9 @@ def test_overlaps_grow_with_networks_and_the_more_so_the_more_is_integrated_out(
     assert overlaps["marginalized_symmetrized"][-1] > halves[-1]  # 96 against 128, 64 against 64
 
 
-def test_an_interrupted_run_ends_with_the_same_directions_and_a_rerun_computes_nothing(finished, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_with_the_same_directions_and_a_rerun_computes_nothing(
+    finished, tmp_path, monkeypatch
+):
     workdir = _copy(finished, tmp_path)
     path = workdir / "units" / "input_gradient,marginalized,seed=0.npz"
     path.write_bytes(path.read_bytes()[:1000])
@@ -82,14 +102,19 @@ def test_an_interrupted_run_ends_with_the_same_directions_and_a_rerun_computes_n
     was, now = (store.read_npz(folder / "units" / path.name) for folder in (finished, workdir))
     for name in ("networks", "marginalized", "marginalized_symmetrized"):
         np.testing.assert_array_equal(was[name], now[name])
-    monkeypatch.setattr(time_to_accuracy, "_make_program", lambda *args: pytest.fail("a unit was computed again"))
+    monkeypatch.setattr(
+        time_to_accuracy, "_make_program", lambda *args: pytest.fail("a unit was computed again")
+    )
     time_to_accuracy.run(_config(), workdir)
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "saves", "looks"), [(4, 1, 1, [64, 96, 128]), (1, 4, 3, [16, 32, 48, 64, 128])]
+    ("before", "after", "saves", "looks"),
+    [(4, 1, 1, [64, 96, 128]), (1, 4, 3, [16, 32, 48, 64, 128])],
 )
-def test_a_reference_resumed_on_other_devices_has_all_its_networks(before, after, saves, looks, tmp_path, monkeypatch):
+def test_a_reference_resumed_on_other_devices_has_all_its_networks(
+    before, after, saves, looks, tmp_path, monkeypatch
+):
     config = _config(architecture="mlp", image_shape=(4, 4, 1), sizes=(4,))
     saved, save = [], Snapshots.save
     monkeypatch.setattr(Snapshots, "due", lambda snapshots: True)
@@ -101,7 +126,9 @@ def test_a_reference_resumed_on_other_devices_has_all_its_networks(before, after
         plan = time_to_accuracy.make_plan(config, workdir)
         plan.open_folder()
         (reference, *_) = plan.list_units(Shard())
-        plan = plan._replace(list_units=lambda shard: [reference], find_missing=lambda *how: [reference])
+        plan = plan._replace(
+            list_units=lambda shard: [reference], find_missing=lambda *how: [reference]
+        )
         runner._compute(plan, workdir, Shard(), False)
         return store.read_npz(workdir / "units" / f"{reference.name}.npz")
 
@@ -121,7 +148,9 @@ def test_a_reference_resumed_on_other_devices_has_all_its_networks(before, after
         store.write_npz(snapshot, {**kept, "even_count": kept["even_count"] - 1})
     straight = compute(anew, after)
     assert straight["networks"].tolist() == time_to_accuracy._plan_looks(128, 16 * after)
-    np.testing.assert_allclose(resumed["split_half_overlap"][-1], straight["split_half_overlap"][-1], rtol=1e-4)
+    np.testing.assert_allclose(
+        resumed["split_half_overlap"][-1], straight["split_half_overlap"][-1], rtol=1e-4
+    )
 
 
 def test_a_unit_that_ends_before_its_networks_and_its_time_is_damaged(finished, tmp_path):
@@ -139,7 +168,9 @@ def test_a_unit_that_ends_before_its_networks_and_its_time_is_damaged(finished, 
         first, second, *others = arrays["networks"]
         store.write_npz(path, {**arrays, "networks": np.array([second, first, *others])})
         assert plan.find_missing(Shard(), False)
-        store.write_npz(path, {**short, "seconds": short["seconds"] + 999})  # its time was over, a reference has none
+        store.write_npz(
+            path, {**short, "seconds": short["seconds"] + 999}
+        )  # its time was over, a reference has none
         assert bool(plan.find_missing(Shard(), False)) == name.startswith("reference")
         store.write_npz(path, arrays)
 
@@ -177,7 +208,9 @@ def test_what_is_there_is_collected_once_there_is_a_reference(hurried, tmp_path,
         runner.collect(time_to_accuracy.make_plan(config, workdir), workdir)
 
 
-def test_the_table_says_the_first_look_at_or_above_the_target_and_the_figure_is_drawn(finished, tmp_path, capsys):
+def test_the_table_says_the_first_look_at_or_above_the_target_and_the_figure_is_drawn(
+    finished, tmp_path, capsys
+):
     workdir = _copy(finished, tmp_path)
     overlaps = _curve(workdir, "marginalized", "overlap_32")
     config = _config(target_overlap=float(overlaps[2]) - 1e-6)
@@ -192,8 +225,13 @@ def test_the_table_says_the_first_look_at_or_above_the_target_and_the_figure_is_
 
 
 def test_a_model_without_symmetries_has_no_symmetrized_variant(tmp_path):
-    units = time_to_accuracy.make_plan(_config(image_shape=(16, 18, 1), seeds=(0, 1)), tmp_path).list_units(Shard())
-    assert {variant for unit in units for variant in unit.members.variants} == {*VARIANTS[:3], "reference"}
+    units = time_to_accuracy.make_plan(
+        _config(image_shape=(16, 18, 1), seeds=(0, 1)), tmp_path
+    ).list_units(Shard())
+    assert {variant for unit in units for variant in unit.members.variants} == {
+        *VARIANTS[:3],
+        "reference",
+    }
     assert len({unit.name for unit in units}) == len(units) == 1 + 3 * 2
 
 
@@ -204,10 +242,13 @@ def test_all_bad_values_are_reported_at_once(tmp_path):
         return str(caught.value).splitlines()
 
     assert lines(sizes=(), derivatives=("input_gradient",) * 2) == [
-        "derivatives: must be a non-empty tuple of different values, got ('input_gradient', 'input_gradient')",
+        "derivatives: must be a non-empty tuple of different values, got ('input_gradient', "
+        "'input_gradient')",
         "sizes: must be a non-empty tuple of different values, got ()",
     ]
-    assert lines(sizes=(256,), derivatives=("gradient",), num_readouts=1, max_seconds=0.0, reference_seed=0) == [
+    assert lines(
+        sizes=(256,), derivatives=("gradient",), num_readouts=1, max_seconds=0.0, reference_seed=0
+    ) == [
         "sizes: must be an integer in 1 … 255, got 256",
         "derivatives: unknown value 'gradient' (did you mean 'input_gradient'?); "
         "allowed: 'central_difference', 'input_gradient'",
@@ -215,7 +256,18 @@ def test_all_bad_values_are_reported_at_once(tmp_path):
         "max_seconds: must be a finite number greater than 0.0, got 0.0",
         "reference_seed: must not be among the seeds, got 0",
     ]
-    names = ("step", "mapping", "architecture", "seeds", "first_networks", "max_networks", "reference_networks")
+    names = (
+        "step",
+        "mapping",
+        "architecture",
+        "seeds",
+        "first_networks",
+        "max_networks",
+        "reference_networks",
+    )
     wrong = dict(zip(names, (-1.0, "looped", "lent", (-1,), 1, 0, 1), strict=True))
-    assert [line.split(":")[0] for line in lines(**wrong, target_overlap=1.5)] == [*names, "target_overlap"]
+    assert [line.split(":")[0] for line in lines(**wrong, target_overlap=1.5)] == [
+        *names,
+        "target_overlap",
+    ]
     assert not (tmp_path / "run").exists()

@@ -40,7 +40,9 @@ def _directions(count, shape=SHAPE):
 
 
 def _train_one(model, recipe, direction, epsilon=1.0, sigma=1.0, learning_rate=0.5, seed=0):
-    noise = separable.sample_noise(training.noise_key(seed), recipe.num_train, recipe.num_test, direction.size)
+    noise = separable.sample_noise(
+        training.noise_key(seed), recipe.num_train, recipe.num_test, direction.size
+    )
     key = training.network_key(seed, direction)
     variables, metrics = jax.jit(make_train(model, recipe))(
         key, jnp.asarray(direction), epsilon, sigma, learning_rate, noise
@@ -63,7 +65,10 @@ def reference_regression(recipe, weights, bias, x, labels, order_key, learning_r
             error = (p - np.eye(len(bias))[labels[batch]]) / len(batch)
             gw, gb = x[batch].T @ error, error.sum(0)
             scale = min(1.0, recipe.clip_norm / np.sqrt((gw**2).sum() + (gb**2).sum()))
-            gw, gb = scale * gw + recipe.weight_decay * weights, scale * gb + recipe.weight_decay * bias
+            gw, gb = (
+                scale * gw + recipe.weight_decay * weights,
+                scale * gb + recipe.weight_decay * bias,
+            )
             velocity_w, velocity_b = momentum * velocity_w + gw, momentum * velocity_b + gb
             rate = learning_rate * (1 - step / recipe.num_steps)
             weights, bias = weights - rate * velocity_w, bias - rate * velocity_b
@@ -116,7 +121,9 @@ def test_accuracies_and_losses_are_those_of_the_trained_network():
         labels = separable.label_samples(jnp.arange(len(split)))
         x = separable.separate(split, labels, jnp.asarray(direction), 0.5, 2.0).reshape(-1, *SHAPE)
         logits = model.apply(variables, x)
-        assert float(accuracy) == pytest.approx(float((logits.argmax(1) == labels).mean()), abs=1e-6)
+        assert float(accuracy) == pytest.approx(
+            float((logits.argmax(1) == labels).mean()), abs=1e-6
+        )
         chosen = jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels]
         assert float(loss) == pytest.approx(-float(chosen.mean()), rel=1e-4)
     gradients = jax.grad(lambda x: (model.apply(variables, x) @ jnp.array([1.0, -1.0])).sum())(x)
@@ -135,7 +142,9 @@ def test_logistic_regression_learns_every_direction():
 
 def test_a_perfect_network_has_an_accuracy_of_one():
     model = create_model("logreg", SHAPE, num_logits=2)
-    recipe = dataclasses.replace(SMALL, num_train=500, num_test=94, num_epochs=5)  # 94 · (1 / 94) < 1 in float32
+    recipe = dataclasses.replace(
+        SMALL, num_train=500, num_test=94, num_epochs=5
+    )  # 94 · (1 / 94) < 1 in float32
     metrics = train_many(model, _directions(1), sigma=0.1, learning_rate=1e20, recipe=recipe)
     assert metrics.test_accuracy[0] == 1.0 and metrics.gradient_cosine[0] > 0.5
 
@@ -145,7 +154,9 @@ def test_first_step_below_is_that_of_a_plain_loop():
     for case in range(20):
         losses = rng.exponential(1.0 / np.arange(1, 31)).astype(np.float32)
         window, threshold = int(rng.integers(1, 8)), float(rng.choice([0.01, 0.1, 0.3]))
-        losses[:5] += 1e10 * (case % 3 == 0)  # far above what float32 resolves next to the threshold
+        losses[:5] += 1e10 * (
+            case % 3 == 0
+        )  # far above what float32 resolves next to the threshold
         if case % 2:
             losses[20:] = np.nan  # diverged
         expected = -1
@@ -173,7 +184,9 @@ def lenet_chunk(mapping, devices):
     """The metrics of four LeNets, and the text of the program that trained them for an epoch."""
     stages = training.make_stages(create_model("lenet", LENET_SHAPE, num_logits=2), LENET_RECIPE)
     directions = _directions(4, LENET_SHAPE)
-    noise = separable.sample_noise(training.noise_key(0), LENET_RECIPE.num_train, LENET_RECIPE.num_test, 256)
+    noise = separable.sample_noise(
+        training.noise_key(0), LENET_RECIPE.num_train, LENET_RECIPE.num_test, 256
+    )
     keys = jnp.stack([training.network_key(0, v) for v in directions])
     members = (keys, jnp.asarray(directions), jnp.ones(4), jnp.full(4, 0.5), jnp.full(4, 0.5))
     shared = jax.device_put(noise, ensemble.replicated(devices))
@@ -201,11 +214,15 @@ def test_sequential_and_vectorized_training_agree(sequential):
 @pytest.mark.parametrize("mapping", ["sequential", "vectorized"])
 def test_a_network_does_not_depend_on_its_company(mapping):
     directions = _directions(3)
-    run = training.make_train_many(create_model("mlp", SHAPE, num_logits=2), SMALL, mapping, chunk_size=2)
+    run = training.make_train_many(
+        create_model("mlp", SHAPE, num_logits=2), SMALL, mapping, chunk_size=2
+    )
     many = run(directions, sigma=[0.5, 1.0, 0.5], seed=[0, 0, 1])
     for index, (sigma, seed) in enumerate([(0.5, 0), (1.0, 0), (0.5, 1)]):
         one = run(directions[index : index + 1], sigma=sigma, seed=seed)
-        jax.tree.map(np.testing.assert_array_equal, one, jax.tree.map(lambda a, i=index: a[i : i + 1], many))
+        jax.tree.map(
+            np.testing.assert_array_equal, one, jax.tree.map(lambda a, i=index: a[i : i + 1], many)
+        )
 
 
 SHARDED = """
@@ -256,7 +273,13 @@ def test_sharded_training_agrees_does_not_communicate_and_is_compiled_once(seque
     _assert_equivalent(sequential, read("sharded"))
     program = (tmp_path / "sharded.txt").read_text()
     assert "num_partitions=4" in program
-    for collective in ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute"):
+    for collective in (
+        "all-reduce",
+        "all-gather",
+        "all-to-all",
+        "reduce-scatter",
+        "collective-permute",
+    ):
         assert collective not in program
     # With as many threads, a network of one device is bit for bit that of four.
     jax.tree.map(np.testing.assert_array_equal, read("1"), read("4"))
@@ -273,7 +296,9 @@ def test_nan_data_of_one_network_leaves_the_others_bitwise_unchanged(mapping):
     keys = jnp.stack([training.network_key(0, v) for v in directions])
     ones = jnp.ones(3)
     clean = run_stages(chunk, 2, noise, keys, directions, ones, ones, 0.5 * ones)
-    spoilt = run_stages(chunk, 2, noise, keys, directions, ones, ones.at[1].set(jnp.nan), 0.5 * ones)
+    spoilt = run_stages(
+        chunk, 2, noise, keys, directions, ones, ones.at[1].set(jnp.nan), 0.5 * ones
+    )
     for index in (0, 2):
         jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[i], b[i]), clean, spoilt)
     assert spoilt.diverged_at.tolist() == [-1, 1, -1]
@@ -286,7 +311,10 @@ def test_a_diverging_network_is_frozen_as_it_was_before():
     metrics = train_many(model, _directions(2), learning_rate=[0.1, 100.0], recipe=recipe)
     at = int(metrics.diverged_at[1])
     assert metrics.diverged_at[0] == -1 and 1 < at < recipe.steps_per_epoch
-    assert np.isfinite(metrics.losses[1, : at - 1]).all() and np.isnan(metrics.losses[1, at - 1 :]).all()
+    assert (
+        np.isfinite(metrics.losses[1, : at - 1]).all()
+        and np.isnan(metrics.losses[1, at - 1 :]).all()
+    )
     kept = []
     for num_epochs in (1, 2):
         longer = dataclasses.replace(recipe, num_epochs=num_epochs)
@@ -304,7 +332,9 @@ def test_a_step_that_overflows_the_network_itself_is_not_taken():
     variables, metrics, *_ = _train_one(model, recipe, direction, sigma=1e3, learning_rate=3e38)
     assert int(metrics.diverged_at) == 1 and np.isfinite(metrics.test_loss)
     initial = model.init(jax.random.split(training.network_key(0, direction), 3)[0])
-    jax.tree.map(lambda kept, start: np.testing.assert_allclose(kept, start, rtol=1e-6), variables, initial)
+    jax.tree.map(
+        lambda kept, start: np.testing.assert_allclose(kept, start, rtol=1e-6), variables, initial
+    )
 
 
 class Normalized(nn.Module):
@@ -364,7 +394,9 @@ def test_statistics_are_of_the_training_batches_and_parameters_alone_are_trained
 
 def test_what_is_trained_can_be_said():
     model = _functions()
-    fixed = from_functions(model.init, model.apply, SHAPE, trainable=lambda v: jax.tree.map(lambda _: False, v))
+    fixed = from_functions(
+        model.init, model.apply, SHAPE, trainable=lambda v: jax.tree.map(lambda _: False, v)
+    )
     direction = _directions(1)[0]
     variables, *_ = _train_one(model, SMALL, direction)
     kept, _, key, _ = _train_one(fixed, SMALL, direction)
@@ -382,7 +414,9 @@ def test_what_is_trained_can_be_said():
     ],
 )
 def test_optimizers_of_optax_are_taken_by_name(optimizer, options, rate, schedule):
-    recipe = dataclasses.replace(SMALL, optimizer=optimizer, optimizer_options=options, schedule=schedule)
+    recipe = dataclasses.replace(
+        SMALL, optimizer=optimizer, optimizer_options=options, schedule=schedule
+    )
     model = create_model("logreg", SHAPE, num_logits=2)
     metrics = train_many(model, _directions(1), sigma=0.3, learning_rate=rate, recipe=recipe)
     assert metrics.train_loss[0] < 0.65
@@ -391,9 +425,14 @@ def test_optimizers_of_optax_are_taken_by_name(optimizer, options, rate, schedul
 def test_the_sign_of_a_direction_is_the_name_of_its_classes():
     v = _directions(1)[0]
     np.testing.assert_array_equal(
-        jax.random.key_data(training.network_key(0, v)), jax.random.key_data(training.network_key(0, -v))
+        jax.random.key_data(training.network_key(0, v)),
+        jax.random.key_data(training.network_key(0, -v)),
     )
-    keys = {jax.random.key_data(training.network_key(seed, u)).tobytes() for seed in (0, 1) for u in _directions(5)}
+    keys = {
+        jax.random.key_data(training.network_key(seed, u)).tobytes()
+        for seed in (0, 1)
+        for u in _directions(5)
+    }
     assert len(keys) == 10
 
 
@@ -416,12 +455,16 @@ def test_bad_input_is_named():
         make_train(model, Recipe(batch_size=0, num_epochs=0, loss_window=0))
     assert len(str(caught.value).splitlines()) == 3
     noise = separable.sample_noise(training.noise_key(0), 100, 100, 64)
-    with pytest.raises(InputError, match="noise: the recipe has 200 and 100 samples, got 100 and 100"):
+    with pytest.raises(
+        InputError, match="noise: the recipe has 200 and 100 samples, got 100 and 100"
+    ):
         make_train(model, SMALL)(jax.random.key(0), directions[0], 1.0, 1.0, 0.5, noise)
     with pytest.raises(InputError, match="model: must come from create_model"):
         make_train(Normalized())
     plain = from_functions(model.init, lambda variables, x: model.apply(variables, x), SHAPE)
-    with pytest.raises(InputError, match=r"train=True\) must return .* raised TypeError: .* unexpected keyword"):
+    with pytest.raises(
+        InputError, match=r"train=True\) must return .* raised TypeError: .* unexpected keyword"
+    ):
         make_train(plain)
     with pytest.raises(InputError, match="recipe: must be a Recipe, got"):
         make_train(model, {"num_epochs": 1})
@@ -448,11 +491,21 @@ def _offered():
 @pytest.mark.parametrize("optimizer", _offered())
 def test_every_optimizer_that_is_offered_trains(optimizer):
     model = create_model("logreg", (2, 2, 1), num_logits=2)
-    recipe = Recipe(optimizer, schedule="constant", batch_size=4, num_epochs=1, num_train=8, num_test=4, loss_window=1)
+    recipe = Recipe(
+        optimizer,
+        schedule="constant",
+        batch_size=4,
+        num_epochs=1,
+        num_train=8,
+        num_test=4,
+        loss_window=1,
+    )
     assert recipe.problems() == []
     noise = separable.sample_noise(0, 8, 4, 4)
     with jax.disable_jit():  # operation by operation, which all of them share
-        _, metrics = make_train(model, recipe)(0, np.eye(4, dtype=np.float32)[0], 1.0, 1.0, 0.1, noise)
+        _, metrics = make_train(model, recipe)(
+            0, np.eye(4, dtype=np.float32)[0], 1.0, 1.0, 0.1, noise
+        )
     assert metrics.losses.shape == (2,) and np.isfinite(metrics.losses).all()
 
 
@@ -467,7 +520,10 @@ def test_every_optimizer_that_is_offered_trains(optimizer):
 )
 def test_optimizers_that_need_more_than_gradients_are_refused_with_the_reason(optimizer, reason):
     assert optimizer not in _offered()
-    assert re.search(f"^optimizer: .* gives no optimizer of gradients .*{reason}", Recipe(optimizer).problems()[0])
+    assert re.search(
+        f"^optimizer: .* gives no optimizer of gradients .*{reason}",
+        Recipe(optimizer).problems()[0],
+    )
 
 
 @pytest.mark.parametrize("change", ["dtype", "structure", "updates"])

@@ -1,6 +1,7 @@
 """Prints a job description for a command of `experiments.main`, whose arguments stand after `--`.
 
-python -m experiments.launch --template=slurm_array.sh --shards=8 -- --config=... --workdir=... > job.sh
+python -m experiments.launch --template=slurm_array.sh --shards=8 -- --config=... --workdir=... >
+job.sh
 """
 
 import json
@@ -19,22 +20,33 @@ FOLDER = Path(__file__).parent
 TEMPLATES = ("slurm_array.sh", "jobset.yaml", "tpu_pod.sh")
 
 _TEMPLATE = flags.DEFINE_string("template", None, f"One of {', '.join(TEMPLATES)}.")
-_SHARDS = flags.DEFINE_integer("shards", 8, "How many processes share the work (a TPU pod has its own number).")
+_SHARDS = flags.DEFINE_integer(
+    "shards", 8, "How many processes share the work (a TPU pod has its own number)."
+)
 _GPUS = flags.DEFINE_integer("gpus", 1, "GPUs of each process; 0: none is asked for.")
 _CPUS = flags.DEFINE_integer("cpus", 8, "Cores of each process.")
-_PYTHON = flags.DEFINE_string("python", "", "The interpreter; default .venv/bin/python, in a JobSet python.")
+_PYTHON = flags.DEFINE_string(
+    "python", "", "The interpreter; default .venv/bin/python, in a JobSet python."
+)
 _IMAGE = flags.DEFINE_string("image", "nad_jax:latest", "The container image of a JobSet.")
 _CLAIM = flags.DEFINE_string("claim", "runs", "The volume claim of a JobSet.")
 
 
 def render(
-    template: str, arguments: list[str], shards: int, gpus: int, cpus: int, python: str, image: str, claim: str
+    template: str,
+    arguments: list[str],
+    shards: int,
+    gpus: int,
+    cpus: int,
+    python: str,
+    image: str,
+    claim: str,
 ) -> str:
     """The job description of a command line of `experiments.main`.
 
     Raises:
-      InputError: for an unknown template, a bad number or name, or arguments without a config, with a workdir that
-        hosts would not share, or with what the description says itself.
+      InputError: for an unknown template, a bad number or name, or arguments without a config, with
+        a workdir that hosts would not share, or with what the description says itself.
     """
     if template is None:
         raise InputError(f"--template: is required, one of {', '.join(TEMPLATES)}")
@@ -43,21 +55,28 @@ def render(
     check_integer("gpus", gpus, 0)
     check_integer("cpus", cpus, 1)
     if not re.fullmatch(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?", claim):
-        raise InputError(f"claim: must be a name of lower-case letters, digits, - and ., got {claim!r}")
+        raise InputError(
+            f"claim: must be a name of lower-case letters, digits, - and ., got {claim!r}"
+        )
     if not re.fullmatch(r"\S+", image):
         raise InputError(f"image: must be the name of an image, got {image!r}")
     values = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
     for name in ("config", "workdir"):
         if not values.get(name):
-            raise InputError(f"--{name}=… is missing among the arguments after --, got {shlex.join(arguments)!r}")
+            raise InputError(
+                f"--{name}=… is missing among the arguments after --, got {shlex.join(arguments)!r}"
+            )
     for name in ("shard", "distributed", "collect", "dry_run", "figures_only"):
         if name in values:
             raise InputError(
-                f"--{name}: does not belong into a job; shards are known by the engine, and collect in the end"
+                f"--{name}: does not belong into a job; shards are known by the engine, and "
+                "collect in the end"
             )
     needed = {"jobset.yaml": "/runs/", "tpu_pod.sh": "/"}.get(template, "")
     if not values["workdir"].startswith(needed):
-        raise InputError(f"--workdir: must start with {needed}, which all hosts see, got {values['workdir']!r}")
+        raise InputError(
+            f"--workdir: must start with {needed}, which all hosts see, got {values['workdir']!r}"
+        )
     python = python or ("python" if template == "jobset.yaml" else ".venv/bin/python")
     command = [python, "-m", "experiments.main", *arguments]
     remote = f"cd nad_jax && {shlex.join(command)} --distributed"
@@ -70,7 +89,9 @@ def render(
         shards=shards,
         last=shards - 1,
         cpus=cpus,
-        gpus=f"\n#SBATCH --gpus-per-task={gpus}" if gpus else "",  # a cluster without GPUs refuses the line, of 0 too
+        gpus=f"\n#SBATCH --gpus-per-task={gpus}"
+        if gpus
+        else "",  # a cluster without GPUs refuses the line, of 0 too
         resources=json.dumps({"requests": {"cpu": cpus}, **limits}),
         image=json.dumps(image),
         claim=json.dumps(claim),

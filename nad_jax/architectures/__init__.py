@@ -1,14 +1,16 @@
-"""The table of built-in architectures: plain Flax Linen modules, exactly those of the reference code.
+"""The table of built-in architectures: plain Flax Linen modules, exactly those of the reference
+code.
 
-Sources: NAD, reference code; parameter counts with one channel and one logit at 32×32 are 1,025 (logreg),
-60,941 (lenet), 9,750,657 (vgg11), 9,745,153 (vgg11_plain), 11,168,193 (resnet18), 6,945,921 (densenet121).
-`mlp` and `resnet18_w16`, a quarter as wide as the published ResNet18, are ours: controls that fit a CPU.
-`resnet18_imagenet` is that of torchvision, 11,689,512 parameters with three channels and 1,000 logits, for 224×224
-images. Its reference initialization is torchvision's too: convolutions normal with variance 2/(k² c_out) (Kaiming,
-fan-out), while PyTorch's default, that of the other networks, is uniform on ±1/√fan_in.
+Sources: NAD, reference code; parameter counts with one channel and one logit at 32×32 are 1,025
+(logreg), 60,941 (lenet), 9,750,657 (vgg11), 9,745,153 (vgg11_plain), 11,168,193 (resnet18),
+6,945,921 (densenet121). `mlp` and `resnet18_w16`, a quarter as wide as the published ResNet18, are
+ours: controls that fit a CPU. `resnet18_imagenet` is that of torchvision, 11,689,512 parameters
+with three channels and 1,000 logits, for 224×224 images. Its reference initialization is
+torchvision's too: convolutions normal with variance 2/(k² c_out) (Kaiming, fan-out), while
+PyTorch's default, that of the other networks, is uniform on ±1/√fan_in.
 
-Differs from the reference in: the running variance of batch normalization, which Flax keeps biased and PyTorch
-unbiased (by B·H·W/(B·H·W − 1)).
+Differs from the reference in: the running variance of batch normalization, which Flax keeps biased
+and PyTorch unbiased (by B·H·W/(B·H·W − 1)).
 """
 
 import functools
@@ -39,8 +41,8 @@ class Architecture(NamedTuple):
     pooling: the published kind of pooling; None where there is no pooling layer.
     unpooled: whether pooling and strides can be removed (pooling="none").
     reference_convolution: the reference initialization of convolution kernels, see `initializers`.
-    flips: flips(length, pooling): whether an axis of that length may be reversed, see `symmetries`. Windows that step
-      by 2 must begin as far from one border as they end from the other.
+    flips: flips(length, pooling): whether an axis of that length may be reversed, see `symmetries`.
+      Windows that step by 2 must begin as far from one border as they end from the other.
     """
 
     build: Callable[[int, str | None, Callable], nn.Module]
@@ -51,10 +53,15 @@ class Architecture(NamedTuple):
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "logreg": Architecture(lambda logits, pooling, conv: LogReg(logits), None, flips=lambda *_: True),
+    "logreg": Architecture(
+        lambda logits, pooling, conv: LogReg(logits), None, flips=lambda *_: True
+    ),
     "mlp": Architecture(lambda logits, pooling, conv: MLP(logits), None, flips=lambda *_: True),
     "lenet": Architecture(
-        LeNet, "max", unpooled=True, flips=lambda length, pooling: length % 4 == 0 or pooling == "none"
+        LeNet,
+        "max",
+        unpooled=True,
+        flips=lambda length, pooling: length % 4 == 0 or pooling == "none",
     ),
     "vgg11": Architecture(VGG11, "max", reference_convolution="normal_fan_out"),
     "vgg11_plain": Architecture(
@@ -62,12 +69,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         "max",
         reference_convolution="normal_fan_out",
     ),
-    "resnet18": Architecture(ResNet18, "avg", unpooled=True, flips=lambda _, pooling: pooling == "none"),
+    "resnet18": Architecture(
+        ResNet18, "avg", unpooled=True, flips=lambda _, pooling: pooling == "none"
+    ),
     "resnet18_w16": Architecture(
-        functools.partial(ResNet18, width=16), "avg", unpooled=True, flips=lambda _, pooling: pooling == "none"
+        functools.partial(ResNet18, width=16),
+        "avg",
+        unpooled=True,
+        flips=lambda _, pooling: pooling == "none",
     ),
     "resnet18_imagenet": Architecture(
-        ResNet18ImageNet, "max", reference_convolution="normal_fan_out", flips=lambda length, _: length % 32 == 1
+        ResNet18ImageNet,
+        "max",
+        reference_convolution="normal_fan_out",
+        flips=lambda length, _: length % 32 == 1,
     ),
     "densenet121": Architecture(DenseNet, "avg"),
 }
@@ -89,9 +104,9 @@ def create_model(
       architecture: a key of `ARCHITECTURES`.
       image_shape: (H, W, C); any size that survives the network's pooling.
       num_logits: K.
-      pooling: "default" (as published), "max" or "avg" in place of every pooling layer there is (a global average
-        stays), or "none", which removes every pooling and stride and lets the dense layer after flattening grow
-        (LeNet, ResNet18).
+      pooling: "default" (as published), "max" or "avg" in place of every pooling layer there is (a
+        global average stays), or "none", which removes every pooling and stride and lets the dense
+        layer after flattening grow (LeNet, ResNet18).
       initialization: "reference" (PyTorch-default) or "flax".
       convolution: "auto" (by backend), "product" or "lax", see `convolution`.
 
@@ -105,15 +120,26 @@ def create_model(
     entry = ARCHITECTURES[architecture]
     if pooling == "none" and not entry.unpooled:
         removable = ", ".join(name for name, other in ARCHITECTURES.items() if other.unpooled)
-        raise InputError(f"pooling: 'none' makes no sense for {architecture!r}; it is there for {removable}")
+        raise InputError(
+            f"pooling: 'none' makes no sense for {architecture!r}; it is there for {removable}"
+        )
     if entry.pooling is None or pooling == "default":
         pooling = entry.pooling
     initialization = check_choice("initialization", initialization, INITIALIZATIONS)
-    choices = architecture, image_shape, num_logits, pooling, initialization, resolve_convolution(convolution)
+    choices = (
+        architecture,
+        image_shape,
+        num_logits,
+        pooling,
+        initialization,
+        resolve_convolution(convolution),
+    )
     return _create_model(*choices, jnp.result_type(float))
 
 
-@functools.lru_cache(maxsize=64)  # commands ask again and again, and tracing DenseNet121 takes seconds
+@functools.lru_cache(
+    maxsize=64
+)  # commands ask again and again, and tracing DenseNet121 takes seconds
 def _create_model(
     architecture: str,
     image_shape: tuple[int, int, int],

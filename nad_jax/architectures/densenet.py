@@ -12,8 +12,8 @@ from nad_jax.convolution import map_images, pool, product_convolution
 
 GROWTH = 32
 BLOCKS = (6, 12, 24, 16)
-# Layers that are one program, run in a loop: each counts as wide as the last of them. The 1×1 convolutions then take
-# 30 % more products, and ten programs are compiled instead of 58.
+# Layers that are one program, run in a loop: each counts as wide as the last of them. The 1×1
+# convolutions then take 30 % more products, and ten programs are compiled instead of 58.
 LOOPED = 6
 _MOMENTUM, _EPSILON = 0.9, 1e-5
 
@@ -45,13 +45,17 @@ class _Layer(NamedTuple):
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of each channel of images [B, H, W, C]."""
     mean = x.mean((0, 1, 2))
-    return mean, jnp.maximum((x**2).mean((0, 1, 2)) - mean**2, 0.0)  # rounding may leave less than nothing
+    return mean, jnp.maximum(
+        (x**2).mean((0, 1, 2)) - mean**2, 0.0
+    )  # rounding may leave less than nothing
 
 
 class DenseBlock(nn.Module):
-    """Dense layers, BN – ReLU – conv 1×1 (4·growth) – BN – ReLU – conv 3×3 (growth), each beside all before it.
+    """Dense layers, BN – ReLU – conv 1×1 (4·growth) – BN – ReLU – conv 3×3 (growth), each beside
+    all before it.
 
-    A channel has the same batch statistics in every layer that reads it: they are computed once, when it is there.
+    A channel has the same batch statistics in every layer that reads it: they are computed once,
+    when it is there.
     """
 
     num_layers: int
@@ -77,14 +81,27 @@ class DenseBlock(nn.Module):
             kernel1 = _Kernel(name=f"conv{number}_1")((1, 1, inputs, 4 * GROWTH))
             norm2, running2 = _Normalization(name=f"norm{number}_2")(4 * GROWTH)
             kernel2 = _Kernel(name=f"conv{number}_2")((3, 3, 4 * GROWTH, GROWTH))
-            layer = _Layer(_Norm(*map(padded, norm1)), padded(kernel1[0, 0], 0), norm2, kernel2, jnp.int32(inputs))
+            layer = _Layer(
+                _Norm(*map(padded, norm1)),
+                padded(kernel1[0, 0], 0),
+                norm2,
+                kernel2,
+                jnp.int32(inputs),
+            )
             return layer, [*running1, *running2]
 
-        layers, running = zip(*(declare(n, channels + GROWTH * i) for i, n in enumerate(numbers)), strict=True)
-        mean, var = _statistics(x)  # in evaluation mode nothing uses them, and they are not computed
+        layers, running = zip(
+            *(declare(n, channels + GROWTH * i) for i, n in enumerate(numbers)), strict=True
+        )
+        mean, var = _statistics(
+            x
+        )  # in evaluation mode nothing uses them, and they are not computed
 
-        def run(state: tuple[Any, Any], layer: _Layer) -> tuple[tuple[Any, Any], tuple[jax.Array, ...]]:
-            # What the layer before has added takes its place; the first one finds its last channels there already.
+        def run(
+            state: tuple[Any, Any], layer: _Layer
+        ) -> tuple[tuple[Any, Any], tuple[jax.Array, ...]]:
+            # What the layer before has added takes its place; the first one finds its last channels
+            # there already.
             read, added = state
             x, mean, var = read = tuple(
                 jax.lax.dynamic_update_slice_in_dim(array, part, layer.index - GROWTH, -1)
@@ -110,16 +127,28 @@ class DenseBlock(nn.Module):
                     variable.value = _MOMENTUM * variable.value + (1 - _MOMENTUM) * value
         return x
 
-    def _activated_product(self, x: jax.Array, factor: jax.Array, shift: jax.Array, kernel: jax.Array) -> jax.Array:
-        """relu(factor · x + shift) @ kernel; on a CPU what is between is neither stored nor leaves the cache."""
+    def _activated_product(
+        self, x: jax.Array, factor: jax.Array, shift: jax.Array, kernel: jax.Array
+    ) -> jax.Array:
+        """relu(factor · x + shift) @ kernel; on a CPU what is between is neither stored nor leaves
+        the cache.
+        """
         if self.convolution is not product_convolution:
             return nn.relu(x * factor + shift) @ kernel
-        return map_images(jax.checkpoint(lambda images: nn.relu(images * factor + shift) @ kernel), x)
+        return map_images(
+            jax.checkpoint(lambda images: nn.relu(images * factor + shift) @ kernel), x
+        )
 
-    def _activated_convolution(self, x: jax.Array, factor: jax.Array, shift: jax.Array, kernel: jax.Array) -> jax.Array:
-        def convolve(x: jax.Array, factor: jax.Array, shift: jax.Array, kernel: jax.Array) -> jax.Array:
+    def _activated_convolution(
+        self, x: jax.Array, factor: jax.Array, shift: jax.Array, kernel: jax.Array
+    ) -> jax.Array:
+        def convolve(
+            x: jax.Array, factor: jax.Array, shift: jax.Array, kernel: jax.Array
+        ) -> jax.Array:
             pads, dimensions = ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
-            return self.convolution(nn.relu(x * factor + shift), kernel, (1, 1), pads, dimension_numbers=dimensions)
+            return self.convolution(
+                nn.relu(x * factor + shift), kernel, (1, 1), pads, dimension_numbers=dimensions
+            )
 
         return jax.checkpoint(convolve)(x, factor, shift, kernel)
 
@@ -150,7 +179,9 @@ class _Kernel(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """3×3 stem, four dense blocks with bottlenecks of 4·growth, transitions that halve channels and pool by 2."""
+    """3×3 stem, four dense blocks with bottlenecks of 4·growth, transitions that halve channels and
+    pool by 2.
+    """
 
     num_logits: int
     pooling: str
@@ -159,7 +190,9 @@ class DenseNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
-        norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=_MOMENTUM, epsilon=_EPSILON)
+        norm = functools.partial(
+            nn.BatchNorm, use_running_average=not train, momentum=_MOMENTUM, epsilon=_EPSILON
+        )
         x = conv(2 * GROWTH, (3, 3), padding=1)(x)
         for block, num_layers in enumerate(BLOCKS):
             x = DenseBlock(num_layers, self.convolution, name=f"block{block + 1}")(x, train)

@@ -9,7 +9,9 @@ from nad_jax.convolution import max_pooled, pool
 
 
 class LeNet(nn.Module):
-    """conv 5×5 (6) – pool 2 – conv 5×5 (16) – pool 2 – dense 120 – 84 – K; valid convolutions, ReLU throughout."""
+    """conv 5×5 (6) – pool 2 – conv 5×5 (16) – pool 2 – dense 120 – 84 – K; valid convolutions, ReLU
+    throughout.
+    """
 
     num_logits: int
     pooling: str
@@ -20,7 +22,9 @@ class LeNet(nn.Module):
         # Max-pooling commutes with the bias and ReLU, so it can be part of the convolution.
         convolution = max_pooled(self.convolution) if self.pooling == "max" else self.convolution
         for features in (6, 16):
-            x = nn.relu(nn.Conv(features, (5, 5), padding="VALID", conv_general_dilated=convolution)(x))
+            x = nn.relu(
+                nn.Conv(features, (5, 5), padding="VALID", conv_general_dilated=convolution)(x)
+            )
             if self.pooling == "avg":
                 x = pool(x, "avg", 2)
         x = x.reshape(len(x), -1)

@@ -1,4 +1,6 @@
-"""Multi-layer perceptron: two hidden ReLU layers of 512 units. Not in the NAD paper; the control without locality."""
+"""Multi-layer perceptron: two hidden ReLU layers of 512 units. Not in the NAD paper; the control
+without locality.
+"""
 
 import flax.linen as nn
 import jax

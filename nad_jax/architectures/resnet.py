@@ -1,4 +1,6 @@
-"""ResNet18 for 32×32 images (NAD, reference code), and the one for ImageNet (He et al. 2016, torchvision)."""
+"""ResNet18 for 32×32 images (NAD, reference code), and the one for ImageNet (He et al. 2016,
+torchvision).
+"""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +12,9 @@ from nad_jax.convolution import pool
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions with batch normalization around a skip connection, a 1×1 projection where shapes change."""
+    """Two 3×3 convolutions with batch normalization around a skip connection, a 1×1 projection
+    where shapes change.
+    """
 
     features: int
     stride: int
@@ -19,7 +23,9 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
-        norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5)
+        norm = functools.partial(
+            nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5
+        )
         # Explicit padding: at stride 2, "SAME" would pad another side than PyTorch does.
         y = conv(self.features, (3, 3), self.stride, padding=1, name="conv1")(x)
         y = nn.relu(norm(name="norm1")(y))
@@ -30,17 +36,24 @@ class BasicBlock(nn.Module):
         return nn.relu(x + y)
 
 
-def _stages(x: jax.Array, width: int, convolution: Callable, train: bool, shrink: bool = True) -> jax.Array:
-    """Four stages of two blocks, of 1, 2, 4, 8 times `width` features, inside a module; all but the first halve."""
+def _stages(
+    x: jax.Array, width: int, convolution: Callable, train: bool, shrink: bool = True
+) -> jax.Array:
+    """Four stages of two blocks, of 1, 2, 4, 8 times `width` features, inside a module; all but the
+    first halve.
+    """
     for stage in range(4):
         for block in range(2):
             stride = 2 if shrink and stage > 0 and block == 0 else 1
-            x = BasicBlock(width * 2**stage, stride, convolution, name=f"block{stage + 1}_{block + 1}")(x, train)
+            x = BasicBlock(
+                width * 2**stage, stride, convolution, name=f"block{stage + 1}_{block + 1}"
+            )(x, train)
     return x
 
 
 class ResNet18(nn.Module):
-    """3×3 stem of `width` features, stages of 1, 2, 4, 8 times as many with two blocks each, average pool of 4, dense.
+    """3×3 stem of `width` features, stages of 1, 2, 4, 8 times as many with two blocks each,
+    average pool of 4, dense.
 
     The published network has a width of 64.
     """
@@ -54,7 +67,9 @@ class ResNet18(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
         x = conv(self.width, (3, 3), padding=1, name="stem")(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="stem_norm")(x)
+        x = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, name="stem_norm"
+        )(x)
         x = _stages(nn.relu(x), self.width, self.convolution, train, shrink=self.pooling != "none")
         if self.pooling != "none":
             x = pool(x, self.pooling, 4)
@@ -62,7 +77,8 @@ class ResNet18(nn.Module):
 
 
 class ResNet18ImageNet(nn.Module):
-    """7×7 stem of 64 features with stride 2, 3×3 pooling with stride 2, the stages of ResNet18, global average, dense.
+    """7×7 stem of 64 features with stride 2, 3×3 pooling with stride 2, the stages of ResNet18,
+    global average, dense.
 
     `pooling` is the kind of the 3×3 pooling.
     """
@@ -75,7 +91,9 @@ class ResNet18ImageNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
         x = conv(64, (7, 7), 2, padding=3, name="stem")(x)
-        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="stem_norm")(x)
+        x = nn.BatchNorm(
+            use_running_average=not train, momentum=0.9, epsilon=1e-5, name="stem_norm"
+        )(x)
         x = pool(nn.relu(x), self.pooling, 3, stride=2, padding=1)
         x = _stages(x, 64, self.convolution, train)
         return nn.Dense(self.num_logits)(x.mean((1, 2)))

@@ -1,4 +1,6 @@
-"""VGG11 for 32×32 images, with and without batch normalization (NAD, reference code; published runs use it)."""
+"""VGG11 for 32×32 images, with and without batch normalization (NAD, reference code; published runs
+use it).
+"""
 
 from collections.abc import Callable
 
@@ -11,7 +13,9 @@ STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 class VGG11(nn.Module):
-    """Five stages of 3×3 convolutions, each ending in a pooling of 2, then dense 512 – 512 – K with dropout."""
+    """Five stages of 3×3 convolutions, each ending in a pooling of 2, then dense 512 – 512 – K with
+    dropout.
+    """
 
     num_logits: int
     pooling: str
