@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import results, runner
+from experiments import results
 from experiments.ensembles import (
     ESTIMATOR_FIELDS,
     MODEL_FIELDS,
@@ -33,11 +33,12 @@ from experiments.ensembles import (
     split_networks,
     write_directions_table,
 )
-from experiments.estimate import choose_chunk, measure_ensemble
-from experiments.fields import check_known, check_sweep
-from experiments.plan import Cost, Plan, Program, Unit
-from experiments.shards import Shard
-from experiments.units import read_intact
+from experiments.run import runner
+from experiments.run.config import check_known, check_sweep
+from experiments.run.costs import choose_chunk, measure_ensemble
+from experiments.run.folder import read_intact
+from experiments.run.plan import Cost, Plan, Program, Unit
+from experiments.run.shards import Shard
 from nad_jax import accumulation, errors, nads, plotting, store, subspaces
 from nad_jax.accumulation import Halves
 from nad_jax.diagnosis import check_not_zero

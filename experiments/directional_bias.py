@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import published, results, runner, units
-from experiments.estimate import Example, shorten
-from experiments.fields import HOW_FIELDS, check_known, check_sweep, read_recipe
-from experiments.plan import Plan
-from experiments.shards import Shard
+from experiments import published, results
+from experiments.run import folder, runner
+from experiments.run.config import HOW_FIELDS, check_known, check_sweep, read_recipe
+from experiments.run.costs import Example, shorten
+from experiments.run.plan import Plan
+from experiments.run.shards import Shard
 from nad_jax import directions as bases
 from nad_jax import errors, nads, plotting, store
 from nad_jax.architectures import create_model
@@ -417,11 +418,11 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
             published.read_table(config.compare, architecture)
 
     def collect(missing: int) -> None:
-        rows = units.write_table(workdir, sweep, COLUMNS)
-        units.write_command(workdir, _command(config), missing)
+        rows = folder.write_table(workdir, sweep, COLUMNS)
+        folder.write_command(workdir, _command(config), missing)
         _report(config, rows)
 
-    sweep = units.Sweep(
+    sweep = folder.Sweep(
         identity={name: config[name] for name in IDENTITY_FIELDS},
         networks=make_networks(config),
         metrics=METRICS,
@@ -430,7 +431,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         make_example=partial(_make_example, config),
         collect=collect,
     )
-    return units.make_plan(config, workdir, sweep)
+    return folder.make_plan(config, workdir, sweep)
 
 
 def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
@@ -445,7 +446,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     directions.
     """
     validate(config)
-    missing = units.check_command(workdir, _command(config))
+    missing = folder.check_command(workdir, _command(config))
     rows = results.read_results(workdir / "results.csv", COLUMNS)
     groups, title = results.group_rows(rows), results.describe(rows) + missing
     figures = {}

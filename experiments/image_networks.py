@@ -15,10 +15,11 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from experiments import results, units
-from experiments.estimate import Example, shorten
-from experiments.fields import HOW_FIELDS, RECIPE_FIELDS, check_known, check_sweep, read_recipe
-from experiments.plan import Plan
+from experiments import results
+from experiments.run import folder
+from experiments.run.config import HOW_FIELDS, RECIPE_FIELDS, check_known, check_sweep, read_recipe
+from experiments.run.costs import Example, shorten
+from experiments.run.plan import Plan
 from nad_jax import cifar, errors, store
 from nad_jax.architectures import create_model
 from nad_jax.cifar import ImageData
@@ -232,14 +233,14 @@ def make_plan(
         return Example(stages, recipe, check_image_data(few, model), members, nbytes)
 
     def collect(missing: int) -> None:
-        rows = units.write_table(workdir, sweep, columns)
+        rows = folder.write_table(workdir, sweep, columns)
         report(rows)
-        units.write_command(workdir, command(config, own_fields), missing)
+        folder.write_command(workdir, command(config, own_fields), missing)
 
     identity = {name: config[name] for name in IDENTITY_FIELDS}
-    identity = {"experiment": config.experiment, "images": units.digest(*data), **identity}
-    sweep = units.Sweep(identity, networks, METRICS, _program, make_run, make_example, collect)
-    return units.make_plan(config, workdir, sweep)
+    identity = {"experiment": config.experiment, "images": folder.digest(*data), **identity}
+    sweep = folder.Sweep(identity, networks, METRICS, _program, make_run, make_example, collect)
+    return folder.make_plan(config, workdir, sweep)
 
 
 def _program(network: ImageNetwork) -> tuple[str, str]:

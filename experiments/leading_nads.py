@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import runner
 from experiments.ensembles import (
     ESTIMATOR_FIELDS,
     MODEL_FIELDS,
@@ -36,11 +35,12 @@ from experiments.ensembles import (
     split_networks,
     write_directions_table,
 )
-from experiments.estimate import choose_chunk, measure_ensemble
-from experiments.fields import check_known
-from experiments.plan import Cost, Plan, Program, Unit
-from experiments.shards import Shard
-from experiments.units import digest, read_intact, set_aside
+from experiments.run import runner
+from experiments.run.config import check_known
+from experiments.run.costs import choose_chunk, measure_ensemble
+from experiments.run.folder import digest, read_intact, set_aside
+from experiments.run.plan import Cost, Plan, Program, Unit
+from experiments.run.shards import Shard
 from nad_jax import accumulation, errors, leading, plotting, sketch, store
 from nad_jax.accumulation import Halves
 from nad_jax.diagnosis import check_not_zero

@@ -23,7 +23,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments import interruption
+from experiments.run import interruption
 
 if __name__ == "__main__":
     interruption.watch()  # the imports below take seconds
@@ -33,16 +33,16 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import (
-    benchmark,
     compute_nads,
     directional_bias,
     flip_cifar,
     leading_nads,
     poison_cifar,
-    runner,
     time_to_accuracy,
 )
-from experiments.shards import Shard, find_shard, join_cluster
+from experiments.benchmark import benchmark
+from experiments.run import runner
+from experiments.run.shards import Shard, find_shard, join_cluster
 from nad_jax import store
 from nad_jax.errors import InputError, unknown
 

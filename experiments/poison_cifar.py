@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import image_networks, results, runner, units
-from experiments.fields import check_sweep
+from experiments import image_networks, results
 from experiments.image_networks import METRICS, ImageNetwork
-from experiments.plan import Plan
-from experiments.shards import Shard
+from experiments.run import folder, runner
+from experiments.run.config import check_sweep
+from experiments.run.plan import Plan
+from experiments.run.shards import Shard
 from nad_jax import plotting, store
 from nad_jax.cifar import ImageData
 from nad_jax.errors import InputError, check_choice, check_integer, check_number
@@ -63,7 +64,7 @@ def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Image
                 )
             except InputError as error:
                 raise InputError(str(error).replace("index:", "nad_indices:", 1)) from error
-            key = units.digest(carriers, signs)
+            key = folder.digest(carriers, signs)
             poisoned += [
                 (index, float(epsilon), carriers, signs, key) for epsilon in config.epsilons
             ]
@@ -178,7 +179,7 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` and `examples.npz` of `workdir`."""
-    missing = units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
+    missing = folder.check_command(workdir, image_networks.command(config, OWN_FIELDS))
     rows = results.read_results(workdir / "results.csv", COLUMNS)
     curves = {}
     for label, curve in _curves(rows).items():

@@ -32,11 +32,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import results, runner, units
-from experiments.estimate import measure_ensemble
-from experiments.fields import check_known, check_sweep
-from experiments.plan import Cost, Plan, Program, Unit
-from experiments.shards import Shard
+from experiments import results
+from experiments.run import folder, runner
+from experiments.run.config import check_known, check_sweep
+from experiments.run.costs import measure_ensemble
+from experiments.run.plan import Cost, Plan, Program, Unit
+from experiments.run.shards import Shard
 from nad_jax import accumulation, covariance, errors, plotting, store
 from nad_jax.accumulation import Halves, count_rows
 from nad_jax.architectures import create_model
@@ -432,7 +433,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
 
     def read(unit: Unit, repair: bool) -> dict[str, np.ndarray] | None:
         read_unit = partial(_read_unit, workdir, unit.members, config, identity)
-        return units.read_intact(_unit_path(workdir, unit.name), read_unit, repair)
+        return folder.read_intact(_unit_path(workdir, unit.name), read_unit, repair)
 
     def find_missing(shard: Shard, repair: bool) -> list[Unit]:
         return [unit for unit in list_units(shard) if read(unit, repair) is None]
@@ -448,7 +449,7 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
         if not rows:
             raise runner.RunAgain(f"{workdir}: no reference is stored yet")
         store.write_text(workdir / "results.csv", results.format_table(rows, _columns(config)))
-        units.write_command(workdir, _command(config), num_missing)
+        folder.write_command(workdir, _command(config), num_missing)
         _report(config, rows)
 
     return Plan(
@@ -482,7 +483,7 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` of `workdir`."""
     validate(config)
-    missing = units.check_command(workdir, _command(config))
+    missing = folder.check_command(workdir, _command(config))
     rows = results.read_results(workdir / "results.csv", _columns(config))
     panels: dict[tuple[str, int], dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
     halves: dict[tuple[str, int], float] = {}

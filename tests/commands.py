@@ -18,8 +18,9 @@ from pathlib import Path
 
 import jax
 
-from experiments import compute_nads, runner
+from experiments import compute_nads
 from experiments.main import _parse_flags, app, main
+from experiments.run import runner
 from nad_jax import fitting, store, training
 
 ROOT = Path(__file__).parent.parent

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import benchmark, jax_programs, runner
-from experiments.shards import Shard
-from experiments.stopwatch import FailedError, Stopwatch
+from experiments.benchmark import benchmark, jax_programs
+from experiments.benchmark.stopwatch import FailedError, Stopwatch
+from experiments.run import runner
+from experiments.run.shards import Shard
 from nad_jax import architectures, store
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT, load_config
@@ -51,7 +52,7 @@ def test_a_program_that_fails_says_why_and_a_killed_one_that_it_ended():
 
 def test_timed_processes_end_with_the_one_that_started_them():
     program = (
-        "import sys, time; from experiments.stopwatch import Stopwatch; "
+        "import sys, time; from experiments.benchmark.stopwatch import Stopwatch; "
         "watch = Stopwatch('tests.timed_programs', [{'sleep': 0, 'work': 1, 'seconds': 0}], "
         "sys.executable); "
         "print(watch._processes[0].pid, flush=True); time.sleep(60)"
@@ -179,7 +180,7 @@ def test_variants_of_a_task_are_told_apart():
 
 def test_the_baseline_has_the_same_networks():
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[benchmark]'")
-    from experiments import torch_programs
+    from experiments.benchmark import torch_programs
 
     for architecture, parameters in {
         "lenet": 60_941,

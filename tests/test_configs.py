@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiments import compute_nads, directional_bias, image_networks, time_to_accuracy
-from experiments.fields import read_recipe
 from experiments.main import EXPERIMENTS
+from experiments.run.config import read_recipe
 from nad_jax.architectures import ARCHITECTURES, create_model
 from nad_jax.errors import InputError
 from nad_jax.image_training import cifar_recipe, make_train_images

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import compute_nads, runner
+from experiments import compute_nads
 from experiments.main import EXPERIMENTS, _read_json
+from experiments.run import runner
 from nad_jax import load_nads, store
 from nad_jax.errors import InputError
 from tests.commands import Command

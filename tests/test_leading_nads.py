@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import interruption, leading_nads, runner
-from experiments.shards import Shard
+from experiments import leading_nads
+from experiments.run import interruption, runner
+from experiments.run.shards import Shard
 from nad_jax import create_model, estimate_leading_nads, load_nads, null_band, store
 from nad_jax.errors import InputError
 from tests.test_configs import load_config

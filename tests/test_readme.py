@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from experiments.benchmark import format_table
+from experiments.benchmark.benchmark import format_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

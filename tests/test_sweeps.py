@@ -22,9 +22,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import compute_nads, directional_bias, main, runner, units
+from experiments import compute_nads, directional_bias, main
 from experiments.main import EXPERIMENTS
-from experiments.shards import Shard
+from experiments.run import folder, runner
+from experiments.run.shards import Shard
 from nad_jax import Estimator, accumulation, create_model, ensemble, from_functions, store
 from nad_jax.errors import InputError
 from tests.commands import ROOT, Command
@@ -181,7 +182,7 @@ LONG = [*SWEEP[:-1], "--config.num_epochs=100000", "--config.indices=0,"]
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 )
 def test_a_signal_that_is_not_ignored_asks_for_the_same_command_again(number):
-    program = "import os, sys, time; from experiments import interruption; interruption.watch()"
+    program = "import os, sys, time; from experiments.run import interruption; interruption.watch()"
     program += "; os.kill(os.getpid(), int(sys.argv[1])); time.sleep(2)"
     ignored = f"trap '' {number.name[3:]}; exec \"$@\""  # as `nohup` does
     for prefix in ([], ["bash", "-c", ignored, "bash"]):
@@ -736,7 +737,7 @@ def test_collecting_takes_what_is_there_and_says_what_is_missing(name, finished,
     else:
         assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
         assert (
-            units.check_command(tmp_path, directional_bias._command(config))
+            folder.check_command(tmp_path, directional_bias._command(config))
             == "\n2 networks missing"
         )
     experiment.run(config, tmp_path, Shard(1, 2))
@@ -903,7 +904,7 @@ def test_a_shard_does_not_depend_on_how_networks_are_grouped(tmp_path):
 
 def test_a_reader_of_messages_that_is_gone_does_not_keep_the_process_alive(tmp_path):
     program = (
-        "from experiments import main, runner; runner.SNAPSHOT_SECONDS = 0.0; "
+        "from experiments import main; from experiments.run import runner; runner.SNAPSHOT_SECONDS = 0.0; "
         "main.app.run(main.main, flags_parser=main._parse_flags)"
     )
     command = [sys.executable, "-c", program, *LONG, f"--workdir={tmp_path}"]

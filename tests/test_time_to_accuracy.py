@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import interruption, results, runner, time_to_accuracy
-from experiments.shards import Shard
+from experiments import results, time_to_accuracy
+from experiments.run import interruption, runner
+from experiments.run.shards import Shard
 from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.snapshots import Snapshots

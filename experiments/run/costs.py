@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.plan import Cost
+from experiments.run.plan import Cost
 from nad_jax.accumulation import Halves, make_add_chunk
 from nad_jax.ensemble import make_key
 from nad_jax.estimator import Estimator, resolve_estimator

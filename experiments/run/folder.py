@@ -18,15 +18,15 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.estimate import (
+from experiments.run.costs import (
     Example,
     device_bytes,
     largest_chunk,
     measure_training,
     training_bytes,
 )
-from experiments.plan import Cost, Plan, Program, Unit
-from experiments.shards import Shard
+from experiments.run.plan import Cost, Plan, Program, Unit
+from experiments.run.shards import Shard
 from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.fitting import resolve_mapping

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments import interruption
-from experiments.plan import Plan, Unit
-from experiments.progress import Progress, clock, compile_seconds
-from experiments.shards import Shard
-from experiments.units import read_intact
+from experiments.run import interruption
+from experiments.run.folder import read_intact
+from experiments.run.plan import Plan, Unit
+from experiments.run.progress import Progress, clock, compile_seconds
+from experiments.run.shards import Shard
 from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.snapshots import Snapshots

@@ -26,13 +26,13 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from experiments import runner
-from experiments.fields import check_known, check_sweep
-from experiments.jax_programs import FORWARD_PASSES
-from experiments.plan import Cost, Plan, Program, Unit
-from experiments.shards import Shard
-from experiments.stopwatch import FailedError, Stopwatch
-from experiments.units import read_intact
+from experiments.benchmark.jax_programs import FORWARD_PASSES
+from experiments.benchmark.stopwatch import FailedError, Stopwatch
+from experiments.run import runner
+from experiments.run.config import check_known, check_sweep
+from experiments.run.folder import read_intact
+from experiments.run.plan import Cost, Plan, Program, Unit
+from experiments.run.shards import Shard
 from nad_jax import errors, plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.convolution import CONVOLUTIONS
@@ -147,7 +147,10 @@ def _start_ours(specifications: list[dict[str, Any]]) -> Stopwatch:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
     return Stopwatch(
-        "experiments.jax_programs", specifications, sys.executable, environment=environment
+        "experiments.benchmark.jax_programs",
+        specifications,
+        sys.executable,
+        environment=environment,
     )
 
 
@@ -161,7 +164,9 @@ def _baselines(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 def _start_theirs(spec: dict[str, Any], processes: int, threads: int, python: str) -> Stopwatch:
     settings = {"threads": threads, "accelerator": jax.default_backend() != "cpu"}
-    return Stopwatch("experiments.torch_programs", [{**spec, **settings}], python, processes)
+    return Stopwatch(
+        "experiments.benchmark.torch_programs", [{**spec, **settings}], python, processes
+    )
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.shards import Shard
+from experiments.run.shards import Shard
 from nad_jax.snapshots import Snapshots
 
 
