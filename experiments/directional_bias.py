@@ -7,7 +7,7 @@ extended by any sweep axis.
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,18 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import published, results
-from experiments.run import folder, runner
-from experiments.run.config import HOW_FIELDS, check_known, check_sweep, read_recipe
+from experiments import published, results, trained
+from experiments.run.config import (
+    LATER,
+    Fields,
+    check_all,
+    check_seeds,
+    check_sweeps,
+    read_model,
+)
 from experiments.run.costs import Example, shorten
-from experiments.run.plan import Plan
-from experiments.run.shards import Shard
+from experiments.run.folder import Folder
+from experiments.run.plan import Member, Study
+from experiments.trained import Network, Train, read_recipe
 from nad_jax import directions as bases
-from nad_jax import errors, nads, plotting, store
-from nad_jax.architectures import create_model
+from nad_jax import nads, plotting, store
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
-from nad_jax.fitting import resolve_mapping
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.separable import check_num_samples, sample_noise
@@ -41,6 +46,7 @@ PHASES = {"cosine": ("cosine",), "sine": ("sine",), "both": ("cosine", "sine")}
 SWEEPS = {
     "architectures": "architecture",
     "poolings": "pooling",
+    "widths": "width",
     "optimizers": "optimizer",
     "nums_train": "num_train",
     "seeds": "seed",
@@ -49,24 +55,21 @@ SWEEPS = {
 }
 METRICS = tuple(name for name in TrainMetrics._fields if name != "losses")
 COLUMNS = (
-    "architecture", "pooling", "optimizer", "num_train", "source", "index", "frequency_row",
-    "frequency_column",
-    "phase", "direction", "sigma", "epsilon", "seed", *METRICS,
+    "architecture", "pooling", "width", "optimizer", "num_train", "source", "index",
+    "frequency_row", "frequency_column", "phase", "direction", "sigma", "epsilon", "seed", *METRICS,
 )  # fmt: skip
-REFERENCE_FIELDS = ("nads", "singular_values", "singular_values_num_networks", "compare")
 FIGURES = (
-    "accuracy_map.png", "steps_map.png", "accuracy_by_index.png", "accuracy_histogram.png", "accuracy_by_energy.png",
+    "accuracy_map.png", "steps_map.png", "accuracy_by_index.png", "accuracy_histogram.png",
+    "accuracy_by_energy.png",
 )  # fmt: skip
-# Fields that determine the numbers of every network: a folder holds one set of them.
-IDENTITY_FIELDS = (
-    "image_shape", "initialization", "convolution", "source", "num_test", "learning_rate",
-    "schedule", "clip_norm",
-    "weight_decay", "batch_size", "num_epochs", "loss_threshold", "loss_window", "precision",
-)  # fmt: skip
-FREE_FIELDS = (
-    *SWEEPS, "frequency_range", "frequency_step", "phases", "channel", "indices", "num_directions",
-    "direction_seed",
-    "directions", *HOW_FIELDS, *REFERENCE_FIELDS,
+FIELDS = Fields(
+    "directional_bias",
+    how=trained.TRAINED_HOW,
+    grows=(
+        *SWEEPS, "frequency_range", "frequency_step", "phases", "channel", "indices",
+        "num_directions", "direction_seed", "directions",
+    ),
+    reports=("nads", "singular_values", "singular_values_num_networks", "compare"),
 )  # fmt: skip
 
 
@@ -77,23 +80,6 @@ class Directions(NamedTuple):
 
     rows: np.ndarray
     coordinates: list[dict[str, Any]]
-
-
-class Network(NamedTuple):
-    """One network of a sweep: its coordinates, its direction [D], and the name its result is stored
-    under.
-    """
-
-    coordinates: dict[str, Any]
-    direction: np.ndarray
-    name: str
-
-
-def create_network(config: ConfigDict, architecture: str, pooling: str) -> Model:
-    """The model of one architecture and pooling, with a logit for each class."""
-    return create_model(
-        architecture, config.image_shape, 2, pooling, config.initialization, config.convolution
-    )
 
 
 def _check_source(config: ConfigDict) -> None:
@@ -128,19 +114,13 @@ def _check_frequency_range(config: ConfigDict) -> None:
 
 def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
-    check_known(config, (*IDENTITY_FIELDS, *FREE_FIELDS))
-    problems = errors.problems(
-        *(partial(check_sweep, field, config[field]) for field in SWEEPS),
-        lambda: check_image_shape(config.image_shape),
-    )
-    if problems:
-        raise InputError("\n".join(problems))
-    problems = errors.problems(
-        *(
-            partial(create_network, config, *pair)
-            for pair in itertools.product(config.architectures, config.poolings)
-        ),
-        *(partial(check_integer, "seeds", seed, 0, 2**32 - 1) for seed in config.seeds),
+    FIELDS.check_known(config)
+    check_all(lambda: check_sweeps(config, SWEEPS), lambda: check_image_shape(config.image_shape))
+    networks = itertools.product(config.architectures, config.poolings, config.widths)
+    recipes = itertools.product(config.optimizers, config.nums_train)
+    check_all(
+        *(partial(_read_model, config, *axes) for axes in networks),
+        lambda: check_seeds("seeds", *config.seeds),
         *(partial(check_number, "sigmas", sigma, 0.0) for sigma in config.sigmas),
         *(partial(check_number, "epsilons", epsilon, 0.0) for epsilon in config.epsilons),
         lambda: _check_indices(config.indices),
@@ -149,29 +129,20 @@ def validate(config: ConfigDict) -> None:
         lambda: check_integer("frequency_step", config.frequency_step, 1),
         lambda: check_choice("phases", config.phases, PHASES),
         lambda: check_integer("channel", config.channel, 0, config.image_shape[2] - 1),
-        lambda: check_integer("direction_seed", config.direction_seed, 0, 2**32 - 1),
-        lambda: check_number("learning_rate", config.learning_rate, 0.0),
+        lambda: check_seeds("direction_seed", config.direction_seed),
         *(partial(check_num_samples, "nums_train", count) for count in config.nums_train),
         lambda: check_num_samples("num_test", config.num_test),
-        lambda: check_integer("unit_size", config.unit_size, 0),
-        lambda: resolve_mapping(config.mapping, config.chunk_size, config.num_devices),
+        lambda: trained.check_execution(config),
         lambda: check_integer(
             "singular_values_num_networks", config.singular_values_num_networks, 2
         ),
-    )
-    for optimizer, num_train in itertools.product(config.optimizers, config.nums_train):
-        try:
-            recipe, learning_rate = read_recipe(
-                config, "optimizers", optimizer, num_train, config.num_test
+        *(
+            partial(
+                trained.check_training, config, "optimizers", *axes, config.num_test, "nums_train"
             )
-            check_number("learning_rate", learning_rate, 0.0)
-            names = {"num_train": "nums_train", "optimizer": "optimizers"}
-            lines = (line.split(":", 1) for line in recipe.problems())
-            problems += [f"{names.get(name, name)}:{rest}" for name, rest in lines]
-        except InputError as error:
-            problems.append(str(error))
-    if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
+            for axes in recipes
+        ),
+    )
 
 
 def _frequency_axes(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
@@ -285,54 +256,55 @@ def _name_directions(directions: Directions) -> list[str]:
     return [f"{bases.direction_identity(row):016x}" for row in directions.rows]
 
 
-def make_networks(config: ConfigDict) -> list[Network]:
+def make_networks(config: ConfigDict) -> list[Member]:
     """Every network of a config, in the order of the table."""
     directions = make_directions(config)
     identities = _name_directions(directions)
     networks = []
     for values in itertools.product(*(config[field] for field in SWEEPS)):
         point = dict(zip(SWEEPS.values(), values, strict=True))
-        point |= {
-            name: float(point[name]) for name in ("sigma", "epsilon")
-        }  # 3 and 3.0 are one value
-        for row, coordinates, identity in zip(
-            directions.rows, directions.coordinates, identities, strict=True
-        ):
-            name = json.dumps({**point, "direction": identity}, sort_keys=True)
-            networks.append(Network({**point, **coordinates, "direction": identity}, row, name))
+        point |= {n: float(point[n]) for n in ("sigma", "epsilon")}  # 3 and 3.0 are one value
+        said = {n: v for n, v in point.items() if n not in LATER or v != LATER[n]}
+        program = (point["architecture"], point["pooling"], point["optimizer"], point["num_train"])
+        program += (point["width"],) * (point["width"] != 0)
+        for row, coordinates, identity in zip(*directions, identities, strict=True):
+            name = json.dumps({**said, "direction": identity}, sort_keys=True)
+            network = Network({**point, **coordinates, "direction": identity}, (row,))
+            networks.append(Member(name, program, network))
     return networks
 
 
-def _program(network: Network) -> tuple[Any, ...]:
-    return tuple(
-        network.coordinates[name] for name in ("architecture", "pooling", "optimizer", "num_train")
-    )
+def _read_model(config: ConfigDict, architecture: str, pooling: str, width: int = 0) -> Model:
+    """The model of one point of a sweep, with a logit for each class."""
+    axes = {"architecture": architecture, "pooling": pooling, "width": width}
+    return read_model(config, num_logits=2, **axes)
 
 
 def _make_model_and_recipe(
     config: ConfigDict, program: tuple[Any, ...]
 ) -> tuple[Model, Recipe, float]:
-    architecture, pooling, optimizer, num_train = program
+    architecture, pooling, optimizer, num_train, *width = program
     recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
-    return create_network(config, architecture, pooling), recipe, learning_rate
+    return _read_model(config, architecture, pooling, *width), recipe, learning_rate
 
 
-def _make_run(
+def _make_train(
     config: ConfigDict, program: tuple[Any, ...], chunk_size: int
-) -> tuple[Callable[..., TrainMetrics], dict[str, Any]]:
+) -> tuple[Train, Mapping[str, Any]]:
     model, recipe, learning_rate = _make_model_and_recipe(config, program)
-    train = make_train_many(model, recipe, config.mapping, chunk_size, config.num_devices)
+    train_networks = make_train_many(model, recipe, config.mapping, chunk_size, config.num_devices)
 
-    def run(
-        members: list[Network], progress: Callable[[float], None], snapshots: Snapshots
+    def train(
+        members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
     ) -> TrainMetrics:
         epsilon, sigma, seed = (
-            [n.coordinates[name] for n in members] for name in ("epsilon", "sigma", "seed")
+            [member.what.coordinates[name] for member in members]
+            for name in ("epsilon", "sigma", "seed")
         )
-        directions = np.stack([network.direction for network in members])
-        return train(directions, epsilon, sigma, learning_rate, seed, progress, snapshots)
+        directions = np.stack([member.what.arrays[0] for member in members])
+        return train_networks(directions, epsilon, sigma, learning_rate, seed, progress, snapshots)
 
-    return run, dict(model.description)
+    return train, model.description
 
 
 def _make_example(config: ConfigDict, program: tuple[Any, ...], chunk_size: int) -> Example:
@@ -404,41 +376,27 @@ def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
 
 def _command(config: ConfigDict) -> dict[str, Any]:
     """The fields that say which networks are in the table of a run."""
-    fields = {*IDENTITY_FIELDS, *FREE_FIELDS} - {*HOW_FIELDS, *REFERENCE_FIELDS}
-    fields |= {"nads"} if config.source == "nads" else set()
-    return {name: config[name] for name in sorted(fields)}
+    directions = {"nads": config.nads} if config.source == "nads" else {}
+    return {**FIELDS.command(config), **directions}
 
 
-def make_plan(config: ConfigDict, workdir: Path) -> Plan:
-    """The networks of a config as units; all files it names are read."""
+def make_study(config: ConfigDict) -> Study:
+    """The networks of a config; all files it names are read."""
     validate(config)
     read_spectrum(config)  # a bad file is an error before anything is computed
     if config.compare:
         for architecture in config.architectures:
             published.read_table(config.compare, architecture)
 
-    def collect(missing: int) -> None:
-        rows = folder.write_table(workdir, sweep, COLUMNS)
-        folder.write_command(workdir, _command(config), missing)
-        _report(config, rows)
+    def collect(folder: Folder, num_missing: int) -> None:
+        rows = trained.list_rows(folder)
+        command = _command(config)
+        _report(config, results.write_table(folder.workdir, rows, COLUMNS, command, num_missing))
 
-    sweep = folder.Sweep(
-        identity={name: config[name] for name in IDENTITY_FIELDS},
-        networks=make_networks(config),
-        metrics=METRICS,
-        program=_program,
-        make_run=partial(_make_run, config),
-        make_example=partial(_make_example, config),
-        collect=collect,
-    )
-    return folder.make_plan(config, workdir, sweep)
-
-
-def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
-    """Trains what is missing, writes `results.csv` when all is there, prints a summary and the
-    comparison.
-    """
-    return runner.run(make_plan(config, workdir), workdir, shard)
+    makers = (partial(make, config) for make in (_make_train, _make_example))
+    training = trained.Training(METRICS, *makers)
+    networks = make_networks(config)
+    return trained.make_study(config, FIELDS.identity(config), networks, training, collect)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
@@ -446,8 +404,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     directions.
     """
     validate(config)
-    missing = folder.check_command(workdir, _command(config))
-    rows = results.read_results(workdir / "results.csv", COLUMNS)
+    rows, missing = results.read_table(workdir, COLUMNS, _command(config))
     groups, title = results.group_rows(rows), results.describe(rows) + missing
     figures = {}
     if config.source == "dft":
@@ -488,11 +445,6 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         figures["accuracy_by_energy.png"] = plotting.plot_accuracy_by_energy(
             points, f"Accuracy against vᵀGv: {title}"
         )
-    paths = []
-    for name in FIGURES:
-        if name in figures:
-            store.save_figure(workdir / name, figures[name])
-            paths.append(workdir / name)
-        elif (workdir / name).exists():
-            store.remove(workdir / name)  # it showed an earlier table
-    return paths
+    for name in {*FIGURES} - {*figures}:
+        store.remove(workdir / name)  # it showed an earlier table
+    return results.save_figures(workdir, figures)

@@ -257,14 +257,14 @@ def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard)
     """Does what the flags ask for, and gives the exit code."""
     complete = True
     if not _FIGURES_ONLY.value:
-        plan = experiment.make_plan(config, workdir)
+        study = experiment.make_study(config)
         if _DRY_RUN.value:
-            runner.describe(plan, shard)
+            runner.describe(study, workdir, shard)
             return 0
         if _COLLECT.value:
-            complete = runner.collect(plan, workdir)
+            complete = runner.collect(study, workdir)
         else:
-            complete = runner.run(plan, workdir, shard, _ALLOW_OTHER_VERSIONS.value)
+            complete = runner.run(study, workdir, shard, _ALLOW_OTHER_VERSIONS.value)
     if complete or _COLLECT.value:
         for figure in experiment.draw(config, workdir):
             print(figure)

@@ -20,7 +20,6 @@ its own halves; an overlap of more directions than have been sampled is nan) and
 """
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable
@@ -33,14 +32,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.run import folder, runner
-from experiments.run.config import check_known, check_sweep
+from experiments.run import runner
+from experiments.run.config import Fields, check_all, check_seeds, check_sweeps, read_model
 from experiments.run.costs import measure_ensemble
-from experiments.run.plan import Cost, Plan, Program, Unit
-from experiments.run.shards import Shard
-from nad_jax import accumulation, covariance, errors, plotting, store
+from experiments.run.folder import Folder
+from experiments.run.plan import Arrays, Cost, Member, Program, Study
+from nad_jax import accumulation, covariance, plotting
 from nad_jax.accumulation import Halves, count_rows
-from nad_jax.architectures import create_model
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
 from nad_jax.estimation import finalize
@@ -51,14 +49,12 @@ from nad_jax.store import DamagedError
 from nad_jax.subspaces import subspace_overlap
 from nad_jax.symmetries import eigh_symmetric, representations
 
-MODEL_FIELDS = ("architecture", "image_shape", "pooling", "initialization", "convolution")
-# Fields that determine what a unit holds: a folder holds one set of them.
-IDENTITY_FIELDS = (
-    *MODEL_FIELDS, "step", "point_scale", "num_readouts", "sizes", "first_networks",
-    "max_networks", "max_seconds",
-    "reference_networks", "block_size", "mapping",
-)  # fmt: skip
-FREE_FIELDS = ("derivatives", "seeds", "reference_seed", "target_overlap")
+FIELDS = Fields(
+    "time_to_accuracy",
+    how=("mapping", "block_size"),
+    grows=("derivatives", "seeds", "reference_seed"),
+    reports=("target_overlap",),
+)
 
 
 class Ensemble(NamedTuple):
@@ -83,11 +79,13 @@ class Ensemble(NamedTuple):
 
 def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
-    check_known(config, (*IDENTITY_FIELDS, *FREE_FIELDS))
-    axes = ("derivatives", "seeds", "sizes")
-    problems = errors.problems(*(partial(check_sweep, field, config[field]) for field in axes))
-    if problems:
-        raise InputError("\n".join(problems))
+    FIELDS.check_known(config)
+    check_sweeps(config, ("derivatives", "seeds", "sizes"))
+
+    def check_estimator() -> None:
+        problems = _create_estimator(config, DERIVATIVES[0], "marginalized").problems()
+        if problems:
+            raise InputError("\n".join(problems))
 
     def check_sizes() -> None:
         largest = int(np.prod(check_image_shape(config.image_shape))) - 1
@@ -100,35 +98,18 @@ def validate(config: ConfigDict) -> None:
             raise InputError(f"target_overlap: must be at most 1, got {config.target_overlap!r}")
 
     def check_reference_seed() -> None:
-        check_integer("reference_seed", config.reference_seed, 0, 2**32 - 1)
+        check_seeds("reference_seed", config.reference_seed)
         if config.reference_seed in config.seeds:
             raise InputError(
                 f"reference_seed: must not be among the seeds, got {config.reference_seed!r}"
             )
 
-    def check_symmetries() -> None:
-        model = _create_model(config)
-        for derivative in config.derivatives if model.symmetries else ():
-            chosen = _create_estimator(config, derivative, "marginalized")
-            try:
-                check_symmetrized(dataclasses.replace(chosen, symmetrized=True), model)
-            except InputError as error:
-                raise InputError(
-                    f"point_scale: must be at least 1e-6 with derivative {derivative!r}: the "
-                    "reference is symmetrized, "
-                    f"and gradients of this network jump at the origin, got {config.point_scale!r}"
-                ) from error
-
-    problems = _create_estimator(
-        config, DERIVATIVES[0], "marginalized"
-    ).problems() + errors.problems(
+    check_all(
+        check_estimator,
         lambda: _create_model(config),
         check_sizes,
-        *(
-            partial(check_choice, "derivatives", derivative, DERIVATIVES)
-            for derivative in config.derivatives
-        ),
-        *(partial(check_integer, "seeds", seed, 0, 2**32 - 1) for seed in config.seeds),
+        *(partial(check_choice, "derivatives", one, DERIVATIVES) for one in config.derivatives),
+        lambda: check_seeds("seeds", *config.seeds),
         lambda: check_integer("num_readouts", config.num_readouts, 2),
         lambda: check_integer("first_networks", config.first_networks, 2),
         lambda: check_integer("max_networks", config.max_networks, 2),
@@ -137,13 +118,21 @@ def validate(config: ConfigDict) -> None:
         check_reference_seed,
         check_target,
     )
-    problems = problems or errors.problems(check_symmetries)
-    if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
+    model = _create_model(config)
+    for derivative in config.derivatives if model.symmetries else ():
+        chosen = _create_estimator(config, derivative, "marginalized")
+        try:
+            check_symmetrized(dataclasses.replace(chosen, symmetrized=True), model)
+        except InputError as error:
+            raise InputError(
+                f"point_scale: must be at least 1e-6 with derivative {derivative!r}: the reference "
+                "is symmetrized, and gradients of this network jump at the origin, got "
+                f"{config.point_scale!r}"
+            ) from error
 
 
 def _create_model(config: ConfigDict) -> Model:
-    return create_model(num_logits=1, **{name: config[name] for name in MODEL_FIELDS})
+    return read_model(config, num_logits=1)
 
 
 def _create_estimator(config: ConfigDict, derivative: str, readout: str) -> Estimator:
@@ -194,21 +183,29 @@ def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:
     return [*looks, num_networks]
 
 
-def _shapes(config: ConfigDict, ensemble: Ensemble) -> dict[str, tuple[int, ...]]:
+def _shapes(config: ConfigDict, ensemble: Ensemble) -> dict[str, tuple[int | str, ...]]:
     """What a unit holds of every look: the leading directions [K, D] of each variant, of a
     reference its split half.
     """
-    shape = max(config.sizes), int(np.prod(config.image_shape))
-    shapes: dict[str, tuple[int, ...]] = {
-        "networks": (),
-        "seconds": (),
-        **dict.fromkeys(ensemble.variants, shape),
-    }
-    return (
-        {**shapes, "split_half_overlap": (len(config.sizes),)}
-        if ensemble.readout == "reference"
-        else shapes
+    directions = "looks", max(config.sizes), int(np.prod(config.image_shape))
+    shapes = {"networks": ("looks",), "seconds": ("looks",)}
+    shapes |= dict.fromkeys(ensemble.variants, directions)
+    if ensemble.readout == "reference":
+        shapes["split_half_overlap"] = ("looks", len(config.sizes))
+    return shapes
+
+
+def _check_looks(member: Member, arrays: Arrays) -> None:
+    """Raises `DamagedError` where a unit ends before its networks and its time."""
+    networks, most, end = arrays["networks"], member.num_networks, member.what.max_seconds
+    # Its time is over where the longest possible next look would not have been within it.
+    early = not len(networks) or (
+        networks[-1] < most and arrays["seconds"][-1] * most / networks[-1] <= end
     )
+    if early or networks[-1] > most or (np.diff(networks, prepend=0) <= 0).any():
+        raise DamagedError(
+            f"looks at {networks.tolist()} networks, expected them to grow up to {most}"
+        )
 
 
 def _read_off(
@@ -232,46 +229,35 @@ def _stack(curve: dict[str, list]) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in curve.items()}
 
 
-def _make_program(
-    config: ConfigDict, workdir: Path, identity: dict[str, Any], ensemble: Ensemble, chunk_size: int
-) -> Program:
+def _make_program(config: ConfigDict, ensemble: Ensemble, chunk_size: int) -> Program:
     """What computes the ensembles that differ from `ensemble` in their seed at most."""
-    model, chosen = (
-        _create_model(config),
-        _create_estimator(config, ensemble.derivative, ensemble.readout),
-    )
+    model = _create_model(config)
+    chosen = _create_estimator(config, ensemble.derivative, ensemble.readout)
     chosen, num_rows = resolve_estimator(model, chosen, config.first_networks)
     at_once = chosen.chunk_size * jax.local_device_count()
-    looks, shapes = _plan_looks(ensemble.num_networks, at_once), _shapes(config, ensemble)
+    looks, names = _plan_looks(ensemble.num_networks, at_once), tuple(_shapes(config, ensemble))
     chosen = dataclasses.replace(chosen, chunk_size=chunk_size or chosen.chunk_size)
     accumulate, _ = accumulation.make_accumulate(model, chosen, config.first_networks)
     how = {"mapping": chosen.mapping, "chunk_size": chosen.chunk_size}
 
     def check_kept(kept: dict[str, np.ndarray]) -> None:
         seen, networks = count_rows(kept, num_rows) / num_rows, kept["networks"]
-        if (
-            not len(networks)
-            or seen != networks[-1]
-            or any(len(kept[name]) != len(networks) for name in shapes)
-        ):
+        whole = all(len(kept[name]) == len(networks) for name in names)
+        if not len(networks) or seen != networks[-1] or not whole:
             raise DamagedError(f"it holds {seen:g} networks and looks at {networks.tolist()}")
 
-    def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
-        key, halves = (
-            make_key(unit.members.seed),
-            accumulation.init_halves(int(np.prod(model.image_shape))),
-        )
+    def compute(
+        members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
+    ) -> tuple[Arrays, int]:
+        key = make_key(members[0].what.seed)
+        halves = accumulation.init_halves(int(np.prod(model.image_shape)))
         jax.block_until_ready(accumulate(key, halves, 0, looks[0]))  # compiles
-        curve: dict[str, list] = {name: [] for name in shapes}
+        curve: dict[str, list] = {name: [] for name in names}
         if (kept := snapshots.load(check_kept)) is not None:
-            halves, curve = (
-                accumulation.halves_from_arrays(kept),
-                {name: list(kept[name]) for name in shapes},
-            )
+            halves = accumulation.halves_from_arrays(kept)
+            curve = {name: list(kept[name]) for name in names}
+        done, seconds = (curve[name][-1] if kept else 0 for name in ("networks", "seconds"))
         for look in looks:
-            done, seconds = (
-                curve[name][-1] if curve[name] else 0 for name in ("networks", "seconds")
-            )
             if look <= done:  # looks of a snapshot are those of as many devices as there were then
                 continue
             if done and seconds * look / done > ensemble.max_seconds:
@@ -279,26 +265,19 @@ def _make_program(
             report = partial(lambda before, networks: progress(before + networks), done)
             begun = time.perf_counter()
             halves = jax.block_until_ready(accumulate(key, halves, done, look, report))
-            seconds += time.perf_counter() - begun
-            found = {
-                "networks": look,
-                "seconds": seconds,
-                **_read_off(config, ensemble, halves, model.symmetries),
-            }
-            for name, values in curve.items():
-                values.append(found[name])
+            done, seconds = look, seconds + time.perf_counter() - begun
+            found = _read_off(config, ensemble, halves, model.symmetries)
+            for name, value in {"networks": done, "seconds": seconds, **found}.items():
+                curve[name].append(value)
+            arrays = {name: np.array(values) for name, values in curve.items()}
             if snapshots.due():
-                snapshots.save(look, {**accumulation.halves_to_arrays(halves), **_stack(curve)})
-        origin = store.describe_origin(identity, unit=unit.name, **how)
-        store.write_npz(_unit_path(workdir, unit.name), {**_stack(curve), "config": origin})
-        return int(halves.diverged)
+                snapshots.save(look, {**accumulation.halves_to_arrays(halves), **arrays})
+        return {name: np.array(values) for name, values in curve.items()}, int(halves.diverged)
 
-    return Program(
-        compute, chosen.chunk_size, 2, json.loads(str(store.describe_origin(identity, **how)))
-    )
+    return Program(compute, chosen.chunk_size, 2, how)
 
 
-def _measure(config: ConfigDict, ensemble: Ensemble) -> Cost:
+def _measure_cost(config: ConfigDict, ensemble: Ensemble) -> Cost:
     """What a network costs; where an ensemble ends with its time, this divided by the networks it
     counts as.
     """
@@ -308,38 +287,6 @@ def _measure(config: ConfigDict, ensemble: Ensemble) -> Cost:
     cost = measure_ensemble(_create_model(config), chosen, config.first_networks, make_empty)
     share = ensemble.max_seconds / ensemble.num_networks
     return cost._replace(network_seconds=min(cost.network_seconds, share))
-
-
-def _unit_path(workdir: Path, name: str) -> Path:
-    return workdir / "units" / f"{name}.npz"
-
-
-def _read_unit(
-    workdir: Path, ensemble: Ensemble, config: ConfigDict, identity: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """A stored unit; raises `DamagedError` where it is not intact."""
-    path, shapes = _unit_path(workdir, ensemble.name), _shapes(config, ensemble)
-    arrays = store.read_npz(path, (*shapes, "config"))
-    origin = arrays.pop("config")
-    if store.check_origin(path, origin, identity).get("unit") != ensemble.name:
-        raise DamagedError(f"{path}: is a unit of another ensemble")
-    for name, array in arrays.items():
-        if (
-            array.shape != (arrays["networks"].size, *shapes[name])
-            or array.dtype.kind not in "iuf"
-            or not array.size
-        ):
-            raise DamagedError(f"{path}: {name} has shape {array.shape} of {array.dtype}")
-    networks, most = arrays["networks"], ensemble.num_networks
-    # Its time is over where the longest possible next look would not have been within it.
-    early = (
-        networks[-1] < most and arrays["seconds"][-1] * most / networks[-1] <= ensemble.max_seconds
-    )
-    if early or networks[-1] > most or (np.diff(networks, prepend=0) <= 0).any():
-        raise DamagedError(
-            f"{path}: looks at {networks.tolist()} networks, expected them to grow up to {most}"
-        )
-    return arrays
 
 
 def _make_rows(
@@ -414,77 +361,44 @@ def _report(config: ConfigDict, rows: list[results.Row]) -> None:
                 )
 
 
-def make_plan(config: ConfigDict, workdir: Path) -> Plan:
-    """The ensembles of a config as units."""
+def make_study(config: ConfigDict) -> Study:
+    """The ensembles of a config."""
     validate(config)
-    identity = {name: config[name] for name in ("experiment", *IDENTITY_FIELDS)}
-    all_units = []
+    members = []
     for ensemble in _make_ensembles(config):
         program = (config.architecture, ensemble.derivative, ensemble.readout)
-        all_units.append(Unit(ensemble.name, program, ensemble.num_networks, ensemble))
-    of_program = {unit.program: unit.members for unit in all_units}
+        members.append(Member(ensemble.name, program, ensemble, ensemble.num_networks))
+    of_program = {member.program: member.what for member in members}
 
-    def open_folder() -> None:
-        store.open_run_folder(workdir, identity)
-        store.make_folder(workdir / "units")
-
-    def list_units(shard: Shard) -> list[Unit]:
-        return all_units[shard.index :: shard.count]
-
-    def read(unit: Unit, repair: bool) -> dict[str, np.ndarray] | None:
-        read_unit = partial(_read_unit, workdir, unit.members, config, identity)
-        return folder.read_intact(_unit_path(workdir, unit.name), read_unit, repair)
-
-    def find_missing(shard: Shard, repair: bool) -> list[Unit]:
-        return [unit for unit in list_units(shard) if read(unit, repair) is None]
-
-    def collect(num_missing: int) -> None:
+    def collect(folder: Folder, num_missing: int) -> None:
         rows, references = [], {}
-        for unit in all_units:  # a reference comes before what is compared with it
-            arrays, ensemble = read(unit, True), unit.members
-            if arrays is not None and ensemble.readout == "reference":
+        for member, arrays in folder.stored():  # a reference comes before what is compared with it
+            ensemble = member.what
+            if ensemble.readout == "reference":
                 references[ensemble.derivative] = arrays["reference"][-1]
-            if arrays is not None and ensemble.derivative in references:
+            if ensemble.derivative in references:
                 rows += _make_rows(config, ensemble, arrays, references[ensemble.derivative])
         if not rows:
-            raise runner.RunAgain(f"{workdir}: no reference is stored yet")
-        store.write_text(workdir / "results.csv", results.format_table(rows, _columns(config)))
-        folder.write_command(workdir, _command(config), num_missing)
+            raise runner.RunAgain(f"{folder.workdir}: no reference is stored yet")
+        columns, command = _columns(config), FIELDS.command(config)
+        results.write_table(folder.workdir, rows, columns, command, num_missing)
         _report(config, rows)
 
-    return Plan(
-        open_folder,
-        lambda: store.check_run_folder(workdir, identity),
-        list_units,
-        find_missing,
-        lambda program, chunk_size: _make_program(
-            config, workdir, identity, of_program[program], chunk_size
-        ),
-        lambda program: _measure(config, of_program[program]),
+    return Study(
+        {"": FIELDS.identity(config)},
+        members,
+        lambda member: _shapes(config, member.what),
+        lambda program, chunk_size: _make_program(config, of_program[program], chunk_size),
+        lambda program: _measure_cost(config, of_program[program]),
         collect,
-        [workdir],
+        check=_check_looks,
     )
-
-
-def _command(config: ConfigDict) -> dict[str, Any]:
-    """The fields that say what is in the table of a run."""
-    return {
-        name: config[name] for name in (*IDENTITY_FIELDS, *FREE_FIELDS) if name != "target_overlap"
-    }
-
-
-def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
-    """Computes what is missing, writes `results.csv` when all is there, and prints when the target
-    was reached.
-    """
-    return runner.run(make_plan(config, workdir), workdir, shard)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` of `workdir`."""
     validate(config)
-    missing = folder.check_command(workdir, _command(config))
-    rows = results.read_results(workdir / "results.csv", _columns(config))
+    rows, missing = results.read_table(workdir, _columns(config), FIELDS.command(config))
     panels: dict[tuple[str, int], dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
     halves: dict[tuple[str, int], float] = {}
     for derivative in dict.fromkeys(row["derivative"] for row in rows):
@@ -497,8 +411,5 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
                 points = [(row["seconds"], row[f"overlap_{size}"]) for row in curve]
                 lines.setdefault(variant, []).append(tuple(np.transpose(points)))
     title = f"{config.architecture}: leading subspaces against a reference of {config.reference_networks} networks"
-    path = workdir / "time_to_accuracy.png"
-    store.save_figure(
-        path, plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title + missing)
-    )
-    return [path]
+    figure = plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title + missing)
+    return results.save_figures(workdir, {"time_to_accuracy.png": figure})

@@ -1,8 +1,8 @@
 import jax
 import pytest
 
-from experiments import compute_nads, directional_bias
-from experiments.run import costs, folder
+from experiments import compute_nads, directional_bias, trained
+from experiments.run import costs
 from experiments.run.costs import largest_chunk
 from tests.test_configs import load_config
 
@@ -46,29 +46,26 @@ def test_memory_is_that_of_the_machine_and_programs_need_more_for_more_networks(
     assert two < four < 2 * two
 
 
-def test_sweeps_choose_what_fits_and_keep_what_is_given(tmp_path, monkeypatch):
+def test_sweeps_choose_what_fits_and_keep_what_is_given(monkeypatch):
     limits = []
 
     def remember(needs, most, multiple, limit):
         limits.append((most, multiple, limit))
         return 2
 
-    monkeypatch.setattr(folder, "largest_chunk", remember)
+    monkeypatch.setattr(trained, "largest_chunk", remember)
     monkeypatch.setattr(costs, "largest_chunk", remember)
     config = load_config("directional_bias").get_config("accuracy_map")
-    plan = directional_bias.make_plan(config, tmp_path)
-    program = plan.list_units(directional_bias.runner.ALONE)[0].program
-    assert plan.make_program(program, 0).chunk_size == 1 and not limits  # sequential on a CPU
+    study = directional_bias.make_study(config)
+    program = study.members[0].program
+    assert study.make_program(program, 0).chunk_size == 1 and not limits  # sequential on a CPU
     config.mapping = "vectorized"
-    plan = directional_bias.make_plan(config, tmp_path)
-    assert plan.make_program(program, 4).chunk_size == 4 and not limits
-    assert plan.make_program(program, 0).chunk_size == 2
+    study = directional_bias.make_study(config)
+    assert study.make_program(program, 4).chunk_size == 4 and not limits
+    assert study.make_program(program, 0).chunk_size == 2
     assert limits == [(32, 1, costs.device_bytes() // 2)]
     config = load_config("compute_nads").get_config("mlp")
     config.update(mapping="vectorized", readout="sampled")
-    plan = compute_nads.make_plan(config, tmp_path)
-    assert (
-        plan.make_program(plan.list_units(directional_bias.runner.ALONE)[0].program, 0).chunk_size
-        == 2
-    )
+    study = compute_nads.make_study(config)
+    assert study.make_program(study.members[0].program, 0).chunk_size == 2
     assert limits[1:] == [(120, 2, costs.device_bytes() // 2)]

@@ -26,14 +26,13 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from experiments import results
 from experiments.benchmark.jax_programs import FORWARD_PASSES
 from experiments.benchmark.stopwatch import FailedError, Stopwatch
-from experiments.run import runner
-from experiments.run.config import check_known, check_sweep
-from experiments.run.folder import read_intact
-from experiments.run.plan import Cost, Plan, Program, Unit
-from experiments.run.shards import Shard
-from nad_jax import errors, plotting, store
+from experiments.run.config import Fields, check_all, check_sweeps
+from experiments.run.folder import Folder
+from experiments.run.plan import Arrays, Cost, Member, Program, Study
+from nad_jax import plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.convolution import CONVOLUTIONS
 from nad_jax.errors import (
@@ -42,10 +41,8 @@ from nad_jax.errors import (
     check_image_shape,
     check_integer,
     check_number,
-    unknown,
 )
 from nad_jax.recipe import PRECISIONS
-from nad_jax.store import DamagedError
 
 ARCHITECTURES = ("lenet", "vgg11", "resnet18", "densenet121")  # those that the baseline has
 TASKS = tuple(FORWARD_PASSES)
@@ -53,15 +50,9 @@ TRAINING = (
     "step",
     "directions",
 )  # tasks that a precision applies to: NADs are always computed in the highest
-IDENTITY_FIELDS = (
-    "image_shape",
-    "batch_size",
-    "num_rounds",
-    "num_steps",
-    "num_directions",
-    "seconds",
-)
-FREE_FIELDS = ("architectures", "tasks", "convolutions", "precisions", "python")
+SWEEPS = ("architectures", "tasks", "convolutions", "precisions")
+FIELDS = Fields("benchmark", how=("python",), grows=SWEEPS)
+STORED = ("variant", "seconds", "peak_bytes", "facts", "baseline", "cores")
 PER_ARCHITECTURE = ("num_rounds", "num_steps", "num_directions")
 
 
@@ -80,45 +71,36 @@ class Variant(NamedTuple):
 
 def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
-    check_known(config, (*IDENTITY_FIELDS, *FREE_FIELDS))
-    sweeps = ("architectures", "tasks", "convolutions", "precisions")
-    problems = errors.problems(*(partial(check_sweep, field, config[field]) for field in sweeps))
-    for field in PER_ARCHITECTURE:
+    FIELDS.check_known(config)
+
+    def check_architectures(field: str) -> None:
         if not isinstance(config[field], ConfigDict):
-            problems.append(
+            raise InputError(
                 f"{field}: must have a number for each architecture, got {config[field]!r}"
             )
-            continue
-        problems += [
-            str(unknown(field, name, ARCHITECTURES))
-            for name in config[field]
-            if name not in ARCHITECTURES
-        ]
-    if problems:
-        raise InputError("\n".join(problems))
-    chosen = [name for name in config.architectures if name in ARCHITECTURES]
-    problems = errors.problems(
+        for name in config[field]:
+            check_choice(field, name, ARCHITECTURES)
+
+    check_all(
+        lambda: check_sweeps(config, SWEEPS),
+        *(partial(check_architectures, field) for field in PER_ARCHITECTURE),
+    )
+    allowed = (ARCHITECTURES, TASKS, ("auto", *CONVOLUTIONS), PRECISIONS)
+    numbers = itertools.product(PER_ARCHITECTURE, {*config.architectures} & {*ARCHITECTURES})
+    check_all(
         *(
-            partial(check_choice, "architectures", name, ARCHITECTURES)
-            for name in config.architectures
+            partial(check_choice, field, value, names)
+            for field, names in zip(SWEEPS, allowed, strict=True)
+            for value in config[field]
         ),
-        *(partial(check_choice, "tasks", task, TASKS) for task in config.tasks),
-        *(
-            partial(check_choice, "convolutions", name, ("auto", *CONVOLUTIONS))
-            for name in config.convolutions
-        ),
-        *(partial(check_choice, "precisions", name, PRECISIONS) for name in config.precisions),
         lambda: check_image_shape(config.image_shape),
         *(
             partial(check_integer, f"{field}.{name}", config[field].get(name), 1)
-            for field in PER_ARCHITECTURE
-            for name in chosen
+            for field, name in numbers
         ),
         lambda: check_integer("batch_size", config.batch_size, 2),
         lambda: check_number("seconds", config.seconds, 0.0),
     )
-    if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
 
 
 def list_variants(config: ConfigDict) -> list[Variant]:
@@ -228,111 +210,72 @@ def measure(spec: dict[str, Any], python: str, progress: Callable[[float], None]
             stopwatch.close()
 
 
-def _unit_path(workdir: Path, variant: Variant) -> Path:
-    return workdir / "units" / f"{variant.name}.json"
-
-
-def _read_unit(path: Path) -> dict[str, Any]:
-    """A stored unit; raises `DamagedError` where it is not intact."""
-    text = store.read_text(path)
-    try:
-        unit = json.loads(text)
-        return {
-            name: unit[name]
-            for name in ("variant", "seconds", "peak_bytes", "facts", "baseline", "cores")
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path}: damaged ({error!r})") from error
-
-
-def make_plan(config: ConfigDict, workdir: Path) -> Plan:
-    """The timings of a config as units."""
+def make_study(config: ConfigDict) -> Study:
+    """The timings of a config."""
     validate(config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # this process computes nothing
-    for name in config.architectures:
-        create_model(
-            name, config.image_shape
-        )  # an image that is too small is an error before anything is timed
-    python = config.python or sys.executable
-    variants = list_variants(config)
-    identity = {name: config[name] for name in IDENTITY_FIELDS}
-    identity |= {name: config[name].to_dict() for name in PER_ARCHITECTURE}
-    units = [Unit(variant.name, variant, 1, variant) for variant in variants]
+    for name in config.architectures:  # an image that is too small is an error before any timing
+        create_model(name, config.image_shape)
+    python, identity = config.python or sys.executable, FIELDS.identity(config)
 
-    def open_folder() -> None:
-        store.open_run_folder(workdir, identity)
-        store.make_folder(workdir / "units")
-
-    def list_units(shard: Shard) -> list[Unit]:
-        if shard.count > 1:
-            raise InputError(
-                "shard: a benchmark is one process, or its programs would slow each other down"
-            )
-        return units
-
-    def find_missing(shard: Shard, repair: bool) -> list[Unit]:
-        def is_missing(unit: Unit) -> bool:
-            path = _unit_path(workdir, unit.members)
-            stored = read_intact(path, partial(_read_unit, path), repair)
-            return stored is None or (
-                stored["baseline"] is None and _has_torch(python)
-            )  # from before there was one
-
-        return list(filter(is_missing, list_units(shard)))
+    def time_variant(
+        variant: Variant, progress: Callable[[float], None], **changes: int
+    ) -> dict[str, Any]:
+        specification = {**_specification(config, variant), **changes}
+        return measure(specification, python if _has_torch(python) else "", progress)
 
     def make_program(variant: Variant, chunk_size: int) -> Program:
         del chunk_size
-        interpreter = python if _has_torch(python) else ""
 
-        def compute(unit: Unit, progress: Callable[[float], None], snapshots: Any) -> int:
-            del snapshots
-            result = measure(_specification(config, variant), interpreter, progress)
-            origin = json.loads(str(store.describe_origin(identity)))
-            content = {**origin, "variant": variant._asdict(), **result}
-            store.write_text(_unit_path(workdir, variant), json.dumps(content, indent=1) + "\n")
-            return 0
+        def compute(
+            members: list[Member], progress: Callable[[float], None], snapshots: Any
+        ) -> tuple[Arrays, int]:
+            del members, snapshots
+            return {"variant": variant._asdict(), **time_variant(variant, progress)}, 0
 
-        return Program(compute, 1, 1, identity)
+        return Program(compute, 1, 1, {})
 
-    def estimate(variant: Variant) -> Cost:
+    def measure_cost(variant: Variant) -> Cost:
         begun = time.monotonic()
-        spec = _specification(config, variant)
-        result = measure(
-            {**spec, "num_rounds": 1}, python if _has_torch(python) else "", lambda share: None
-        )
+        result = time_variant(variant, lambda share: None, num_rounds=1)
         compile_seconds = result["facts"]["compile_seconds"]
-        seconds = time.monotonic() - begun + (spec["num_rounds"] - 1) * result["round_seconds"]
+        others = config.num_rounds[variant.architecture] - 1
+        seconds = time.monotonic() - begun + others * result["round_seconds"]
         return Cost(compile_seconds, seconds - compile_seconds, result["peak_bytes"]["ours"])
 
-    def collect(num_missing: int) -> None:
+    def collect(folder: Folder, num_missing: int) -> None:
         del num_missing
-        stored = [
-            _read_unit(_unit_path(workdir, v)) for v in variants if _unit_path(workdir, v).exists()
-        ]
+        stored = [timings for _, timings in folder.stored()]
         machines = {
             json.dumps([unit["facts"]["device"], unit["facts"]["library"], unit["cores"]])
             for unit in stored
         }
         if len(machines) > 1:
             raise InputError(
-                f"{workdir}: was measured on different machines: {', '.join(sorted(machines))}"
+                f"{folder.workdir}: was measured on different machines: "
+                f"{', '.join(sorted(machines))}"
             )
         report = {"config": identity, "units": stored}
-        store.write_text(workdir / "benchmark.json", json.dumps(report, indent=1) + "\n")
+        store.write_text(folder.workdir / "benchmark.json", json.dumps(report, indent=1) + "\n")
         table = format_table(report)
-        store.write_text(workdir / "benchmark.md", table)
+        store.write_text(folder.workdir / "benchmark.md", table)
         print(table, end="")
 
-    return Plan(
-        open_folder,
-        lambda: store.check_run_folder(workdir, identity),
-        list_units,
-        find_missing,
+    def is_done(member: Member, timings: Arrays) -> bool:
+        """Whether there is a baseline, or nothing to make one with."""
+        return timings["baseline"] is not None or not _has_torch(python)
+
+    return Study(
+        {"": identity},
+        [Member(variant.name, variant, variant) for variant in list_variants(config)],
+        lambda _: dict.fromkeys(STORED, ()),
         make_program,
-        estimate,
+        measure_cost,
         collect,
-        [workdir],
+        is_done=is_done,
+        suffix=".json",
         counts="timings",
+        alone="a benchmark is one process, or its programs would slow each other down",
     )
 
 
@@ -463,11 +406,6 @@ def format_table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
-    """Times what is missing, and prints the table when all is there."""
-    return runner.run(make_plan(config, workdir), workdir, shard)
-
-
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `benchmark.json` of `workdir` as bars."""
     validate(config)
@@ -475,8 +413,5 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     rows: dict[str, dict[str, tuple[float, float, float]]] = {}
     for row in make_rows(report):
         rows.setdefault(row.architecture, {})[row.label] = (row.seconds, row.baseline, row.floor)
-    path = workdir / "benchmark.png"
-    store.save_figure(
-        path, plotting.plot_durations(rows, ("nad_jax", "PyTorch", "floor of the arithmetic"))
-    )
-    return [path]
+    names = "nad_jax", "PyTorch", "floor of the arithmetic"
+    return results.save_figures(workdir, {"benchmark.png": plotting.plot_durations(rows, names)})

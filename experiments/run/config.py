@@ -1,32 +1,79 @@
-"""Config fields that the experiments which train networks have in common: their checks, and the
-recipe they say.
+"""The fields of a config: which of them say what is computed, and the checks that several share.
+
+A field is declared once, in the recipe file of its experiment. It belongs to the identity of a run
+folder, unless the experiment names it in one of three sets, see `Fields`.
 """
 
-import ast
-from collections.abc import Iterable, Mapping
-from typing import Any
+import functools
+import runpy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from nad_jax.errors import InputError, unknown
-from nad_jax.recipe import Recipe
+from nad_jax import errors
+from nad_jax.architectures import create_model
+from nad_jax.errors import InputError, check_integer, unknown
+from nad_jax.models import Model
 
-RECIPE_FIELDS = (
-    "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "loss_threshold",
-    "loss_window", "precision",
-)  # fmt: skip
-HOW_FIELDS = ("unit_size", "mapping", "chunk_size", "num_devices")  # not part of what a network is
+RECIPES = Path(__file__).parents[2] / "configs"
+LARGEST_SEED = 2**32 - 1
+HOW = ("mapping", "chunk_size")
+# Fields that came later, with the value that folders from before them have: it is not written down.
+LATER = {"width": 0, "widths": (0,)}
 
 
-def check_known(config: Mapping[str, Any], fields: Iterable[str]) -> None:
-    """Raises `InputError` with a line for each field that is missing or that the experiment does
-    not know.
+class Fields(NamedTuple):
+    """The fields of an experiment: those of its recipe file, and what three sets of them are for.
+
+    experiment: the name of the recipe file in `configs`.
+    how: how it is executed, which changes numbers by rounding at most: recorded beside them.
+    grows: what extends a folder: sizes of ensembles, axes of sweeps.
+    reports: what is only shown: comparisons, figures.
+    All others are the identity of a folder: they determine the numbers of every unit in it.
     """
-    known = {*fields, "experiment"}
-    problems = [f"{name}: field is missing" for name in sorted(known - set(config))]
-    problems += [str(unknown("config field", name, known)) for name in sorted(set(config) - known)]
+
+    experiment: str
+    how: tuple[str, ...]
+    grows: tuple[str, ...]
+    reports: tuple[str, ...] = ()
+
+    def identity(self, config: ConfigDict) -> dict[str, Any]:
+        """The fields that determine the numbers of every unit."""
+        return _without(config, (*self.how, *self.grows, *self.reports))
+
+    def command(self, config: ConfigDict) -> dict[str, Any]:
+        """The fields that say what is in the table of a run."""
+        return _without(config, (*self.how, *self.reports))
+
+    def check_known(self, config: Mapping[str, Any], *place: str) -> None:
+        """Raises `InputError` with a line for each field that is missing or not in the recipe file.
+
+        place: of these fields in the config, where they are not its own.
+        """
+        known = functools.reduce(lambda fields, name: fields[name], place, _recipe(self.experiment))
+        lines = [f"{name}: field is missing" for name in known if name not in config]
+        lines += [str(unknown("config field", n, known)) for n in config if n not in known]
+        if lines:
+            raise InputError("\n".join(lines))
+
+
+def _without(config: ConfigDict, left_out: tuple[str, ...]) -> dict[str, Any]:
+    values = config.to_dict().items()
+    return {n: v for n, v in values if n not in left_out and not (n in LATER and v == LATER[n])}
+
+
+@functools.cache
+def _recipe(experiment: str) -> ConfigDict:
+    return runpy.run_path(str(RECIPES / f"{experiment}.py"))["get_config"]()
+
+
+def check_all(*checks: Callable[[], Any]) -> None:
+    """Raises one `InputError` with the lines of all checks that raise one."""
+    problems = errors.problems(*checks)
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError("\n".join(dict.fromkeys(problems)))
 
 
 def check_sweep(field: str, values: Any) -> None:
@@ -44,33 +91,20 @@ def check_sweep(field: str, values: Any) -> None:
             )
 
 
-def parse_optimizer(field: str, text: str) -> tuple[str, dict[str, Any]]:
-    """The name and options of an optimizer, the value of `field`.
-
-    It is written "sgd", "sgd:momentum=0.9" or "adam:b1=0.8:learning_rate=0.001".
-    """
-    name, *parts = str(text).split(":")
-    options = {}
-    for part in parts:
-        option, equals, value = part.partition("=")
-        try:
-            options[option] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            equals = ""
-        if not equals:
-            raise InputError(
-                f"{field}: options are written name:option=value:…, with numbers, got {text!r}"
-            )
-    return name, options
+def check_sweeps(config: Mapping[str, Any], fields: Iterable[str]) -> None:
+    """Raises one `InputError` with a line for each sweep axis that is none."""
+    check_all(*(functools.partial(check_sweep, field, config[field]) for field in fields))
 
 
-def read_recipe(
-    config: ConfigDict, field: str, optimizer: str, num_train: int, num_test: int
-) -> tuple[Recipe, float]:
-    """How networks are trained with an optimizer, the value of `field`, and their learning rate."""
-    optimizer, options = parse_optimizer(field, optimizer)
-    learning_rate = options.pop("learning_rate", config.learning_rate)
-    fields = {name: config[name] for name in RECIPE_FIELDS}
-    return Recipe(
-        optimizer, options, num_train=num_train, num_test=num_test, **fields
-    ), learning_rate
+def check_seeds(field: str, *seeds: Any) -> None:
+    """Raises `InputError` unless seeds are integers that give different keys."""
+    for seed in seeds:
+        check_integer(field, seed, 0, LARGEST_SEED)
+
+
+def read_model(config: Mapping[str, Any], **fields: Any) -> Model:
+    """The model that a config says; `fields` stand in place of its own."""
+    fields = {**config, **fields}
+    names = ("architecture", "image_shape", "num_logits", "pooling", "initialization")
+    width = {"width": fields["width"]} if fields["width"] != 0 else {}
+    return create_model(**{n: fields[n] for n in (*names, "convolution")}, **width)

@@ -1,36 +1,27 @@
-"""What a run folder of trained networks holds: the networks in units, each under its name, and the
-last command.
+"""A run folder: the units of a study, written at once, read with suspicion, found by their names.
 
-A network's name is what determines it, so a folder is extended by any sweep axis and nothing is
-trained twice.
+A member's name is what determines it, so a folder is extended by any sweep axis and nothing is
+computed twice.
 """
 
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
-from experiments import results
-from experiments.run.costs import (
-    Example,
-    device_bytes,
-    largest_chunk,
-    measure_training,
-    training_bytes,
-)
-from experiments.run.plan import Cost, Plan, Program, Unit
+from experiments.run.plan import Arrays, Member, Study, Unit
 from experiments.run.shards import Shard
 from nad_jax import store
 from nad_jax.errors import InputError
-from nad_jax.fitting import resolve_mapping
 from nad_jax.store import DamagedError
+
+ALONE = Shard()
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -42,11 +33,6 @@ def digest(*arrays: np.ndarray) -> str:
     return content.hexdigest()[:16]
 
 
-def set_aside(path: Path, error: DamagedError) -> None:
-    """Moves a damaged file aside and says so."""
-    logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
-
-
 def read_intact(path: Path, read: Callable[[], Any], repair: bool) -> Any:
     """What `read()` gives of a stored file; None where there is no intact one, damaged ones moved
     aside if `repair`.
@@ -55,213 +41,186 @@ def read_intact(path: Path, read: Callable[[], Any], repair: bool) -> Any:
         return read()
     except DamagedError as error:
         if repair:
-            set_aside(path, error)
+            logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
     except InputError:
         if path.exists():
             raise
+        # Another process has just moved it aside, or removed it.
     return None
 
 
-def read_units(
-    workdir: Path, metrics: tuple[str, ...], identity: dict[str, Any], repair: bool = True
-) -> dict[str, dict[str, Any]]:
-    """The metrics of every stored network by its name; damaged units are left out, and moved aside
-    if `repair`.
-    """
-    stored: dict[str, dict[str, Any]] = {}
-    for path in sorted(workdir.glob("units/networks_*.npz")):
-        try:
-            arrays = store.read_npz(path, ("names", "config", *metrics))
-            count = arrays["names"].shape
-            if len(count) != 1 or any(arrays[name].shape != count for name in metrics):
-                raise DamagedError(f"{path}: arrays of different lengths")
-            store.check_origin(path, arrays["config"], identity)
-        except DamagedError as error:
-            if repair:
-                set_aside(path, error)
-            continue
-        except InputError:
-            if path.exists():
-                raise
-            continue  # another process has just moved it aside
-        for position, name in enumerate(arrays["names"].tolist()):
-            stored[name] = {metric: arrays[metric][position] for metric in metrics}
-    return stored
+class Folder(NamedTuple):
+    """The run folder of a study; damaged files in it are moved aside if `repair`."""
 
+    workdir: Path
+    study: Study
+    repair: bool = True
 
-def _digest_names(names: list[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    def open(self) -> "Folder":
+        """Creates it, or checks that an existing one holds this study; as `under_way`."""
+        for name, identity in self.study.identities.items():
+            store.open_run_folder(self.workdir / name, identity)
+        found = self.under_way()
+        for name in {member.folder for member in self.study.members}:
+            store.make_folder(self.workdir / name / "units")
+        return found
 
+    def look(self) -> tuple[bool, "Folder"]:
+        """Whether there is one, of this study, and it as `under_way`; changes nothing."""
+        folders = self.study.identities.items()
+        there = [
+            store.check_run_folder(self.workdir / name, identity) for name, identity in folders
+        ]
+        return there[0], self.under_way()
 
-def _write_unit(workdir: Path, names: list[str], metrics: Any, origin: np.ndarray) -> None:
-    """Stores the metrics [N] of the networks of these names, and where they come from."""
-    arrays = {name: np.asarray(values) for name, values in metrics._asdict().items()}
-    arrays |= {"names": np.array(names), "config": origin}
-    store.write_npz(workdir / "units" / f"networks_{_digest_names(names)}.npz", arrays)
+    def under_way(self) -> "Folder":
+        """It with the study that is under way, of those that follow each other."""
+        return self._replace(study=self.study.resume(self)) if self.study.resume else self
 
+    def units(self, shard: Shard = ALONE) -> list[Unit]:
+        """The units of a shard: which networks a shard has does not depend on the machine."""
+        return self._group(self.study.members[shard.index :: shard.count])
 
-class Sweep(NamedTuple):
-    """Networks to train, and how a folder of them is written.
+    def missing(self, shard: Shard = ALONE) -> list[Unit]:
+        """Those, or the rest of them, that are not stored intact."""
+        mine = self.study.members[shard.index :: shard.count]
+        stored = self.stored(mine)
+        done = {(m.folder, m.name) for m, arrays in stored if self.study.is_done(m, arrays)}
+        return self._group([m for m in mine if (m.folder, m.name) not in done])
 
-    identity: the values that all networks of the folder share.
-    networks: with `name` and `coordinates`; those of one program stand together.
-    metrics: the names of what is stored of a network and goes into the table.
-    program(network): what networks must have in common to be trained by one compiled program.
-    make_run(program, chunk_size): gives `run(members, progress, snapshots)`, the metrics [N] of
-      networks [N], and a description of the model.
-    make_example(program, chunk_size): so many networks of it, to be measured.
-    collect(missing): writes the results; `missing` counts the networks that are not there yet.
-    """
-
-    identity: dict[str, Any]
-    networks: list[Any]
-    metrics: tuple[str, ...]
-    program: Callable[[Any], tuple]
-    make_run: Callable[[tuple, int], tuple[Callable[..., Any], dict[str, Any]]]
-    make_example: Callable[[tuple, int], Example]
-    collect: Callable[[int], None]
-
-
-def make_plan(config: ConfigDict, workdir: Path, sweep: Sweep) -> Plan:
-    """The plan of a sweep: units of `config.unit_size` networks (0: one chunk) of one program."""
-    _, chunk_size, _ = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
-    unit_size = config.unit_size or chunk_size
-
-    def group(networks: list[Any]) -> list[Unit]:
+    def _group(self, members: list[Member]) -> list[Unit]:
+        size = self.study.unit_size
+        if not size:
+            return [Unit(",".join(filter(None, (m.folder, m.name))), [m]) for m in members]
         units = []
-        for program, members in itertools.groupby(networks, sweep.program):
-            members = list(members)
-            units += [
-                _make_unit(program, members[i : i + unit_size])
-                for i in range(0, len(members), unit_size)
-            ]
+        for _, group in itertools.groupby(members, lambda member: member.program):
+            same = list(group)
+            for chosen in (same[i : i + size] for i in range(0, len(same), size)):
+                names = "\n".join(member.name for member in chosen)
+                name = hashlib.sha256(names.encode()).hexdigest()[:16]
+                units.append(Unit(f"networks_{name}", chosen))
         return units
 
-    def list_units(shard: Shard) -> list[Unit]:
-        return group(sweep.networks[shard.index :: shard.count])
+    def stored(self, members: Iterable[Member] | None = None) -> Iterator[tuple[Member, Arrays]]:
+        """The members (default: all) that are stored intact, and their arrays, one after another."""
+        table = self._read_table() if self.study.unit_size else None
+        for member in self.study.members if members is None else members:
+            arrays = self.read(member) if table is None else table.get(member.name)
+            if arrays is not None:
+                yield member, arrays
 
-    def open_folder() -> None:
-        store.open_run_folder(workdir, sweep.identity)
-        store.make_folder(workdir / "units")
+    def read(self, member: Member) -> Arrays | None:
+        """The arrays of a member that is a file of its own; None where there is no intact one."""
+        path, shapes = self.path(member.name, member.folder), self.study.shapes(member)
 
-    def find_missing(shard: Shard, repair: bool) -> list[Unit]:
-        stored = read_units(workdir, sweep.metrics, sweep.identity, repair)
-        mine = sweep.networks[shard.index :: shard.count]
-        return group([network for network in mine if network.name not in stored])
+        def read() -> Arrays:
+            arrays, said = self._read_file(path, shapes, member.folder)
+            own = {"unit": member.name, **member.says}
+            if any(said.get(name) != value for name, value in own.items()):
+                raise DamagedError(f"{path}: is a unit of something else")
+            try:
+                self.study.check(member, arrays)
+            except DamagedError as error:
+                raise DamagedError(f"{path}: {error}") from error
+            return arrays
 
-    def choose_mapping(program: tuple, chunk_size: int) -> tuple[str, int, list[jax.Device]]:
-        """As the config says, but no more networks at once than fit where it leaves their number
-        open.
-        """
-        chosen = chunk_size or config.chunk_size
-        mapping, chunk_size, devices = resolve_mapping(config.mapping, chosen, config.num_devices)
-        if mapping == "vectorized" and not chosen:
+        return read_intact(path, read, self.repair)
 
-            def needs(size: int) -> int:
-                return training_bytes(sweep.make_example(program, size), mapping, devices)
-
-            chunk_size = largest_chunk(
-                needs, unit_size, len(devices), device_bytes() // 2 * len(devices)
+    def _read_table(self) -> dict[str, Arrays]:
+        """The arrays of every stored member by its name."""
+        found = {}
+        shapes = self.study.shapes(self.study.members[0])
+        shapes = {name: ("networks", *shape) for name, shape in {**shapes, "names": ()}.items()}
+        for path in sorted((self.workdir / "units").glob("networks_*.npz")):
+            arrays, _ = read_intact(path, partial(self._read_file, path, shapes), self.repair) or (
+                {"names": np.array([])},
+                None,
             )
-        return mapping, chunk_size, devices
+            for place, name in enumerate(arrays.pop("names").tolist()):
+                found[name] = {name: array[place] for name, array in arrays.items()}
+        return found
 
-    def measure(program: tuple) -> Cost:
-        mapping, chunk_size, devices = choose_mapping(program, 0)
-        return measure_training(sweep.make_example(program, chunk_size), mapping, devices)
+    def _read_file(
+        self, path: Path, shapes: dict[str, tuple[int | str, ...]], folder: str = ""
+    ) -> tuple[Arrays, dict[str, Any]]:
+        """The arrays of a file, of these shapes, and what it says of itself.
 
-    def make_program(program: tuple, chunk_size: int) -> Program:
-        mapping, chunk_size, devices = choose_mapping(program, chunk_size)
-        run, model = sweep.make_run(program, chunk_size)
-        origin = store.describe_origin(
-            sweep.identity, model=model, mapping=mapping, chunk_size=chunk_size
-        )
+        Raises:
+          DamagedError: where it is not intact.
+          InputError: where it is of another configuration, or of an earlier version, whose sums had
+            no exponent.
+        """
+        identity = self.study.identities[folder]
+        if path.suffix == ".json":
+            text = store.read_text(path)
+            try:
+                content = json.loads(text)
+                content = {name: content[name] for name in shapes}
+            except (ValueError, KeyError, TypeError) as error:
+                raise DamagedError(f"{path}: damaged ({error!r})") from error
+            return content, store.check_origin(path, np.asarray(text), identity)
+        arrays = store.read_npz(path)
+        missing = [name for name in (*shapes, "config") if name not in arrays]
+        if missing and all(name.endswith("_exponent") for name in missing):
+            raise InputError(
+                f"{path}: its sums have no exponent, an earlier version wrote it; name another "
+                "folder"
+            )
+        if missing:
+            raise DamagedError(f"{path}: array {missing[0]!r} is missing")
+        said = store.check_origin(path, arrays["config"], identity)
+        lengths: dict[str, int] = {}
+        for name, shape in shapes.items():
+            found = arrays[name].shape
+            wanted = [
+                lengths.setdefault(axis, length) if isinstance(axis, str) else axis
+                for axis, length in zip(shape, found, strict=False)
+            ]
+            text = name == "names"
+            if (
+                len(found) != len(shape)
+                or [*found] != wanted
+                or (arrays[name].dtype.kind == "U") != text
+            ):
+                raise DamagedError(f"{path}: {name} has shape {found} of {arrays[name].dtype}")
+        return {name: arrays[name] for name in shapes}, said
 
-        def compute(unit: Unit, progress: Callable[[float], None], snapshots: Any) -> int:
-            metrics = run(unit.members, progress, snapshots)
-            _write_unit(workdir, [network.name for network in unit.members], metrics, origin)
-            return int((metrics.diverged_at >= 0).sum())
+    def path(self, name: str, folder: str = "") -> Path:
+        """The file of this name."""
+        return self.workdir / folder / "units" / f"{name}{self.study.suffix}"
 
-        return Program(compute, chunk_size, len(devices), json.loads(str(origin)))
+    def names(self, folder: str = "") -> list[str]:
+        """The names of the files that are stored."""
+        files = (self.workdir / folder / "units").glob(f"*{self.study.suffix}")
+        return sorted(path.stem for path in files)
 
-    return Plan(
-        open_folder,
-        lambda: store.check_run_folder(workdir, sweep.identity),
-        list_units,
-        find_missing,
-        make_program,
-        measure,
-        sweep.collect,
-        [workdir],
-    )
+    def describe(self, unit: Unit, how: dict[str, Any]) -> np.ndarray:
+        """What a unit says of itself, see `store.describe_origin`."""
+        member = unit.members[0]
+        name = unit.name if self.study.unit_size else member.name
+        identity = self.study.identities[member.folder]
+        return store.describe_origin(identity, unit=name, **member.says, **how)
 
+    def write(self, unit: Unit, arrays: Arrays, how: dict[str, Any]) -> None:
+        """Stores the arrays of a unit, at once, and what computed them."""
+        origin, member = self.describe(unit, how), unit.members[0]
+        if self.study.suffix == ".json":
+            text = json.dumps({**json.loads(str(origin)), **arrays}, indent=1)
+            store.write_text(self.path(member.name, member.folder), text + "\n")
+            return
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        path = self.path(member.name, member.folder)
+        if self.study.unit_size:
+            arrays["names"] = np.array([member.name for member in unit.members])
+            path = self.path(unit.name)
+        store.write_npz(path, {**arrays, "config": origin})
 
-def _make_unit(program: tuple, members: list[Any]) -> Unit:
-    return Unit(
-        _digest_names([network.name for network in members]), program, len(members), members
-    )
+    def read_origins(self, members: Iterable[Member]) -> list[dict[str, Any]]:
+        """What the stored ones of these members, files of their own, say of themselves."""
+        paths = [self.path(member.name, member.folder) for member in members]
+        said = [read_intact(path, partial(store.read_origin, path), False) for path in paths]
+        return [origin for origin in said if origin is not None]
 
-
-def write_table(workdir: Path, sweep: Sweep, columns: tuple[str, ...]) -> list[results.Row]:
-    """Writes `results.csv`, the coordinates and metrics of the stored networks, and returns its
-    rows.
-    """
-    stored = read_units(workdir, sweep.metrics, sweep.identity)
-    rows = [
-        {**network.coordinates, **stored[network.name]}
-        for network in sweep.networks
-        if network.name in stored
-    ]
-    store.write_text(workdir / "results.csv", results.format_table(rows, columns))
-    return results.read_results(workdir / "results.csv", columns)
-
-
-def _digest_table(workdir: Path, command: Any, missing: int) -> str:
-    content = json.dumps([command, missing], sort_keys=True) + store.read_text(
-        workdir / "results.csv"
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
-def write_command(workdir: Path, command: dict[str, Any], missing: int) -> None:
-    """Keeps the fields that say which networks are in the table of the folder, and how many are not
-    yet.
-    """
-    command = json.loads(json.dumps(command))
-    digest = _digest_table(workdir, command, missing)
-    text = json.dumps({"command": command, "missing": missing, "digest": digest}, indent=2)
-    store.write_text(workdir / "command.json", text + "\n")
-
-
-def check_command(workdir: Path, command: dict[str, Any]) -> str:
-    """What figures of the table say of missing networks; `InputError` unless it is the one of this
-    command, intact.
-    """
-    path = workdir / "command.json"
-    if not path.exists():
-        raise InputError(
-            f"{path}: there is no finished run here; give the command without --figures_only"
-        )
-    try:
-        stored = json.loads(store.read_text(path))
-        made_by, missing, digest = stored["command"], int(stored["missing"]), stored["digest"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: damaged, not JSON ({error}); give the command without --figures_only"
-        ) from error
-    asked = json.loads(json.dumps(command))
-    made_by = made_by if isinstance(made_by, dict) else {}
-    differing = [
-        f"  {name}: folder {made_by.get(name)!r}, command {asked[name]!r}"
-        for name in asked
-        if made_by.get(name) != asked[name]
-    ]
-    if differing:
-        raise InputError(
-            "\n".join([f"{workdir}: its table was made by another command", *differing])
-        )
-    if digest != _digest_table(workdir, made_by, missing):
-        raise InputError(
-            f"{workdir}: results.csv or command.json was changed; give the command without "
-            "--figures_only"
-        )
-    return f"\n{missing} networks missing" if missing else ""
+    def remove(self, name: str, folder: str = "") -> None:
+        """Removes a file that other ones stand in place of."""
+        store.remove(self.path(name, folder))
