@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from experiments import geometry, results
 from experiments.geometry import Networks
 from experiments.run import runner
-from experiments.run.config import Fields, check_all, check_sweep
+from experiments.run.config import Fields, check_all, check_integers, check_sweep
 from experiments.run.folder import Folder
 from experiments.run.plan import Member, Program, Study
 from nad_jax import accumulation, nads, store, subspaces
@@ -27,7 +27,7 @@ from nad_jax.accumulation import Halves
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.directions import check_orthonormal
 from nad_jax.ensemble import make_key
-from nad_jax.errors import InputError, check_integer
+from nad_jax.errors import InputError
 from nad_jax.estimation import finalize
 from nad_jax.estimator import find_representations
 from nad_jax.nads import NADs, numerical_rank
@@ -87,10 +87,8 @@ def validate(config: ConfigDict) -> None:
     check_all(*(partial(check_sweep, name, values) for name, values in axes.items()))
     points = [point.config for point in make_points(config)]
 
-    def check_compared() -> None:
-        check_integer("compare_num_networks", config.compare_num_networks, 2)
-
-    check_all(*(partial(geometry.validate, point, check_compared) for point in points))
+    check_all(*(partial(geometry.validate, point) for point in points))
+    check_integers(config, compare_num_networks=2)
     # What fits the model: before there is a folder that could be of another configuration.
     check_all(*(partial(geometry.resolve, point) for point in points))
 

@@ -10,17 +10,18 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import published, results, trained
+from experiments import published, results, sources, trained
 from experiments.run.config import (
     LATER,
     Fields,
     check_all,
+    check_each,
     check_seeds,
     check_sweeps,
     read_model,
@@ -28,11 +29,10 @@ from experiments.run.config import (
 from experiments.run.costs import Example, shorten
 from experiments.run.folder import Folder
 from experiments.run.plan import Member, Study
+from experiments.sources import frequency_axes, make_directions, name_directions, read_spectrum
 from experiments.trained import Network, Train, read_recipe
-from nad_jax import directions as bases
 from nad_jax import nads, plotting, store
-from nad_jax.ensemble import make_key
-from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
+from nad_jax.errors import check_image_shape, check_number
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.separable import check_num_samples, sample_noise
@@ -40,8 +40,6 @@ from nad_jax.snapshots import Snapshots
 from nad_jax.subspaces import rank_correlation
 from nad_jax.training import TrainMetrics, make_stages, make_train_many, network_key, noise_key
 
-SOURCES = ("dft", "nads", "dct", "pixel", "random", "file")
-PHASES = {"cosine": ("cosine",), "sine": ("sine",), "both": ("cosine", "sine")}
 # Every combination of these is trained, in this order; the names of the columns they become.
 SWEEPS = {
     "architectures": "architecture",
@@ -73,45 +71,6 @@ FIELDS = Fields(
 )  # fmt: skip
 
 
-class Directions(NamedTuple):
-    """The directions of a run [K, D] and what names each of them: [K] strings, empty where they do
-    not apply.
-    """
-
-    rows: np.ndarray
-    coordinates: list[dict[str, Any]]
-
-
-def _check_source(config: ConfigDict) -> None:
-    check_choice("source", config.source, SOURCES)
-    needs = {"nads": "nads", "file": "directions"}.get(config.source)
-    if needs and not config[needs]:
-        raise InputError(f"{needs}: source={config.source!r} needs a file of directions here")
-    if config.source == "random":
-        check_integer("num_directions", config.num_directions, 1, int(np.prod(config.image_shape)))
-
-
-def _check_indices(indices: Any) -> None:
-    if not isinstance(indices, tuple | list):
-        raise InputError(f"indices: must be a tuple of integers, got {indices!r}")
-    for index in indices:
-        check_integer("indices", index, 0)
-
-
-def _check_frequency_range(config: ConfigDict) -> None:
-    values = config.frequency_range
-    if not isinstance(values, tuple | list) or len(values) != 2:
-        raise InputError(f"frequency_range: must be first, stop, got {values!r}")
-    highest = max(config.image_shape[:2]) // 2  # of the longer axis; see `_frequency_axes`
-    for frequency in values:
-        check_integer("frequency_range", frequency, -highest, highest + 1)
-    if values[0] >= values[1]:
-        raise InputError(f"frequency_range: must be first, stop with first < stop, got {values!r}")
-    check_integer("frequency_step", config.frequency_step, 1)
-    if config.source == "dft":
-        _frequency_axes(config)
-
-
 def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
     FIELDS.check_known(config)
@@ -121,21 +80,12 @@ def validate(config: ConfigDict) -> None:
     check_all(
         *(partial(_read_model, config, *axes) for axes in networks),
         lambda: check_seeds("seeds", *config.seeds),
-        *(partial(check_number, "sigmas", sigma, 0.0) for sigma in config.sigmas),
-        *(partial(check_number, "epsilons", epsilon, 0.0) for epsilon in config.epsilons),
-        lambda: _check_indices(config.indices),
-        lambda: _check_source(config),
-        lambda: _check_frequency_range(config),
-        lambda: check_integer("frequency_step", config.frequency_step, 1),
-        lambda: check_choice("phases", config.phases, PHASES),
-        lambda: check_integer("channel", config.channel, 0, config.image_shape[2] - 1),
-        lambda: check_seeds("direction_seed", config.direction_seed),
-        *(partial(check_num_samples, "nums_train", count) for count in config.nums_train),
+        lambda: check_each(config, "sigmas", check_number, 0.0),
+        lambda: check_each(config, "epsilons", check_number, 0.0),
+        lambda: sources.validate(config),
+        lambda: check_each(config, "nums_train", check_num_samples),
         lambda: check_num_samples("num_test", config.num_test),
         lambda: trained.check_execution(config),
-        lambda: check_integer(
-            "singular_values_num_networks", config.singular_values_num_networks, 2
-        ),
         *(
             partial(
                 trained.check_training, config, "optimizers", *axes, config.num_test, "nums_train"
@@ -145,121 +95,10 @@ def validate(config: ConfigDict) -> None:
     )
 
 
-def _frequency_axes(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """The frequencies of the grid, vertical [R] and horizontal [C], ascending.
-
-    An axis of N pixels has those of the range that lie in −N/2 … N/2; an axis of one pixel has 0,
-    whatever the range.
-
-    Raises:
-      InputError: where none is left of an axis.
-    """
-    wanted = range(*config.frequency_range, config.frequency_step)
-    axes = []
-    for length in config.image_shape[:2]:
-        axes.append(np.array([f for f in wanted if abs(f) <= length // 2] if length > 1 else [0]))
-        if not len(axes[-1]):
-            raise InputError(
-                f"frequency_range: an axis of {length} pixels has the frequencies {-(length // 2)} "
-                f"… {length // 2}, of "
-                f"which none is in {tuple(config.frequency_range)} in steps of "
-                f"{config.frequency_step}"
-            )
-    return axes[0], axes[1]
-
-
-def _frequency_grid(config: ConfigDict) -> list[tuple[int, int]]:
-    """The frequencies (row, column) of the grid, lowest first, of ±f the one that starts positive."""
-    rows, columns = _frequency_axes(config)
-    grid = itertools.product(rows.tolist(), columns.tolist())
-    return sorted(grid, key=lambda f: (f[0] ** 2 + f[1] ** 2, -f[0], -f[1]))
-
-
-def _fourier_directions(config: ConfigDict) -> Directions:
-    height, width, _ = config.image_shape
-    rows, coordinates = [], []
-    for frequency, phase in itertools.product(_frequency_grid(config), PHASES[config.phases]):
-        row, column = frequency
-        if phase == "sine" and (2 * row) % height == 0 and (2 * column) % width == 0:
-            continue  # a self-conjugate frequency has no sine
-        rows.append(
-            np.asarray(bases.dft_direction(config.image_shape, frequency, phase, config.channel))
-        )
-        coordinates.append(
-            {
-                "index": len(coordinates),
-                "frequency_row": row,
-                "frequency_column": column,
-                "phase": phase,
-            }
-        )
-    if not rows:
-        raise InputError("phases: this grid of frequencies has no sine; use phases='cosine'")
-    return Directions(np.stack(rows), coordinates)
-
-
-def read_spectrum(config: ConfigDict) -> nads.Spectrum | None:
-    """The NADs of `config.nads` with their eigenvalues, or None where there is no file or none are
-    known.
-    """
-    if not config.nads:
-        return None
-    dimension = int(np.prod(config.image_shape))
-    if Path(config.nads).suffix == ".npz":
-        record = store.load_nads(config.nads)
-        if record.directions.shape[1] != dimension:
-            raise InputError(
-                f"{config.nads}: directions have D = {record.directions.shape[1]}, expected "
-                f"{dimension}"
-            )
-        return nads.Spectrum(record.directions, record.eigenvalues)
-    directions = store.read_directions(config.nads, dimension)
-    if not config.singular_values:
-        return None
-    values = store.read_singular_values(config.singular_values)
-    if len(values) != len(directions):
-        raise InputError(
-            f"{config.singular_values}: {len(values)} singular values for {len(directions)} "
-            "directions"
-        )
-    return nads.Spectrum(directions, values**2 / (config.singular_values_num_networks - 1))
-
-
-def make_directions(config: ConfigDict) -> Directions:
-    """The distinct directions of a config, up to sign."""
-    dimension = int(np.prod(config.image_shape))
-    if config.source == "dft":
-        found = _fourier_directions(config)
-    else:
-        rows = {
-            "nads": lambda: store.read_directions(config.nads, dimension),
-            "file": lambda: store.read_directions(config.directions, dimension),
-            "dct": lambda: np.asarray(bases.basis_dct(config.image_shape)),
-            "pixel": lambda: np.asarray(bases.basis_pixel(config.image_shape)),
-            "random": lambda: np.asarray(
-                bases.basis_random(
-                    make_key(config.direction_seed), dimension, config.num_directions
-                )
-            ),
-        }[config.source]()
-        found = Directions(rows, [{"index": index} for index in range(len(rows))])
-    chosen = list(config.indices) or list(range(len(found.rows)))
-    if max(chosen) >= len(found.rows):
-        raise InputError(f"indices: must be in 0 … {len(found.rows) - 1}, got {max(chosen)}")
-    kept = [chosen[position] for position in bases.distinct_directions(found.rows[chosen])]
-    return Directions(
-        found.rows[kept], [{"source": config.source, **found.coordinates[k]} for k in kept]
-    )
-
-
-def _name_directions(directions: Directions) -> list[str]:
-    return [f"{bases.direction_identity(row):016x}" for row in directions.rows]
-
-
 def make_networks(config: ConfigDict) -> list[Member]:
     """Every network of a config, in the order of the table."""
     directions = make_directions(config)
-    identities = _name_directions(directions)
+    identities = name_directions(directions)
     networks = []
     for values in itertools.product(*(config[field] for field in SWEEPS)):
         point = dict(zip(SWEEPS.values(), values, strict=True))
@@ -330,7 +169,7 @@ def _energies(config: ConfigDict, groups: dict[str, list[results.Row]]) -> dict[
         return {}
     directions = make_directions(config)
     energies = nads.directional_energy(spectrum, directions.rows)
-    named = dict(zip(_name_directions(directions), energies, strict=True))
+    named = dict(zip(name_directions(directions), energies, strict=True))
     return {
         label: np.array([named[name] for name in results.by_direction(group)])
         for label, group in groups.items()
@@ -409,7 +248,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     figures = {}
     if config.source == "dft":
         shape = tuple(config.image_shape[:2])
-        axes = _frequency_axes(config)
+        axes = frequency_axes(config)
         accuracy = results.map_panels(groups, "test_accuracy", axes, shape)
         figures["accuracy_map.png"] = plotting.plot_accuracy_maps(
             accuracy, axes, f"Accuracy on D(v): {title}"

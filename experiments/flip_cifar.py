@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments import image_networks, results, trained
 from experiments.image_networks import METRICS, make_network
-from experiments.run.config import check_sweep
+from experiments.run.config import check_each, check_sweep
 from experiments.run.folder import Folder, digest
 from experiments.run.plan import Arrays, Member, Study
 from nad_jax import plotting, store
@@ -40,8 +40,7 @@ def validate(config: ConfigDict) -> None:
 
     def check_bases() -> None:
         check_sweep("bases", config.bases)
-        for basis in config.bases:
-            check_choice("bases", basis, BASES)
+        check_each(config, "bases", check_choice, BASES)
 
     image_networks.validate(config, FIELDS, check_bases)
 

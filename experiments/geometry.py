@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.run.config import HOW, check_all, check_seeds, read_model
+from experiments.run.config import HOW, check_all, check_integers, check_seeds, read_model
 from experiments.run.costs import choose_chunk, measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program
@@ -52,13 +52,15 @@ def read_estimator(config: ConfigDict) -> Estimator:
     return Estimator(**{field.name: config[field.name] for field in dataclasses.fields(Estimator)})
 
 
+def check_estimator(estimator: Estimator) -> None:
+    """Raises one `InputError` with a line for each value that is wrong."""
+    if problems := estimator.problems():
+        raise InputError("\n".join(problems))
+
+
 def validate(config: ConfigDict, *own_checks: Check) -> None:
     """Raises one `InputError` with a line per problem; `own_checks` are of the experiment."""
     estimator = read_estimator(config)
-
-    def check_estimator() -> None:
-        if problems := estimator.problems():
-            raise InputError("\n".join(problems))
 
     def check_unit_size() -> None:
         check_integer("unit_size", config.unit_size, 2)
@@ -68,13 +70,13 @@ def validate(config: ConfigDict, *own_checks: Check) -> None:
             )
 
     check_all(
-        check_estimator,
+        lambda: check_estimator(estimator),
         lambda: check_symmetrized(estimator, read_model(config)),
         lambda: check_num_networks(config.num_networks, estimator),
         *own_checks,
         check_unit_size,
         lambda: check_seeds("seed", config.seed),
-        lambda: check_integer("figure_directions", config.figure_directions, 1),
+        lambda: check_integers(config, figure_directions=1),
     )
 
 

@@ -15,7 +15,14 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results, trained
-from experiments.run.config import Fields, check_all, check_seeds, check_sweeps, read_model
+from experiments.run.config import (
+    Fields,
+    check_all,
+    check_integers,
+    check_seeds,
+    check_sweeps,
+    read_model,
+)
 from experiments.run.costs import Example, shorten
 from experiments.run.folder import Folder, digest
 from experiments.run.plan import Member, Study
@@ -99,10 +106,9 @@ def validate(config: ConfigDict, fields: Fields, *own_checks: Callable[[], None]
 
     sizes = config.num_train or 50_000, 10_000
     check_all(
-        *(partial(create_network, config, architecture) for architecture in config.architectures),
+        *(partial(create_network, config, name) for name in config.architectures),
         lambda: check_seeds("seeds", *config.seeds),
-        lambda: check_integer("num_train", config.num_train, 0),
-        lambda: check_integer("num_test", config.num_test, 0),
+        lambda: check_integers(config, num_train=0, num_test=0),
         lambda: trained.check_execution(config),
         lambda: check_channels("mean"),
         lambda: check_channels("std"),

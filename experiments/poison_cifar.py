@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import image_networks, results, trained
 from experiments.image_networks import METRICS, make_network
-from experiments.run.config import check_sweep
+from experiments.run.config import check_each, check_sweep
 from experiments.run.folder import Folder, digest
 from experiments.run.plan import Arrays, Member, Study
 from nad_jax import plotting, store
@@ -32,13 +32,11 @@ def validate(config: ConfigDict) -> None:
 
     def check_indices() -> None:
         check_sweep("nad_indices", config.nad_indices)
-        for index in config.nad_indices:
-            check_integer("nad_indices", index, 0)
+        check_each(config, "nad_indices", check_integer, 0)
 
     def check_epsilons() -> None:
         check_sweep("epsilons", config.epsilons)
-        for epsilon in config.epsilons:
-            check_number("epsilons", epsilon, 0.0, exclusive=True)
+        check_each(config, "epsilons", check_number, 0.0, True)
 
     def check_clean() -> None:
         check_choice("clean", config.clean, (True, False))

@@ -20,6 +20,7 @@ its own halves; an overlap of more directions than have been sampled is nan) and
 """
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -32,8 +33,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results
+from experiments.geometry import check_estimator
 from experiments.run import runner
-from experiments.run.config import Fields, check_all, check_seeds, check_sweeps, read_model
+from experiments.run.config import (
+    Fields,
+    check_all,
+    check_each,
+    check_integers,
+    check_seeds,
+    check_sweeps,
+    read_model,
+)
 from experiments.run.costs import measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study
@@ -72,25 +82,15 @@ class Ensemble(NamedTuple):
     num_networks: int
     max_seconds: float
 
-    @property
-    def name(self) -> str:
-        return f"{self.derivative},{self.readout},seed={self.seed}"
-
 
 def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
     FIELDS.check_known(config)
     check_sweeps(config, ("derivatives", "seeds", "sizes"))
 
-    def check_estimator() -> None:
-        problems = _create_estimator(config, DERIVATIVES[0], "marginalized").problems()
-        if problems:
-            raise InputError("\n".join(problems))
-
     def check_sizes() -> None:
         largest = int(np.prod(check_image_shape(config.image_shape))) - 1
-        for size in config.sizes:
-            check_integer("sizes", size, 1, largest)
+        check_each(config, "sizes", check_integer, 1, largest)
 
     def check_target() -> None:
         check_number("target_overlap", config.target_overlap, 0.0, exclusive=True)
@@ -104,17 +104,15 @@ def validate(config: ConfigDict) -> None:
                 f"reference_seed: must not be among the seeds, got {config.reference_seed!r}"
             )
 
+    counts = ("num_readouts", "first_networks", "max_networks", "reference_networks")
     check_all(
-        check_estimator,
+        lambda: check_estimator(_create_estimator(config, DERIVATIVES[0], "marginalized")),
         lambda: _create_model(config),
         check_sizes,
-        *(partial(check_choice, "derivatives", one, DERIVATIVES) for one in config.derivatives),
+        lambda: check_each(config, "derivatives", check_choice, DERIVATIVES),
         lambda: check_seeds("seeds", *config.seeds),
-        lambda: check_integer("num_readouts", config.num_readouts, 2),
-        lambda: check_integer("first_networks", config.first_networks, 2),
-        lambda: check_integer("max_networks", config.max_networks, 2),
+        lambda: check_integers(config, **dict.fromkeys(counts, 2)),
         lambda: check_number("max_seconds", config.max_seconds, 0.0, exclusive=True),
-        lambda: check_integer("reference_networks", config.reference_networks, 2),
         check_reference_seed,
         check_target,
     )
@@ -136,39 +134,23 @@ def _create_model(config: ConfigDict) -> Model:
 
 
 def _create_estimator(config: ConfigDict, derivative: str, readout: str) -> Estimator:
-    sampled = readout.startswith("sampled")
-    return Estimator(
-        derivative=derivative,
-        step=config.step,
-        point="fresh",
-        point_scale=config.point_scale,
-        readout="sampled" if sampled else "marginalized",
-        num_readouts=config.num_readouts if sampled and readout != "sampled" else 1,
-        block_size=config.block_size,
-        mapping=config.mapping,
-    )
+    choices = {name: config[name] for name in ("step", "point_scale", "block_size", "mapping")}
+    if readout.startswith("sampled"):
+        choices |= {"readout": "sampled", "num_readouts": int(readout.partition("_")[2] or 1)}
+    return Estimator(derivative=derivative, point="fresh", **choices)
 
 
 def _make_ensembles(config: ConfigDict) -> list[Ensemble]:
     """The reference of each derivative, and after it what is compared with it."""
-    symmetrized = ("marginalized_symmetrized",) if _create_model(config).symmetries else ()
-    several = f"sampled_{config.num_readouts}"
-    readouts = {
-        "sampled": ("sampled",),
-        several: (several,),
-        "marginalized": ("marginalized", *symmetrized),
-    }
+    symmetrized = ("marginalized_symmetrized",) * bool(_create_model(config).symmetries)
+    variants = ("sampled",), (f"sampled_{config.num_readouts}",), ("marginalized", *symmetrized)
+    ends = config.max_networks, config.max_seconds
     ensembles = []
     for derivative in config.derivatives:
-        ends = (config.reference_networks, math.inf)
-        ensembles.append(
-            Ensemble(derivative, "reference", config.reference_seed, ("reference",), *ends)
-        )
-        for readout, variants in readouts.items():
-            ends = (config.max_networks, config.max_seconds)
-            ensembles += [
-                Ensemble(derivative, readout, seed, variants, *ends) for seed in config.seeds
-            ]
+        reference = (config.reference_seed, ("reference",), config.reference_networks, math.inf)
+        ensembles.append(Ensemble(derivative, "reference", *reference))
+        for chosen, seed in itertools.product(variants, config.seeds):
+            ensembles.append(Ensemble(derivative, chosen[0], seed, chosen, *ends))
     return ensembles
 
 
@@ -269,10 +251,9 @@ def _make_program(config: ConfigDict, ensemble: Ensemble, chunk_size: int) -> Pr
             found = _read_off(config, ensemble, halves, model.symmetries)
             for name, value in {"networks": done, "seconds": seconds, **found}.items():
                 curve[name].append(value)
-            arrays = {name: np.array(values) for name, values in curve.items()}
             if snapshots.due():
-                snapshots.save(look, {**accumulation.halves_to_arrays(halves), **arrays})
-        return {name: np.array(values) for name, values in curve.items()}, int(halves.diverged)
+                snapshots.save(look, {**accumulation.halves_to_arrays(halves), **_stack(curve)})
+        return _stack(curve), int(halves.diverged)
 
     return Program(compute, chosen.chunk_size, 2, how)
 
@@ -305,23 +286,15 @@ def _make_rows(
         if variant.startswith("sampled"):  # so many directions are all that have been seen
             seen = arrays["networks"] * (1 if variant == "sampled" else config.num_readouts)
             overlaps = np.where(np.array(config.sizes)[None] <= seen[:, None], overlaps, np.nan)
-        for networks, seconds, overlap in zip(
-            arrays["networks"], arrays["seconds"], overlaps, strict=True
-        ):
-            values = (ensemble.derivative, variant, ensemble.seed, networks, seconds, *overlap)
+        for look in zip(arrays["networks"], arrays["seconds"], *overlaps.T, strict=True):
+            values = (ensemble.derivative, variant, ensemble.seed, *look)
             rows.append(dict(zip(_columns(config), values, strict=True)))
     return rows
 
 
 def _columns(config: ConfigDict) -> tuple[str, ...]:
-    return (
-        "derivative",
-        "variant",
-        "seed",
-        "networks",
-        "seconds",
-        *(f"overlap_{size}" for size in config.sizes),
-    )
+    overlaps = (f"overlap_{size}" for size in config.sizes)
+    return "derivative", "variant", "seed", "networks", "seconds", *overlaps
 
 
 def _curves(rows: list[results.Row], derivative: str) -> dict[tuple[str, int], list[results.Row]]:
@@ -348,17 +321,11 @@ def _report(config: ConfigDict, rows: list[results.Row]) -> None:
             halves = f"{last['networks']} networks, halves overlap by {last[overlap]:.3f}"
             print(f"  {derivative}, size {size} (reference: {halves})")
             for (variant, seed), curve in curves.items():
-                reached = [row for row in curve if row[overlap] >= target]
-                row = (
-                    reached[0]
-                    if reached
-                    else max(curve, key=lambda row: np.nan_to_num(row[overlap]))
-                )
+                best = max(curve, key=lambda row: np.nan_to_num(row[overlap]))
+                row = next((row for row in curve if row[overlap] >= target), best)
                 text = f"{row['networks']:6} networks {row['seconds']:8.2f} s   {row[overlap]:.3f}"
-                print(
-                    f"    {variant:24} seed {seed} "
-                    f"{text}{'' if reached else ', the best: not reached'}"
-                )
+                end = "" if row[overlap] >= target else ", the best: not reached"
+                print(f"    {variant:24} seed {seed} {text}{end}")
 
 
 def make_study(config: ConfigDict) -> Study:
@@ -366,8 +333,9 @@ def make_study(config: ConfigDict) -> Study:
     validate(config)
     members = []
     for ensemble in _make_ensembles(config):
+        name = f"{ensemble.derivative},{ensemble.readout},seed={ensemble.seed}"
         program = (config.architecture, ensemble.derivative, ensemble.readout)
-        members.append(Member(ensemble.name, program, ensemble, ensemble.num_networks))
+        members.append(Member(name, program, ensemble, ensemble.num_networks))
     of_program = {member.program: member.what for member in members}
 
     def collect(folder: Folder, num_missing: int) -> None:
@@ -410,6 +378,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
             for (variant, _), curve in curves.items():
                 points = [(row["seconds"], row[f"overlap_{size}"]) for row in curve]
                 lines.setdefault(variant, []).append(tuple(np.transpose(points)))
-    title = f"{config.architecture}: leading subspaces against a reference of {config.reference_networks} networks"
+    reference = f"a reference of {config.reference_networks} networks"
+    title = f"{config.architecture}: leading subspaces against {reference}"
     figure = plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title + missing)
     return results.save_figures(workdir, {"time_to_accuracy.png": figure})

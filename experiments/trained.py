@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.run.config import HOW, check_all
+from experiments.run.config import HOW, check_all, check_integers
 from experiments.run.costs import (
     Example,
     device_bytes,
@@ -24,7 +24,7 @@ from experiments.run.costs import (
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study
 from nad_jax import errors
-from nad_jax.errors import InputError, check_integer, check_number
+from nad_jax.errors import InputError, check_number
 from nad_jax.fitting import FitMetrics, resolve_mapping
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
@@ -88,7 +88,7 @@ def check_training(
 def check_execution(config: ConfigDict) -> None:
     """Raises `InputError` where networks cannot be trained in the way that a config says."""
     check_all(
-        lambda: check_integer("unit_size", config.unit_size, 0),
+        lambda: check_integers(config, unit_size=0),
         lambda: resolve_mapping(config.mapping, config.chunk_size, config.num_devices),
     )
 

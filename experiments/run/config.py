@@ -20,6 +20,7 @@ from nad_jax.models import Model
 RECIPES = Path(__file__).parents[2] / "configs"
 LARGEST_SEED = 2**32 - 1
 HOW = ("mapping", "chunk_size")
+CheckValue = Callable[..., Any]  # of `errors`: takes a field's name, its value and bounds
 # Fields that came later, with the value that folders from before them have: it is not written down.
 LATER = {"width": 0, "widths": (0,)}
 
@@ -94,6 +95,18 @@ def check_sweep(field: str, values: Any) -> None:
 def check_sweeps(config: Mapping[str, Any], fields: Iterable[str]) -> None:
     """Raises one `InputError` with a line for each sweep axis that is none."""
     check_all(*(functools.partial(check_sweep, field, config[field]) for field in fields))
+
+
+def check_each(config: Mapping[str, Any], field: str, check: CheckValue, *bounds: Any) -> None:
+    """Checks every value of a sweep axis."""
+    check_all(*(functools.partial(check, field, value, *bounds) for value in config[field]))
+
+
+def check_integers(config: Mapping[str, Any], **minimum: int) -> None:
+    """Raises `InputError` unless fields are integers of at least so much."""
+    check_all(
+        *(functools.partial(check_integer, n, config[n], least) for n, least in minimum.items())
+    )
 
 
 def check_seeds(field: str, *seeds: Any) -> None:

@@ -56,22 +56,17 @@ class Folder(NamedTuple):
     study: Study
     repair: bool = True
 
-    def open(self) -> "Folder":
-        """Creates it, or checks that an existing one holds this study; as `under_way`."""
+    def open(self, create: bool = True) -> "Folder":
+        """Checks that it holds this study, and makes it where there is none, if `create`; it as
+        `under_way`.
+        """
+        check = store.open_run_folder if create else store.check_run_folder
         for name, identity in self.study.identities.items():
-            store.open_run_folder(self.workdir / name, identity)
+            check(self.workdir / name, identity)
         found = self.under_way()
-        for name in {member.folder for member in self.study.members}:
+        for name in {member.folder for member in self.study.members} if create else ():
             store.make_folder(self.workdir / name / "units")
         return found
-
-    def look(self) -> tuple[bool, "Folder"]:
-        """Whether there is one, of this study, and it as `under_way`; changes nothing."""
-        folders = self.study.identities.items()
-        there = [
-            store.check_run_folder(self.workdir / name, identity) for name, identity in folders
-        ]
-        return there[0], self.under_way()
 
     def under_way(self) -> "Folder":
         """It with the study that is under way, of those that follow each other."""
@@ -132,12 +127,10 @@ class Folder(NamedTuple):
         shapes = self.study.shapes(self.study.members[0])
         shapes = {name: ("networks", *shape) for name, shape in {**shapes, "names": ()}.items()}
         for path in sorted((self.workdir / "units").glob("networks_*.npz")):
-            arrays, _ = read_intact(path, partial(self._read_file, path, shapes), self.repair) or (
-                {"names": np.array([])},
-                None,
-            )
-            for place, name in enumerate(arrays.pop("names").tolist()):
-                found[name] = {name: array[place] for name, array in arrays.items()}
+            stored = read_intact(path, partial(self._read_file, path, shapes), self.repair)
+            for row in zip(*stored[0].values(), strict=True) if stored else ():
+                arrays = dict(zip(shapes, row, strict=True))
+                found[str(arrays.pop("names"))] = arrays
         return found
 
     def _read_file(
@@ -171,18 +164,13 @@ class Folder(NamedTuple):
         said = store.check_origin(path, arrays["config"], identity)
         lengths: dict[str, int] = {}
         for name, shape in shapes.items():
-            found = arrays[name].shape
+            array, kinds = arrays[name], "U" if name == "names" else "iuf"
             wanted = [
                 lengths.setdefault(axis, length) if isinstance(axis, str) else axis
-                for axis, length in zip(shape, found, strict=False)
+                for axis, length in zip(shape, array.shape, strict=False)
             ]
-            text = name == "names"
-            if (
-                len(found) != len(shape)
-                or [*found] != wanted
-                or (arrays[name].dtype.kind == "U") != text
-            ):
-                raise DamagedError(f"{path}: {name} has shape {found} of {arrays[name].dtype}")
+            if [len(shape), *wanted] != [array.ndim, *array.shape] or array.dtype.kind not in kinds:
+                raise DamagedError(f"{path}: {name} has shape {array.shape} of {array.dtype}")
         return {name: arrays[name] for name in shapes}, said
 
     def path(self, name: str, folder: str = "") -> Path:
@@ -196,23 +184,24 @@ class Folder(NamedTuple):
 
     def describe(self, unit: Unit, how: dict[str, Any]) -> np.ndarray:
         """What a unit says of itself, see `store.describe_origin`."""
-        member = unit.members[0]
-        name = unit.name if self.study.unit_size else member.name
+        name, member = self._name(unit), unit.members[0]
         identity = self.study.identities[member.folder]
         return store.describe_origin(identity, unit=name, **member.says, **how)
 
+    def _name(self, unit: Unit) -> str:
+        """The name of its file."""
+        return unit.name if self.study.unit_size else unit.members[0].name
+
     def write(self, unit: Unit, arrays: Arrays, how: dict[str, Any]) -> None:
         """Stores the arrays of a unit, at once, and what computed them."""
-        origin, member = self.describe(unit, how), unit.members[0]
-        if self.study.suffix == ".json":
-            text = json.dumps({**json.loads(str(origin)), **arrays}, indent=1)
-            store.write_text(self.path(member.name, member.folder), text + "\n")
+        origin, path = self.describe(unit, how), self.path(self._name(unit), unit.members[0].folder)
+        if path.suffix == ".json":
+            content = {**json.loads(str(origin)), **arrays}
+            store.write_text(path, json.dumps(content, indent=1) + "\n")
             return
-        arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        path = self.path(member.name, member.folder)
         if self.study.unit_size:
-            arrays["names"] = np.array([member.name for member in unit.members])
-            path = self.path(unit.name)
+            arrays = {**arrays, "names": [member.name for member in unit.members]}
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
         store.write_npz(path, {**arrays, "config": origin})
 
     def read_origins(self, members: Iterable[Member]) -> list[dict[str, Any]]:

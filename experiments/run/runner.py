@@ -69,7 +69,7 @@ def collect(study: Study, workdir: Path) -> bool:
     Raises:
       RunAgain: where nothing is stored.
     """
-    _, folder = Folder(workdir, study).look()
+    folder = Folder(workdir, study).open(create=False)
     missing = _to_go(folder)
     num_missing = _num_networks(missing)
     if num_missing == _num_networks(_everything(folder)):
@@ -267,7 +267,7 @@ def describe(study: Study, workdir: Path, shard: Shard = ALONE) -> None:
     program to measure it.
     """
     _check_shard(study, shard)
-    _, folder = Folder(workdir, study, repair=False).look()
+    folder = Folder(workdir, study, repair=False).open(create=False)
     everything, missing = _everything(folder), _to_go(folder)
     stored = _num_networks(everything) - _num_networks(missing)
     print(
