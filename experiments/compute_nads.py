@@ -8,7 +8,6 @@ folder, beside `results.csv`, one row per point.
 """
 
 import itertools
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,19 +16,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import geometry, results
-from experiments.geometry import Networks
 from experiments.run import runner
 from experiments.run.config import Fields, check_all, check_integers, check_sweep
 from experiments.run.folder import Folder
-from experiments.run.plan import Member, Program, Study
-from nad_jax import accumulation, nads, store, subspaces
-from nad_jax.accumulation import Halves
+from experiments.run.plan import Arrays, Member, Program, Study
+from nad_jax import nads, store, subspaces
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.directions import check_orthonormal
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
-from nad_jax.estimation import finalize
-from nad_jax.estimator import find_representations
+from nad_jax.estimation import find_directions, finish
 from nad_jax.nads import NADs, numerical_rank
 
 FIELDS = Fields(
@@ -90,7 +86,7 @@ def validate(config: ConfigDict) -> None:
     check_all(*(partial(geometry.validate, point) for point in points))
     check_integers(config, compare_num_networks=2)
     # What fits the model: before there is a folder that could be of another configuration.
-    check_all(*(partial(geometry.resolve, point) for point in points))
+    check_all(*(partial(geometry.read_ensemble, point) for point in points))
 
 
 def _read_comparison(
@@ -114,15 +110,10 @@ def _read_comparison(
     return directions, values
 
 
-def _stored_networks(folder: Folder, point: Point) -> dict[str, tuple[int, int]]:
-    """First and stop of the networks of each stored file."""
-    names = (re.fullmatch(r"networks_(\d{7})_(\d{7})", name) for name in folder.names(point.name))
-    return {name[0]: (int(name[1]), int(name[2])) for name in names if name}
-
-
 def _check_not_lowered(folder: Folder, point: Point) -> None:
     num_networks = point.config.num_networks
-    stored = max((stop for _, stop in _stored_networks(folder, point).values()), default=0)
+    stored = geometry.parse_units(folder.names(point.name)).values()
+    stored = max((stop for _, stop in stored), default=0)
     if stored > num_networks:
         raise InputError(
             f"num_networks: can be raised, not lowered; {folder.workdir / point.name} already "
@@ -148,10 +139,10 @@ def _remove_cut_units(folder: Folder, point: Point) -> None:
 
     The units of the point are stored. One that goes beyond them is of another command.
     """
-    units = geometry.split_networks(point.config)
-    for name, (first, stop) in _stored_networks(folder, point).items():
-        within = any(begin <= first and stop <= end for begin, end in units)
-        if (first, stop) not in units and within:
+    units = geometry.list_units(point.config)
+    for name, (first, stop) in geometry.parse_units(folder.names(point.name)).items():
+        within = any(unit.first <= first and stop <= unit.stop for unit in units.values())
+        if name not in units and within:
             folder.remove(name, point.name)
 
 
@@ -214,20 +205,20 @@ def _find_nads(folder: Folder, point: Point, members: list[Member], complete: bo
     """The record of what is stored of one point, which are all of its networks if `complete`; None
     where that is nothing.
     """
-    config = point.config
-    halves, missing = geometry.merge(folder, members)
+    config, ensemble = point.config, geometry.read_ensemble(point.config)
+    halves, missing = geometry.merge(folder, members, ensemble, ensemble.make_empty)
     if missing:  # a command of more networks may have put a longer unit in its place
         _check_not_lowered(folder, point)
     if missing and complete:
         raise runner.damaged_meanwhile(folder.workdir / point.name)
-    if halves is None:
+    if geometry.is_empty(halves):
         return None
-    model, estimator, num_rows = geometry.resolve(config)
+    model, estimator, accumulator, *_ = ensemble
     check_not_zero(halves, model, estimator, make_key(config.seed))
-    choices = geometry.describe(config, halves, folder.read_origins(members))
-    representations = find_representations(model, estimator)
-    num_networks = geometry.count_networks(halves, num_rows)
-    return finalize(halves, num_networks, choices, representations, estimator.centred)
+    choices = geometry.describe(ensemble, config.seed, halves, folder.read_origins(members))
+    found = find_directions(accumulator, halves, estimator.centred)
+    sizes = subspaces.default_sizes(accumulator.size)
+    return finish(accumulator, halves, found, choices, sizes, estimator.centred)
 
 
 def _write_table(found: list[tuple[Point, NADs]], workdir: Path) -> None:
@@ -248,31 +239,24 @@ def _list_members(points: list[Point]) -> list[Member]:
     for number, point in enumerate(points):
         unlike = {n: v for n, v in point.coordinates.items() if n not in ("architecture", "seed")}
         program = (point.config.architecture, *(f"{n}={v}" for n, v in unlike.items()))
-        for first, stop in geometry.split_networks(point.config):
-            name = f"networks_{first:07}_{stop:07}"
-            what = Networks(point.config.seed, first, stop, number)
-            members.append(Member(name, program, what, stop - first, point.name))
+        for name, unit in geometry.list_units(point.config, number).items():
+            members.append(Member(name, program, unit, unit.stop - unit.first, point.name))
     return members
 
 
 def make_study(config: ConfigDict) -> Study:
     """The ensembles of a config; all files it names are read."""
     validate(config)
-    dimension = int(np.prod(config.image_shape))
-    directions, values = _read_comparison(config, dimension)
+    directions, values = _read_comparison(config, int(np.prod(config.image_shape)))
     points = make_points(config)
+    ensembles = [geometry.read_ensemble(point.config) for point in points]
     members = _list_members(points)
-    of_program = {member.program: points[member.what.point].config for member in members}
+    of_program = {member.program: ensembles[member.what.point] for member in members}
     identities = {point.name: FIELDS.identity(point.config) for point in points}
     if axes := points[0].coordinates:
         own = {n: v for n, v in identities[points[0].name].items() if n not in axes}
         identities = {"": {**own, "sweep": sorted(axes)}, **identities}
-    shapes = {"count": (), "exponent": (), "mean": (dimension,), "scatter": (dimension, dimension)}
-    shapes = geometry.state_shapes(**shapes)
-    num_rows = [geometry.resolve(point.config)[2] for point in points]
-
-    def make_empty() -> Halves:
-        return accumulation.init_halves(dimension)
+    shapes = geometry.state_shapes(ensembles[0].make_empty)
 
     def resume(folder: Folder) -> Study:
         for point in points:
@@ -306,16 +290,20 @@ def make_study(config: ConfigDict) -> Study:
             raise InputError("\n".join(failed))
 
     def make_program(program: Any, chunk_size: int) -> Program:
-        return geometry.make_program(of_program[program], make_empty, chunk_size)
+        ensemble = of_program[program]
+        return geometry.make_program(ensemble, ensemble.make_empty, chunk_size)
+
+    def check(member: Member, arrays: Arrays) -> None:
+        geometry.check_counted(member, arrays, ensembles[member.what.point].num_rows)
 
     return Study(
         identities,
         members,
         lambda _: shapes,
         make_program,
-        lambda program: geometry.measure_cost(of_program[program], make_empty),
+        lambda program: geometry.measure_cost(of_program[program]),
         collect,
-        check=lambda m, arrays: geometry.check_counted(m, arrays, num_rows[m.what.point]),
+        check=check,
         resume=resume,
     )
 
@@ -344,4 +332,4 @@ def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
             comparison["overlap_sizes"], comparison["overlap"],
         )  # fmt: skip
     compared = comparison.get("compared_eigenvalues")
-    return geometry.draw_record(workdir, result, config.figure_directions, curves, None, compared)
+    return geometry.draw_record(workdir, result, config.figure_directions, curves, compared)

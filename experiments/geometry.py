@@ -4,31 +4,32 @@ share.
 A unit holds the state that its networks add up to: that of the even and that of the odd ones.
 """
 
-import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results
 from experiments.run.config import HOW, check_all, check_integers, check_seeds, read_model
-from experiments.run.costs import choose_chunk, measure_ensemble
+from experiments.run.costs import Ensemble, choose_chunk, make_ensemble, measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program
-from nad_jax import accumulation, nads, plotting, store
-from nad_jax.accumulation import Halves, count_rows
-from nad_jax.ensemble import make_key
+from nad_jax import nads, plotting, store
+from nad_jax.choices import Estimator, check_num_networks, check_symmetrized, record_choices
+from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_integer
-from nad_jax.estimator import (
-    Estimator,
-    check_num_networks,
-    check_symmetrized,
-    record_choices,
-    resolve_estimator,
+from nad_jax.estimation import Passes, make_dense
+from nad_jax.geometry import find_problems, make_accumulate, resolve_execution
+from nad_jax.moments import (
+    Halves,
+    halves_from_arrays,
+    halves_to_arrays,
+    merge_halves,
 )
-from nad_jax.models import Model
 from nad_jax.nads import NADs
 from nad_jax.snapshots import Snapshots
 from nad_jax.store import DamagedError
@@ -48,13 +49,27 @@ class Networks(NamedTuple):
 
 
 def read_estimator(config: ConfigDict) -> Estimator:
-    """The estimator that a config says."""
-    return Estimator(**{field.name: config[field.name] for field in dataclasses.fields(Estimator)})
+    """What a config says is measured."""
+    return Estimator(**{name: config[name] for name in Estimator.__dataclass_fields__})
 
 
-def check_estimator(estimator: Estimator) -> None:
+def read_ensemble(config: ConfigDict, passes: Passes | None = None) -> Ensemble:
+    """What a config says is accumulated: all directions, or with `passes` the leading ones; raises
+    `InputError` for what does not fit the model.
+    """
+    model, estimator = read_model(config), read_estimator(config)
+    dimension, how = int(np.prod(model.image_shape)), Execution(config.mapping, config.chunk_size)
+    if passes is None:
+        accumulator, shape = make_dense(model, estimator), (0, 0)
+    else:
+        accumulator = passes.make_accumulator(model, estimator)
+        shape = passes.count_tests(dimension), dimension
+    return make_ensemble(model, estimator, accumulator, how, config.unit_size, shape)
+
+
+def check_measured(estimator: Estimator, execution: Execution) -> None:
     """Raises one `InputError` with a line for each value that is wrong."""
-    if problems := estimator.problems():
+    if problems := estimator.problems() + find_problems(execution):
         raise InputError("\n".join(problems))
 
 
@@ -70,7 +85,7 @@ def validate(config: ConfigDict, *own_checks: Check) -> None:
             )
 
     check_all(
-        lambda: check_estimator(estimator),
+        lambda: check_measured(estimator, Execution(config.mapping, config.chunk_size)),
         lambda: check_symmetrized(estimator, read_model(config)),
         lambda: check_num_networks(config.num_networks, estimator),
         *own_checks,
@@ -80,92 +95,96 @@ def validate(config: ConfigDict, *own_checks: Check) -> None:
     )
 
 
-def resolve(config: ConfigDict) -> tuple[Model, Estimator, int]:
-    """The model, the estimator without automatic choices, and R, the rows that one network gives."""
-    model = read_model(config)
-    return model, *resolve_estimator(model, read_estimator(config), config.unit_size)
-
-
-def split_networks(config: ConfigDict) -> list[tuple[int, int]]:
-    """The units [first, stop) of an ensemble: every `unit_size` networks, the last one cut short."""
+def list_units(config: ConfigDict, number: int = 0, prefix: str = "") -> dict[str, Networks]:
+    """The units of an ensemble by their names: every `unit_size` networks, the last one cut short."""
     size, stop = config.unit_size, config.num_networks
-    return [(first, min(first + size, stop)) for first in range(0, stop, size)]
+    units = [Networks(config.seed, n, min(n + size, stop), number) for n in range(0, stop, size)]
+    return {f"{prefix}networks_{unit.first:07}_{unit.stop:07}": unit for unit in units}
 
 
-def state_shapes(**shapes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays of a unit, whose halves have arrays of these."""
-    halves = {f"{half}_{name}": shape for half in ("even", "odd") for name, shape in shapes.items()}
-    return {**halves, "diverged": ()}
+def parse_units(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """First and stop of the networks of those names that are a unit's."""
+    found = (re.fullmatch(r"networks_(\d{7})_(\d{7})", name) for name in names)
+    return {match[0]: (int(match[1]), int(match[2])) for match in found if match}
+
+
+def state_shapes(make_empty: MakeEmpty) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of a unit."""
+    state = jax.eval_shape(make_empty)
+    halves = {"even": state.even._asdict(), "odd": state.odd._asdict()}
+    sums = {f"{half}_{n}": leaf.shape for half in halves for n, leaf in halves[half].items()}
+    kept = {name: shape for name, shape in sums.items() if not name.endswith("_basis")}
+    return {**kept, "networks": (), "diverged": ()}
 
 
 def check_counted(member: Member, arrays: Arrays, num_rows: int) -> None:
     """Raises `DamagedError` where a unit holds more or fewer networks, of `num_rows` rows each."""
-    held = count_rows(arrays, num_rows) / num_rows
-    if held != member.num_networks:
+    rows = int(arrays["even_count"]) + int(arrays["odd_count"])
+    counted, diverged = int(arrays["networks"]), int(arrays["diverged"])
+    if counted + diverged != member.num_networks or rows != counted * num_rows:
+        held = rows / num_rows + diverged
         raise DamagedError(
             f"holds {held:g} networks, counted or diverged, not {member.num_networks}"
         )
 
 
-def make_program(config: ConfigDict, make_empty: MakeEmpty, chunk_size: int) -> Program:
-    """What computes the units of ensembles that differ from a config in their seed at most; `what`
-    of a member is `Networks`.
-
-    Of a sketch, the test directions are not in the arrays of a unit.
+def make_program(ensemble: Ensemble, make_empty: MakeEmpty, chunk_size: int) -> Program:
+    """What computes the units of ensembles that differ in their seed at most; `what` of a member is
+    `Networks`.
     """
-    model, chosen, unit_size = read_model(config), read_estimator(config), config.unit_size
     if chunk_size:
-        chosen = dataclasses.replace(chosen, chunk_size=chunk_size)
-    chosen = choose_chunk(model, chosen, unit_size, make_empty)
-    accumulate, estimator = accumulation.make_accumulate(model, chosen, unit_size)
+        ensemble = ensemble._replace(execution=ensemble.execution._replace(chunk_size=chunk_size))
+    how = choose_chunk(ensemble), ensemble.num_networks
+    accumulate, execution = make_accumulate(*ensemble[:3], *how)
 
     def compute(
         members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
     ) -> tuple[Arrays, int]:
         seed, first, stop, _ = members[0].what
         halves = accumulate(make_key(seed), make_empty(), first, stop, progress, snapshots)
-        arrays = accumulation.halves_to_arrays(halves)
-        arrays = {name: array for name, array in arrays.items() if not name.endswith("_basis")}
-        return arrays, int(halves.diverged)
+        return halves_to_arrays(halves), int(halves.diverged)
 
-    how = {"mapping": estimator.mapping, "chunk_size": estimator.chunk_size}
-    return Program(compute, estimator.chunk_size, 2, how)
+    how = {"mapping": execution.mapping, "chunk_size": execution.chunk_size}
+    return Program(compute, execution.chunk_size, 2, how)
 
 
-def measure_cost(config: ConfigDict, make_empty: MakeEmpty) -> Cost:
+def measure_cost(ensemble: Ensemble) -> Cost:
     """What a program of `make_program` costs."""
-    model, unit_size = read_model(config), config.unit_size
-    chosen = choose_chunk(model, read_estimator(config), unit_size, make_empty)
-    return measure_ensemble(model, chosen, unit_size, make_empty)
+    return measure_ensemble(ensemble._replace(execution=choose_chunk(ensemble)))
 
 
 def merge(
-    folder: Folder, members: Iterable[Member], **beside: Any
-) -> tuple[Halves | None, list[Networks]]:
+    folder: Folder, members: Iterable[Member], ensemble: Ensemble, make_empty: MakeEmpty
+) -> tuple[Halves, list[Networks]]:
     """The state of those of the members that are stored, in their order, so that an interruption
-    cannot change a bit; and the networks that are missing. `beside` are arrays of every state.
+    cannot change a bit; and the networks that are missing.
     """
-    total, missing = None, []
+    empty, missing = make_empty(), []
+    total = empty
     for member in members:
         arrays = folder.read(member)
         if arrays is None:
             missing.append(member.what)
-            continue
-        halves = accumulation.halves_from_arrays({**arrays, **beside})
-        total = halves if total is None else accumulation.merge_halves(total, halves)
+        else:
+            halves = halves_from_arrays(dict(arrays), empty)
+            total = merge_halves(ensemble.accumulator, total, halves)
     return total, missing
 
 
-def count_networks(halves: Halves, num_rows: int) -> int:
-    """The networks that a state has seen, those that diverged left out."""
-    return (int(halves.even.count) + int(halves.odd.count)) // num_rows
+def is_empty(halves: Halves) -> bool:
+    """Whether a state has seen no networks."""
+    return not int(halves.networks) + int(halves.diverged)
 
 
-def describe(config: ConfigDict, halves: Halves, origins: list[dict[str, Any]]) -> dict[str, Any]:
+def describe(
+    ensemble: Ensemble, seed: int, halves: Halves, origins: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Every choice that was made, for a record, and what computed the units."""
-    model, estimator, _ = resolve(config)
-    choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
-    return {**choices, "diverged": int(halves.diverged), **join_origins(origins)}
+    model, estimator, _, execution, num_networks, *_ = ensemble
+    execution, _ = resolve_execution(model, estimator, execution, num_networks)
+    choices = record_choices(model, estimator, execution, make_key(seed))
+    choices |= {"seed": seed, "diverged": int(halves.diverged)}
+    return {**choices, **join_origins(origins)}
 
 
 def join_origins(origins: list[dict[str, Any]]) -> dict[str, Any]:
@@ -219,11 +238,11 @@ def _name_indices(group: list[int]) -> str:
     return ", ".join(text if len(text) <= 8 else [*text[:6], "…", text[-1]])
 
 
-def write_record(workdir: Path, result: NADs, **beside: np.ndarray) -> None:
+def write_record(workdir: Path, result: NADs) -> None:
     """Writes `nads.npz`, and `nads.csv`, a row for each direction: index, eigenvalue, its standard
     error and representation.
     """
-    store.save_nads(workdir / "nads.npz", result, **beside)
+    store.save_nads(workdir / "nads.npz", result)
     names = ("eigenvalue_sem", "symmetry")
     columns = {"index": range(len(result.eigenvalues)), "eigenvalue": result.eigenvalues}
     columns |= {name: getattr(result, name) for name in names}
@@ -236,7 +255,6 @@ def draw_record(
     result: NADs,
     num_directions: int,
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    trace: float | None = None,
     compared: np.ndarray | None = None,
 ) -> list[Path]:
     """Draws a record: `nads.png`, `spectrum.png` and `overlap.png`.
@@ -244,12 +262,11 @@ def draw_record(
     Args:
       num_directions: how many of them are shown.
       curves: sizes and overlaps beside those of the halves.
-      trace: of all directions, where these are the leading ones.
       compared: eigenvalues of others.
     """
     choices, halves = result.config, (result.overlap_sizes, result.split_half_overlap)
     title = f"{choices['architecture']}, {result.num_networks} networks, {choices['derivative']}"
-    band = nads.null_band(result, trace) if nads.has_null_band(result) else None
+    band = nads.null_band(result) if nads.has_null_band(result) else None
     shown, shape = result.directions[:num_directions], tuple(choices["image_shape"])
     figures = {
         "nads.png": plotting.plot_directions(

@@ -23,16 +23,24 @@ from experiments import geometry
 from experiments.geometry import Networks
 from experiments.run import runner
 from experiments.run.config import Fields
+from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder, digest
 from experiments.run.plan import Arrays, Member, Program, Study, Unit
-from nad_jax import leading, sketch, store
-from nad_jax.accumulation import Halves
+from nad_jax import store
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_image_shape
-from nad_jax.estimator import find_group, find_representations
-from nad_jax.leading import LeadingNADs
-from nad_jax.store import DamagedError
+from nad_jax.estimation import (
+    Found,
+    Passes,
+    check_rows,
+    compare_passes,
+    find_directions,
+    finish,
+    next_basis,
+)
+from nad_jax.moments import Halves, init_halves
+from nad_jax.nads import NADs
 
 FIELDS = Fields(
     "leading_nads",
@@ -63,20 +71,20 @@ def validate(config: ConfigDict) -> None:
 
     def check_passes() -> None:
         dimension = int(np.prod(check_image_shape(config.image_shape)))
-        leading.check_passes(config.num_directions, config.num_passes, config.num_extra, dimension)
+        _read_passes(config).check(dimension, geometry.read_estimator(config))
 
-    def check_centred() -> None:
-        leading.check_centred(geometry.read_estimator(config))
-
-    geometry.validate(config, check_centred, check_passes)
-    num_rows = config.num_networks // 2 * _rows_per_network(config) - config.centred
-    leading.check_rows(num_rows, config.num_directions)
+    geometry.validate(config, check_passes)
+    num_rows = config.num_networks // 2 * _read_ensemble(config).num_rows
+    check_rows(num_rows - config.centred, config.num_directions)
 
 
-def _rows_per_network(config: ConfigDict) -> int:
-    """The rows that one network gives, its mirror images included."""
-    model, estimator, num_rows = geometry.resolve(config)
-    return num_rows * len(find_group(model, estimator))
+def _read_passes(config: ConfigDict) -> Passes:
+    """How leading directions are refined."""
+    return Passes(*(config[name] for name in Passes._fields))
+
+
+def _read_ensemble(config: ConfigDict) -> Ensemble:
+    return geometry.read_ensemble(config, _read_passes(config))
 
 
 def _dimension(config: ConfigDict) -> int:
@@ -84,7 +92,7 @@ def _dimension(config: ConfigDict) -> int:
 
 
 def _sizes(config: ConfigDict) -> tuple[int, ...]:
-    return leading.overlap_sizes(config.num_directions, _dimension(config))
+    return _read_passes(config).sizes(_dimension(config))
 
 
 def _basis(number: int) -> Member:
@@ -109,8 +117,7 @@ def _check_not_lowered(config: ConfigDict, folder: Folder) -> None:
 
 def _first_pass(config: ConfigDict) -> Pass:
     def directions() -> jax.Array:
-        sizes = config.num_directions, config.num_extra, _dimension(config)
-        return leading.first_basis(make_key(config.seed), *sizes)
+        return _read_passes(config).first_basis(make_key(config.seed), _dimension(config))
 
     return Pass(0, directions, np.zeros((0, len(_sizes(config)))), "random")
 
@@ -131,33 +138,20 @@ def _read_pass(config: ConfigDict, folder: Folder) -> Pass:
     return _first_pass(config)
 
 
-def _init_halves(directions: jax.Array) -> Halves:
-    """The state that has seen no networks."""
-    return Halves(sketch.init(directions), sketch.init(directions), jnp.int32(0))
+def _merge(config: ConfigDict, folder: Folder, this: Pass) -> tuple[Halves, list[Networks]]:
+    ensemble = _read_ensemble(config)
+    make_empty = partial(init_halves, ensemble.accumulator, this.directions())
+    return geometry.merge(folder, folder.study.members, ensemble, make_empty)
 
 
-def _merge(config: ConfigDict, folder: Folder, this: Pass) -> tuple[Halves | None, list[Networks]]:
-    directions = this.directions()
-    bases = {"even_basis": directions, "odd_basis": directions}
-    return geometry.merge(folder, folder.study.members, **bases)
-
-
-def _find_leading(
-    config: ConfigDict, this: Pass, halves: Halves
-) -> tuple[leading.Found, np.ndarray]:
+def _find_leading(config: ConfigDict, this: Pass, halves: Halves) -> tuple[Found, np.ndarray]:
     """What the units of a pass say, and `pass_overlap` up to this pass."""
-    model, estimator, _ = geometry.resolve(config)
+    model, estimator, accumulator, *_ = _read_ensemble(config)
     check_not_zero(halves, model, estimator, make_key(config.seed))
-    found = leading.find_leading(
-        halves,
-        config.num_directions,
-        config.num_extra,
-        find_representations(model, estimator),
-        config.centred,
-    )
+    found = find_directions(accumulator, halves, config.centred, config.num_directions)
     if this.number == 0:
         return found, this.pass_overlap
-    changed = leading.compare_passes(found, this.directions(), _sizes(config))
+    changed = compare_passes(found, this.directions(), _sizes(config))
     return found, np.vstack([this.pass_overlap, changed])
 
 
@@ -185,7 +179,7 @@ def _begin_next(config: ConfigDict, folder: Folder, this: Pass) -> Study:
             "again when their shards have computed them"
         )
     found, pass_overlap = _find_leading(config, this, halves)
-    number, directions = this.number + 1, leading.next_basis(found)
+    number, directions = this.number + 1, next_basis(found)
     basis = {"directions": directions, "pass_overlap": pass_overlap}
     folder.write(Unit("", [_basis(number)]), basis, {"before": before})
     for name in folder.names():
@@ -201,28 +195,23 @@ def _collect(config: ConfigDict, this: Pass, folder: Folder, num_missing: int) -
     origins = _read_origins(folder, this)
     # A command of more passes may have begun one meanwhile, and removed the units.
     _check_not_lowered(config, folder)
-    if halves is None:
+    if geometry.is_empty(halves):
         raise runner.RunAgain(f"{folder.workdir}: nothing of pass {this.number + 1} is stored yet")
     if missing and not num_missing:
         raise runner.damaged_meanwhile(folder.workdir)
     found, pass_overlap = _find_leading(config, this, halves)
-    choices = {
-        **geometry.describe(config, halves, origins),
-        "num_passes": this.number + 1,
-        "num_extra": config.num_extra,
-    }
-    num_networks = geometry.count_networks(halves, _rows_per_network(config))
-    result = leading.finish(
-        halves, found, pass_overlap, config.num_directions, num_networks, choices, config.centred
-    )
-    beside = {"pass_overlap": result.pass_overlap, "trace": np.asarray(result.trace)}
-    geometry.write_record(folder.workdir, result.nads, **beside)
+    ensemble = _read_ensemble(config)
+    choices = geometry.describe(ensemble, config.seed, halves, origins)
+    choices |= {"num_passes": this.number + 1, "num_extra": config.num_extra}
+    how = (_sizes(config), config.centred, pass_overlap, config.num_directions)
+    result = finish(ensemble.accumulator, halves, found, choices, *how)
+    geometry.write_record(folder.workdir, result)
     _report(result)
 
 
-def _report(result: LeadingNADs) -> None:
+def _report(record: NADs) -> None:
     """Prints the result as the reader of a log wants it."""
-    record, choices = result.nads, result.nads.config
+    choices = record.config
     print(
         f"{choices['architecture']}: leading NADs of {record.num_networks} networks, "
         f"{choices['derivative']}, "
@@ -235,12 +224,12 @@ def _report(result: LeadingNADs) -> None:
             "num_passes"
         )
     geometry.report_eigenvalues(record)
-    share = float(record.eigenvalues.sum()) / result.trace
+    share = float(record.eigenvalues.sum()) / record.trace
     print(
         f"  {len(record.eigenvalues)} directions of {record.directions.shape[1]} hold {share:.1%} "
         "of the trace"
     )
-    changed = 1 - result.pass_overlap[-1:]
+    changed = 1 - record.pass_overlap[-1:]
     print(
         "  overlap of leading subspaces: size, split half"
         + (", changed by the last pass" if len(changed) else "")
@@ -252,23 +241,24 @@ def _report(result: LeadingNADs) -> None:
 
 def _make_pass(config: ConfigDict, this: Pass) -> Study:
     """One pass of a config; the next one follows it."""
-    dimension, says = _dimension(config), {"basis": this.digest}
-    members = []
-    for first, stop in geometry.split_networks(config):
-        name = f"pass_{this.number}_networks_{first:07}_{stop:07}"
-        what = Networks(config.seed, first, stop)
-        members.append(Member(name, config.architecture, what, stop - first, says=says))
+    dimension, ensemble = _dimension(config), _read_ensemble(config)
+    members = [
+        Member(name, config.architecture, unit, unit.stop - unit.first, says={"basis": this.digest})
+        for name, unit in geometry.list_units(config, prefix=f"pass_{this.number}_").items()
+    ]
+
+    def make_empty() -> Halves:
+        return init_halves(ensemble.accumulator, this.directions())
 
     def shapes(member: Member) -> dict[str, tuple[int | str, ...]]:
-        if member.what is None:
-            overlap = (max(int(member.name.split("_")[1]) - 1, 0), len(_sizes(config)))
-            return {"directions": ("directions", dimension), "pass_overlap": overlap}
-        sums = {"count": (), "exponent": (), "total": (dimension,), "square": ()}
-        return geometry.state_shapes(**sums, product=("directions", dimension))
+        if member.what is not None:
+            return geometry.state_shapes(make_empty)
+        overlap = max(int(member.name.split("_")[1]) - 1, 0), len(_sizes(config))
+        return {"directions": ("directions", dimension), "pass_overlap": overlap}
 
     def check(member: Member, arrays: Arrays) -> None:
         if member.what is not None:
-            geometry.check_counted(member, arrays, _rows_per_network(config))
+            geometry.check_counted(member, arrays, ensemble.num_rows)
 
     def resume(folder: Folder) -> Study:
         if _stored_passes(folder)[:1] == [this.number]:
@@ -277,13 +267,8 @@ def _make_pass(config: ConfigDict, this: Pass) -> Study:
         return _make_pass(config, _read_pass(config, folder))
 
     def make_program(program: str, chunk_size: int) -> Program:
-        directions = this.directions()
-        return geometry.make_program(config, partial(_init_halves, directions), chunk_size)
-
-    def make_zeros() -> Halves:
-        """A state as large as that of a pass; its test directions are zeros."""
-        shape = jax.eval_shape(_first_pass(config).directions).shape
-        return _init_halves(jnp.zeros(shape))
+        make_empty = partial(init_halves, ensemble.accumulator, this.directions())
+        return geometry.make_program(ensemble, make_empty, chunk_size)
 
     is_last = this.number + 1 == config.num_passes
     return Study(
@@ -291,7 +276,7 @@ def _make_pass(config: ConfigDict, this: Pass) -> Study:
         members,
         shapes,
         make_program,
-        lambda program: geometry.measure_cost(config, make_zeros),
+        lambda program: geometry.measure_cost(ensemble),
         partial(_collect, config, this),
         check=check,
         resume=resume,
@@ -309,11 +294,7 @@ def make_study(config: ConfigDict) -> Study:
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws the stored results of `workdir`: `nads.png`, `spectrum.png`, `overlap.png`."""
     validate(config)
-    path = workdir / "nads.npz"
-    result = store.load_nads(path)
-    arrays, sizes = store.read_npz(path, ("pass_overlap", "trace")), result.overlap_sizes
-    overlap, trace = arrays["pass_overlap"], arrays["trace"]
-    if overlap.shape[1:] != sizes.shape or trace.shape != ():
-        raise DamagedError(f"{path}: pass_overlap has shape {overlap.shape}")
+    result = store.load_nads(workdir / "nads.npz")
+    sizes, overlap = result.overlap_sizes, result.pass_overlap
     curves = {"last pass against the one before": (sizes, overlap[-1])} if len(overlap) else {}
-    return geometry.draw_record(workdir, result, config.figure_directions, curves, float(trace))
+    return geometry.draw_record(workdir, result, config.figure_directions, curves)

@@ -33,8 +33,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.geometry import check_estimator
-from experiments.run import runner
+from experiments.geometry import check_measured
+from experiments.run import costs, runner
 from experiments.run.config import (
     Fields,
     check_all,
@@ -44,20 +44,21 @@ from experiments.run.config import (
     check_sweeps,
     read_model,
 )
-from experiments.run.costs import measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study
-from nad_jax import accumulation, covariance, plotting
-from nad_jax.accumulation import Halves, count_rows
-from nad_jax.ensemble import make_key
+from nad_jax import moments, plotting
+from nad_jax.choices import Estimator, check_symmetrized
+from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
-from nad_jax.estimation import finalize
-from nad_jax.estimator import DERIVATIVES, Estimator, check_symmetrized, resolve_estimator
+from nad_jax.estimation import find_directions, make_dense, overlap_halves
+from nad_jax.geometry import make_accumulate, resolve_execution
 from nad_jax.models import Model
+from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays, init_halves
 from nad_jax.snapshots import Snapshots
 from nad_jax.store import DamagedError
 from nad_jax.subspaces import subspace_overlap
-from nad_jax.symmetries import eigh_symmetric, representations
+from nad_jax.symmetries import representations
+from nad_jax.vector_fields import DERIVATIVES
 
 FIELDS = Fields(
     "time_to_accuracy",
@@ -106,7 +107,9 @@ def validate(config: ConfigDict) -> None:
 
     counts = ("num_readouts", "first_networks", "max_networks", "reference_networks")
     check_all(
-        lambda: check_estimator(_create_estimator(config, DERIVATIVES[0], "marginalized")),
+        lambda: check_measured(
+            _create_estimator(config, DERIVATIVES[0], "marginalized"), Execution(config.mapping)
+        ),
         lambda: _create_model(config),
         check_sizes,
         lambda: check_each(config, "derivatives", check_choice, DERIVATIVES),
@@ -134,7 +137,7 @@ def _create_model(config: ConfigDict) -> Model:
 
 
 def _create_estimator(config: ConfigDict, derivative: str, readout: str) -> Estimator:
-    choices = {name: config[name] for name in ("step", "point_scale", "block_size", "mapping")}
+    choices = {name: config[name] for name in ("step", "point_scale", "block_size")}
     if readout.startswith("sampled"):
         choices |= {"readout": "sampled", "num_readouts": int(readout.partition("_")[2] or 1)}
     return Estimator(derivative=derivative, point="fresh", **choices)
@@ -194,17 +197,17 @@ def _read_off(
     config: ConfigDict, ensemble: Ensemble, halves: Halves, symmetries: tuple[str, ...]
 ) -> dict[str, Any]:
     """The arrays of `_shapes` that an accumulated state gives."""
-    largest = max(config.sizes)
+    largest, shape = max(config.sizes), tuple(config.image_shape)
     plain, symmetrized = (
-        representations(names, tuple(config.image_shape)) for names in ((), symmetries)
+        moments.dense(math.prod(shape), representations(names, shape)) for names in ((), symmetries)
     )
     if ensemble.readout == "reference":
-        nads = finalize(halves, 0, {}, symmetrized, sizes=tuple(config.sizes))
-        overlap = nads.split_half_overlap[np.searchsorted(nads.overlap_sizes, config.sizes)]
-        return {"reference": nads.directions[:largest], "split_half_overlap": overlap}
-    matrix = covariance.second_moment(covariance.merge(halves.even, halves.odd))
-    found = zip(ensemble.variants, (plain, symmetrized), strict=False)
-    return {variant: eigh_symmetric(matrix, group).directions[:largest] for variant, group in found}
+        found = find_directions(symmetrized, halves, centered=False)
+        overlap = overlap_halves(found.even, found.odd, tuple(config.sizes)).astype(np.float32)
+        return {"reference": found.whole.directions[:largest], "split_half_overlap": overlap}
+    total = plain.merge(halves.even, halves.odd)
+    readers = zip(ensemble.variants, (plain, symmetrized), strict=False)
+    return {variant: one.read(total, False).directions[:largest] for variant, one in readers}
 
 
 def _stack(curve: dict[str, list]) -> dict[str, np.ndarray]:
@@ -213,30 +216,29 @@ def _stack(curve: dict[str, list]) -> dict[str, np.ndarray]:
 
 def _make_program(config: ConfigDict, ensemble: Ensemble, chunk_size: int) -> Program:
     """What computes the ensembles that differ from `ensemble` in their seed at most."""
-    model = _create_model(config)
-    chosen = _create_estimator(config, ensemble.derivative, ensemble.readout)
-    chosen, num_rows = resolve_estimator(model, chosen, config.first_networks)
-    at_once = chosen.chunk_size * jax.local_device_count()
+    model, estimator, accumulator, execution, size, *_ = _read_ensemble(config, ensemble)
+    execution, _ = resolve_execution(model, estimator, execution, size)
+    at_once = execution.chunk_size * jax.local_device_count()
     looks, names = _plan_looks(ensemble.num_networks, at_once), tuple(_shapes(config, ensemble))
-    chosen = dataclasses.replace(chosen, chunk_size=chunk_size or chosen.chunk_size)
-    accumulate, _ = accumulation.make_accumulate(model, chosen, config.first_networks)
-    how = {"mapping": chosen.mapping, "chunk_size": chosen.chunk_size}
+    execution = execution._replace(chunk_size=chunk_size or execution.chunk_size)
+    accumulate, _ = make_accumulate(model, estimator, accumulator, execution, size)
+    how = {"mapping": execution.mapping, "chunk_size": execution.chunk_size}
 
     def check_kept(kept: dict[str, np.ndarray]) -> None:
-        seen, networks = count_rows(kept, num_rows) / num_rows, kept["networks"]
-        whole = all(len(kept[name]) == len(networks) for name in names)
-        if not len(networks) or seen != networks[-1] or not whole:
-            raise DamagedError(f"it holds {seen:g} networks and looks at {networks.tolist()}")
+        seen = int(kept["state_networks"]) + int(kept["state_diverged"])
+        networks, whole = kept["networks"], {len(kept[name]) for name in names}
+        if not len(networks) or seen != networks[-1] or len(whole) > 1:
+            raise DamagedError(f"it holds {seen} networks and looks at {networks.tolist()}")
 
     def compute(
         members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
     ) -> tuple[Arrays, int]:
-        key = make_key(members[0].what.seed)
-        halves = accumulation.init_halves(int(np.prod(model.image_shape)))
+        key, halves = make_key(members[0].what.seed), init_halves(accumulator)
         jax.block_until_ready(accumulate(key, halves, 0, looks[0]))  # compiles
         curve: dict[str, list] = {name: [] for name in names}
         if (kept := snapshots.load(check_kept)) is not None:
-            halves = accumulation.halves_from_arrays(kept)
+            state = {name.removeprefix("state_"): kept[name] for name in kept if "state_" in name}
+            halves = halves_from_arrays(state, halves)
             curve = {name: list(kept[name]) for name in names}
         done, seconds = (curve[name][-1] if kept else 0 for name in ("networks", "seconds"))
         for look in looks:
@@ -252,20 +254,26 @@ def _make_program(config: ConfigDict, ensemble: Ensemble, chunk_size: int) -> Pr
             for name, value in {"networks": done, "seconds": seconds, **found}.items():
                 curve[name].append(value)
             if snapshots.due():
-                snapshots.save(look, {**accumulation.halves_to_arrays(halves), **_stack(curve)})
+                state = {f"state_{n}": array for n, array in halves_to_arrays(halves).items()}
+                snapshots.save(look, {**state, **_stack(curve)})
         return _stack(curve), int(halves.diverged)
 
-    return Program(compute, chosen.chunk_size, 2, how)
+    return Program(compute, execution.chunk_size, 2, how)
+
+
+def _read_ensemble(config: ConfigDict, ensemble: Ensemble) -> costs.Ensemble:
+    """What is accumulated; its eigenvectors are those of no symmetries."""
+    model = _create_model(config)
+    estimator = _create_estimator(config, ensemble.derivative, ensemble.readout)
+    how = Execution(config.mapping), config.first_networks
+    return costs.make_ensemble(model, estimator, make_dense(model, estimator), *how)
 
 
 def _measure_cost(config: ConfigDict, ensemble: Ensemble) -> Cost:
     """What a network costs; where an ensemble ends with its time, this divided by the networks it
     counts as.
     """
-    chosen = _create_estimator(config, ensemble.derivative, ensemble.readout)
-    dimension = int(np.prod(config.image_shape))
-    make_empty = partial(accumulation.init_halves, dimension)
-    cost = measure_ensemble(_create_model(config), chosen, config.first_networks, make_empty)
+    cost = costs.measure_ensemble(_read_ensemble(config, ensemble))
     share = ensemble.max_seconds / ensemble.num_networks
     return cost._replace(network_seconds=min(cost.network_seconds, share))
 

@@ -157,6 +157,6 @@ def _replace(place: str, which: str) -> None:
         make_chunk = fitting.make_chunk
         training.make_chunk = lambda *args: make_chunk(*args)._replace(finish=_long_lasting)
     elif place == "collecting":
-        compute_nads.finalize = _long_lasting
+        compute_nads.finish = _long_lasting
     elif place != "nothing":
         raise ValueError(place)

@@ -52,11 +52,12 @@ def test_every_config_names_an_experiment(name):
 def test_compute_nads_has_a_valid_recipe_per_architecture(architecture):
     config = load_config("compute_nads").get_config(architecture)
     compute_nads.validate(config)
-    model, estimator, num_rows = geometry.resolve(config)
-    assert model.description["architecture"] == architecture and num_rows >= 1
+    ensemble = geometry.read_ensemble(config)
+    assert ensemble.model.description["architecture"] == architecture and ensemble.num_rows >= 1
     identity = {*compute_nads.FIELDS.identity(config)}
     how = {"mapping", "chunk_size", "block_size"}
-    assert {f.name for f in dataclasses.fields(estimator)} - how - {"symmetrized"} < identity
+    choices = {field.name for field in dataclasses.fields(ensemble.estimator)}
+    assert choices - how - {"symmetrized"} < identity
     assert identity.isdisjoint({*how, "symmetrized", "num_networks", "width"})
 
 

@@ -22,6 +22,7 @@ from nad_jax.errors import InputError
 from nad_jax.store import DamagedError
 
 ALONE = Shard()
+EARLIER = {"networks", "even_exponent", "odd_exponent"}  # what units of earlier versions lack
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -140,8 +141,8 @@ class Folder(NamedTuple):
 
         Raises:
           DamagedError: where it is not intact.
-          InputError: where it is of another configuration, or of an earlier version, whose sums had
-            no exponent.
+          InputError: where it is of another configuration, or of an earlier version, which did not
+            count networks.
         """
         identity = self.study.identities[folder]
         if path.suffix == ".json":
@@ -154,9 +155,9 @@ class Folder(NamedTuple):
             return content, store.check_origin(path, np.asarray(text), identity)
         arrays = store.read_npz(path)
         missing = [name for name in (*shapes, "config") if name not in arrays]
-        if missing and all(name.endswith("_exponent") for name in missing):
+        if missing and {*missing} <= EARLIER:
             raise InputError(
-                f"{path}: its sums have no exponent, an earlier version wrote it; name another "
+                f"{path}: does not count its networks, an earlier version wrote it; name another "
                 "folder"
             )
         if missing:
