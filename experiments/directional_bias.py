@@ -21,8 +21,8 @@ from experiments.estimate import Example, shorten
 from experiments.fields import HOW_FIELDS, check_known, check_sweep, read_recipe
 from experiments.plan import Plan
 from experiments.shards import Shard
+from nad_jax import accuracy_plots, errors, nads, store
 from nad_jax import directions as bases
-from nad_jax import errors, nads, plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
@@ -453,7 +453,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         shape = tuple(config.image_shape[:2])
         axes = _frequency_axes(config)
         accuracy = results.map_panels(groups, "test_accuracy", axes, shape)
-        figures["accuracy_map.png"] = plotting.plot_accuracy_maps(
+        figures["accuracy_map.png"] = accuracy_plots.plot_accuracy_maps(
             accuracy, axes, f"Accuracy on D(v): {title}"
         )
         # Averaged over the seeds that reached the loss.
@@ -463,19 +463,19 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         }
         steps = results.map_panels(reached, "steps_to_loss", axes, shape)
         if any(np.isfinite(panel).any() for panel in steps.values()):
-            figures["steps_map.png"] = plotting.plot_steps_maps(
+            figures["steps_map.png"] = accuracy_plots.plot_steps_maps(
                 steps, axes, f"Steps to a loss of {config.loss_threshold:g}: {title}"
             )
     elif config.source == "nads":
         spectrum = read_spectrum(config)
-        figures["accuracy_by_index.png"] = plotting.plot_accuracy_by_index(
+        figures["accuracy_by_index.png"] = accuracy_plots.plot_accuracy_by_index(
             results.curves(groups),
             None if spectrum is None else spectrum.eigenvalues,
             f"Accuracy on $D(u_i)$: {title}",
         )
     else:
         accuracies = {label: results.mean_accuracies(group) for label, group in groups.items()}
-        figures["accuracy_histogram.png"] = plotting.plot_accuracy_histogram(
+        figures["accuracy_histogram.png"] = accuracy_plots.plot_accuracy_histogram(
             accuracies, f"Accuracy on D(v), {config.source} directions: {title}"
         )
     energies = _energies(config, groups)
@@ -484,7 +484,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
             label: (energies[label], results.mean_accuracies(group))
             for label, group in groups.items()
         }
-        figures["accuracy_by_energy.png"] = plotting.plot_accuracy_by_energy(
+        figures["accuracy_by_energy.png"] = accuracy_plots.plot_accuracy_by_energy(
             points, f"Accuracy against vᵀGv: {title}"
         )
     paths = []

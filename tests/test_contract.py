@@ -82,17 +82,17 @@ def _sort_batch(variables, x):
 @pytest.mark.parametrize(
     ("apply", "words"),
     [
-        (lambda v, x: _logits(v, x) - _logits(v, x).mean(0)[None], "other images of the batch"),
-        (lambda v, x: _logits(v, x) / jnp.abs(_logits(v, x)).max(), "other images of the batch"),
+        (lambda v, x: _logits(v, x) - _logits(v, x).mean(0)[None], "other inputs of the batch"),
+        (lambda v, x: _logits(v, x) / jnp.abs(_logits(v, x)).max(), "other inputs of the batch"),
         (lambda v, x: _logits(v, x) / len(x), "or on its size"),
         (
             lambda v, x: _logits(v, x) + 0.01 * jnp.arange(len(x))[:, None],
-            "other images of the batch",
+            "other inputs of the batch",
         ),
-        (_sort_batch, "other images of the batch"),
+        (_sort_batch, "other inputs of the batch"),
         (
             lambda v, x: _logits(v, x) + 1e-6 * _logits(v, x).mean(0)[None],
-            "their derivative in another image",
+            "their derivative in another input",
         ),
         (_count_calls(), "change from one call to the next"),
         (_draw_outside, "change from one call to the next"),
@@ -148,7 +148,7 @@ def test_a_network_that_amplifies_rounding_is_no_mixture_of_images():
         return _logits(variables, x)
 
     from_functions(init, apply, SHAPE)
-    with pytest.raises(InputError, match="depend on the other images"):
+    with pytest.raises(InputError, match="depend on the other inputs"):
         from_functions(init, lambda v, x: apply(v, x) + x.mean(), SHAPE)
 
 
@@ -156,7 +156,7 @@ def test_features_depend_on_their_image_alone():
     def features(variables, x):
         return _flat(x) - _flat(x).mean(0)[None]
 
-    with pytest.raises(InputError, match="the features of an image depend"):
+    with pytest.raises(InputError, match="the features of an input depend"):
         from_functions(_init, _logits, SHAPE, features, readout_variance=1.0)
 
 
@@ -168,7 +168,7 @@ def test_behind_a_head_of_zeros_the_batch_is_still_seen():
             x -= x.mean(0, keepdims=True)
             return 2 * nn.Dense(1, kernel_init=nn.initializers.zeros)(x)
 
-    with pytest.raises(InputError, match="the logits of an image depend on the other images"):
+    with pytest.raises(InputError, match="the logits of an input depend on the other inputs"):
         from_linen(Net(), SHAPE)
 
 
@@ -179,7 +179,7 @@ def test_initialization_that_depends_on_images_is_refused_by_name():
             x = _flat(x)
             return nn.Dense(1)(x * self.param("scale", lambda key: 1 / (x.std() + 1e-6)))
 
-    with pytest.raises(InputError, match="initialization of params/scale depends on the image"):
+    with pytest.raises(InputError, match="initialization of params/scale depends on the input"):
         from_linen(Scaled(), SHAPE)
 
 

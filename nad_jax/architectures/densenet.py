@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nad_jax.convolution import map_images, pool, product_convolution
+from nad_jax.convolution import map_images, product_convolution
+from nad_jax.pooling import pool
 
 GROWTH = 32
 BLOCKS = (6, 12, 24, 16)

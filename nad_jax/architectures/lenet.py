@@ -5,7 +5,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from nad_jax.convolution import max_pooled, pool
+from nad_jax.convolution import max_pooled
+from nad_jax.pooling import pool
 
 
 class LeNet(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from nad_jax.convolution import pool
+from nad_jax.pooling import pool
 
 
 class BasicBlock(nn.Module):

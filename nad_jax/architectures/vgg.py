@@ -7,7 +7,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
-from nad_jax.convolution import pool
+from nad_jax.pooling import pool
 
 STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
