@@ -3,31 +3,42 @@ networks here.
 """
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nad_jax.directions import to_images
+from nad_jax.directions import spatial_shape, to_images
 
 
 def fourier_energy(image: np.ndarray) -> np.ndarray:
-    """|2-D DFT|² of an image [H, W, C], summed over channels, zero frequency at the centre: [H, W]."""
-    spectrum = np.abs(np.fft.fft2(image, axes=(0, 1))) ** 2
+    """|DFT|² of an image [H, W, C] or a signal [L, C], summed over channels, zero frequency at the
+    center: [H, W] or [L].
+    """
+    axes = tuple(range(image.ndim - 1))
+    spectrum = np.abs(np.fft.fftn(image, axes=axes)) ** 2
     return np.fft.fftshift(spectrum.sum(-1))
 
 
 def plot_directions(
     directions: np.ndarray,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     title: str,
     symmetry: np.ndarray | tuple[str, ...] = (),
 ) -> Figure:
     """Directions [K, D] as images (diverging, symmetric about 0; channels side by side) over their
-    Fourier energy.
+    Fourier energy; those of vectors and signals as lines, one for each channel, those of volumes as
+    their middle slice.
 
     Each panel has its own scale and, where given, names the representation of its direction
-    (`NADs.symmetry`, [K]). Frequencies are in cycles per image.
+    (`NADs.symmetry`, [K]). Frequencies are in cycles per length of an axis.
     """
     images = np.asarray(to_images(np.asarray(directions), image_shape))
-    height, width, channels = image_shape
+    label = "entries" if images.ndim < 4 else "pixels"
+    if images.ndim == 5:
+        images, label = images[:, images.shape[1] // 2], "middle slice"
+    if images.ndim < 4:
+        images = images.reshape(len(images), *spatial_shape(tuple(image_shape)), -1)
+    draw = _draw_image if images.ndim == 4 else _draw_lines
+    height, width, channels = images.shape[1:] if images.ndim == 4 else (1, 1, 1)
     # Inches; a pixel of a large image is one of the figure, at 150 dots per inch.
     panel = max(1.35 * max(1, channels / 2), channels * width / 150)
     columns = min(8, len(images), max(1, int(18 / panel)))
@@ -41,27 +52,36 @@ def plot_directions(
         panel.spines[:].set_visible(False)
     for index, image in enumerate(images):
         row, column = 2 * (index // columns), index % columns
-        pixel, fourier = axes[row, column], axes[row + 1, column]
-        limit = np.abs(image).max()
-        tiled = np.concatenate([image[..., channel] for channel in range(channels)], axis=1)
-        pixel.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        label = f" {symmetry[index]}" if len(symmetry) else ""
-        pixel.set_title(f"$u_{{{index}}}${label}", fontsize=9)
-        extent = (
-            -(width // 2) - 0.5,
-            width - width // 2 - 0.5,
-            height - height // 2 - 0.5,
-            -(height // 2) - 0.5,
-        )
-        fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent)
-        for panel, label in ((pixel, "pixels"), (fourier, "Fourier energy")):
-            if column == 0:
-                panel.set_ylabel(label, fontsize=8)
+        draw(axes[row, column], axes[row + 1, column], image)
+        of = f" {symmetry[index]}" if len(symmetry) else ""
+        axes[row, column].set_title(f"$u_{{{index}}}${of}", fontsize=9)
+        if column == 0:
+            axes[row, column].set_ylabel(label, fontsize=8)
+            axes[row + 1, column].set_ylabel("Fourier energy", fontsize=8)
     first = axes[1, 0]
-    first.set_xticks([-(width // 2), 0, width - width // 2 - 1])
-    first.set_yticks([-(height // 2), 0, height - height // 2 - 1])
+    for axis, length in zip((first.xaxis, first.yaxis), images.shape[-2:0:-1], strict=False):
+        axis.set_ticks([-(length // 2), 0, length - length // 2 - 1])
     first.tick_params(labelsize=6)
     return figure
+
+
+def _draw_image(pixel: Axes, fourier: Axes, image: np.ndarray) -> None:
+    """An image [H, W, C], channels side by side, and its Fourier energy."""
+    limit = np.abs(image).max()
+    tiled = np.concatenate(list(np.moveaxis(image, -1, 0)), axis=1)
+    pixel.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    height, width = image.shape[:2]
+    bottom, left = -(height // 2) - 0.5, -(width // 2) - 0.5
+    extent = (left, left + width, bottom + height, bottom)
+    fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent)
+
+
+def _draw_lines(entries: Axes, fourier: Axes, signal: np.ndarray) -> None:
+    """A signal [L, C], a line for each channel, and its Fourier energy."""
+    entries.plot(signal, linewidth=0.8)
+    entries.set_ylim(*(1.1 * np.abs(signal).max() * np.array([-1, 1])))
+    length = len(signal)
+    fourier.plot(np.arange(length) - length // 2, fourier_energy(signal), "k", linewidth=0.8)
 
 
 def plot_spectrum(
