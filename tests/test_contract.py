@@ -1,5 +1,6 @@
 """Models that break the contract, or that an adapter must treat with care."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import flax
@@ -112,6 +113,25 @@ def test_evaluation_that_is_no_function_of_one_image_is_refused(apply, words):
     with pytest.raises(InputError, match=words) as raised:
         from_functions(_init, apply, SHAPE)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2), (2, 2, 2, 1)])
+def test_inputs_of_any_shape_are_told_apart_and_taken_in_batches(shape):
+    def init(key):
+        return jax.random.normal(key, (3, *shape))
+
+    def one(w, x):
+        return jnp.tensordot(w, x, len(shape))
+
+    def centered(w, x):
+        return jax.vmap(one, (None, 0))(w, x - x.mean(0)[None])
+
+    with pytest.raises(InputError, match="logits of an input depend on the other inputs"):
+        from_functions(init, centered, shape)
+    message = f"apply takes one input of shape {shape}; it must take inputs {(2, *shape)} and"
+    with pytest.raises(InputError, match=re.escape(message)):
+        from_functions(init, one, shape)
+    assert from_functions(init, jax.vmap(one, (None, 0)), shape).num_logits == 3
 
 
 def test_a_network_that_is_unusual_but_right_is_taken():
