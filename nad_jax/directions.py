@@ -29,8 +29,8 @@ from nad_jax.errors import (
 
 
 def to_images(vectors: jax.Array, image_shape: tuple[int, ...]) -> jax.Array:
-    """Vectors [..., D] as inputs [..., *image_shape], images [..., H, W, C] say; raises `InputError`
-    where D is not their product.
+    """Vectors [..., D] as inputs [..., *image_shape], images [..., H, W, C] say; raises
+    `InputError` where D is not their product.
     """
     shape = check_input_shape(image_shape)
     vectors = real_array("vectors", vectors, "[..., D]", finite=False)

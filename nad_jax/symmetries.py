@@ -28,8 +28,8 @@ SYMMETRIES = ("flip", "transpose")
 def check_symmetries(
     names: tuple[str, ...] | None, image_shape: tuple[int, ...]
 ) -> tuple[str, ...]:
-    """The names as a tuple, each once; `InputError` for one that is unknown or not of inputs of this
-    shape: "flip" needs an axis besides that of channels, "transpose" square images.
+    """The names as a tuple, each once; `InputError` for one that is unknown or not of inputs of
+    this shape: "flip" needs an axis besides that of channels, "transpose" square images.
     """
     names = () if names is None else names
     names = tuple(dict.fromkeys(names)) if isinstance(names, tuple | list) else (names,)
@@ -47,8 +47,8 @@ def check_symmetries(
 
 
 def permutations(names: tuple[str, ...], image_shape: tuple[int, ...]) -> np.ndarray:
-    """The group that symmetries generate, as permutations [S, D]: x[p] is the input with its entries
-    moved by p.
+    """The group that symmetries generate, as permutations [S, D]: x[p] is the input with its
+    entries moved by p.
 
     Args:
       names: of `SYMMETRIES`: "flip" reverses any of the A axes but that of channels, for images the

@@ -125,26 +125,24 @@ def create_model(
 
 
 def _check_options(architecture: str, given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Every option of an architecture with its value."""
-    options, every = ARCHITECTURES[architecture].options(), {}
-    for entry in ARCHITECTURES.values():
-        every |= entry.options()
-    chosen = {name: published for name, (published, _) in options.items()}
+    """The options of an architecture that are not as published, with their values, by name."""
+    options, changed = ARCHITECTURES[architecture].options(), {}
+    known = dict.fromkeys(name for entry in ARCHITECTURES.values() for name in entry.options())
     for name, value in given.items():
-        check_choice("option", name, every)
+        check_choice("option", name, known)
         value = plain(value)
         if value in (None, 0):
             continue
-        _, allowed = options.get(name, (None, ()))
+        published, allowed = options.get(name, (None, ()))
         if name not in options or (allowed and value not in allowed):
-            allowed = (
-                f"allowed: {', '.join(map(repr, allowed))}" if allowed else f"it has no {name}"
-            )
+            reason = f"allowed: {', '.join(map(repr, allowed))}" if allowed else f"it has no {name}"
             raise InputError(
-                f"{name}: {shown(value)} makes no sense for {architecture!r}; {allowed}"
+                f"{name}: {shown(value)} makes no sense for {architecture!r}; {reason}"
             )
-        chosen[name] = value if allowed else check_integer(name, value, 1)
-    return tuple(chosen.items())
+        value = value if allowed else check_integer(name, value, 1)
+        if value != published:
+            changed[name] = value
+    return tuple(sorted(changed.items()))
 
 
 # Commands ask again and again, and tracing DenseNet121 takes seconds.
@@ -159,8 +157,8 @@ def _create_model(
     precision: np.dtype,  # of JAX, which the shapes kept with a model depend on
 ) -> Model:
     del precision
-    entry, chosen = ARCHITECTURES[architecture], dict(options)
-    fields = dict(chosen)
+    entry, changed = ARCHITECTURES[architecture], dict(options)
+    fields = {**entry.values, **changed}
     if issubclass(entry.module, ImageNetwork):
         fields["convolution"] = CONVOLUTIONS[convolution]
     module = entry.module(num_logits, **fields)
@@ -176,14 +174,13 @@ def _create_model(
         streams=("dropout",),
         check=False,  # the tests of the table check it
     )
-    published = {name: value for name, (value, _) in entry.options().items()}
     description = {
         "architecture": architecture,
         "image_shape": list(image_shape),
         "num_logits": num_logits,
-        "pooling": chosen.pop("pooling", "default"),
+        "pooling": getattr(module, "pooling", "default"),
         "initialization": initialization,
         "convolution": convolution,
-        **{name: value for name, value in chosen.items() if value != published[name]},
+        **changed,
     }
     return model._replace(description=MappingProxyType(description))

@@ -156,7 +156,7 @@ class DenseBlock(nn.Module):
 
 
 class _Normalization(nn.Module):
-    """The variables of `flax.linen.BatchNorm`: their values, and the running statistics to update."""
+    """The variables of `flax.linen.BatchNorm`: their values, and the running statistics."""
 
     reference_law: ClassVar[str] = "normalization"
 
