@@ -171,10 +171,7 @@ def test_bad_input_is_named():
             lambda: flip((255 * images).astype(np.uint8), _basis(30)),
             r"images: must be real.*of uint8 \(divide",
         ),
-        (
-            lambda: flip(images[0], _basis(30)),
-            r"directions: images 5x3 need D = 5 .* or 15, got 30",
-        ),
+        (lambda: flip(images[0], _basis(30)), r"images 5x3 need D = 5 .* or 15, got 30"),
         (lambda: flip(images[0, 0, 0], _basis(30)), r"images: must be real numbers \[B, H, W, C\]"),
         (
             lambda: flip(images, _basis(31)),
