@@ -10,6 +10,13 @@ F features before the last linear layer, R rows of derivatives per network, S su
 Sets of directions are unit rows [K, D]; eigenvalues descend.
 """
 
+from nad_jax.aliases import (
+    make_train,
+    make_train_images,
+    make_train_many,
+    make_train_many_images,
+    train_many_images,
+)
 from nad_jax.architectures import ARCHITECTURES, create_model
 from nad_jax.choices import Estimator
 from nad_jax.cifar import ImageData, read_cifar10
@@ -26,13 +33,7 @@ from nad_jax.directions import (
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError
 from nad_jax.estimation import estimate_leading_nads, estimate_nads
-from nad_jax.fitting import FitMetrics
-from nad_jax.image_training import (
-    cifar_recipe,
-    make_train_images,
-    make_train_many_images,
-    train_many_images,
-)
+from nad_jax.fitting import FitMetrics, Members, Task
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.linen import from_linen
 from nad_jax.models import Model, from_functions
@@ -40,12 +41,20 @@ from nad_jax.nads import LeadingNADs, NADs, directional_energy, null_band, singu
 from nad_jax.nnx import from_nnx
 from nad_jax.points import Points, at_origin, gaussian, images
 from nad_jax.recipe import Recipe
-from nad_jax.separable import bayes_classifier, competing_accuracy, sample_noise, sample_separable
 from nad_jax.snapshots import Snapshots
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.store import load_nads, read_directions, save_nads
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
-from nad_jax.training import TrainMetrics, make_train, make_train_many, train_many
+from nad_jax.tasks import separable
+from nad_jax.tasks.images import cifar_recipe
+from nad_jax.tasks.separable import (
+    TrainMetrics,
+    bayes_classifier,
+    competing_accuracy,
+    sample_noise,
+    sample_separable,
+)
+from nad_jax.training import train_many
 from nad_jax.vector_fields import central_difference, input_gradient
 from nad_jax.versions import __version__
 
@@ -57,11 +66,13 @@ __all__ = [
     "ImageData",
     "InputError",
     "LeadingNADs",
+    "Members",
     "Model",
     "NADs",
     "Points",
     "Recipe",
     "Snapshots",
+    "Task",
     "TrainMetrics",
     "__version__",
     "at_origin",
@@ -107,6 +118,7 @@ __all__ = [
     "sample_noise",
     "sample_separable",
     "save_nads",
+    "separable",
     "set_coefficients",
     "singular_values",
     "subspace_overlap",

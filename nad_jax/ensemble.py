@@ -59,7 +59,12 @@ def make_key(seed: int) -> jax.Array:
       InputError: unless `seed` is an integer in 0 … 2³² − 1 (beyond, different seeds would give one
         key).
     """
-    return jax.random.key(check_integer("seed", seed, 0, 2**32 - 1), impl="philox4x32")
+    return key_of_seed(check_integer("seed", seed, 0, 2**32 - 1))
+
+
+def key_of_seed(seed: int | jax.Array) -> jax.Array:
+    """The key of `make_key` for a seed that is known to be one; it may be traced."""
+    return jax.random.key(seed, impl="philox4x32")
 
 
 def resolve_key(key: jax.Array | int) -> jax.Array:

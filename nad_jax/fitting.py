@@ -1,12 +1,13 @@
-"""Fitting one network to labelled samples as a pure function, and mapping that over many networks.
+"""Fitting one network to the samples of a task, as a pure function.
 
-What the samples are is said by whoever calls: `training` draws them from D(v), `image_training`
-takes images.
+What the samples are, and what is asked of a network, a `Task` says; `training` maps this over many
+networks.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,33 +17,39 @@ from jax.flatten_util import ravel_pytree
 
 from nad_jax import ensemble
 from nad_jax.contract import check_training
-from nad_jax.errors import (
-    InputError,
-    check_choice,
-    check_function,
-    check_integer,
-    check_number,
-    check_record,
-    number_array,
-)
+from nad_jax.errors import check_record, raise_problems
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import PRECISIONS, Recipe
-from nad_jax.snapshots import Snapshots
 
-Sample = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+Arrays = Mapping[str, jax.Array]
+SPLITS = ("train", "test")
+
+
+class Members(NamedTuple):
+    """What differs between networks; every leaf has a leading axis [N] where there are N of them.
+
+    key: of initialization, order of the samples and dropout. learning_rate: a number.
+    arrays: what a task takes besides, by name.
+    """
+
+    key: jax.Array
+    learning_rate: jax.Array
+    arrays: Arrays = MappingProxyType({})
 
 
 class FitMetrics(NamedTuple):
-    """What became of a network that was trained; `map_networks` adds a leading axis [N].
+    """Metrics of a network that was trained; `training.train_many` adds a leading axis [N].
 
-    train_accuracy, test_accuracy: share of samples classified correctly after training, in
-      evaluation mode.
-    train_loss, test_loss: mean cross-entropy there.
+    train_accuracy, test_accuracy: share of samples that are correct after training, in evaluation
+      mode.
+    train_loss, test_loss: mean loss there.
     steps_to_loss: first step t = 1 … T at which the mean minibatch loss of the last `loss_window`
       steps is at most `loss_threshold`; −1: never.
     diverged_at: the step at which the loss, the norm of the gradient or the network it led to was
       not finite; the network is kept as it was before that step, and evaluated so. −1: never.
     losses: [T] minibatch losses; nan from the divergence on.
+    variables: of the trained network, where they were asked for (`keep`).
+    observed: what was asked for at the start and after every epoch (`observe`), by name.
     """
 
     train_accuracy: jax.Array
@@ -52,14 +59,89 @@ class FitMetrics(NamedTuple):
     steps_to_loss: jax.Array
     diverged_at: jax.Array
     losses: jax.Array
+    variables: Any = None
+    observed: Mapping[str, Any] | None = None
+
+
+class Observer(Protocol):
+    """What is measured of one network, during training or after it."""
+
+    def __call__(self, variables: Any, data: Any, member: Members) -> Any:
+        """Arrays, in a tree of any form.
+
+        Args:
+          variables: of the network.
+          data: of the task.
+          member: of the network.
+        """
+
+
+def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """The cross-entropy [B] of logits [B, K] and labels [B]."""
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+
+
+def has_label(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether the largest of logits [B, K] is that of the label [B]."""
+    return outputs.argmax(-1) == labels
+
+
+def keys_of_seeds(purpose: str, seeds: np.ndarray) -> jax.Array:
+    """Keys [N] of the networks of seeds [N]: what else differs does not change random numbers."""
+
+    def key_of_seed(seed: jax.Array) -> jax.Array:
+        return ensemble.portable_key(ensemble.named_key(ensemble.key_of_seed(seed), purpose))
+
+    return jax.vmap(key_of_seed)(jnp.asarray(seeds, jnp.uint32))
+
+
+class Task(NamedTuple):
+    """What networks are trained to do. Only `data` and `sample` must be given.
+
+    data(model, recipe, seed) -> data: the arrays that networks of one seed share; checked here.
+    sample(data, split, indices, arrays) -> (x, targets): the samples of numbers `indices` [B], in
+      0 … num_train − 1 of the split "train" or 0 … num_test − 1 of "test": x [B, *input_shape] or
+      [B, D]; of one network, whose own `arrays` they may depend on.
+    loss(outputs, targets) -> [B], correct(outputs, targets) -> [B]: of outputs [B, K].
+    arrays: the names of what differs between networks, and their defaults (`REQUIRED`: none).
+    prepare(model, arrays) -> arrays: arrays [N, …], checked, as `sample` takes them.
+    make_keys(seeds, arrays) -> keys [N]: those of networks, from their seeds [N].
+    num_outputs: K that the model must have; None: any.
+    sizes: (num_train, num_test); None: those of the recipe.
+    shared: whether the data are the same for all seeds.
+    recipe, learning_rate: the defaults.
+    make_measures(model, recipe) -> observers: what is measured after training besides, by the
+      fields of `metrics`.
+    metrics: the record that is made of it all.
+    """
+
+    data: Callable[[Model, Recipe, int], Any]
+    sample: Callable[[Any, str, jax.Array, Arrays], tuple[jax.Array, Any]]
+    loss: Callable[[jax.Array, Any], jax.Array] = cross_entropy
+    correct: Callable[[jax.Array, Any], jax.Array] = has_label
+    arrays: Arrays = MappingProxyType({})
+    prepare: Callable[[Model, Arrays], Arrays] = lambda model, arrays: arrays
+    make_keys: Callable[[np.ndarray, Arrays], jax.Array] = lambda seeds, arrays: keys_of_seeds(
+        "networks", seeds
+    )
+    num_outputs: int | None = None
+    sizes: tuple[int, int] | None = None
+    shared: bool = True
+    recipe: Recipe = Recipe()
+    learning_rate: float = 0.1
+    make_measures: Callable[[Model, Recipe], Mapping[str, Observer]] = lambda model, recipe: {}
+    metrics: Callable[..., NamedTuple] = FitMetrics
+
+
+REQUIRED = "required"  # in place of a default
 
 
 class FitState(NamedTuple):
     """A network in training: what an epoch changes.
 
     trained, others: leaves of its variables, see `models.split_trainable`. step: steps done.
-      diverged_at: as in
-    `FitMetrics`. losses: [num_epochs, steps_per_epoch] minibatch losses, 0 where not yet known.
+    diverged_at: as in `FitMetrics`. losses: [num_epochs, steps_per_epoch] minibatch losses, 0 where
+    not yet known.
     """
 
     trained: list[jax.Array]
@@ -73,13 +155,16 @@ class FitState(NamedTuple):
 class Stages(NamedTuple):
     """Training of one network in stages, so that it can be interrupted between epochs.
 
-    `member` is what differs between networks (a key, a direction, …), `shared` the data they have
-    in common.
+    start(member) -> FitState.
+    epoch(state, data, member) -> FitState.
+    finish(state, data, member) -> metrics.
+    variables(state) -> variables: of the network as it is now.
     """
 
-    start: Callable[..., FitState]  # start(*member)
-    epoch: Callable[..., FitState]  # epoch(state, shared, *member)
-    finish: Callable[..., tuple[Any, Any]]  # finish(state, shared, *member) -> (variables, metrics)
+    start: Callable[[Members], FitState]
+    epoch: Callable[[FitState, Any, Members], FitState]
+    finish: Callable[[FitState, Any, Members], Any]
+    variables: Callable[[FitState], Any]
 
 
 def _first_step_below(losses: jax.Array, window: int, threshold: float) -> jax.Array:
@@ -112,377 +197,175 @@ def _as_before(new: jax.Array, old: jax.Array) -> jax.Array:
     return new.astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
 
 
-def _make_evaluate(
-    model: Model, batch_size: int, with_gradient: bool
-) -> Callable[..., tuple[jax.Array, ...]]:
-    """`evaluate(variables, sample, num_samples) -> (accuracy, loss, gradient)`; the mean of ∇ₓ(l₀ −
-    l₁) [H, W, C].
-    """
+def _make_evaluate(model: Model, task: Task, recipe: Recipe, split: str) -> Observer:
+    """An observer of (accuracy, mean loss) of a split, in evaluation mode."""
+    num_samples = dict(zip(SPLITS, (recipe.num_train, recipe.num_test), strict=True))[split]
 
-    def evaluate(variables: Any, sample: Callable, num_samples: int) -> tuple[jax.Array, ...]:
-        def add_batch(
-            sums: tuple[jax.Array, ...], first: jax.Array
-        ) -> tuple[tuple[jax.Array, ...], None]:
-            indices = first + jnp.arange(batch_size)
-            valid = (
-                indices < num_samples
-            )  # the last batch is filled up with copies of the last sample
-            x, labels = sample(jnp.minimum(indices, num_samples - 1))
+    def evaluate(variables: Any, data: Any, member: Members) -> tuple[jax.Array, ...]:
+        def add_batch(sums: tuple[jax.Array, ...], batch: Batch) -> tuple[Any, None]:
+            x, targets = task.sample(data, split, batch.indices, member.arrays)
+            outputs = model.apply(variables, x.reshape(-1, *model.image_shape))
+            losses, correct = task.loss(outputs, targets), task.correct(outputs, targets)
+            parts = (batch.valid, correct & batch.valid, jnp.where(batch.valid, losses, 0))
+            new = (part.sum(dtype=jnp.float32) for part in parts)
+            return tuple(total + part for total, part in zip(sums, new, strict=True)), None
 
-            def difference(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-                logits = model.apply(variables, x)
-                return jnp.sum(jnp.where(valid, logits[:, 0] - logits[:, 1], 0)), logits
-
-            if with_gradient:
-                (_, logits), gradients = jax.value_and_grad(difference, has_aux=True)(x)
-                gradient = gradients.sum(0)
-            else:
-                logits, gradient = model.apply(variables, x), jnp.zeros(x.shape[1:], jnp.float32)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            correct = logits.argmax(-1) == labels
-            count, hits = valid.sum(dtype=jnp.float32), (correct & valid).sum(dtype=jnp.float32)
-            new = (count, hits, jnp.sum(jnp.where(valid, losses, 0)), gradient)
-            return tuple(
-                total + part.astype(jnp.float32) for total, part in zip(sums, new, strict=True)
-            ), None
-
-        zero = (*(jnp.float32(0) for _ in range(3)), jnp.zeros(model.image_shape, jnp.float32))
-        (count, *sums), _ = jax.lax.scan(add_batch, zero, jnp.arange(0, num_samples, batch_size))
-        return tuple(
-            total / count for total in sums
-        )  # by a constant, XLA would multiply: all of n would be 0.9999999
+        zero = (jnp.float32(0),) * 3
+        batches = make_batches(num_samples, recipe.batch_size)
+        (count, *sums), _ = jax.lax.scan(add_batch, zero, batches)
+        # By a constant, XLA would multiply: all of n would be 0.9999999.
+        return tuple(total / count for total in sums)
 
     return evaluate
 
 
-def check_model(model: Model, batch_size: int, num_classes: int | None = None) -> None:
-    """Raises `InputError` unless the model has a logit for each class and can be trained, see
+class Batch(NamedTuple):
+    """Numbers of samples [B], and which of them are not there to fill the last batch up [B]."""
+
+    indices: jax.Array
+    valid: jax.Array
+
+
+def make_batches(num_samples: int, batch_size: int) -> Batch:
+    """All samples in batches [·, B], the last one filled up with copies of the last sample."""
+    indices = jnp.arange(-(-num_samples // batch_size) * batch_size).reshape(-1, batch_size)
+    return Batch(jnp.minimum(indices, num_samples - 1), indices < num_samples)
+
+
+def check_model(model: Model, batch_size: int, num_outputs: int | None = None) -> None:
+    """Raises `InputError` unless the model has so many outputs and can be trained, see
     `check_training`.
     """
     check_record("model", model, Model)
-    check_training(model, batch_size, num_classes)
+    check_training(model, batch_size, num_outputs)
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raises one `InputError` with a line for each problem of the recipe."""
     check_record("recipe", recipe, Recipe)
-    problems = recipe.problems()
-    if problems:
-        raise InputError("\n".join(problems))
+    raise_problems(recipe.problems())
 
 
-def make_fit(model: Model, recipe: Recipe, with_gradient: bool = False) -> Stages:
-    """Builds the three stages of fitting one network: pure functions that are `Stages` but for what
-    a sample is.
+def make_fit(model: Model, recipe: Recipe, task: Task) -> Stages:
+    """Builds the stages of fitting one network: pure functions.
 
-      start(key, learning_rate) -> FitState
-      epoch(state, key, learning_rate, sample_train) -> FitState
-      finish(state, sample_train, sample_test) -> (variables, FitMetrics, gradient)
-
-      key:            of initialization, order of the samples and dropout; the same for all stages.
-      learning_rate:  scalar.
-      sample_train, sample_test: functions of indices [B] in 0 … num_train − 1 (num_test − 1) that
-        return samples x [B, H, W, C] and their labels [B].
-
-    `gradient` is the mean over the test samples of ∇ₓ(logit₀ − logit₁), [H, W, C]; zeros unless
-    `with_gradient`.
+    Raises:
+      InputError: for bad values in the recipe, and a model that cannot be trained on the task.
     """
-    evaluate_train = _make_evaluate(model, recipe.batch_size, with_gradient=False)
-    evaluate_test = _make_evaluate(model, recipe.batch_size, with_gradient)
+    check_recipe(recipe)
+    check_model(model, recipe.batch_size, task.num_outputs)
+    evaluate = [_make_evaluate(model, task, recipe, split) for split in SPLITS]
+    measures = task.make_measures(model, recipe)
     num_full = recipe.num_train // recipe.batch_size * recipe.batch_size  # samples in full batches
     *_, join = split_trainable(model, jax.eval_shape(model.init, jax.random.key(0)))
+    make_step = _make_stepper(model, recipe, task)
 
-    def start(key: jax.Array, learning_rate: jax.Array) -> FitState:
-        init_key, _, _ = jax.random.split(key, 3)
+    def start(member: Members) -> FitState:
+        init_key, _, _ = jax.random.split(member.key, 3)
         trained, others, _ = split_trainable(model, model.init(init_key))
         losses = jnp.zeros((recipe.num_epochs, recipe.steps_per_epoch), jnp.float32)
-        optimizer = recipe.make_optimizer(learning_rate).init(trained)
+        optimizer = recipe.make_optimizer(member.learning_rate).init(trained)
         return FitState(trained, others, optimizer, jnp.int32(0), jnp.int32(-1), losses)
 
-    def epoch(
-        state: FitState, key: jax.Array, learning_rate: jax.Array, sample_train: Sample
-    ) -> FitState:
-        _, order_key, dropout_key = jax.random.split(key, 3)
-        optimizer = recipe.make_optimizer(learning_rate)
-
-        def step(state: FitState, indices: jax.Array) -> tuple[FitState, jax.Array]:
-            number = state.step + 1
-            x, labels = sample_train(indices)
-
-            def loss(trained: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-                variables = join(trained, state.others)
-                logits, updated = model.apply(
-                    variables, x, jax.random.fold_in(dropout_key, number), train=True
-                )
-                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-                others = split_trainable(model, updated)[1]
-                return losses.mean(), [
-                    _as_before(*leaves) for leaves in zip(others, state.others, strict=True)
-                ]
-
-            value, pullback, others = jax.vjp(loss, state.trained, has_aux=True)
-            # Conjugated, the gradient of a complex parameter w points where the loss grows: ∂/∂Re w
-            # + i ∂/∂Im w.
-            gradients = jax.tree.map(jnp.conj, pullback(jnp.ones_like(value))[0])
-            updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
-            trained = optax.apply_updates(state.trained, updates)
-            finite = jnp.isfinite(optax.tree.norm(gradients)) & _all_finite(
-                [value, *trained, *others]
-            )
-            finite = finite & (state.diverged_at < 0)
-            new, old = (
-                (trained, others, optimizer_state),
-                (state.trained, state.others, state.optimizer),
-            )
-            kept = jax.tree.map(partial(jnp.where, finite), new, old)
-            diverged_at = jnp.where(finite | (state.diverged_at >= 0), state.diverged_at, number)
-            value = jnp.where(finite, value.astype(jnp.float32), jnp.nan)
-            return FitState(*kept, number, diverged_at, state.losses), value
-
-        number = state.step // recipe.steps_per_epoch
-        order = jax.random.permutation(
-            jax.random.split(order_key, recipe.num_epochs)[number], recipe.num_train
-        )
+    def epoch(state: FitState, data: Any, member: Members) -> FitState:
+        _, order_key, _ = jax.random.split(member.key, 3)
+        step, number = make_step(data, member), state.step // recipe.steps_per_epoch
+        keys = jax.random.split(order_key, recipe.num_epochs)
+        order = jax.random.permutation(keys[number], recipe.num_train)
         state, losses = jax.lax.scan(step, state, order[:num_full].reshape(-1, recipe.batch_size))
         if num_full < recipe.num_train:
             state, last = step(state, order[num_full:])
             losses = jnp.append(losses, last)
         return state._replace(losses=state.losses.at[number].set(losses))
 
-    def finish(
-        state: FitState, sample_train: Sample, sample_test: Sample
-    ) -> tuple[Any, FitMetrics, jax.Array]:
+    def finish(state: FitState, data: Any, member: Members) -> Any:
         losses, variables = state.losses.reshape(-1), join(state.trained, state.others)
-        train_accuracy, train_loss, _ = evaluate_train(variables, sample_train, recipe.num_train)
-        test_accuracy, test_loss, gradient = evaluate_test(variables, sample_test, recipe.num_test)
-        metrics = FitMetrics(
-            train_accuracy,
-            test_accuracy,
-            train_loss,
-            test_loss,
-            _first_step_below(losses, recipe.loss_window, recipe.loss_threshold),
-            state.diverged_at,
-            losses,
+        (train_accuracy, train_loss), (test_accuracy, test_loss) = (
+            one(variables, data, member) for one in evaluate
         )
-        return variables, metrics, gradient
-
-    def in_precision(stage: Callable) -> Callable:
-        def precise(*args: Any) -> Any:
-            with jax.default_matmul_precision(PRECISIONS[recipe.precision]):
-                return stage(*args)
-
-        return stage if recipe.precision == "default" else precise
-
-    return Stages(*map(in_precision, (start, epoch, finish)))
-
-
-def make_whole(stages: Stages, num_epochs: int) -> Callable[..., tuple[Any, Any]]:
-    """`train(*member, shared) -> (variables, metrics)`: all stages as one pure function."""
-
-    def train(*args: Any) -> tuple[Any, Any]:
-        *member, shared = args
-        state = jax.lax.fori_loop(
-            0,
-            num_epochs,
-            lambda _, state: stages.epoch(state, shared, *member),
-            stages.start(*member),
+        return task.metrics(
+            train_accuracy=train_accuracy,
+            test_accuracy=test_accuracy,
+            train_loss=train_loss,
+            test_loss=test_loss,
+            steps_to_loss=_first_step_below(losses, recipe.loss_window, recipe.loss_threshold),
+            diverged_at=state.diverged_at,
+            losses=losses,
+            **{name: measure(variables, data, member) for name, measure in measures.items()},
         )
-        return stages.finish(state, shared, *member)
+
+    def variables(state: FitState) -> Any:
+        return join(state.trained, state.others)
+
+    stages = (_in_precision(recipe, stage) for stage in (start, epoch, finish))
+    return Stages(*stages, variables)
+
+
+def _in_precision(recipe: Recipe, stage: Callable[..., Any]) -> Callable[..., Any]:
+    """A stage whose matrix products have the recipe's precision."""
+
+    def precise(*args: Any) -> Any:
+        with jax.default_matmul_precision(PRECISIONS[recipe.precision]):
+            return stage(*args)
+
+    return stage if recipe.precision == "default" else precise
+
+
+Step = Callable[[FitState, jax.Array], tuple[FitState, jax.Array]]
+
+
+def _make_stepper(model: Model, recipe: Recipe, task: Task) -> Callable[[Any, Members], Step]:
+    """Builds `make_step(data, member) -> step(state, indices) -> (state, loss)`."""
+    *_, join = split_trainable(model, jax.eval_shape(model.init, jax.random.key(0)))
+
+    def make_step(data: Any, member: Members) -> Step:
+        _, _, dropout_key = jax.random.split(member.key, 3)
+        optimizer = recipe.make_optimizer(member.learning_rate)
+
+        def step(state: FitState, indices: jax.Array) -> tuple[FitState, jax.Array]:
+            number = state.step + 1
+            x, targets = task.sample(data, "train", indices, member.arrays)
+            x = x.reshape(-1, *model.image_shape)
+
+            def loss(trained: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+                variables, key = (
+                    join(trained, state.others),
+                    jax.random.fold_in(dropout_key, number),
+                )
+                outputs, updated = model.apply(variables, x, key, train=True)
+                others = split_trainable(model, updated)[1]
+                others = [_as_before(*leaves) for leaves in zip(others, state.others, strict=True)]
+                return task.loss(outputs, targets).mean(), others
+
+            value, pullback, others = jax.vjp(loss, state.trained, has_aux=True)
+            # Conjugated, the gradient of a complex parameter w points where the loss grows:
+            # ∂/∂Re w + i ∂/∂Im w.
+            gradients = jax.tree.map(jnp.conj, pullback(jnp.ones_like(value))[0])
+            updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
+            trained = optax.apply_updates(state.trained, updates)
+            finite = jnp.isfinite(optax.tree.norm(gradients))
+            finite &= _all_finite([value, *trained, *others]) & (state.diverged_at < 0)
+            new = (trained, others, optimizer_state)
+            old = (state.trained, state.others, state.optimizer)
+            kept = jax.tree.map(partial(jnp.where, finite), new, old)
+            unchanged = finite | (state.diverged_at >= 0)
+            diverged_at = jnp.where(unchanged, state.diverged_at, number)
+            value = jnp.where(finite, value.astype(jnp.float32), jnp.nan)
+            return FitState(*kept, number, diverged_at, state.losses), value
+
+        return step
+
+    return make_step
+
+
+def make_whole(stages: Stages, num_epochs: int) -> Callable[[Members, Any], tuple[Any, Any]]:
+    """`train(member, data) -> (variables, metrics)`: all stages as one pure function."""
+
+    def train(member: Members, data: Any) -> tuple[Any, Any]:
+        def epoch(_: jax.Array, state: FitState) -> FitState:
+            return stages.epoch(state, data, member)
+
+        state = jax.lax.fori_loop(0, num_epochs, epoch, stages.start(member))
+        return stages.variables(state), stages.finish(state, data, member)
 
     return train
-
-
-def resolve_mapping(
-    mapping: str, chunk_size: int, num_devices: int
-) -> tuple[str, int, list[jax.Device]]:
-    """The mapping, the networks per call and the devices that automatic choices come to.
-
-    See `training.make_train_many` for what the choices are.
-    """
-    check_choice("mapping", mapping, ("auto", *ensemble.MAPPINGS))
-    num_devices = check_integer("num_devices", num_devices, 0, jax.local_device_count())
-    chunk_size = check_integer("chunk_size", chunk_size, 0)
-    devices = jax.local_devices()[: num_devices or None]
-    if mapping == "auto":
-        mapping = "sequential" if jax.default_backend() == "cpu" else "vectorized"
-    chunk_size = chunk_size or len(devices) * (1 if mapping == "sequential" else 32)
-    if chunk_size % len(devices):
-        raise InputError(
-            f"chunk_size: must be a multiple of the {len(devices)} devices, got {chunk_size}"
-        )
-    return mapping, chunk_size, devices
-
-
-def make_chunk(stages: Stages, mapping: str, devices: list[jax.Device]) -> Stages:
-    """The compiled stages of N networks at once, spread over the devices; `finish` gives their
-    metrics, [N] each.
-    """
-
-    def mapped(stage: Callable) -> Callable:
-        return lambda shared, *members: ensemble.map_members(
-            lambda *member: stage(shared, *member), mapping, *members
-        )
-
-    start_all = ensemble.shard_members(
-        mapped(lambda shared, *member: stages.start(*member)), devices
-    )
-    epoch_all = ensemble.shard_members(
-        mapped(lambda shared, state, *member: stages.epoch(state, shared, *member)), devices
-    )
-    finish_all = ensemble.shard_members(
-        mapped(lambda shared, state, *member: stages.finish(state, shared, *member)[1]), devices
-    )
-    # Stated, so that the first epoch meets the same placement as all others: else it is compiled
-    # once more.
-    placed = ensemble.spread(devices)
-
-    @partial(jax.jit, out_shardings=placed)
-    def start(*members: jax.Array) -> FitState:
-        return start_all(None, *members)
-
-    @partial(jax.jit, donate_argnums=0, out_shardings=placed)
-    def epoch(state: FitState, shared: Any, *members: jax.Array) -> FitState:
-        return epoch_all(shared, state, *members)
-
-    @jax.jit
-    def finish(state: FitState, shared: Any, *members: jax.Array) -> Any:
-        return finish_all(shared, state, *members)
-
-    return Stages(start, epoch, finish)
-
-
-class Batch(NamedTuple):
-    """Networks that are trained at once, at most a chunk of them: `shared()` gives their data,
-    `members` are [N].
-    """
-
-    shared: Callable[[], Any]
-    members: tuple[jax.Array, ...]
-
-
-def make_batches(
-    shared: Callable[[], Any], members: tuple[jax.Array, ...], chunk_size: int
-) -> list[Batch]:
-    """Members [N] with the same data, `chunk_size` at a time."""
-    starts = range(0, len(members[0]), chunk_size)
-    return [
-        Batch(shared, tuple(array[first : first + chunk_size] for array in members))
-        for first in starts
-    ]
-
-
-def map_networks(
-    chunk: Stages,
-    num_epochs: int,
-    chunk_size: int,
-    batches: list[Batch],
-    progress: Callable[[float], None] | None = None,
-    snapshots: Snapshots | None = None,
-) -> Any:
-    """The metrics of the networks of all batches [N], NumPy, by calls of `chunk` on `chunk_size` of
-    them.
-
-    A batch that is smaller is filled up with copies, so that a network's numbers do not depend on
-    how many there are.
-
-    Args:
-      chunk: from `make_chunk`.
-      progress: called after every epoch with the number of networks done, a fraction for those in
-        training.
-      snapshots: where the state is kept between epochs, and from where it is taken up again.
-
-    Raises:
-      InputError: for another `progress` than a function, and other `snapshots` than `Snapshots`.
-    """
-    check_function("progress", progress)
-    if snapshots is not None:
-        check_record("snapshots", snapshots, Snapshots)
-
-    def padded(batch: Batch) -> tuple[jax.Array, ...]:
-        places = np.resize(np.arange(len(batch.members[0])), chunk_size)
-        return tuple(array[places] for array in batch.members)
-
-    batches_done, epochs_done, state, results = 0, 0, None, []
-    if snapshots is not None and (kept := snapshots.load()) is not None:
-        batches_done, epochs_done = int(kept["batches_done"]), int(kept["epochs_done"])
-        state = chunk.start(*padded(batches[0]))
-        metrics = jax.eval_shape(chunk.finish, state, batches[0].shared(), *padded(batches[0]))
-        placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-        state = jax.device_put(_restore("state", state, kept), placed)
-        results = [_restore("results", metrics, kept)] if batches_done else []
-    num_done = sum(len(batch.members[0]) for batch in batches[:batches_done])
-    for number, batch in list(enumerate(batches))[batches_done:]:
-        shared, members, count = batch.shared(), padded(batch), len(batch.members[0])
-        state = chunk.start(*members) if state is None else state
-        for epoch in range(epochs_done, num_epochs):
-            state = jax.block_until_ready(chunk.epoch(state, shared, *members))
-            if snapshots is not None and snapshots.due():
-                kept = {"batches_done": np.asarray(number), "epochs_done": np.asarray(epoch + 1)}
-                kept |= _flatten("state", state) | _flatten("results", _join(results))
-                snapshots.save(number * num_epochs + epoch, kept)
-            if progress is not None and epoch + 1 < num_epochs:
-                progress(num_done + count * (epoch + 1) / num_epochs)
-        finished = jax.device_get(chunk.finish(state, shared, *members))
-        results.append(jax.tree.map(lambda values, count=count: values[:count], finished))
-        num_done, epochs_done, state = num_done + count, 0, None
-        if progress is not None:
-            progress(num_done)
-    return _join(results)
-
-
-def _join(results: list[Any]) -> Any:
-    """Metrics of several batches as those of one; None for none."""
-    return jax.tree.map(lambda *values: np.concatenate(values), *results) if results else None
-
-
-def _flatten(name: str, tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a tree, numbered, as arrays that a file can hold."""
-
-    def plain(leaf: jax.Array) -> np.ndarray:
-        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        return (
-            array if array.dtype.kind in "biuf" else array.view(f"u{array.dtype.itemsize}")
-        )  # bfloat16, say
-
-    return {f"{name}_{index}": plain(leaf) for index, leaf in enumerate(jax.tree.leaves(tree))}
-
-
-def _restore(name: str, like: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The inverse of `_flatten`, for a tree like another one."""
-
-    def restored(index: int, leaf: Any) -> Any:
-        array = arrays[f"{name}_{index}"]
-        if _is_key(leaf):
-            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-        return array.view(leaf.dtype)
-
-    leaves, structure = jax.tree.flatten(like)
-    return jax.tree.unflatten(
-        structure, [restored(index, leaf) for index, leaf in enumerate(leaves)]
-    )
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def broadcast_members(count: int, **values: Any) -> dict[str, np.ndarray]:
-    """Each value as [count]; raises `InputError` naming the one that is neither a number nor a list
-    of that length.
-    """
-    arrays = {}
-    for name, value in values.items():
-        array = np.asarray(number_array(name, value))
-        if array.shape not in ((), (count,)):
-            raise InputError(
-                f"{name}: must be a number or one for each of the {count} networks, got "
-                f"{array.shape}"
-            )
-        array = np.broadcast_to(array, (count,))
-        for entry in array.tolist():
-            if name == "seed":
-                check_integer(name, entry, 0, 2**32 - 1)
-            else:
-                check_number(name, entry, 0.0)
-        arrays[name] = array
-    return arrays

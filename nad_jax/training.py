@@ -1,295 +1,246 @@
-"""Training one network on D(v) as a pure function, and many of them, one for each direction.
+"""Training many networks at once: on D(v), one for each direction, on images, on any task."""
 
-Source of the default recipe: NAD, reference code; see `Recipe`.
-"""
-
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Mapping
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import ensemble, separable
-from nad_jax.directions import direction_identity
+from nad_jax import ensemble, errors
+from nad_jax.chunks import (
+    Asked,
+    Batch,
+    EnsembleObserver,
+    Progress,
+    make_chunk,
+    map_networks,
+    resolve_execution,
+)
+from nad_jax.ensemble import Execution
 from nad_jax.errors import (
     InputError,
+    check_function,
+    check_integer,
+    check_number,
     check_record,
-    check_scalar,
-    check_units,
-    host_array,
-    real_array,
+    number_array,
 )
-from nad_jax.fitting import (
-    FitState,
-    Sample,
-    Stages,
-    broadcast_members,
-    check_model,
-    check_recipe,
-    make_batches,
-    make_chunk,
-    make_fit,
-    make_whole,
-    map_networks,
-    resolve_mapping,
-)
+from nad_jax.fitting import REQUIRED, Members, Observer, Task, check_recipe, make_fit
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
-from nad_jax.separable import Noise
 from nad_jax.snapshots import Snapshots
+from nad_jax.tasks import separable
+
+Observers = Mapping[str, Observer | EnsembleObserver]
 
 
-class TrainMetrics(NamedTuple):
-    """What became of a network trained on D(v); `train_many` adds a leading axis [N].
-
-    gradient_cosine: |cos| between v and the mean over the test set of ∇ₓ(logit₀ − logit₁); 0 where
-      that is zero.
-    The others: as in `fitting.FitMetrics`.
+def broadcast_members(count: int, **values: Any) -> dict[str, np.ndarray]:
+    """Each value as [count]; raises `InputError` naming the one that is neither a number nor a list
+    of that length.
     """
-
-    train_accuracy: jax.Array
-    test_accuracy: jax.Array
-    train_loss: jax.Array
-    test_loss: jax.Array
-    steps_to_loss: jax.Array
-    gradient_cosine: jax.Array
-    diverged_at: jax.Array
-    losses: jax.Array
-
-
-def _cosine(left: jax.Array, right: jax.Array) -> jax.Array:
-    """|cos| of a vector and a unit vector, which may be too long for its square to be a float32."""
-    left = left / jnp.maximum(jnp.abs(left).max(), jnp.finfo(jnp.float32).tiny)
-    norm = jnp.linalg.norm(left)
-    return jnp.where(norm == 0, 0.0, jnp.abs(jnp.vdot(left, right)) / norm)
-
-
-def make_stages(model: Model, recipe: Recipe) -> Stages:
-    """The stages of training one network on D(v), see `make_train`, whose arguments but `noise` are
-    its `member`.
-    """
-    check_recipe(recipe)
-    separable.check_num_samples("num_train", recipe.num_train)
-    separable.check_num_samples("num_test", recipe.num_test)
-    check_model(model, recipe.batch_size, num_classes=2)
-    fit = make_fit(model, recipe, with_gradient=True)
-
-    def sampler(
-        noise: jax.Array, direction: jax.Array, epsilon: jax.Array, sigma: jax.Array
-    ) -> Sample:
-        def sample(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-            labels = separable.label_samples(indices)
-            x = separable.separate(noise[indices], labels, direction, epsilon, sigma)
-            return x.reshape(-1, *model.image_shape), labels
-
-        return sample
-
-    def start(
-        key: jax.Array, direction: jax.Array, epsilon: Any, sigma: Any, learning_rate: Any
-    ) -> FitState:
-        return fit.start(key, learning_rate)
-
-    def epoch(
-        state: FitState,
-        noise: Noise,
-        key: jax.Array,
-        direction: jax.Array,
-        epsilon: Any,
-        sigma: Any,
-        learning_rate: Any,
-    ) -> FitState:
-        return fit.epoch(state, key, learning_rate, sampler(noise.train, direction, epsilon, sigma))
-
-    def finish(
-        state: FitState,
-        noise: Noise,
-        key: jax.Array,
-        direction: jax.Array,
-        epsilon: Any,
-        sigma: Any,
-        learning_rate: Any,
-    ) -> tuple[Any, TrainMetrics]:
-        samplers = (sampler(split, direction, epsilon, sigma) for split in noise)
-        variables, metrics, gradient = fit.finish(state, *samplers)
-        cosine = _cosine(gradient.reshape(-1), direction)
-        return variables, TrainMetrics(**metrics._asdict(), gradient_cosine=cosine)
-
-    return Stages(start, epoch, finish)
+    arrays = {}
+    for name, value in values.items():
+        array = np.asarray(number_array(name, value))
+        if array.shape not in ((), (count,)):
+            raise InputError(
+                f"{name}: must be a number or one for each of the {count} networks, got "
+                f"{array.shape}"
+            )
+        array = np.broadcast_to(array, (count,))
+        for entry in array.tolist():
+            if name == "seed":
+                check_integer(name, entry, 0, 2**32 - 1)
+            else:
+                check_number(name, entry, 0.0)
+        arrays[name] = array
+    return arrays
 
 
-def make_train(
-    model: Model, recipe: Recipe | None = None
-) -> Callable[..., tuple[Any, TrainMetrics]]:
-    """Builds `train(key, direction, epsilon, sigma, learning_rate, noise) -> (variables,
-    TrainMetrics)`.
+class Run(Protocol):
+    """Networks trained on a task, by one compiled program for a chunk of them."""
 
-    `train` is pure: it initializes a network, trains it on D(v) by the recipe and evaluates it.
-    Everything it takes is an array, so it can be mapped over any of them; `train_many` does.
+    def __call__(
+        self,
+        arrays: Mapping[str, Any],
+        learning_rate: Any = None,
+        seed: Any = 0,
+        progress: Progress | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> Any:
+        """The metrics, NumPy arrays with a leading axis [N].
 
-      key:           of initialization, order of the samples and dropout, or a seed; consumed.
-      direction:     v, [D], of unit norm.
-      epsilon, sigma, learning_rate: scalars; ε and σ as in `separable`.
-      noise:         `separable.Noise` of [num_train, D] and [num_test, D]; labels alternate, see
-                     `label_samples`.
+        Args:
+          arrays: those of the task, by name.
+          learning_rate, seed: one for all, or one for each network [N].
+          progress: called after every epoch with the number of networks done, a fraction for those
+            in training.
+          snapshots: a run that was interrupted is taken up again from there by the same call.
+        """
+
+
+def make_run(
+    model: Model,
+    task: Task,
+    recipe: Recipe | None = None,
+    execution: Execution = Execution(),
+    observe: Observers | None = None,
+    keep: bool = False,
+) -> Run:
+    """Builds the function that trains networks on a task; see `train_many`.
 
     Raises:
-      InputError: for bad values in the recipe (default: `Recipe()`), a model without exactly two
-        logits or without a training mode, and, from `train`, for noise of other sizes, a key that
-        is neither one typed key nor a seed, a direction not of unit norm, and negative numbers
-        (inside a compiled function values are not checked).
+      InputError: naming the argument, its value and what is allowed.
     """
-    recipe = Recipe() if recipe is None else recipe
-    whole = make_whole(make_stages(model, recipe), recipe.num_epochs)
-    dimension = int(np.prod(model.image_shape))
-
-    def train(
-        key: jax.Array,
-        direction: jax.Array,
-        epsilon: jax.Array,
-        sigma: jax.Array,
-        learning_rate: jax.Array,
-        noise: Noise,
-    ) -> tuple[Any, TrainMetrics]:
-        key = ensemble.resolve_key(key)
-        check_record("noise", noise, Noise)
-        noise = Noise(
-            *(jnp.asarray(real_array("noise", split, f"[B, {dimension}]")) for split in noise)
-        )
-        if (len(noise.train), len(noise.test)) != (recipe.num_train, recipe.num_test):
-            raise InputError(
-                f"noise: the recipe has {recipe.num_train} and {recipe.num_test} samples, "
-                f"got {len(noise.train)} and {len(noise.test)}"
-            )
-        direction = check_units("direction", real_array("direction", direction, f"[{dimension}]"))
-        epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
-        return whole(
-            key, direction, epsilon, sigma, check_scalar("learning_rate", learning_rate), noise
-        )
-
-    return train
-
-
-def make_train_many(
-    model: Model,
-    recipe: Recipe | None = None,
-    mapping: str = "auto",
-    chunk_size: int = 0,
-    num_devices: int = 0,
-) -> Callable[..., TrainMetrics]:
-    """Builds `run(directions, epsilon, sigma, learning_rate, seed, progress, snapshots) ->
-    TrainMetrics`.
-
-    See `train_many`. One compiled program trains `chunk_size` networks; with `snapshots`, see
-    `Snapshots`, a run that was interrupted is taken up again by the same call.
-
-    Args:
-      mapping: "sequential", one network after the other on each device; "vectorized", all networks
-        of a chunk in one batched program; "auto": sequential on a CPU, vectorized elsewhere.
-      chunk_size: a multiple of the number of devices; 0: one per device where sequential, 32 where
-        vectorized.
-      num_devices: local devices to shard over; 0: all. (On a CPU there is one, using every core,
-        unless JAX_NUM_CPU_DEVICES says otherwise.)
-    """
-    recipe = Recipe() if recipe is None else recipe
-    stages = make_stages(model, recipe)
-    mapping, chunk_size, devices = resolve_mapping(mapping, chunk_size, num_devices)
-    dimension = int(np.prod(model.image_shape))
-    draw_noise = jax.jit(
-        lambda key: separable.sample_noise(key, recipe.num_train, recipe.num_test, dimension)
-    )
-    chunk = make_chunk(stages, mapping, devices)
+    check_record("task", task, Task)
+    check_record("model", model, Model)
+    recipe = task.recipe if recipe is None else recipe
+    if task.sizes is not None and isinstance(recipe, Recipe):
+        sizes = dict(zip(("num_train", "num_test"), task.sizes, strict=True))
+        recipe = dataclasses.replace(recipe, **sizes)
+    check_recipe(recipe)
+    execution = resolve_execution(execution)
+    each, together = split_observers(observe)
+    chunk = make_chunk(make_fit(model, recipe, task), execution, each)
+    asked = Asked(bool(each), together, keep)
 
     @lru_cache(maxsize=1)
-    def replicate_noise(seed: int) -> Noise:
-        return jax.device_put(draw_noise(noise_key(seed)), ensemble.replicated(devices))
+    def place(seed: int) -> Any:
+        data = task.data(model, recipe, seed)
+        return jax.device_put(data, ensemble.replicated(execution.devices))
+
+    if task.shared:
+        place(0)  # what is wrong with the data is said at once
 
     def run(
-        directions: jax.Array,
-        epsilon: Any = 1.0,
-        sigma: Any = 1.0,
-        learning_rate: Any = 0.5,
+        arrays: Mapping[str, Any],
+        learning_rate: Any = None,
         seed: Any = 0,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
         snapshots: Snapshots | None = None,
-    ) -> TrainMetrics:
-        directions = _check_directions(directions, dimension)
-        points = broadcast_members(
-            len(directions), epsilon=epsilon, sigma=sigma, learning_rate=learning_rate, seed=seed
+    ) -> Any:
+        learning_rate = task.learning_rate if learning_rate is None else learning_rate
+        members, seeds = make_members(model, task, arrays, learning_rate, seed)
+        groups = [0] if task.shared else list(dict.fromkeys(seeds.tolist()))
+        batches, size = [], execution.chunk_size
+        for group in groups:
+            mine = np.flatnonzero((seeds == group) | task.shared)
+            for numbers in (mine[first : first + size] for first in range(0, len(mine), size)):
+                given = jax.tree.map(lambda leaf, numbers=numbers: leaf[numbers], members)
+                batches.append(Batch(partial(place, group), given, numbers))
+        back = np.argsort(np.concatenate([batch.numbers for batch in batches]))
+        how = (size, batches, asked, progress, snapshots)
+        metrics = map_networks(chunk, recipe.num_epochs, *how)
+        by_network = metrics._replace(observed={n: metrics.observed[n] for n in each} or None)
+        by_network = jax.tree.map(lambda values: values[back], by_network)
+        return by_network._replace(
+            observed={**(by_network.observed or {}), **{n: metrics.observed[n] for n in together}}
+            or None
         )
-        order, batches = [], []
-        for replicate in dict.fromkeys(points["seed"].tolist()):
-            members = np.flatnonzero(points["seed"] == replicate)
-            arrays = (
-                jnp.stack([network_key(replicate, directions[member]) for member in members]),
-                directions[members],
-                *(
-                    points[name][members].astype(np.float32)
-                    for name in ("epsilon", "sigma", "learning_rate")
-                ),
-            )
-            batches += make_batches(partial(replicate_noise, replicate), arrays, chunk_size)
-            order.extend(members)
-        back = np.argsort(order)
-        results = map_networks(chunk, recipe.num_epochs, chunk_size, batches, progress, snapshots)
-        return jax.tree.map(lambda values: values[back], results)
 
     return run
 
 
-def noise_key(seed: int) -> jax.Array:
-    """The key of the noise of one replicate: all directions share it."""
-    return ensemble.named_key(ensemble.make_key(seed), "noise")
+def split_observers(
+    observe: Observers | None,
+) -> tuple[dict[str, Observer], dict[str, EnsembleObserver]]:
+    """Observers of each network, and of all together; `InputError` for what is neither."""
+    observe = {} if observe is None else observe
+    if not isinstance(observe, Mapping):
+        raise InputError(f"observe: must be observers by name, got {errors.shown(observe)}")
+    together = {name: one for name, one in observe.items() if isinstance(one, EnsembleObserver)}
+    each = {name: one for name, one in observe.items() if name not in together}
+    for name, observer in each.items():
+        check_function(f"observe[{name!r}]", observer, optional=False)
+    return each, together
 
 
-def network_key(seed: int, direction: np.ndarray) -> jax.Array:
-    """The key of one network, from the replicate and the direction itself (up to its sign)."""
-    key = ensemble.named_key(ensemble.make_key(seed), "networks")
-    return ensemble.portable_key(jax.random.fold_in(key, direction_identity(direction) % 2**32))
+def make_members(
+    model: Model, task: Task, arrays: Mapping[str, Any], learning_rate: Any, seed: Any
+) -> tuple[Members, np.ndarray]:
+    """What differs between N networks, every leaf [N, …], and their seeds [N]; N is the length of
+    the arrays that a task requires, or the largest length given.
 
-
-def _check_directions(directions: Any, dimension: int) -> np.ndarray:
-    directions = host_array("directions", directions, f"[N, {dimension}]")
-    directions = check_units("directions", directions).astype(np.float32)
-    return directions / np.linalg.norm(directions, axis=1)[:, None]
+    Raises:
+      InputError: naming the array, its value and what is allowed.
+    """
+    given = {**task.arrays, **arrays}
+    for name, value in given.items():
+        if value is REQUIRED:
+            raise InputError(f"{name}: is needed, [N, …], one for each network")
+        if task.arrays and name not in task.arrays:
+            raise errors.unknown("array of this task", name, task.arrays)
+    given = task.prepare(model, given)
+    each = [name for name in given if task.arrays.get(name, REQUIRED) is REQUIRED]
+    given = {**given, **{name: np.asarray(number_array(name, given[name])) for name in each}}
+    scalars = {name: given[name] for name in given if name not in each}
+    scalars |= {"learning_rate": learning_rate, "seed": seed}
+    sizes = [np.size(number_array(*pair)) for pair in scalars.items()]
+    count = max((len(np.atleast_1d(given[name])) for name in each), default=max(sizes))
+    for name in each:
+        if given[name].shape[:1] != (count,):
+            raise InputError(
+                f"{name}: must have a leading axis [{count}], got shape {given[name].shape}"
+            )
+    scalars = broadcast_members(count, **scalars)
+    seeds = scalars.pop("seed")
+    scalars = {name: values.astype(np.float32) for name, values in scalars.items()}
+    given = {**given, **{name: scalars[name] for name in given if name not in each}}
+    return Members(task.make_keys(seeds, given), scalars["learning_rate"], given), seeds
 
 
 def train_many(
     model: Model,
-    directions: jax.Array,
-    epsilon: Any = 1.0,
-    sigma: Any = 1.0,
-    learning_rate: Any = 0.5,
+    task: Task | jax.Array,
+    epsilon: Any = None,
+    sigma: Any = None,
+    learning_rate: Any = None,
     seed: Any = 0,
     recipe: Recipe | None = None,
     mapping: str = "auto",
     chunk_size: int = 0,
     num_devices: int = 0,
-    progress: Callable[[float], None] | None = None,
-) -> TrainMetrics:
-    """Trains one network on D(v) for each row v of `directions`: the directional inductive bias of
-    a model.
+    progress: Progress | None = None,
+    *,
+    observe: Observers | None = None,
+    keep: bool = False,
+    snapshots: Snapshots | None = None,
+    **arrays: Any,
+) -> Any:
+    """Trains N networks on a task; directions v, unit rows [N, D], stand for D(v), one network for
+    each: the directional inductive bias of a model.
 
-    Source: NAD, Section 2. The noise of D(v) depends on the seed alone, initialization and order of
-    the samples on the seed and the direction: networks that differ in ε, σ or learning rate share
-    all their random numbers.
+    Source: NAD, Section 2. Networks of one seed share what the task says; on D(v) the noise, and
+    with one direction all random numbers, whatever ε, σ and the learning rate are.
 
     Args:
-      model: with two logits, from `create_model(..., num_logits=2)` or an adapter of `models`.
-      directions: v, unit rows [N, D].
-      epsilon, sigma, learning_rate, seed: one for all, or one for each network [N].
-      recipe: default `Recipe()`, the published one.
-      mapping, chunk_size, num_devices: how the networks are mapped, see `make_train_many`. Results
-        agree to rounding, which training with max-pooling amplifies: in the end hard directions may
-        differ as much as between seeds.
+      model: with an output for each class, from `create_model(..., num_logits=2)`, say.
+      task: from `tasks`, or directions [N, D].
+      epsilon, sigma: of D(v), in units of the input, one for all or one for each network [N]; 1.
+      learning_rate, seed: one for all, or one for each network [N]; default: the task's, 0.5 for
+        D(v).
+      recipe: default: the task's; for D(v) `Recipe()`, the published one.
+      mapping, chunk_size, num_devices: see `Execution`; chunk_size is a multiple of the number of
+        devices. Results agree to rounding, which training with max-pooling amplifies: in the end
+        hard directions may differ as much as between seeds.
       progress: called after every epoch with the number of networks done, a fraction for those in
         training.
+      observe: functions (variables, data, member) -> arrays of one network, or observers of all
+        networks together (`observers`), by name: what they give at the start and after each of the
+        E epochs is `observed[name]`, [N, E + 1, …] or a list of E + 1.
+      keep: whether the trained variables are returned, every leaf [N, …].
+      snapshots: a run that was interrupted is taken up again from there by the same call.
+      **arrays: those of the task: direction=…, carriers=….
 
-    Returns: `TrainMetrics` of NumPy arrays with a leading axis [N].
+    Returns: the task's metrics (`TrainMetrics` of D(v), `FitMetrics`), NumPy, leading axis [N].
 
     Raises:
       InputError: naming the argument, its value and what is allowed.
     """
-    run = make_train_many(model, recipe, mapping, chunk_size, num_devices)
-    return run(directions, epsilon, sigma, learning_rate, seed, progress)
+    if not isinstance(task, Task):
+        task, arrays = separable(), {**arrays, "direction": task}
+    arrays |= {n: v for n, v in {"epsilon": epsilon, "sigma": sigma}.items() if v is not None}
+    execution = Execution(mapping, chunk_size, num_devices)
+    run = make_run(model, task, recipe, execution, observe, keep)
+    return run(arrays, learning_rate, seed, progress, snapshots)

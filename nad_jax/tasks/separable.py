@@ -1,4 +1,4 @@
-"""The linearly separable distributions D(v), whose only signal lies along one direction.
+"""The task D(v): linearly separable distributions whose only signal lies along one direction.
 
 x = ε y v + w,  y ∈ {−1, +1} equiprobable,  w ~ N(0, σ² (I − v vᵀ))                            (NAD, Section 2)
 
@@ -7,21 +7,27 @@ The class means are ±ε v: `epsilon` is the paper's amplitude (the reference co
 errs.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtr
 
-from nad_jax.ensemble import named_key, resolve_key
+from nad_jax.directions import direction_identity
+from nad_jax.ensemble import key_of_seed, make_key, named_key, portable_key, resolve_key
 from nad_jax.errors import (
     InputError,
     check_integer,
     check_labels,
     check_scalar,
     check_units,
+    host_array,
     real_array,
 )
+from nad_jax.fitting import REQUIRED, Arrays, Members, Observer, Task, make_batches
+from nad_jax.models import Model
+from nad_jax.recipe import Recipe
 
 
 class Noise(NamedTuple):
@@ -176,3 +182,108 @@ def competing_accuracy(
     )
     margin = epsilon * cosine
     return ndtr(jnp.where(margin == 0, 0.0, margin / (sigma * sine)))
+
+
+class TrainMetrics(NamedTuple):
+    """Metrics of a network trained on D(v); `train_many` adds a leading axis [N].
+
+    gradient_cosine: |cos| between v and the mean over the test set of ∇ₓ(logit₀ − logit₁); 0 where
+      that is zero.
+    The others: as in `fitting.FitMetrics`.
+    """
+
+    train_accuracy: jax.Array
+    test_accuracy: jax.Array
+    train_loss: jax.Array
+    test_loss: jax.Array
+    steps_to_loss: jax.Array
+    gradient_cosine: jax.Array
+    diverged_at: jax.Array
+    losses: jax.Array
+    variables: Any = None
+    observed: Any = None
+
+
+def separable() -> Task:
+    """D(v) as a task: networks differ in `direction` [N, D], `epsilon` and `sigma`.
+
+    The noise depends on the seed alone, initialization and order of the samples on the seed and the
+    direction: networks that differ in ε, σ or learning rate share all their random numbers.
+    """
+    return Task(
+        data=_make_data,
+        sample=_sample,
+        arrays={"direction": REQUIRED, "epsilon": 1.0, "sigma": 1.0},
+        prepare=_prepare,
+        make_keys=network_keys,
+        num_outputs=2,
+        shared=False,
+        learning_rate=0.5,
+        make_measures=lambda model, recipe: {"gradient_cosine": gradient_cosine(model, recipe)},
+        metrics=TrainMetrics,
+    )
+
+
+def _make_data(model: Model, recipe: Recipe, seed: int) -> Noise:
+    num_train = check_num_samples("num_train", recipe.num_train)
+    num_test = check_num_samples("num_test", recipe.num_test)
+    return sample_noise(noise_key(seed), num_train, num_test, int(np.prod(model.image_shape)))
+
+
+def _sample(
+    noise: Noise, split: str, indices: jax.Array, arrays: Arrays
+) -> tuple[jax.Array, jax.Array]:
+    labels = label_samples(indices)
+    normal = getattr(noise, split)[indices]
+    x = separate(normal, labels, arrays["direction"], arrays["epsilon"], arrays["sigma"])
+    return x, labels
+
+
+def _prepare(model: Model, arrays: Arrays) -> Arrays:
+    """Unit directions [N, D] float32, of norm 1 to rounding; `InputError` for others."""
+    dimension = int(np.prod(model.image_shape))
+    directions = host_array("directions", arrays["direction"], f"[N, {dimension}]")
+    directions = check_units("directions", directions).astype(np.float32)
+    return {**arrays, "direction": directions / np.linalg.norm(directions, axis=1)[:, None]}
+
+
+def noise_key(seed: int) -> jax.Array:
+    """The key of the noise of one replicate: all directions share it."""
+    return named_key(make_key(seed), "noise")
+
+
+def network_keys(seeds: np.ndarray, arrays: Arrays) -> jax.Array:
+    """The keys [N] of networks, from their replicate and the direction itself (up to its sign)."""
+    names = [direction_identity(direction) % 2**32 for direction in arrays["direction"]]
+
+    def network_key(seed: jax.Array, name: jax.Array) -> jax.Array:
+        return portable_key(jax.random.fold_in(named_key(key_of_seed(seed), "networks"), name))
+
+    return jax.vmap(network_key)(jnp.asarray(seeds, jnp.uint32), jnp.asarray(names, jnp.uint32))
+
+
+def gradient_cosine(model: Model, recipe: Recipe) -> Observer:
+    """The observer of |cos| between v and the mean over the test set of ∇ₓ(logit₀ − logit₁)."""
+
+    def observe(variables: Any, noise: Noise, member: Members) -> jax.Array:
+        def add_batch(total: jax.Array, batch: Any) -> tuple[jax.Array, None]:
+            x, _ = _sample(noise, "test", batch.indices, member.arrays)
+
+            def difference(x: jax.Array) -> jax.Array:
+                logits = model.apply(variables, x.reshape(-1, *model.image_shape))
+                return jnp.sum(jnp.where(batch.valid, logits[:, 0] - logits[:, 1], 0))
+
+            return total + jax.grad(difference)(x).sum(0).astype(jnp.float32), None
+
+        batches = make_batches(recipe.num_test, recipe.batch_size)
+        zero = jnp.zeros(member.arrays["direction"].size, jnp.float32)
+        return _cosine(jax.lax.scan(add_batch, zero, batches)[0], member.arrays["direction"])
+
+    return observe
+
+
+def _cosine(left: jax.Array, right: jax.Array) -> jax.Array:
+    """|cos| of a vector and a unit vector, which may be too long for its square to be a float32."""
+    left = left / jnp.maximum(jnp.abs(left).max(), jnp.finfo(jnp.float32).tiny)
+    norm = jnp.linalg.norm(left)
+    return jnp.where(norm == 0, 0.0, jnp.abs(jnp.vdot(left, right)) / norm)
