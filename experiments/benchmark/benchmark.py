@@ -78,15 +78,15 @@ def validate(config: ConfigDict) -> None:
             raise InputError(
                 f"{field}: must have a number for each architecture, got {config[field]!r}"
             )
-        for name in config[field]:
-            check_choice(field, name, ARCHITECTURES)
+        check_all(*(partial(check_choice, field, name, ARCHITECTURES) for name in config[field]))
 
     check_all(
         lambda: check_sweeps(config, SWEEPS),
         *(partial(check_architectures, field) for field in PER_ARCHITECTURE),
     )
     allowed = (ARCHITECTURES, TASKS, ("auto", *CONVOLUTIONS), PRECISIONS)
-    numbers = itertools.product(PER_ARCHITECTURE, {*config.architectures} & {*ARCHITECTURES})
+    chosen = [name for name in config.architectures if name in ARCHITECTURES]
+    numbers = itertools.product(PER_ARCHITECTURE, chosen)
     check_all(
         *(
             partial(check_each, config, field, check_choice, names)
