@@ -31,7 +31,7 @@ from experiments.run.folder import Folder
 from experiments.run.plan import Member, Study, Work
 from experiments.sources import frequency_axes, make_directions, name_directions, read_spectrum
 from experiments.trained import Network, Train, read_recipe
-from nad_jax import nads, plotting, store
+from nad_jax import accuracy_plots, nads, store
 from nad_jax.errors import check_image_shape, check_number
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
@@ -246,7 +246,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         shape = tuple(config.image_shape[:2])
         axes = frequency_axes(config)
         accuracy = results.map_panels(groups, "test_accuracy", axes, shape)
-        figures["accuracy_map.png"] = plotting.plot_accuracy_maps(
+        figures["accuracy_map.png"] = accuracy_plots.plot_accuracy_maps(
             accuracy, axes, f"Accuracy on D(v): {title}"
         )
         # Averaged over the seeds that reached the loss.
@@ -256,19 +256,19 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         }
         steps = results.map_panels(reached, "steps_to_loss", axes, shape)
         if any(np.isfinite(panel).any() for panel in steps.values()):
-            figures["steps_map.png"] = plotting.plot_steps_maps(
+            figures["steps_map.png"] = accuracy_plots.plot_steps_maps(
                 steps, axes, f"Steps to a loss of {config.loss_threshold:g}: {title}"
             )
     elif config.source == "nads":
         spectrum = read_spectrum(config)
-        figures["accuracy_by_index.png"] = plotting.plot_accuracy_by_index(
+        figures["accuracy_by_index.png"] = accuracy_plots.plot_accuracy_by_index(
             results.curves(groups),
             None if spectrum is None else spectrum.eigenvalues,
             f"Accuracy on $D(u_i)$: {title}",
         )
     else:
         accuracies = {label: results.mean_accuracies(group) for label, group in groups.items()}
-        figures["accuracy_histogram.png"] = plotting.plot_accuracy_histogram(
+        figures["accuracy_histogram.png"] = accuracy_plots.plot_accuracy_histogram(
             accuracies, f"Accuracy on D(v), {config.source} directions: {title}"
         )
     energies = _energies(config, groups)
@@ -277,7 +277,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
             label: (energies[label], results.mean_accuracies(group))
             for label, group in groups.items()
         }
-        figures["accuracy_by_energy.png"] = plotting.plot_accuracy_by_energy(
+        figures["accuracy_by_energy.png"] = accuracy_plots.plot_accuracy_by_energy(
             points, f"Accuracy against vᵀGv: {title}"
         )
     for name in {*FIGURES} - {*figures}:

@@ -10,11 +10,11 @@ import pytest
 from experiments import directional_bias, published, results
 from nad_jax import (
     Recipe,
+    accuracy_plots,
     basis_random,
     dft_direction,
     estimate_nads,
     make_key,
-    plotting,
     save_nads,
     train_many,
 )
@@ -190,7 +190,7 @@ def test_a_range_without_a_frequency_of_an_axis_is_refused(shape, values, step, 
 
 def test_maps_of_images_that_are_not_square_have_axes_of_their_own():
     axes = np.arange(-2, 3), np.arange(-8, 9, 4)
-    figure = plotting.plot_accuracy_maps({"": np.full((5, 5), 0.7)}, axes, "title")
+    figure = accuracy_plots.plot_accuracy_maps({"": np.full((5, 5), 0.7)}, axes, "title")
     panel = figure.axes[0]
     assert panel.get_images()[0].get_extent() == [-10, 10, 2.5, -2.5]
     assert panel.get_xticks().tolist() == [-8, -4, 0, 4, 8] and panel.get_yticks().tolist() == [
@@ -200,7 +200,7 @@ def test_maps_of_images_that_are_not_square_have_axes_of_their_own():
         1,
         2,
     ]
-    flat = plotting.plot_steps_maps(
+    flat = accuracy_plots.plot_steps_maps(
         {"": np.full((1, 65), 3.0)}, (np.zeros(1, int), np.arange(-32, 33)), "title"
     )
     assert flat.axes[0].get_images()[0].get_extent() == [-32.5, 32.5, 0.5, -0.5]
