@@ -29,7 +29,7 @@ from experiments.run.plan import Member, Program, Study, Unit
 from nad_jax import store
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
-from nad_jax.errors import InputError, check_image_shape
+from nad_jax.errors import InputError, check_input_shape
 from nad_jax.estimation import (
     Found,
     Passes,
@@ -70,7 +70,7 @@ def validate(config: ConfigDict) -> None:
     FIELDS.check_known(config)
 
     def check_passes() -> None:
-        dimension = int(np.prod(check_image_shape(config.image_shape)))
+        dimension = int(np.prod(check_input_shape(config.image_shape)))
         _read_passes(config).check(dimension, geometry.read_estimator(config))
 
     geometry.validate(config, check_passes)

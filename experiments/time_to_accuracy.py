@@ -48,7 +48,7 @@ from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
 from nad_jax import moments, plotting
 from nad_jax.choices import Estimator, check_symmetrized
 from nad_jax.ensemble import Execution, make_key
-from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
+from nad_jax.errors import InputError, check_choice, check_input_shape, check_integer, check_number
 from nad_jax.estimation import find_directions, make_dense, overlap_halves
 from nad_jax.geometry import make_accumulate, resolve_execution
 from nad_jax.models import Model
@@ -88,7 +88,7 @@ def validate(config: ConfigDict) -> None:
     check_sweeps(config, ("derivatives", "seeds", "sizes"))
 
     def check_sizes() -> None:
-        largest = int(np.prod(check_image_shape(config.image_shape))) - 1
+        largest = int(np.prod(check_input_shape(config.image_shape))) - 1
         check_each(config, "sizes", check_integer, 1, largest)
 
     def check_target() -> None:

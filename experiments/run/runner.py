@@ -192,7 +192,7 @@ def _compute_group(
 
     program, chunk_size = None, 0
     for unit in units:
-        if folder.study.then and folder.under_way().study.round > folder.study.round:
+        if folder.study.round[1] > 1 and folder.under_way().study.round > folder.study.round:
             return  # another process has gone on
         check_versions()
         compiled, done = compile_seconds(), None
