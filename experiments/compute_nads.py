@@ -16,10 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import geometry, results
+from experiments.geometry import Networks
 from experiments.run import runner
 from experiments.run.config import Fields, check_all, check_integers, check_sweep
+from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder
-from experiments.run.plan import Arrays, Member, Program, Study
+from experiments.run.plan import Member, Program, Study
 from nad_jax import nads, store, subspaces
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.directions import check_orthonormal
@@ -139,9 +141,9 @@ def _remove_cut_units(folder: Folder, point: Point) -> None:
 
     The units of the point are stored. One that goes beyond them is of another command.
     """
-    units = geometry.list_units(point.config)
+    units = geometry.split_networks(point.config)
     for name, (first, stop) in geometry.parse_units(folder.names(point.name)).items():
-        within = any(unit.first <= first and stop <= unit.stop for unit in units.values())
+        within = any(begin <= first and stop <= end for begin, end in units.values())
         if name not in units and within:
             folder.remove(name, point.name)
 
@@ -239,8 +241,10 @@ def _list_members(points: list[Point]) -> list[Member]:
     for number, point in enumerate(points):
         unlike = {n: v for n, v in point.coordinates.items() if n not in ("architecture", "seed")}
         program = (point.config.architecture, *(f"{n}={v}" for n, v in unlike.items()))
-        for name, unit in geometry.list_units(point.config, number).items():
-            members.append(Member(name, program, unit, unit.stop - unit.first, point.name))
+        num_rows = geometry.read_ensemble(point.config).num_rows
+        for name, (first, stop) in geometry.split_networks(point.config).items():
+            what = Networks(point.config.seed, first, stop, num_rows, number)
+            members.append(Member(name, program, what, stop - first, point.name))
     return members
 
 
@@ -249,14 +253,15 @@ def make_study(config: ConfigDict) -> Study:
     validate(config)
     directions, values = _read_comparison(config, int(np.prod(config.image_shape)))
     points = make_points(config)
-    ensembles = [geometry.read_ensemble(point.config) for point in points]
     members = _list_members(points)
-    of_program = {member.program: ensembles[member.what.point] for member in members}
     identities = {point.name: FIELDS.identity(point.config) for point in points}
     if axes := points[0].coordinates:
         own = {n: v for n, v in identities[points[0].name].items() if n not in axes}
         identities = {"": {**own, "sweep": sorted(axes)}, **identities}
-    shapes = geometry.state_shapes(ensembles[0].make_empty)
+    shapes = geometry.state_shapes(geometry.read_ensemble(points[0].config).make_empty)
+
+    def read_ensemble(member: Member) -> Ensemble:
+        return geometry.read_ensemble(points[member.what.point].config)
 
     def resume(folder: Folder) -> Study:
         for point in points:
@@ -289,21 +294,18 @@ def make_study(config: ConfigDict) -> Study:
         if failed:
             raise InputError("\n".join(failed))
 
-    def make_program(program: Any, chunk_size: int) -> Program:
-        ensemble = of_program[program]
+    def make_program(member: Member, chunk_size: int) -> Program:
+        ensemble = read_ensemble(member)
         return geometry.make_program(ensemble, ensemble.make_empty, chunk_size)
-
-    def check(member: Member, arrays: Arrays) -> None:
-        geometry.check_counted(member, arrays, ensembles[member.what.point].num_rows)
 
     return Study(
         identities,
         members,
         lambda _: shapes,
         make_program,
-        lambda program: geometry.measure_cost(of_program[program]),
+        lambda member: geometry.measure_cost(read_ensemble(member)),
         collect,
-        check=check,
+        check=geometry.check_counted,
         resume=resume,
     )
 

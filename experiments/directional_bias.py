@@ -7,7 +7,7 @@ extended by any sweep axis.
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from experiments.run.config import (
 )
 from experiments.run.costs import Example, shorten
 from experiments.run.folder import Folder
-from experiments.run.plan import Member, Study
+from experiments.run.plan import Member, Study, Work
 from experiments.sources import frequency_axes, make_directions, name_directions, read_spectrum
 from experiments.trained import Network, Train, read_recipe
 from nad_jax import accuracy_plots, nads, store
@@ -36,7 +36,6 @@ from nad_jax.errors import check_image_shape, check_number
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.separable import check_num_samples, sample_noise
-from nad_jax.snapshots import Snapshots
 from nad_jax.subspaces import rank_correlation
 from nad_jax.training import TrainMetrics, make_stages, make_train_many, network_key, noise_key
 
@@ -119,35 +118,32 @@ def _read_model(config: ConfigDict, architecture: str, pooling: str, width: int 
     return read_model(config, num_logits=2, **axes)
 
 
-def _make_model_and_recipe(
-    config: ConfigDict, program: tuple[Any, ...]
-) -> tuple[Model, Recipe, float]:
-    architecture, pooling, optimizer, num_train, *width = program
+def _make_model_and_recipe(config: ConfigDict, member: Member) -> tuple[Model, Recipe, float]:
+    architecture, pooling, optimizer, num_train, *width = member.program
     recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
     return _read_model(config, architecture, pooling, *width), recipe, learning_rate
 
 
 def _make_train(
-    config: ConfigDict, program: tuple[Any, ...], chunk_size: int
+    config: ConfigDict, member: Member, chunk_size: int
 ) -> tuple[Train, Mapping[str, Any]]:
-    model, recipe, learning_rate = _make_model_and_recipe(config, program)
+    model, recipe, learning_rate = _make_model_and_recipe(config, member)
     train_networks = make_train_many(model, recipe, config.mapping, chunk_size, config.num_devices)
 
-    def train(
-        members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
-    ) -> TrainMetrics:
+    def train(work: Work) -> TrainMetrics:
+        networks = [member.what for member in work.members]
         epsilon, sigma, seed = (
-            [member.what.coordinates[name] for member in members]
+            [network.coordinates[name] for network in networks]
             for name in ("epsilon", "sigma", "seed")
         )
-        directions = np.stack([member.what.arrays[0] for member in members])
-        return train_networks(directions, epsilon, sigma, learning_rate, seed, progress, snapshots)
+        directions = np.stack([network.arrays[0] for network in networks])
+        return train_networks(directions, epsilon, sigma, learning_rate, seed, *work[1:])
 
     return train, model.description
 
 
-def _make_example(config: ConfigDict, program: tuple[Any, ...], chunk_size: int) -> Example:
-    model, recipe, learning_rate = _make_model_and_recipe(config, program)
+def _make_example(config: ConfigDict, member: Member, chunk_size: int) -> Example:
+    model, recipe, learning_rate = _make_model_and_recipe(config, member)
     short, dimension = shorten(recipe), int(np.prod(model.image_shape))
     noise = sample_noise(noise_key(0), short.num_train, short.num_test, dimension)
     directions = np.resize(np.eye(dimension, dtype=np.float32), (chunk_size, dimension))

@@ -7,15 +7,16 @@ Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (on
 """
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import image_networks, results, trained
+from experiments import image_networks, results
 from experiments.image_networks import METRICS, make_network
 from experiments.run.config import check_each, check_sweep
-from experiments.run.folder import Folder, digest
+from experiments.run.folder import digest
 from experiments.run.plan import Arrays, Member, Study
 from nad_jax import plotting, store
 from nad_jax.cifar import ImageData
@@ -69,8 +70,7 @@ def _make_examples(config: ConfigDict, data: ImageData, nads: dict[str, np.ndarr
     """Six images, of different classes, as they are and in the flipped basis of the first
     architecture.
     """
-    chosen = np.unique(data.train_labels, return_index=True)[1][:6]
-    images = data.train_images[chosen] / np.float32(255)
+    images, _ = image_networks.choose_examples(data, 6)
     flipped = np.asarray(flip(images, nads[config.architectures[0]]))
     return {"original": images, "flipped": flipped}
 
@@ -112,12 +112,9 @@ def make_study(config: ConfigDict) -> Study:
     def make_data(architecture: str, basis: str) -> ImageData:
         return data if basis == "original" else flip_data(data, nads[architecture])
 
-    def collect(folder: Folder, num_missing: int) -> None:
-        store.write_npz(folder.workdir / "examples.npz", _make_examples(config, data, nads))
-        rows, command = trained.list_rows(folder), FIELDS.command(config)
-        _report(results.write_table(folder.workdir, rows, COLUMNS, command, num_missing))
-
-    return image_networks.make_study(config, FIELDS, data, networks, make_data, collect)
+    show = partial(_make_examples, config, data, nads)
+    how = (make_data, show, _report)
+    return image_networks.make_study(config, FIELDS, data, networks, *how)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from experiments import results
 from experiments.run.config import HOW, check_all, check_integers, check_seeds, read_model
 from experiments.run.costs import Ensemble, choose_chunk, make_ensemble, measure_ensemble
 from experiments.run.folder import Folder
-from experiments.run.plan import Arrays, Cost, Member, Program
+from experiments.run.plan import Arrays, Cost, Member, Program, Work
 from nad_jax import nads, plotting, store
 from nad_jax.choices import Estimator, check_num_networks, check_symmetrized, record_choices
 from nad_jax.ensemble import Execution, make_key
@@ -31,7 +31,6 @@ from nad_jax.moments import (
     merge_halves,
 )
 from nad_jax.nads import NADs
-from nad_jax.snapshots import Snapshots
 from nad_jax.store import DamagedError
 
 GEOMETRY_HOW = (*HOW, "block_size")
@@ -40,11 +39,14 @@ MakeEmpty = Callable[[], Halves]  # the state that has seen no networks
 
 
 class Networks(NamedTuple):
-    """Networks first … stop − 1 of a seed, and the number of their point in a sweep."""
+    """Networks first … stop − 1 of a seed, which give so many rows each; `point` is the number of
+    their ensemble in a sweep.
+    """
 
     seed: int
     first: int
     stop: int
+    num_rows: int
     point: int = 0
 
 
@@ -95,11 +97,13 @@ def validate(config: ConfigDict, *own_checks: Check) -> None:
     )
 
 
-def list_units(config: ConfigDict, number: int = 0, prefix: str = "") -> dict[str, Networks]:
-    """The units of an ensemble by their names: every `unit_size` networks, the last one cut short."""
+def split_networks(config: ConfigDict) -> dict[str, tuple[int, int]]:
+    """First and stop of the units of an ensemble, by their names: every `unit_size` networks, the
+    last one cut short.
+    """
     size, stop = config.unit_size, config.num_networks
-    units = [Networks(config.seed, n, min(n + size, stop), number) for n in range(0, stop, size)]
-    return {f"{prefix}networks_{unit.first:07}_{unit.stop:07}": unit for unit in units}
+    ends = [(first, min(first + size, stop)) for first in range(0, stop, size)]
+    return {f"networks_{first:07}_{stop:07}": (first, stop) for first, stop in ends}
 
 
 def parse_units(names: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -117,8 +121,11 @@ def state_shapes(make_empty: MakeEmpty) -> dict[str, tuple[int, ...]]:
     return {**kept, "networks": (), "diverged": ()}
 
 
-def check_counted(member: Member, arrays: Arrays, num_rows: int) -> None:
-    """Raises `DamagedError` where a unit holds more or fewer networks, of `num_rows` rows each."""
+def check_counted(member: Member, arrays: Arrays) -> None:
+    """Raises `DamagedError` where a unit of networks holds more or fewer of them."""
+    if member.what is None:
+        return
+    num_rows = member.what.num_rows
     rows = int(arrays["even_count"]) + int(arrays["odd_count"])
     counted, diverged = int(arrays["networks"]), int(arrays["diverged"])
     if counted + diverged != member.num_networks or rows != counted * num_rows:
@@ -137,11 +144,10 @@ def make_program(ensemble: Ensemble, make_empty: MakeEmpty, chunk_size: int) -> 
     how = choose_chunk(ensemble), ensemble.num_networks
     accumulate, execution = make_accumulate(*ensemble[:3], *how)
 
-    def compute(
-        members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
-    ) -> tuple[Arrays, int]:
-        seed, first, stop, _ = members[0].what
-        halves = accumulate(make_key(seed), make_empty(), first, stop, progress, snapshots)
+    def compute(work: Work) -> tuple[Arrays, int]:
+        networks = work.members[0].what
+        ends = networks.first, networks.stop
+        halves = accumulate(make_key(networks.seed), make_empty(), *ends, *work[1:])
         return halves_to_arrays(halves), int(halves.diverged)
 
     how = {"mapping": execution.mapping, "chunk_size": execution.chunk_size}

@@ -25,7 +25,7 @@ from experiments.run.config import (
 )
 from experiments.run.costs import Example, shorten
 from experiments.run.folder import Folder, digest
-from experiments.run.plan import Member, Study
+from experiments.run.plan import Arrays, Member, Study, Work
 from experiments.trained import Network, Train, read_recipe
 from nad_jax import cifar, store
 from nad_jax.cifar import ImageData
@@ -40,7 +40,6 @@ from nad_jax.image_training import (
 )
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
-from nad_jax.snapshots import Snapshots
 
 IMAGE_SHAPE = (32, 32, 3)
 METRICS = tuple(name for name in FitMetrics._fields if name != "losses")
@@ -165,57 +164,69 @@ def make_study(
     data: ImageData,
     networks: list[Member],
     make_data: MakeData,
-    collect: Callable[[Folder, int], None],
+    show: Callable[[], Arrays],
+    report: Callable[[list[results.Row]], None],
     transform: Callable[..., jax.Array] | None = None,
 ) -> Study:
-    """The networks of a config.
+    """The networks of a config; when they are trained `examples.npz` and `results.csv` are written.
 
     Args:
       data: the images as they are; `make_data(architecture, data)` gives those of a network.
+      show(): the arrays of `examples.npz`.
+      report: prints the rows of the table.
       transform: is done to batches of images, see `image_training.make_train_images`.
     """
 
-    def make_model_and_recipe(program: tuple[str, str]) -> tuple[Model, Recipe, float]:
+    def make_model_and_recipe(member: Member) -> tuple[Model, Recipe, float]:
         sizes = len(data.train_images), len(data.test_images)
         recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, *sizes)
-        return create_network(config, program[0]), recipe, learning_rate
+        return create_network(config, member.program[0]), recipe, learning_rate
 
-    def make_train(program: tuple[str, str], chunk_size: int) -> tuple[Train, Mapping[str, Any]]:
-        model, recipe, learning_rate = make_model_and_recipe(program)
+    def make_train(member: Member, chunk_size: int) -> tuple[Train, Mapping[str, Any]]:
+        model, recipe, learning_rate = make_model_and_recipe(member)
         how = (config.mapping, chunk_size, config.num_devices)
-        images = make_data(*program)
+        images = make_data(*member.program)
         train_networks = make_train_many_images(
             model, images, recipe, transform, config.mean, config.std, *how
         )
 
-        def train(
-            members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
-        ) -> FitMetrics:
-            columns = zip(*(member.what.arrays for member in members), strict=True)
-            seeds = [member.what.coordinates["seed"] for member in members]
-            arrays = tuple(map(np.stack, columns))
-            return train_networks(arrays, learning_rate, seeds, progress, snapshots)
+        def train(work: Work) -> FitMetrics:
+            networks = [member.what for member in work.members]
+            columns = zip(*(network.arrays for network in networks), strict=True)
+            seeds = [network.coordinates["seed"] for network in networks]
+            return train_networks(tuple(map(np.stack, columns)), learning_rate, seeds, *work[1:])
 
         return train, model.description
 
-    def make_example(program: tuple[str, str], chunk_size: int) -> Example:
-        model, recipe, learning_rate = make_model_and_recipe(program)
+    def make_example(member: Member, chunk_size: int) -> Example:
+        model, recipe, learning_rate = make_model_and_recipe(member)
         short = shorten(recipe)
-        images, train, test = make_data(*program), short.num_train, short.num_test
+        images, train, test = make_data(*member.program), short.num_train, short.num_test
         few = ImageData(
             *(array[:train] for array in images[:2]), *(array[:test] for array in images[2:])
         )
-        example = next(network for network in networks if network.program == program)
         keys = jnp.stack([image_network_key(0)] * chunk_size)
-        arrays = (np.stack([array] * chunk_size) for array in example.what.arrays)
+        arrays = (np.stack([array] * chunk_size) for array in member.what.arrays)
         members = (keys, np.full(chunk_size, learning_rate, np.float32), *arrays)
         stages = make_image_stages(model, short, transform, config.mean, config.std)
         nbytes = sum(array.nbytes for array in images)
         return Example(stages, recipe, check_image_data(few, model), members, nbytes)
 
+    def collect(folder: Folder, num_missing: int) -> None:
+        store.write_npz(folder.workdir / "examples.npz", dict(show()))
+        rows, columns = trained.list_rows(folder), (*networks[0].what.coordinates, *METRICS)
+        command = fields.command(config)
+        report(results.write_table(folder.workdir, rows, columns, command, num_missing))
+
     identity = {"images": digest(*data), **fields.identity(config)}
     training = trained.Training(METRICS, make_train, make_example)
     return trained.make_study(config, identity, networks, training, collect)
+
+
+def choose_examples(data: ImageData, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training images in [0, 1], of different classes, and their labels."""
+    chosen = np.unique(data.train_labels, return_index=True)[1][:count]
+    return data.train_images[chosen] / np.float32(255), data.train_labels[chosen]
 
 
 def format_accuracy(values: list[float]) -> str:

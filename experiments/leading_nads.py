@@ -25,11 +25,11 @@ from experiments.run import runner
 from experiments.run.config import Fields
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder, digest
-from experiments.run.plan import Arrays, Member, Program, Study, Unit
+from experiments.run.plan import Member, Program, Study, Unit
 from nad_jax import store
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
-from nad_jax.errors import InputError, check_image_shape
+from nad_jax.errors import InputError, check_input_shape
 from nad_jax.estimation import (
     Found,
     Passes,
@@ -70,7 +70,7 @@ def validate(config: ConfigDict) -> None:
     FIELDS.check_known(config)
 
     def check_passes() -> None:
-        dimension = int(np.prod(check_image_shape(config.image_shape)))
+        dimension = int(np.prod(check_input_shape(config.image_shape)))
         _read_passes(config).check(dimension, geometry.read_estimator(config))
 
     geometry.validate(config, check_passes)
@@ -242,10 +242,11 @@ def _report(record: NADs) -> None:
 def _make_pass(config: ConfigDict, this: Pass) -> Study:
     """One pass of a config; the next one follows it."""
     dimension, ensemble = _dimension(config), _read_ensemble(config)
-    members = [
-        Member(name, config.architecture, unit, unit.stop - unit.first, says={"basis": this.digest})
-        for name, unit in geometry.list_units(config, prefix=f"pass_{this.number}_").items()
-    ]
+    members, says = [], {"basis": this.digest}
+    for name, (first, stop) in geometry.split_networks(config).items():
+        what = Networks(config.seed, first, stop, ensemble.num_rows)
+        name = f"pass_{this.number}_{name}"
+        members.append(Member(name, config.architecture, what, stop - first, says=says))
 
     def make_empty() -> Halves:
         return init_halves(ensemble.accumulator, this.directions())
@@ -256,17 +257,13 @@ def _make_pass(config: ConfigDict, this: Pass) -> Study:
         overlap = max(int(member.name.split("_")[1]) - 1, 0), len(_sizes(config))
         return {"directions": ("directions", dimension), "pass_overlap": overlap}
 
-    def check(member: Member, arrays: Arrays) -> None:
-        if member.what is not None:
-            geometry.check_counted(member, arrays, ensemble.num_rows)
-
     def resume(folder: Folder) -> Study:
         if _stored_passes(folder)[:1] == [this.number]:
             return folder.study
         _check_not_lowered(config, folder)
         return _make_pass(config, _read_pass(config, folder))
 
-    def make_program(program: str, chunk_size: int) -> Program:
+    def make_program(member: Member, chunk_size: int) -> Program:
         make_empty = partial(init_halves, ensemble.accumulator, this.directions())
         return geometry.make_program(ensemble, make_empty, chunk_size)
 
@@ -276,9 +273,9 @@ def _make_pass(config: ConfigDict, this: Pass) -> Study:
         members,
         shapes,
         make_program,
-        lambda program: geometry.measure_cost(ensemble),
+        lambda member: geometry.measure_cost(ensemble),
         partial(_collect, config, this),
-        check=check,
+        check=geometry.check_counted,
         resume=resume,
         then=None if is_last else lambda folder: _begin_next(config, folder, this),
         round=(this.number, config.num_passes),

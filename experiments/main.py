@@ -46,15 +46,11 @@ from experiments.run.shards import Shard, find_shard, join_cluster
 from nad_jax import store
 from nad_jax.errors import InputError, unknown
 
-EXPERIMENTS = {
-    "compute_nads": compute_nads,
-    "leading_nads": leading_nads,
-    "directional_bias": directional_bias,
-    "poison_cifar": poison_cifar,
-    "flip_cifar": flip_cifar,
-    "benchmark": benchmark,
-    "time_to_accuracy": time_to_accuracy,
-}
+_MODULES = (
+    compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
+    time_to_accuracy,
+)  # fmt: skip
+EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 
 
 class _ValueParser(flags.ArgumentParser):

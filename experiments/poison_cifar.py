@@ -6,15 +6,16 @@ Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (on
 """
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import image_networks, results, trained
+from experiments import image_networks, results
 from experiments.image_networks import METRICS, make_network
 from experiments.run.config import check_each, check_sweep
-from experiments.run.folder import Folder, digest
+from experiments.run.folder import digest
 from experiments.run.plan import Arrays, Member, Study
 from nad_jax import plotting, store
 from nad_jax.cifar import ImageData
@@ -74,8 +75,7 @@ def _make_examples(config: ConfigDict, data: ImageData, nads: dict[str, np.ndarr
     these NADs.
     """
     architecture, epsilon = config.architectures[0], config.epsilons[0]
-    chosen = np.unique(data.train_labels, return_index=True)[1][:4]
-    images, labels = data.train_images[chosen] / np.float32(255), data.train_labels[chosen]
+    images, labels = image_networks.choose_examples(data, 4)
     places = np.unique(np.linspace(0, len(config.nad_indices) - 1, 4).round().astype(int))
     indices = sorted(config.nad_indices[place] for place in places)
     poisoned = []
@@ -91,11 +91,10 @@ def _curves(rows: list[results.Row]) -> dict[str, dict[int, list[float]]]:
     """Test accuracies by NAD index, for each architecture and, where there are several, each
     amplitude.
     """
-    several = len({row["epsilon"] for row in rows if row["nad_index"] != ""}) > 1
+    rows = sorted((r for r in rows if r["nad_index"] != ""), key=lambda row: row["nad_index"])
+    several = len({row["epsilon"] for row in rows}) > 1
     curves: dict[str, dict[int, list[float]]] = {}
-    for row in sorted(
-        (row for row in rows if row["nad_index"] != ""), key=lambda row: row["nad_index"]
-    ):
+    for row in rows:
         label = row["architecture"] + (f", ε = {row['epsilon']:g}" if several else "")
         curves.setdefault(label, {}).setdefault(row["nad_index"], []).append(row["test_accuracy"])
     return curves
@@ -133,15 +132,12 @@ def make_study(config: ConfigDict) -> Study:
     networks = make_networks(config, nads)
     data = image_networks.read_images(config)
 
-    def collect(folder: Folder, num_missing: int) -> None:
-        store.write_npz(folder.workdir / "examples.npz", _make_examples(config, data, nads))
-        rows, command = trained.list_rows(folder), FIELDS.command(config)
-        _report(results.write_table(folder.workdir, rows, COLUMNS, command, num_missing))
-
     def make_data(architecture: str, name: str) -> ImageData:
         return data
 
-    return image_networks.make_study(config, FIELDS, data, networks, make_data, collect, poison)
+    show = partial(_make_examples, config, data, nads)
+    how = (make_data, show, _report, poison)
+    return image_networks.make_study(config, FIELDS, data, networks, *how)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:

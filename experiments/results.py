@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,14 @@ _USUAL = {"pooling": "default", "width": 0, "optimizer": "sgd", "num_train": 10_
 _AXES = ("architecture", "pooling", "width", "optimizer", "num_train", "sigma", "epsilon")
 
 
+def group(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
+    """The rows of each key, in their order."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
 def _coordinates(row: Row, names: list[str]) -> list[str]:
     return [f"{_SYMBOLS.get(name, '')}{row[name]}" for name in names if row[name] != ""]
 
@@ -143,10 +151,7 @@ def group_rows(rows: list[Row]) -> dict[str, list[Row]]:
     by what varies.
     """
     varying = [name for name in (*_AXES, "phase") if len({row[name] for row in rows}) > 1]
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(", ".join(_coordinates(row, varying)), []).append(row)
-    return groups
+    return group(rows, lambda row: ", ".join(_coordinates(row, varying)))
 
 
 def describe(rows: list[Row]) -> str:
@@ -177,16 +182,13 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 def by_direction(rows: list[Row]) -> dict[str, list[Row]]:
     """The rows of each direction, one per seed, under the direction's name."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["direction"], []).append(row)
-    return groups
+    return group(rows, lambda row: row["direction"])
 
 
 def mean_accuracies(rows: list[Row]) -> np.ndarray:
     """The test accuracy of each direction, averaged over seeds, in the order of `by_direction`."""
     return np.array(
-        [np.mean([row["test_accuracy"] for row in group]) for group in by_direction(rows).values()]
+        [np.mean([row["test_accuracy"] for row in seeds]) for seeds in by_direction(rows).values()]
     )
 
 
@@ -216,8 +218,8 @@ def map_panels(
     """
     (rows, columns), (height, width) = frequencies, shape
     panels = {}
-    for label, group in groups.items():
-        values = by_frequency(group, metric, shape)
+    for label, chosen in groups.items():
+        values = by_frequency(chosen, metric, shape)
         panels[label] = np.array(
             [[values.get((r % height, c % width), np.nan) for c in columns] for r in rows]
         )
@@ -229,10 +231,10 @@ def curves(groups: dict[str, list[Row]]) -> dict[str, tuple[np.ndarray, np.ndarr
     one seed).
     """
     found = {}
-    for label, group in groups.items():
+    for label, chosen in groups.items():
         values = {
             seeds[0]["index"]: [row["test_accuracy"] for row in seeds]
-            for seeds in by_direction(group).values()
+            for seeds in by_direction(chosen).values()
         }
         indices = np.array(sorted(values))
         means, errors = zip(*(mean_and_error(values[i]) for i in indices), strict=True)

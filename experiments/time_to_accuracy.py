@@ -23,7 +23,6 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,16 +44,15 @@ from experiments.run.config import (
     read_model,
 )
 from experiments.run.folder import Folder
-from experiments.run.plan import Arrays, Cost, Member, Program, Study
+from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
 from nad_jax import moments, plotting
 from nad_jax.choices import Estimator, check_symmetrized
 from nad_jax.ensemble import Execution, make_key
-from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
+from nad_jax.errors import InputError, check_choice, check_input_shape, check_integer, check_number
 from nad_jax.estimation import find_directions, make_dense, overlap_halves
 from nad_jax.geometry import make_accumulate, resolve_execution
 from nad_jax.models import Model
 from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays, init_halves
-from nad_jax.snapshots import Snapshots
 from nad_jax.store import DamagedError
 from nad_jax.subspaces import subspace_overlap
 from nad_jax.symmetries import representations
@@ -90,7 +88,7 @@ def validate(config: ConfigDict) -> None:
     check_sweeps(config, ("derivatives", "seeds", "sizes"))
 
     def check_sizes() -> None:
-        largest = int(np.prod(check_image_shape(config.image_shape))) - 1
+        largest = int(np.prod(check_input_shape(config.image_shape))) - 1
         check_each(config, "sizes", check_integer, 1, largest)
 
     def check_target() -> None:
@@ -230,10 +228,9 @@ def _make_program(config: ConfigDict, ensemble: Ensemble, chunk_size: int) -> Pr
         if not len(networks) or seen != networks[-1] or len(whole) > 1:
             raise DamagedError(f"it holds {seen} networks and looks at {networks.tolist()}")
 
-    def compute(
-        members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
-    ) -> tuple[Arrays, int]:
-        key, halves = make_key(members[0].what.seed), init_halves(accumulator)
+    def compute(work: Work) -> tuple[Arrays, int]:
+        (member,), progress, snapshots = work
+        key, halves = make_key(member.what.seed), init_halves(accumulator)
         jax.block_until_ready(accumulate(key, halves, 0, looks[0]))  # compiles
         curve: dict[str, list] = {name: [] for name in names}
         if (kept := snapshots.load(check_kept)) is not None:
@@ -307,11 +304,8 @@ def _columns(config: ConfigDict) -> tuple[str, ...]:
 
 def _curves(rows: list[results.Row], derivative: str) -> dict[tuple[str, int], list[results.Row]]:
     """The rows of each variant and seed, in the order of the table; the reference comes first."""
-    curves: dict[tuple[str, int], list[results.Row]] = {}
-    for row in rows:
-        if row["derivative"] == derivative:
-            curves.setdefault((row["variant"], row["seed"]), []).append(row)
-    return curves
+    chosen = (row for row in rows if row["derivative"] == derivative)
+    return results.group(chosen, lambda row: (row["variant"], row["seed"]))
 
 
 def _report(config: ConfigDict, rows: list[results.Row]) -> None:
@@ -344,7 +338,6 @@ def make_study(config: ConfigDict) -> Study:
         name = f"{ensemble.derivative},{ensemble.readout},seed={ensemble.seed}"
         program = (config.architecture, ensemble.derivative, ensemble.readout)
         members.append(Member(name, program, ensemble, ensemble.num_networks))
-    of_program = {member.program: member.what for member in members}
 
     def collect(folder: Folder, num_missing: int) -> None:
         rows, references = [], {}
@@ -364,8 +357,8 @@ def make_study(config: ConfigDict) -> Study:
         {"": FIELDS.identity(config)},
         members,
         lambda member: _shapes(config, member.what),
-        lambda program, chunk_size: _make_program(config, of_program[program], chunk_size),
-        lambda program: _measure_cost(config, of_program[program]),
+        lambda member, chunk_size: _make_program(config, member.what, chunk_size),
+        lambda member: _measure_cost(config, member.what),
         collect,
         check=_check_looks,
     )

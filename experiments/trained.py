@@ -6,7 +6,7 @@ trained twice.
 
 import ast
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,12 +22,11 @@ from experiments.run.costs import (
     training_bytes,
 )
 from experiments.run.folder import Folder
-from experiments.run.plan import Arrays, Cost, Member, Program, Study
+from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
 from nad_jax import errors
 from nad_jax.errors import InputError, check_number
 from nad_jax.fitting import FitMetrics, resolve_mapping
 from nad_jax.recipe import Recipe
-from nad_jax.snapshots import Snapshots
 
 TRAINED_HOW = ("unit_size", "num_devices", *HOW)  # `keep_weights` belongs here
 RECIPE_FIELDS = (
@@ -100,25 +99,20 @@ class Network(NamedTuple):
     arrays: tuple[np.ndarray, ...]
 
 
-class Train(Protocol):
-    """Trains the networks of members: their metrics, `fitting.FitMetrics` or more, [N] each."""
-
-    def __call__(
-        self, members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
-    ) -> FitMetrics: ...
+Train = Callable[[Work], FitMetrics]  # metrics [N] of the networks of a unit, or more of them
 
 
 class Training(NamedTuple):
     """How the networks of a study are trained.
 
     metrics: the names of what goes into the table.
-    make_train(program, chunk_size): the training, and a description of the model.
-    make_example(program, chunk_size): so many networks of a program, to be measured.
+    make_train(member, chunk_size): the training of its program, and a description of the model.
+    make_example(member, chunk_size): so many networks of its program, to be measured.
     """
 
     metrics: tuple[str, ...]
-    make_train: Callable[[Any, int], tuple[Train, Mapping[str, Any]]]
-    make_example: Callable[[Any, int], Example]
+    make_train: Callable[[Member, int], tuple[Train, Mapping[str, Any]]]
+    make_example: Callable[[Member, int], Example]
 
 
 def make_study(
@@ -134,7 +128,7 @@ def make_study(
     _, chunk_size, _ = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
     unit_size = config.unit_size or chunk_size
 
-    def choose_mapping(program: Any, chunk_size: int) -> tuple[str, int, list[jax.Device]]:
+    def choose_mapping(member: Member, chunk_size: int) -> tuple[str, int, list[jax.Device]]:
         """As the config says, but no more networks at once than fit where it leaves their number
         open.
         """
@@ -143,24 +137,22 @@ def make_study(
         if mapping == "vectorized" and not chosen:
 
             def needs(size: int) -> int:
-                return training_bytes(training.make_example(program, size), mapping, devices)
+                return training_bytes(training.make_example(member, size), mapping, devices)
 
             limit = device_bytes() // 2 * len(devices)
             chunk_size = largest_chunk(needs, unit_size, len(devices), limit)
         return mapping, chunk_size, devices
 
-    def measure_cost(program: Any) -> Cost:
-        mapping, chunk_size, devices = choose_mapping(program, 0)
-        return measure_training(training.make_example(program, chunk_size), mapping, devices)
+    def measure_cost(member: Member) -> Cost:
+        mapping, chunk_size, devices = choose_mapping(member, 0)
+        return measure_training(training.make_example(member, chunk_size), mapping, devices)
 
-    def make_program(program: Any, chunk_size: int) -> Program:
-        mapping, chunk_size, devices = choose_mapping(program, chunk_size)
-        train, model = training.make_train(program, chunk_size)
+    def make_program(member: Member, chunk_size: int) -> Program:
+        mapping, chunk_size, devices = choose_mapping(member, chunk_size)
+        train, model = training.make_train(member, chunk_size)
 
-        def compute(
-            members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
-        ) -> tuple[Arrays, int]:
-            metrics = train(members, progress, snapshots)
+        def compute(work: Work) -> tuple[Arrays, int]:
+            metrics = train(work)
             return metrics._asdict(), int((metrics.diverged_at >= 0).sum())
 
         how = {"model": dict(model), "mapping": mapping, "chunk_size": chunk_size}

@@ -36,10 +36,11 @@ def test_memory_is_that_of_the_machine_and_programs_need_more_for_more_networks(
         image_shape=(16, 16, 1), nums_train=(64,), num_test=64, batch_size=16, mapping="vectorized"
     )
     devices = jax.local_devices()[:1]
-    program = ("lenet", "default", "sgd", 64)
+    member = directional_bias.make_networks(config)[0]
+    assert member.program == ("lenet", "default", "sgd", 64)
     two, four = (
         costs.training_bytes(
-            directional_bias._make_example(config, program, size), "vectorized", devices
+            directional_bias._make_example(config, member, size), "vectorized", devices
         )
         for size in (2, 4)
     )
@@ -57,15 +58,15 @@ def test_sweeps_choose_what_fits_and_keep_what_is_given(monkeypatch):
     monkeypatch.setattr(costs, "largest_chunk", remember)
     config = load_config("directional_bias").get_config("accuracy_map")
     study = directional_bias.make_study(config)
-    program = study.members[0].program
-    assert study.make_program(program, 0).chunk_size == 1 and not limits  # sequential on a CPU
+    member = study.members[0]
+    assert study.make_program(member, 0).chunk_size == 1 and not limits  # sequential on a CPU
     config.mapping = "vectorized"
     study = directional_bias.make_study(config)
-    assert study.make_program(program, 4).chunk_size == 4 and not limits
-    assert study.make_program(program, 0).chunk_size == 2
+    assert study.make_program(member, 4).chunk_size == 4 and not limits
+    assert study.make_program(member, 0).chunk_size == 2
     assert limits == [(32, 1, costs.device_bytes() // 2)]
     config = load_config("compute_nads").get_config("mlp")
     config.update(mapping="vectorized", readout="sampled")
     study = compute_nads.make_study(config)
-    assert study.make_program(study.members[0].program, 0).chunk_size == 2
+    assert study.make_program(study.members[0], 0).chunk_size == 2
     assert limits[1:] == [(120, 2, costs.device_bytes() // 2)]

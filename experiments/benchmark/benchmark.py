@@ -31,7 +31,7 @@ from experiments.benchmark.report import format_table, make_rows
 from experiments.benchmark.stopwatch import FailedError, Stopwatch
 from experiments.run.config import Fields, check_all, check_each, check_integers, check_sweeps
 from experiments.run.folder import Folder
-from experiments.run.plan import Arrays, Cost, Member, Program, Study
+from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
 from nad_jax import plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.convolution import CONVOLUTIONS
@@ -78,15 +78,15 @@ def validate(config: ConfigDict) -> None:
             raise InputError(
                 f"{field}: must have a number for each architecture, got {config[field]!r}"
             )
-        for name in config[field]:
-            check_choice(field, name, ARCHITECTURES)
+        check_all(*(partial(check_choice, field, name, ARCHITECTURES) for name in config[field]))
 
     check_all(
         lambda: check_sweeps(config, SWEEPS),
         *(partial(check_architectures, field) for field in PER_ARCHITECTURE),
     )
     allowed = (ARCHITECTURES, TASKS, ("auto", *CONVOLUTIONS), PRECISIONS)
-    numbers = itertools.product(PER_ARCHITECTURE, {*config.architectures} & {*ARCHITECTURES})
+    chosen = [name for name in config.architectures if name in ARCHITECTURES]
+    numbers = itertools.product(PER_ARCHITECTURE, chosen)
     check_all(
         *(
             partial(check_each, config, field, check_choice, names)
@@ -223,22 +223,20 @@ def make_study(config: ConfigDict) -> Study:
         specification = {**_specification(config, variant), **changes}
         return measure(specification, python if _has_torch(python) else "", progress)
 
-    def make_program(variant: Variant, chunk_size: int) -> Program:
+    def make_program(member: Member, chunk_size: int) -> Program:
         del chunk_size
 
-        def compute(
-            members: list[Member], progress: Callable[[float], None], snapshots: Any
-        ) -> tuple[Arrays, int]:
-            del members, snapshots
-            return {"variant": variant._asdict(), **time_variant(variant, progress)}, 0
+        def compute(work: Work) -> tuple[Arrays, int]:
+            timings = time_variant(member.what, work.progress)
+            return {"variant": member.what._asdict(), **timings}, 0
 
         return Program(compute, 1, 1, {})
 
-    def measure_cost(variant: Variant) -> Cost:
+    def measure_cost(member: Member) -> Cost:
         begun = time.monotonic()
-        result = time_variant(variant, lambda share: None, num_rounds=1)
+        result = time_variant(member.what, lambda share: None, num_rounds=1)
         compile_seconds = result["facts"]["compile_seconds"]
-        others = config.num_rounds[variant.architecture] - 1
+        others = config.num_rounds[member.what.architecture] - 1
         seconds = time.monotonic() - begun + others * result["round_seconds"]
         return Cost(compile_seconds, seconds - compile_seconds, result["peak_bytes"]["ours"])
 

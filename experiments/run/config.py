@@ -119,5 +119,5 @@ def read_model(config: Mapping[str, Any], **fields: Any) -> Model:
     """The model that a config says; `fields` stand in place of its own."""
     fields = {**config, **fields}
     names = ("architecture", "image_shape", "num_logits", "pooling", "initialization")
-    width = {"width": fields["width"]} if fields["width"] != 0 else {}
+    width = {"width": width} if (width := check_integer("width", fields["width"], 0)) else {}
     return create_model(**{n: fields[n] for n in (*names, "convolution")}, **width)

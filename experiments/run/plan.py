@@ -6,7 +6,7 @@ becomes of them; the runner alone opens, checks, lists, reads and writes what is
 
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -52,25 +52,23 @@ class Unit(NamedTuple):
         return sum(member.num_networks for member in self.members)
 
 
-class Compute(Protocol):
-    """Computes the members of a unit: their arrays, and how many of their networks diverged.
+class Work(NamedTuple):
+    """A unit to compute: its members, `progress(networks_done)`, and what keeps the state."""
 
-    `progress` is called with the number of networks done; `snapshots` keep the state.
-    """
-
-    def __call__(
-        self, members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
-    ) -> tuple[Arrays, int]: ...
+    members: list[Member]
+    progress: Callable[[float], None]
+    snapshots: Snapshots
 
 
 class Program(NamedTuple):
     """What computes the units of one program, `chunk_size` networks at a time.
 
+    compute(work): the arrays of a unit, and how many of its networks diverged.
     smallest_chunk: what chunk sizes must be a multiple of.
     how: JSON values that are recorded beside its numbers: mapping, chunk size, the model.
     """
 
-    compute: Compute
+    compute: Callable[[Work], tuple[Arrays, int]]
     chunk_size: int
     smallest_chunk: int
     how: dict[str, Any]
@@ -93,9 +91,9 @@ class Study(NamedTuple):
       numbers of its units, as JSON values.
     members: in the order of the table; those of one program stand together.
     shapes(member): of its arrays; an axis with a name has the same length in all of them.
-    make_program(program, chunk_size): a chunk size of 0 is that of the config; where that leaves it
-      open, programs may be compiled to find what fits.
-    measure_cost(program): what it costs.
+    make_program(member, chunk_size): what computes units of its program; a chunk size of 0 is that
+      of the config; where that leaves it open, programs may be compiled to find what fits.
+    measure_cost(member): what its program costs.
     collect(folder, num_missing): writes and prints the results of what is stored; how many networks
       are not.
     unit_size: how many members are stored as one file, their arrays stacked; 0: each in a file of
@@ -114,8 +112,8 @@ class Study(NamedTuple):
     identities: dict[str, dict[str, Any]]
     members: list[Member]
     shapes: Callable[[Member], dict[str, tuple[int | str, ...]]]
-    make_program: Callable[[Any, int], Program]
-    measure_cost: Callable[[Any], Cost]
+    make_program: Callable[[Member, int], Program]
+    measure_cost: Callable[[Member], Cost]
     collect: Callable[["Folder", int], None]
     unit_size: int = 0
     check: Callable[[Member, Arrays], None] = lambda member, arrays: None

@@ -16,7 +16,7 @@ from absl import logging
 
 from experiments.run import interruption
 from experiments.run.folder import ALONE, Folder, read_intact
-from experiments.run.plan import Study, Unit
+from experiments.run.plan import Study, Unit, Work
 from experiments.run.progress import Progress, clock, compile_seconds
 from experiments.run.shards import Shard
 from nad_jax import store
@@ -153,8 +153,8 @@ def _compute(folder: Folder, shard: Shard, allow_other_versions: bool) -> Folder
         with interruption.resumable():
             while True:
                 missing = folder.missing(shard)
-                for key, group in itertools.groupby(missing, lambda unit: unit.program):
-                    _compute_group(folder, key, list(group), progress, check_versions)
+                for _, group in itertools.groupby(missing, lambda unit: unit.program):
+                    _compute_group(folder, list(group), progress, check_versions)
                 for unit in folder.units(shard):  # of a process killed after it had stored its unit
                     Snapshots(_snapshots_path(folder, unit), {}, SNAPSHOT_SECONDS).clear()
                 if folder.study.then is None:
@@ -180,11 +180,7 @@ def _go_on(folder: Folder) -> Folder:
 
 
 def _compute_group(
-    folder: Folder,
-    key: Any,
-    units: list[Unit],
-    progress: Progress,
-    check_versions: Callable[[], None],
+    folder: Folder, units: list[Unit], progress: Progress, check_versions: Callable[[], None]
 ) -> None:
     """Computes and stores the units of one program, in smaller chunks from where the device is out
     of memory.
@@ -196,18 +192,18 @@ def _compute_group(
 
     program, chunk_size = None, 0
     for unit in units:
-        if folder.study.then and folder.under_way().study.round > folder.study.round:
+        if folder.study.round[1] > 1 and folder.under_way().study.round > folder.study.round:
             return  # another process has gone on
         check_versions()
         compiled, done = compile_seconds(), None
         while done is None:
-            program = program or folder.study.make_program(key, chunk_size)
+            program = program or folder.study.make_program(unit.members[0], chunk_size)
             chunk_size = program.chunk_size
             identity = {"says": str(folder.describe(unit, program.how)), "chunk_size": chunk_size}
             path = _snapshots_path(folder, unit)
             snapshots = Snapshots(path, identity, SNAPSHOT_SECONDS, interruption.requested)
             try:
-                done = program.compute(unit.members, report, snapshots)
+                done = program.compute(Work(unit.members, report, snapshots))
             except jax.errors.JaxRuntimeError as error:
                 if not any(sign in str(error) for sign in OUT_OF_MEMORY):
                     raise
@@ -215,7 +211,7 @@ def _compute_group(
                 program = None  # frees what it holds before the smaller one takes its place
             if done is None:
                 progress.event("out of memory", unit=unit.name, chunk_size=chunk_size)
-                chunk_size = _halved(key, chunk_size, smallest)
+                chunk_size = _halved(unit.program, chunk_size, smallest)
         arrays, diverged = done
         folder.write(unit, arrays, program.how)
         snapshots.clear()
@@ -244,6 +240,13 @@ def _name(program: Any) -> str:
     return " ".join(str(part) for part in program) if isinstance(program, tuple) else str(program)
 
 
+def _by_program(units: list[Unit]) -> dict[str, list[Unit]]:
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(_name(unit.program), []).append(unit)
+    return groups
+
+
 def _num_networks(units: list[Unit]) -> int:
     return sum(unit.num_networks for unit in units)
 
@@ -255,10 +258,8 @@ def _count(study: Study, units: list[Unit]) -> str:
 
 
 def _describe_missing(study: Study, missing: list[Unit]) -> list[str]:
-    groups: dict[str, list[Unit]] = {}
-    for unit in missing:
-        groups.setdefault(_name(unit.program), []).append(unit)
-    lines = [f"missing: {name}: {_count(study, units)}" for name, units in groups.items()]
+    groups = _by_program(missing).items()
+    lines = [f"missing: {name}: {_count(study, units)}" for name, units in groups]
     return [*lines, "the command without --collect computes them"] if lines else []
 
 
@@ -277,12 +278,12 @@ def describe(study: Study, workdir: Path, shard: Shard = ALONE) -> None:
     mine = _to_go(folder, shard) if shard.count > 1 else missing
     print(f"shards: {shard.count}; shard {shard.name} misses {_count(study, mine)}")
     seconds = 0.0
-    for key in dict.fromkeys(unit.program for unit in missing):
-        cost = study.measure_cost(key)
-        networks = _num_networks([unit for unit in mine if unit.program == key])
+    for name, units in _by_program(missing).items():
+        cost = study.measure_cost(units[0].members[0])
+        networks = _num_networks(_by_program(mine).get(name, []))
         seconds += networks * cost.network_seconds + (cost.compile_seconds if networks else 0.0)
         print(
-            f"{_name(key)}: {_count(study, [unit for unit in missing if unit.program == key])}; "
+            f"{name}: {_count(study, units)}; "
             f"compilation {cost.compile_seconds:.1f} s, {cost.network_seconds:.3g} s a "
             f"{study.counts.removesuffix('s')}, {cost.bytes / 2**20:.0f} MiB of arrays"
         )
