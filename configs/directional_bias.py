@@ -118,6 +118,9 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     config.mapping = "auto"  # auto, sequential, vectorized
     config.chunk_size = 0  # networks per call of the compiled program; 0: automatic
     config.num_devices = 0  # 0: all local devices
+    config.keep_weights = (
+        False  # store the trained variables in the units, see `nad_jax.read_weights`
+    )
 
     # NADs (.npz, or .npy with the singular values of an N×D matrix): the directions of source
     # "nads", and for every source their vᵀGv is compared with the accuracies. A published table of

@@ -61,4 +61,7 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.mapping = "sequential"  # one network after the other on each device; vectorized: a chunk at once; auto
     config.chunk_size = 0  # networks per call of the compiled program; 0: automatic
     config.num_devices = 0  # 0: all local devices
+    config.keep_weights = (
+        False  # store the trained variables in the units, see `nad_jax.read_weights`
+    )
     return config

@@ -7,12 +7,10 @@ extended by any sweep axis.
 
 import itertools
 import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -26,18 +24,16 @@ from experiments.run.config import (
     check_sweeps,
     read_model,
 )
-from experiments.run.costs import Example, shorten
 from experiments.run.folder import Folder
-from experiments.run.plan import Member, Study, Work
+from experiments.run.plan import Member, Study
 from experiments.sources import frequency_axes, make_directions, name_directions, read_spectrum
-from experiments.trained import Network, Train, read_recipe
+from experiments.trained import Network, read_recipe
 from nad_jax import accuracy_plots, nads, store
 from nad_jax.errors import check_image_shape, check_number
 from nad_jax.models import Model
-from nad_jax.recipe import Recipe
-from nad_jax.separable import check_num_samples, sample_noise
 from nad_jax.subspaces import rank_correlation
-from nad_jax.training import TrainMetrics, make_stages, make_train_many, network_key, noise_key
+from nad_jax.tasks import separable
+from nad_jax.tasks.separable import TrainMetrics, check_num_samples
 
 # Every combination of these is trained, in this order; the names of the columns they become.
 SWEEPS = {
@@ -50,7 +46,7 @@ SWEEPS = {
     "sigmas": "sigma",
     "epsilons": "epsilon",
 }
-METRICS = tuple(name for name in TrainMetrics._fields if name != "losses")
+METRICS = trained.list_metrics(TrainMetrics)
 COLUMNS = (
     "architecture", "pooling", "width", "optimizer", "num_train", "source", "index",
     "frequency_row", "frequency_column", "phase", "direction", "sigma", "epsilon", "seed", *METRICS,
@@ -107,7 +103,8 @@ def make_networks(config: ConfigDict) -> list[Member]:
         program += (point["width"],) * (point["width"] != 0)
         for row, coordinates, identity in zip(*directions, identities, strict=True):
             name = json.dumps({**said, "direction": identity}, sort_keys=True)
-            network = Network({**point, **coordinates, "direction": identity}, (row,))
+            arrays = {"direction": row, "epsilon": point["epsilon"], "sigma": point["sigma"]}
+            network = Network({**point, **coordinates, "direction": identity}, arrays)
             networks.append(Member(name, program, network))
     return networks
 
@@ -118,40 +115,11 @@ def _read_model(config: ConfigDict, architecture: str, pooling: str, width: int 
     return read_model(config, num_logits=2, **axes)
 
 
-def _make_model_and_recipe(config: ConfigDict, member: Member) -> tuple[Model, Recipe, float]:
+def _make_setup(config: ConfigDict, member: Member) -> trained.Setup:
     architecture, pooling, optimizer, num_train, *width = member.program
     recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
-    return _read_model(config, architecture, pooling, *width), recipe, learning_rate
-
-
-def _make_train(
-    config: ConfigDict, member: Member, chunk_size: int
-) -> tuple[Train, Mapping[str, Any]]:
-    model, recipe, learning_rate = _make_model_and_recipe(config, member)
-    train_networks = make_train_many(model, recipe, config.mapping, chunk_size, config.num_devices)
-
-    def train(work: Work) -> TrainMetrics:
-        networks = [member.what for member in work.members]
-        epsilon, sigma, seed = (
-            [network.coordinates[name] for network in networks]
-            for name in ("epsilon", "sigma", "seed")
-        )
-        directions = np.stack([network.arrays[0] for network in networks])
-        return train_networks(directions, epsilon, sigma, learning_rate, seed, *work[1:])
-
-    return train, model.description
-
-
-def _make_example(config: ConfigDict, member: Member, chunk_size: int) -> Example:
-    model, recipe, learning_rate = _make_model_and_recipe(config, member)
-    short, dimension = shorten(recipe), int(np.prod(model.image_shape))
-    noise = sample_noise(noise_key(0), short.num_train, short.num_test, dimension)
-    directions = np.resize(np.eye(dimension, dtype=np.float32), (chunk_size, dimension))
-    ones = np.ones(chunk_size, np.float32)
-    keys = jnp.stack([network_key(0, direction) for direction in directions])
-    members = (keys, directions, ones, ones, learning_rate * ones)
-    nbytes = 4 * dimension * (recipe.num_train + recipe.num_test)
-    return Example(make_stages(model, short), recipe, noise, members, nbytes)
+    model = _read_model(config, architecture, pooling, *width)
+    return trained.Setup(model, separable(), recipe, learning_rate)
 
 
 def _energies(config: ConfigDict, groups: dict[str, list[results.Row]]) -> dict[str, np.ndarray]:
@@ -228,10 +196,9 @@ def make_study(config: ConfigDict) -> Study:
         command = _command(config)
         _report(config, results.write_table(folder.workdir, rows, COLUMNS, command, num_missing))
 
-    makers = (partial(make, config) for make in (_make_train, _make_example))
-    training = trained.Training(METRICS, *makers)
     networks = make_networks(config)
-    return trained.make_study(config, FIELDS.identity(config), networks, training, collect)
+    setup = partial(_make_setup, config)
+    return trained.make_study(config, FIELDS.identity(config), networks, METRICS, setup, collect)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:

@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -23,26 +23,19 @@ from experiments.run.config import (
     check_sweeps,
     read_model,
 )
-from experiments.run.costs import Example, shorten
 from experiments.run.folder import Folder, digest
-from experiments.run.plan import Arrays, Member, Study, Work
-from experiments.trained import Network, Train, read_recipe
-from nad_jax import cifar, store
+from experiments.run.plan import Arrays, Member, Study
+from experiments.trained import Network, read_recipe
+from nad_jax import cifar, store, tasks
 from nad_jax.cifar import ImageData
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError, check_integer, check_number
 from nad_jax.fitting import FitMetrics
-from nad_jax.image_training import (
-    check_image_data,
-    image_network_key,
-    make_image_stages,
-    make_train_many_images,
-)
 from nad_jax.models import Model
-from nad_jax.recipe import Recipe
 
 IMAGE_SHAPE = (32, 32, 3)
-METRICS = tuple(name for name in FitMetrics._fields if name != "losses")
+METRICS = trained.list_metrics(FitMetrics)
+NONE: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 def make_fields(experiment: str, *axes: str) -> Fields:
@@ -54,7 +47,7 @@ def make_fields(experiment: str, *axes: str) -> Fields:
 
 
 def make_network(
-    coordinates: dict[str, Any], key: str, data: str, arrays: tuple[np.ndarray, ...] = ()
+    coordinates: dict[str, Any], key: str, data: str, arrays: Mapping[str, np.ndarray] = NONE
 ) -> Member:
     """One network of a sweep.
 
@@ -62,10 +55,10 @@ def make_network(
       coordinates: its place in the table.
       key: what determines its images, besides those of the folder: part of its name.
       data: the name of its images, for `make_study`.
-      arrays: what the transformation of its training images takes besides these.
+      arrays: what the transformation of its training images takes besides these, by name.
     """
     name = json.dumps({**coordinates, "images": key}, sort_keys=True)
-    return Member(name, (coordinates["architecture"], data), Network(coordinates, arrays))
+    return Member(name, (coordinates["architecture"], data), Network(coordinates, dict(arrays)))
 
 
 def create_network(config: ConfigDict, architecture: str) -> Model:
@@ -174,43 +167,14 @@ def make_study(
       data: the images as they are; `make_data(architecture, data)` gives those of a network.
       show(): the arrays of `examples.npz`.
       report: prints the rows of the table.
-      transform: is done to batches of images, see `image_training.make_train_images`.
+      transform: is done to batches of images, see `tasks.images`.
     """
 
-    def make_model_and_recipe(member: Member) -> tuple[Model, Recipe, float]:
+    def make_setup(member: Member) -> trained.Setup:
         sizes = len(data.train_images), len(data.test_images)
         recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, *sizes)
-        return create_network(config, member.program[0]), recipe, learning_rate
-
-    def make_train(member: Member, chunk_size: int) -> tuple[Train, Mapping[str, Any]]:
-        model, recipe, learning_rate = make_model_and_recipe(member)
-        how = (config.mapping, chunk_size, config.num_devices)
-        images = make_data(*member.program)
-        train_networks = make_train_many_images(
-            model, images, recipe, transform, config.mean, config.std, *how
-        )
-
-        def train(work: Work) -> FitMetrics:
-            networks = [member.what for member in work.members]
-            columns = zip(*(network.arrays for network in networks), strict=True)
-            seeds = [network.coordinates["seed"] for network in networks]
-            return train_networks(tuple(map(np.stack, columns)), learning_rate, seeds, *work[1:])
-
-        return train, model.description
-
-    def make_example(member: Member, chunk_size: int) -> Example:
-        model, recipe, learning_rate = make_model_and_recipe(member)
-        short = shorten(recipe)
-        images, train, test = make_data(*member.program), short.num_train, short.num_test
-        few = ImageData(
-            *(array[:train] for array in images[:2]), *(array[:test] for array in images[2:])
-        )
-        keys = jnp.stack([image_network_key(0)] * chunk_size)
-        arrays = (np.stack([array] * chunk_size) for array in member.what.arrays)
-        members = (keys, np.full(chunk_size, learning_rate, np.float32), *arrays)
-        stages = make_image_stages(model, short, transform, config.mean, config.std)
-        nbytes = sum(array.nbytes for array in images)
-        return Example(stages, recipe, check_image_data(few, model), members, nbytes)
+        task = tasks.images(make_data(*member.program), transform, config.mean, config.std)
+        return trained.Setup(create_network(config, member.program[0]), task, recipe, learning_rate)
 
     def collect(folder: Folder, num_missing: int) -> None:
         store.write_npz(folder.workdir / "examples.npz", dict(show()))
@@ -219,8 +183,7 @@ def make_study(
         report(results.write_table(folder.workdir, rows, columns, command, num_missing))
 
     identity = {"images": digest(*data), **fields.identity(config)}
-    training = trained.Training(METRICS, make_train, make_example)
-    return trained.make_study(config, identity, networks, training, collect)
+    return trained.make_study(config, identity, networks, METRICS, make_setup, collect)
 
 
 def choose_examples(data: ImageData, count: int) -> tuple[np.ndarray, np.ndarray]:

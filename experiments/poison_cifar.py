@@ -51,7 +51,7 @@ def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Membe
     for architecture in config.architectures:
         kinds = []  # index, amplitude, key, carriers and coefficients
         if config.clean:  # carriers that are zero change nothing
-            nothing = np.zeros((10, 3072), np.float32), np.zeros(10, np.float32)
+            nothing = make_arrays(np.zeros((10, 3072), np.float32), np.zeros(10, np.float32))
             kinds.append(("", "", "clean", nothing))
         for index in config.nad_indices:
             try:
@@ -61,13 +61,18 @@ def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Membe
             except InputError as error:
                 raise InputError(str(error).replace("index:", "nad_indices:", 1)) from error
             for epsilon in map(float, config.epsilons):
-                arrays = carriers, np.float32(epsilon) * signs
+                arrays = make_arrays(carriers, np.float32(epsilon) * signs)
                 kinds.append((index, epsilon, digest(carriers, signs), arrays))
         for seed, (index, epsilon, key, arrays) in itertools.product(config.seeds, kinds):
             values = (architecture, index, epsilon, seed)
             coordinates = dict(zip(COLUMNS[: len(values)], values, strict=True))
             networks.append(make_network(coordinates, key, "poisoned", arrays))
     return networks
+
+
+def make_arrays(carriers: np.ndarray, coefficients: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays that `interventions.poison` takes, by name."""
+    return {"carriers": carriers, "coefficients": coefficients}
 
 
 def _make_examples(config: ConfigDict, data: ImageData, nads: dict[str, np.ndarray]) -> Arrays:

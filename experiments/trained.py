@@ -5,10 +5,9 @@ trained twice.
 """
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -24,11 +23,16 @@ from experiments.run.costs import (
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
 from nad_jax import errors
-from nad_jax.errors import InputError, check_number
-from nad_jax.fitting import FitMetrics, resolve_mapping
+from nad_jax.chunks import resolve_execution
+from nad_jax.ensemble import Execution
+from nad_jax.errors import InputError, check_choice, check_number
+from nad_jax.fitting import Task
+from nad_jax.models import Model
 from nad_jax.recipe import Recipe
+from nad_jax.training import make_run
+from nad_jax.weights import weights_to_arrays
 
-TRAINED_HOW = ("unit_size", "num_devices", *HOW)  # `keep_weights` belongs here
+TRAINED_HOW = ("unit_size", "num_devices", "keep_weights", *HOW)
 RECIPE_FIELDS = (
     "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "loss_threshold",
     "loss_window", "precision",
@@ -88,80 +92,101 @@ def check_execution(config: ConfigDict) -> None:
     """Raises `InputError` where networks cannot be trained in the way that a config says."""
     check_all(
         lambda: check_integers(config, unit_size=0),
-        lambda: resolve_mapping(config.mapping, config.chunk_size, config.num_devices),
+        lambda: resolve_execution(Execution(config.mapping, config.chunk_size, config.num_devices)),
+        lambda: check_choice("keep_weights", config.keep_weights, (False, True)),
     )
 
 
 class Network(NamedTuple):
-    """What is to be known of a network: its place in the table, and what its training takes."""
-
-    coordinates: dict[str, Any]
-    arrays: tuple[np.ndarray, ...]
-
-
-Train = Callable[[Work], FitMetrics]  # metrics [N] of the networks of a unit, or more of them
-
-
-class Training(NamedTuple):
-    """How the networks of a study are trained.
-
-    metrics: the names of what goes into the table.
-    make_train(member, chunk_size): the training of its program, and a description of the model.
-    make_example(member, chunk_size): so many networks of its program, to be measured.
+    """What is to be known of a network: its place in the table, `seed` included, and the arrays of
+    its task by name.
     """
 
-    metrics: tuple[str, ...]
-    make_train: Callable[[Member, int], tuple[Train, Mapping[str, Any]]]
-    make_example: Callable[[Member, int], Example]
+    coordinates: dict[str, Any]
+    arrays: dict[str, Any]
+
+
+class Setup(NamedTuple):
+    """How the networks of a program are trained."""
+
+    model: Model
+    task: Task
+    recipe: Recipe
+    learning_rate: float
 
 
 def make_study(
     config: ConfigDict,
     identity: dict[str, Any],
     networks: list[Member],
-    training: Training,
+    metrics: tuple[str, ...],
+    make_setup: Callable[[Member], Setup],
     collect: Callable[[Folder, int], None],
 ) -> Study:
     """Networks in units of `config.unit_size` (0: one chunk) of one program; `what` of each is a
-    `Network`.
+    `Network`, `metrics` name what of each goes into the table.
     """
-    _, chunk_size, _ = resolve_mapping(config.mapping, config.chunk_size, config.num_devices)
-    unit_size = config.unit_size or chunk_size
+    execution = Execution(config.mapping, config.chunk_size, config.num_devices)
+    unit_size = config.unit_size or resolve_execution(execution).chunk_size
 
-    def choose_mapping(member: Member, chunk_size: int) -> tuple[str, int, list[jax.Device]]:
+    def make_example(member: Member, size: int) -> Example:
+        model, task, recipe, learning_rate = make_setup(member)
+        return Example(model, task, recipe, _stack([member] * size), learning_rate)
+
+    def choose_execution(member: Member, chunk_size: int) -> Execution:
         """As the config says, but no more networks at once than fit where it leaves their number
         open.
         """
         chosen = chunk_size or config.chunk_size
-        mapping, chunk_size, devices = resolve_mapping(config.mapping, chosen, config.num_devices)
-        if mapping == "vectorized" and not chosen:
+        resolved = resolve_execution(execution._replace(chunk_size=chosen))
+        if resolved.mapping == "vectorized" and not chosen:
 
             def needs(size: int) -> int:
-                return training_bytes(training.make_example(member, size), mapping, devices)
+                return training_bytes(make_example(member, size), resolved)
 
-            limit = device_bytes() // 2 * len(devices)
-            chunk_size = largest_chunk(needs, unit_size, len(devices), limit)
-        return mapping, chunk_size, devices
+            count = len(resolved.devices)
+            most = largest_chunk(needs, unit_size, count, device_bytes() // 2 * count)
+            resolved = resolved._replace(chunk_size=most)
+        return resolved
 
     def measure_cost(member: Member) -> Cost:
-        mapping, chunk_size, devices = choose_mapping(member, 0)
-        return measure_training(training.make_example(member, chunk_size), mapping, devices)
+        resolved = choose_execution(member, 0)
+        return measure_training(make_example(member, resolved.chunk_size), resolved)
 
     def make_program(member: Member, chunk_size: int) -> Program:
-        mapping, chunk_size, devices = choose_mapping(member, chunk_size)
-        train, model = training.make_train(member, chunk_size)
+        resolved = choose_execution(member, chunk_size)
+        model, task, recipe, learning_rate = make_setup(member)
+        run = make_run(model, task, recipe, resolved, keep=config.keep_weights)
 
         def compute(work: Work) -> tuple[Arrays, int]:
-            metrics = train(work)
-            return metrics._asdict(), int((metrics.diverged_at >= 0).sum())
+            seeds = [member.what.coordinates["seed"] for member in work.members]
+            found = run(_stack(work.members), learning_rate, seeds, *work[1:])
+            arrays = {name: getattr(found, name) for name in (*metrics, "losses")}
+            arrays |= weights_to_arrays(found.variables)
+            return arrays, int((found.diverged_at >= 0).sum())
 
-        how = {"model": dict(model), "mapping": mapping, "chunk_size": chunk_size}
-        return Program(compute, chunk_size, len(devices), how)
+        how = {"model": dict(model.description), "mapping": resolved.mapping}
+        how["chunk_size"] = resolved.chunk_size
+        return Program(compute, resolved.chunk_size, len(resolved.devices), how)
 
-    shapes = dict.fromkeys(training.metrics, ())
+    shapes = dict.fromkeys(metrics, ())
     return Study(
         {"": identity}, networks, lambda _: shapes, make_program, measure_cost, collect, unit_size
     )
+
+
+def _stack(members: list[Member]) -> dict[str, np.ndarray]:
+    """The arrays of networks, [N, …] each."""
+    return {
+        name: np.stack([member.what.arrays[name] for member in members])
+        for name in members[0].what.arrays
+    }
+
+
+def list_metrics(record: type[NamedTuple]) -> tuple[str, ...]:
+    """The names of those metrics of a record that are numbers, which go into the table."""
+    others = ("losses", "variables", "observed")
+    return tuple(name for name in record._fields if name not in others)
 
 
 def list_rows(folder: Folder) -> list[results.Row]:

@@ -10,6 +10,7 @@ F features before the last linear layer, R rows of derivatives per network, S su
 Sets of directions are unit rows [K, D]; eigenvalues descend.
 """
 
+from nad_jax import observers, tasks
 from nad_jax.aliases import (
     make_train,
     make_train_images,
@@ -57,6 +58,7 @@ from nad_jax.tasks.separable import (
 from nad_jax.training import train_many
 from nad_jax.vector_fields import central_difference, input_gradient
 from nad_jax.versions import __version__
+from nad_jax.weights import read_weights
 
 __all__ = [
     "ARCHITECTURES",
@@ -108,6 +110,7 @@ __all__ = [
     "marchenko_pastur_band",
     "near_degenerate_groups",
     "null_band",
+    "observers",
     "poison",
     "principal_angles",
     "project_out",
@@ -115,6 +118,7 @@ __all__ = [
     "rank_correlation",
     "read_cifar10",
     "read_directions",
+    "read_weights",
     "sample_noise",
     "sample_separable",
     "save_nads",
@@ -122,6 +126,7 @@ __all__ = [
     "set_coefficients",
     "singular_values",
     "subspace_overlap",
+    "tasks",
     "to_images",
     "to_vectors",
     "train_many",

@@ -133,6 +133,15 @@ def check_num_networks(
     return check_integer("num_networks", num_networks, fewest)
 
 
+def check_own_layer(estimator: Estimator) -> None:
+    """Raises `InputError` where the last layer of given networks would be replaced."""
+    if estimator.from_features:
+        raise InputError(
+            "readout: must be 'sampled' with num_readouts=1 for given variables, whose last layer "
+            "is their own"
+        )
+
+
 def check_symmetrized(estimator: Estimator, model: Model) -> None:
     """Raises `InputError` where symmetries are asked for that the model does not state, or its
     derivative not have.

@@ -44,11 +44,11 @@ class Execution(NamedTuple):
 
     def resolved(self) -> "Execution":
         """The same with a mapping that is not automatic; one `InputError` for what is wrong."""
-        if problems := self.problems():
-            raise InputError("\n".join(problems))
-        automatic = "sequential" if jax.default_backend() == "cpu" else "vectorized"
-        mapping = automatic if self.mapping == "auto" else self.mapping
-        return self._replace(mapping=mapping, chunk_size=int(self.chunk_size))
+        errors.raise_problems(self.problems())
+        mapping, *numbers = self
+        if mapping == "auto":
+            mapping = "sequential" if jax.default_backend() == "cpu" else "vectorized"
+        return Execution(errors.plain(mapping), *map(int, numbers))
 
 
 def make_key(seed: int) -> jax.Array:

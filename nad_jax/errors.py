@@ -297,6 +297,8 @@ def check_input_shape(image_shape: Any) -> tuple[int, ...]:
         "one to four positive integers, (length,), "
         "(length, channels), (height, width, channels) or (time, height, width, channels)",
     )
+
+
 def raise_problems(problems: list[str]) -> None:
     """Raises one `InputError` with a line for each problem, each once; nothing where there is none."""
     if problems:

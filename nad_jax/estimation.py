@@ -12,6 +12,7 @@ from nad_jax import ensemble, errors, moments, subspaces
 from nad_jax.choices import (
     Estimator,
     check_num_networks,
+    check_own_layer,
     choose_readout,
     find_group,
     find_representations,
@@ -230,11 +231,7 @@ def check_variables(model: Model, variables: Any, estimator: Estimator, num_netw
                 f"variables: a leaf must be [N, {', '.join(map(str, one.shape))}] with N ≥ "
                 f"num_networks = {num_networks}, got shape {np.shape(leaf)}"
             )
-    if estimator.from_features:
-        raise InputError(
-            "readout: must be 'sampled' with num_readouts=1 for given variables, whose last layer "
-            "is their own"
-        )
+    check_own_layer(estimator)
 
 
 def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:

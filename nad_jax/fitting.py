@@ -4,6 +4,7 @@ What the samples are, and what is asked of a network, a `Task` says; `training` 
 networks.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -132,6 +133,17 @@ class Task(NamedTuple):
     make_measures: Callable[[Model, Recipe], Mapping[str, Observer]] = lambda model, recipe: {}
     metrics: Callable[..., NamedTuple] = FitMetrics
 
+    def resolve_recipe(self, recipe: Recipe | None = None) -> Recipe:
+        """The recipe, or the default one, with the sizes of the task; raises `InputError` for what
+        is wrong with it.
+        """
+        recipe = self.recipe if recipe is None else recipe
+        if self.sizes is not None and isinstance(recipe, Recipe):
+            sizes = dict(zip(("num_train", "num_test"), self.sizes, strict=True))
+            recipe = dataclasses.replace(recipe, **sizes)
+        check_recipe(recipe)
+        return recipe
+
 
 REQUIRED = "required"  # in place of a default
 
@@ -197,7 +209,7 @@ def _as_before(new: jax.Array, old: jax.Array) -> jax.Array:
     return new.astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
 
 
-def _make_evaluate(model: Model, task: Task, recipe: Recipe, split: str) -> Observer:
+def make_evaluate(model: Model, task: Task, recipe: Recipe, split: str) -> Observer:
     """An observer of (accuracy, mean loss) of a split, in evaluation mode."""
     num_samples = dict(zip(SPLITS, (recipe.num_train, recipe.num_test), strict=True))[split]
 
@@ -254,7 +266,7 @@ def make_fit(model: Model, recipe: Recipe, task: Task) -> Stages:
     """
     check_recipe(recipe)
     check_model(model, recipe.batch_size, task.num_outputs)
-    evaluate = [_make_evaluate(model, task, recipe, split) for split in SPLITS]
+    evaluate = [make_evaluate(model, task, recipe, split) for split in SPLITS]
     measures = task.make_measures(model, recipe)
     num_full = recipe.num_train // recipe.batch_size * recipe.batch_size  # samples in full batches
     *_, join = split_trainable(model, jax.eval_shape(model.init, jax.random.key(0)))

@@ -1,6 +1,5 @@
 """Training many networks at once: on D(v), one for each direction, on images, on any task."""
 
-import dataclasses
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any, Protocol
@@ -27,7 +26,7 @@ from nad_jax.errors import (
     check_record,
     number_array,
 )
-from nad_jax.fitting import REQUIRED, Members, Observer, Task, check_recipe, make_fit
+from nad_jax.fitting import REQUIRED, Members, Observer, Task, make_fit
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
@@ -95,11 +94,7 @@ def make_run(
     """
     check_record("task", task, Task)
     check_record("model", model, Model)
-    recipe = task.recipe if recipe is None else recipe
-    if task.sizes is not None and isinstance(recipe, Recipe):
-        sizes = dict(zip(("num_train", "num_test"), task.sizes, strict=True))
-        recipe = dataclasses.replace(recipe, **sizes)
-    check_recipe(recipe)
+    recipe = task.resolve_recipe(recipe)
     execution = resolve_execution(execution)
     each, together = split_observers(observe)
     chunk = make_chunk(make_fit(model, recipe, task), execution, each)
@@ -192,7 +187,7 @@ def make_members(
 
 def train_many(
     model: Model,
-    task: Task | jax.Array,
+    task: Task | jax.Array | None = None,
     epsilon: Any = None,
     sigma: Any = None,
     learning_rate: Any = None,
@@ -216,7 +211,7 @@ def train_many(
 
     Args:
       model: with an output for each class, from `create_model(..., num_logits=2)`, say.
-      task: from `tasks`, or directions [N, D].
+      task: from `tasks`, or directions [N, D], which may also be given as `directions`.
       epsilon, sigma: of D(v), in units of the input, one for all or one for each network [N]; 1.
       learning_rate, seed: one for all, or one for each network [N]; default: the task's, 0.5 for
         D(v).
@@ -238,6 +233,8 @@ def train_many(
     Raises:
       InputError: naming the argument, its value and what is allowed.
     """
+    if task is None:
+        task = arrays.pop("directions", None)
     if not isinstance(task, Task):
         task, arrays = separable(), {**arrays, "direction": task}
     arrays |= {n: v for n, v in {"epsilon": epsilon, "sigma": sigma}.items() if v is not None}

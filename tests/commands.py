@@ -21,7 +21,7 @@ import jax
 from experiments import compute_nads
 from experiments.main import _parse_flags, app, main
 from experiments.run import runner
-from nad_jax import fitting, store, training
+from nad_jax import store, training
 
 ROOT = Path(__file__).parent.parent
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -154,7 +154,7 @@ def _replace(place: str, which: str) -> None:
     elif place == "after the rename":
         store.os = _Replaced(os, replace=at_call(os.replace, _nothing, _kill))
     elif place == "evaluation":
-        make_chunk = fitting.make_chunk
+        make_chunk = training.make_chunk
         training.make_chunk = lambda *args: make_chunk(*args)._replace(finish=_long_lasting)
     elif place == "collecting":
         compute_nads.finish = _long_lasting

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import nad_jax
-from nad_jax.image_training import make_train_many_images
+from nad_jax.aliases import make_train_many_images
 
 SHAPE = (4, 4, 1)
 

@@ -9,7 +9,7 @@ import pytest
 
 import nad_jax as n
 from nad_jax.errors import InputError
-from nad_jax.separable import Noise, separate
+from nad_jax.tasks.separable import Noise, separate
 
 SHAPE = (4, 4, 1)
 EYE = np.eye(16, dtype=np.float32)

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import flip_cifar, image_networks, poison_cifar
+from experiments import flip_cifar, image_networks, poison_cifar, trained
 from experiments.main import EXPERIMENTS
 from nad_jax import (
     ImageData,
@@ -148,9 +148,7 @@ def test_a_rerun_trains_what_is_missing_and_the_table_is_the_same(
     run(experiment, _config(name, files, unit_size=2), workdir)
     assert (workdir / "results.csv").read_bytes() == (finished / name / "results.csv").read_bytes()
     assert list(workdir.glob("units/*.corrupt"))
-    monkeypatch.setattr(
-        image_networks, "make_train_many_images", lambda *args: pytest.fail("trained again")
-    )
+    monkeypatch.setattr(trained, "make_run", lambda *args, **how: pytest.fail("trained again"))
     run(experiment, _config(name, files), workdir)
 
 
@@ -158,9 +156,7 @@ def test_the_layout_of_the_images_does_not_matter_but_the_images_do(
     finished, files, tmp_path, monkeypatch
 ):
     workdir = _copy(finished, "flip_cifar", tmp_path)
-    monkeypatch.setattr(
-        image_networks, "make_train_many_images", lambda *args: pytest.fail("trained again")
-    )
+    monkeypatch.setattr(trained, "make_run", lambda *args, **how: pytest.fail("trained again"))
     write_folder(tmp_path / "pickled", PICKLED, make_batches(20))
     run(flip_cifar, _config("flip_cifar", files, data_dir=str(tmp_path / "pickled")), workdir)
     write_folder(tmp_path / "others", BINARY, make_batches(20, seed=1))
@@ -171,18 +167,18 @@ def test_the_layout_of_the_images_does_not_matter_but_the_images_do(
 
 
 def test_other_nads_extend_a_folder(finished, files, tmp_path, monkeypatch):
-    trained = []
-    make = image_networks.make_train_many_images
+    dtypes = []
+    make = trained.make_run
 
-    def make_and_note(model, data, *args):
-        trained.append(data.train_images.dtype)
-        return make(model, data, *args)
+    def make_and_note(model, task, recipe, *args, **how):
+        dtypes.append(task.data(model, recipe, 0).train_images.dtype)
+        return make(model, task, recipe, *args, **how)
 
     workdir = _copy(finished, "flip_cifar", tmp_path)
-    monkeypatch.setattr(image_networks, "make_train_many_images", make_and_note)
+    monkeypatch.setattr(trained, "make_run", make_and_note)
     np.save(tmp_path / "other.npy", np.asarray(basis_random(make_key(5), 1024)))
     run(flip_cifar, _config("flip_cifar", files, nads=str(tmp_path / "other.npy")), workdir)
-    assert trained == [np.float32]  # the flipped images alone
+    assert dtypes == [np.float32]  # the flipped images alone
     before, after = _rows(finished / "flip_cifar"), _rows(workdir)
     assert before[:2] == after[:2] and before[2:] != after[2:]
 

@@ -12,12 +12,12 @@ from experiments.main import EXPERIMENTS
 from experiments.run import runner
 from experiments.run.folder import ALONE
 from experiments.trained import read_recipe
+from nad_jax.aliases import make_train, make_train_images
 from nad_jax.architectures import ARCHITECTURES
 from nad_jax.errors import InputError
-from nad_jax.image_training import cifar_recipe, make_train_images
 from nad_jax.interventions import poison
 from nad_jax.recipe import Recipe
-from nad_jax.training import make_train
+from nad_jax.tasks.images import cifar_recipe
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import directional_bias, published, results
+from experiments import directional_bias, published, results, trained
 from nad_jax import (
     Recipe,
     accuracy_plots,
@@ -269,9 +269,7 @@ def test_a_rerun_trains_nothing_and_what_is_missing_comes_out_the_same(
     assert (workdir / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
     assert list(workdir.glob("units/*.corrupt"))
     monkeypatch.setattr(
-        directional_bias,
-        "make_train_many",
-        lambda *args: pytest.fail("a network was trained again"),
+        trained, "make_run", lambda *args, **how: pytest.fail("a network was trained again")
     )
     run(directional_bias, _config(sigmas=(3,)), workdir)  # 3 is 3.0
 

@@ -1,9 +1,9 @@
-import jax
 import pytest
 
 from experiments import compute_nads, directional_bias, trained
 from experiments.run import costs
 from experiments.run.costs import largest_chunk
+from nad_jax import Execution
 from tests.test_configs import load_config
 
 
@@ -35,12 +35,13 @@ def test_memory_is_that_of_the_machine_and_programs_need_more_for_more_networks(
     config.update(
         image_shape=(16, 16, 1), nums_train=(64,), num_test=64, batch_size=16, mapping="vectorized"
     )
-    devices = jax.local_devices()[:1]
     member = directional_bias.make_networks(config)[0]
     assert member.program == ("lenet", "default", "sgd", 64)
+    setup = directional_bias._make_setup(config, member)
     two, four = (
         costs.training_bytes(
-            directional_bias._make_example(config, member, size), "vectorized", devices
+            costs.Example(*setup[:3], trained._stack([member] * size), setup.learning_rate),
+            Execution("vectorized", num_devices=1),
         )
         for size in (2, 4)
     )

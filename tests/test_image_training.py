@@ -14,14 +14,15 @@ from nad_jax import (
     basis_random,
     cifar_recipe,
     create_model,
-    image_training,
     make_key,
+    make_train_images,
     make_train_many_images,
     poison,
     published_carriers,
     train_many_images,
 )
 from nad_jax.errors import InputError
+from nad_jax.fitting import keys_of_seeds
 from tests.test_training import reference_regression
 
 SHAPE = (8, 8, 3)
@@ -60,8 +61,8 @@ def _model(name="logreg"):
 def test_training_on_poisoned_images_equals_its_float64_reference():
     data, model, (carriers, coefficients) = _data(), _model(), _carriers()
     recipe = dataclasses.replace(SMALL, num_train=100, num_test=60)
-    key = image_training.image_network_key(7)
-    train = image_training.make_train_images(model, recipe, poison, MEAN, STD)
+    key = keys_of_seeds("image networks", [7])[0]
+    train = make_train_images(model, recipe, poison, MEAN, STD)
     variables, metrics = jax.jit(train)(key, 0.2, carriers, coefficients, data)
     init_key, order_key, _ = jax.random.split(key, 3)
     start = model.init(init_key)["params"]["Dense_0"]
@@ -199,7 +200,7 @@ def test_bad_input_is_named():
             r"arrays: must have one leading axis \[3\]",
         ),
         (
-            {"learning_rate": [0.1, 0.2], "seed": [0, 1, 2]},
+            {"learning_rate": [0.1, 0.2], "seed": [0, 1, 2], "transform": None},
             "learning_rate: must be a number or one for each of the 3",
         ),
         (
@@ -207,6 +208,7 @@ def test_bad_input_is_named():
             "batch_size: must be an integer of at least 1",
         ),
         ({"chunk_size": -1}, "chunk_size"),
+        ({"arrays": (carriers,)}, "coefficients: is needed"),
         (
             {"arrays": (carriers, coefficients), "transform": None},
             "arrays: .* there is no transform",
@@ -223,7 +225,7 @@ def test_bad_input_is_named():
         train_many_images("lenet", data)
     with pytest.raises(InputError, match="data: must be ImageData, got tuple"):
         train_many_images(model, tuple(data))
-    train = image_training.make_train_images(model, SMALL)
+    train = make_train_images(model, SMALL)
     with pytest.raises(
         InputError, match=r"data: the recipe has 10000 and 10000 images, got \(100, 60\)"
     ):

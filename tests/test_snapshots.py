@@ -12,12 +12,13 @@ import pytest
 from nad_jax import (
     Estimator,
     Execution,
+    FitMetrics,
+    chunks,
     create_model,
-    fitting,
     from_functions,
+    make_train_many,
     moments,
     store,
-    training,
 )
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
@@ -124,7 +125,7 @@ def _stop_at(number):
 def test_a_resumed_training_is_bit_for_bit_an_uninterrupted_one(tmp_path, stop_at):
     recipe = Recipe(num_train=100, num_test=50, batch_size=32, num_epochs=3, loss_window=3)
     model = create_model("mlp", (8, 8, 1), num_logits=2)
-    run = training.make_train_many(model, recipe, chunk_size=2)
+    run = make_train_many(model, recipe, chunk_size=2)
     sweep = {
         "directions": np.eye(64, dtype=np.float32)[:5],
         "seed": [0, 1, 0, 0, 1],
@@ -136,17 +137,17 @@ def test_a_resumed_training_is_bit_for_bit_an_uninterrupted_one(tmp_path, stop_a
             **sweep, progress=_stop_at(stop_at), snapshots=_snapshots(tmp_path, urgent=lambda: True)
         )
     epochs = []
-    resumed = training.make_train_many(model, recipe, chunk_size=2)(
+    resumed = make_train_many(model, recipe, chunk_size=2)(
         **sweep, progress=epochs.append, snapshots=_snapshots(tmp_path)
     )
     assert len(epochs) == 9 - stop_at
-    for name in fitting.FitMetrics._fields:
+    for name in FitMetrics._fields:
         np.testing.assert_array_equal(getattr(straight, name), getattr(resumed, name))
 
 
 def test_keys_and_short_floats_of_a_state_survive():
     state = {"key": make_key(3), "weights": jnp.arange(3, dtype=jnp.bfloat16), "step": jnp.int32(7)}
-    restored = fitting._restore("state", state, fitting._flatten("state", state))
+    restored = chunks._restore(state, chunks._flatten(state))
     assert jax.random.key_impl(restored["key"]) == jax.random.key_impl(state["key"])
     np.testing.assert_array_equal(
         jax.random.key_data(restored["key"]), jax.random.key_data(state["key"])

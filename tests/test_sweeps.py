@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import compute_nads, directional_bias, geometry, main, results
+from experiments import compute_nads, directional_bias, geometry, main, results, trained
 from experiments.main import EXPERIMENTS
 from experiments.run import runner
 from experiments.run.folder import Folder
@@ -603,16 +603,13 @@ def test_a_process_with_too_little_memory_halves_the_chunk(tmp_path):
 
 
 def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, monkeypatch):
-    make_train_many, make_accumulate = (
-        directional_bias.make_train_many,
-        geometry.make_accumulate,
-    )
+    make_run, make_accumulate = trained.make_run, geometry.make_accumulate
 
-    def make_train_one(model, recipe, mapping, chunk_size, num_devices):
-        run = make_train_many(model, recipe, mapping, chunk_size, num_devices)
-        return run if chunk_size == 1 else _out_of_memory
+    def make_run_of_one(model, task, recipe, execution, keep):
+        run = make_run(model, task, recipe, execution, keep=keep)
+        return run if execution.chunk_size == 1 else _out_of_memory
 
-    monkeypatch.setattr(directional_bias, "make_train_many", make_train_one)
+    monkeypatch.setattr(trained, "make_run", make_run_of_one)
     run(directional_bias, _config(chunk_size=4), tmp_path / "run")
     (unit,) = (tmp_path / "run" / "units").iterdir()
     assert json.loads(str(store.read_npz(unit)["config"]))["chunk_size"] == 1
@@ -644,7 +641,7 @@ def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, mon
         assert json.loads(str(arrays["config"]))["chunk_size"] == 2
         np.testing.assert_allclose(arrays["even_scatter"], expected["even_scatter"], rtol=1e-5)
 
-    monkeypatch.setattr(directional_bias, "make_train_many", lambda *args: _out_of_memory)
+    monkeypatch.setattr(trained, "make_run", lambda *args, **how: _out_of_memory)
     with pytest.raises(
         InputError, match=r"logreg default sgd 200: the device has not enough memory for 1 networks"
     ):
@@ -655,7 +652,7 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(tmp_path,
     def broken(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(directional_bias, "make_train_many", lambda *args: broken)
+    monkeypatch.setattr(trained, "make_run", lambda *args, **how: broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         run(directional_bias, _config(chunk_size=4), tmp_path / "run")
 

@@ -16,6 +16,9 @@ import pytest
 from flax import nnx
 
 from nad_jax import (
+    Execution,
+    FitMetrics,
+    TrainMetrics,
     basis_dft,
     create_model,
     ensemble,
@@ -23,13 +26,24 @@ from nad_jax import (
     from_functions,
     from_linen,
     from_nnx,
-    separable,
+    make_train,
+    make_train_many,
+    sample_noise,
+    tasks,
     train_many,
-    training,
 )
+from nad_jax.chunks import make_chunk
 from nad_jax.errors import InputError
+from nad_jax.fitting import make_fit
 from nad_jax.recipe import Recipe
-from nad_jax.training import make_train
+from nad_jax.tasks.separable import (
+    _cosine,
+    label_samples,
+    network_keys,
+    noise_key,
+    separate,
+)
+from nad_jax.training import make_members
 
 SHAPE = (8, 8, 1)
 SMALL = Recipe(num_train=200, num_test=100, batch_size=32, num_epochs=2, loss_window=3)
@@ -39,11 +53,13 @@ def _directions(count, shape=SHAPE):
     return np.asarray(basis_dft(shape).directions[1 : 1 + count])
 
 
+def _network_key(seed, direction):
+    return network_keys([seed], {"direction": direction[None]})[0]
+
+
 def _train_one(model, recipe, direction, epsilon=1.0, sigma=1.0, learning_rate=0.5, seed=0):
-    noise = separable.sample_noise(
-        training.noise_key(seed), recipe.num_train, recipe.num_test, direction.size
-    )
-    key = training.network_key(seed, direction)
+    noise = sample_noise(noise_key(seed), recipe.num_train, recipe.num_test, direction.size)
+    key = _network_key(seed, direction)
     variables, metrics = jax.jit(make_train(model, recipe))(
         key, jnp.asarray(direction), epsilon, sigma, learning_rate, noise
     )
@@ -118,8 +134,8 @@ def test_accuracies_and_losses_are_those_of_the_trained_network():
         (noise.train, metrics.train_accuracy, metrics.train_loss),
         (noise.test, metrics.test_accuracy, metrics.test_loss),
     ):
-        labels = separable.label_samples(jnp.arange(len(split)))
-        x = separable.separate(split, labels, jnp.asarray(direction), 0.5, 2.0).reshape(-1, *SHAPE)
+        labels = label_samples(jnp.arange(len(split)))
+        x = separate(split, labels, jnp.asarray(direction), 0.5, 2.0).reshape(-1, *SHAPE)
         logits = model.apply(variables, x)
         assert float(accuracy) == pytest.approx(
             float((logits.argmax(1) == labels).mean()), abs=1e-6
@@ -172,27 +188,30 @@ LENET_SHAPE = (16, 16, 1)
 LENET_RECIPE = Recipe(num_train=600, num_test=400, batch_size=64, num_epochs=2, loss_window=3)
 
 
-def run_stages(chunk, num_epochs, shared, *members):
+def numbers(metrics):
+    """The metrics that are arrays."""
+    return {name: value for name, value in metrics._asdict().items() if value is not None}
+
+
+def run_stages(chunk, num_epochs, data, members):
     """The metrics of networks that are trained by compiled stages."""
-    state = chunk.start(*members)
+    state = chunk.start(members)
     for _ in range(num_epochs):
-        state = chunk.epoch(state, shared, *members)
-    return chunk.finish(state, shared, *members)
+        state = chunk.epoch(state, data, members)
+    return chunk.finish(state, data, members)
 
 
 def lenet_chunk(mapping, devices):
     """The metrics of four LeNets, and the text of the program that trained them for an epoch."""
-    stages = training.make_stages(create_model("lenet", LENET_SHAPE, num_logits=2), LENET_RECIPE)
-    directions = _directions(4, LENET_SHAPE)
-    noise = separable.sample_noise(
-        training.noise_key(0), LENET_RECIPE.num_train, LENET_RECIPE.num_test, 256
-    )
-    keys = jnp.stack([training.network_key(0, v) for v in directions])
-    members = (keys, jnp.asarray(directions), jnp.ones(4), jnp.full(4, 0.5), jnp.full(4, 0.5))
-    shared = jax.device_put(noise, ensemble.replicated(devices))
-    chunk = fitting.make_chunk(stages, mapping, devices)
-    program = chunk.epoch.lower(chunk.start(*members), shared, *members).compile().as_text()
-    return run_stages(chunk, LENET_RECIPE.num_epochs, shared, *members), program
+    model, task = create_model("lenet", LENET_SHAPE, num_logits=2), tasks.separable()
+    arrays = {"direction": _directions(4, LENET_SHAPE), "sigma": 0.5}
+    members, _ = make_members(model, task, arrays, 0.5, 0)
+    data = jax.device_put(task.data(model, LENET_RECIPE, 0), ensemble.replicated(devices))
+    execution = Execution(mapping, len(devices), len(devices))
+    chunk = make_chunk(make_fit(model, LENET_RECIPE, task), execution)
+    program = chunk.epoch.lower(chunk.start(members), data, members).compile().as_text()
+    metrics = run_stages(chunk, LENET_RECIPE.num_epochs, data, members)
+    return metrics._replace(observed=None), program
 
 
 @pytest.fixture(scope="module")
@@ -214,9 +233,7 @@ def test_sequential_and_vectorized_training_agree(sequential):
 @pytest.mark.parametrize("mapping", ["sequential", "vectorized"])
 def test_a_network_does_not_depend_on_its_company(mapping):
     directions = _directions(3)
-    run = training.make_train_many(
-        create_model("mlp", SHAPE, num_logits=2), SMALL, mapping, chunk_size=2
-    )
+    run = make_train_many(create_model("mlp", SHAPE, num_logits=2), SMALL, mapping, chunk_size=2)
     many = run(directions, sigma=[0.5, 1.0, 0.5], seed=[0, 0, 1])
     for index, (sigma, seed) in enumerate([(0.5, 0), (1.0, 0), (0.5, 1)]):
         one = run(directions[index : index + 1], sigma=sigma, seed=seed)
@@ -228,10 +245,10 @@ def test_a_network_does_not_depend_on_its_company(mapping):
 SHARDED = """
 import collections, jax, numpy as np
 from nad_jax import ImageData, cifar_recipe, create_model, train_many, train_many_images
-from tests.test_training import LENET_RECIPE, LENET_SHAPE, _directions, lenet_chunk
+from tests.test_training import LENET_RECIPE, LENET_SHAPE, _directions, lenet_chunk, numbers
 assert jax.local_device_count() == 4
 metrics, program = lenet_chunk("sequential", jax.local_devices())
-np.savez(f"{OUT}/sharded.npz", **metrics._asdict())
+np.savez(f"{OUT}/sharded.npz", **numbers(metrics))
 open(f"{OUT}/sharded.txt", "w").write(program)
 compiled = collections.Counter()
 def count(event, seconds, fun_name="", **_):
@@ -244,14 +261,14 @@ def check_compiled_once():
 model = create_model("lenet", LENET_SHAPE, num_logits=2)
 for num_devices in (1, 4):  # the last chunk of four is not full
     metrics = train_many(model, _directions(5, LENET_SHAPE), recipe=LENET_RECIPE, num_devices=num_devices)
-    np.savez(f"{OUT}/{num_devices}.npz", **metrics._asdict())
+    np.savez(f"{OUT}/{num_devices}.npz", **numbers(metrics))
     check_compiled_once()
 images, labels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8), np.arange(64) % 4
 data = ImageData(images, labels, images, labels)
 colour, recipe = create_model("logreg", (8, 8, 3), 4), cifar_recipe(num_epochs=2)
 for num_devices in (1, 4):
     metrics = train_many_images(colour, data, seed=[0, 1, 2], recipe=recipe, num_devices=num_devices)
-    np.savez(f"{OUT}/images{num_devices}.npz", **metrics._asdict())
+    np.savez(f"{OUT}/images{num_devices}.npz", **numbers(metrics))
     check_compiled_once()
 """
 
@@ -266,7 +283,7 @@ def test_sharded_training_agrees_does_not_communicate_and_is_compiled_once(seque
         timeout=300,
     )
 
-    def read(name, kind=training.TrainMetrics):
+    def read(name, kind=TrainMetrics):
         with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as stored:
             return kind(**stored)
 
@@ -283,22 +300,20 @@ def test_sharded_training_agrees_does_not_communicate_and_is_compiled_once(seque
         assert collective not in program
     # With as many threads, a network of one device is bit for bit that of four.
     jax.tree.map(np.testing.assert_array_equal, read("1"), read("4"))
-    images = (read(f"images{num_devices}", fitting.FitMetrics) for num_devices in (1, 4))
+    images = (read(f"images{num_devices}", FitMetrics) for num_devices in (1, 4))
     jax.tree.map(np.testing.assert_array_equal, *images)
 
 
 @pytest.mark.parametrize("mapping", ["sequential", "vectorized"])
 def test_nan_data_of_one_network_leaves_the_others_bitwise_unchanged(mapping):
     model = create_model("mlp", SHAPE, num_logits=2)
-    chunk = fitting.make_chunk(training.make_stages(model, SMALL), mapping, jax.local_devices()[:1])
-    directions = jnp.asarray(_directions(3))
-    noise = separable.sample_noise(training.noise_key(0), SMALL.num_train, SMALL.num_test, 64)
-    keys = jnp.stack([training.network_key(0, v) for v in directions])
-    ones = jnp.ones(3)
-    clean = run_stages(chunk, 2, noise, keys, directions, ones, ones, 0.5 * ones)
-    spoilt = run_stages(
-        chunk, 2, noise, keys, directions, ones, ones.at[1].set(jnp.nan), 0.5 * ones
-    )
+    task = tasks.separable()
+    chunk = make_chunk(make_fit(model, SMALL, task), Execution(mapping, 3, 1))
+    members, _ = make_members(model, task, {"direction": _directions(3)}, 0.5, 0)
+    spoilt = np.array([1, np.nan, 1], np.float32)
+    spoilt = members._replace(arrays={**members.arrays, "sigma": spoilt})
+    data = task.data(model, SMALL, 0)
+    clean, spoilt = (run_stages(chunk, 2, data, given) for given in (members, spoilt))
     for index in (0, 2):
         jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a[i], b[i]), clean, spoilt)
     assert spoilt.diverged_at.tolist() == [-1, 1, -1]
@@ -331,7 +346,7 @@ def test_a_step_that_overflows_the_network_itself_is_not_taken():
     (direction,) = _directions(1)
     variables, metrics, *_ = _train_one(model, recipe, direction, sigma=1e3, learning_rate=3e38)
     assert int(metrics.diverged_at) == 1 and np.isfinite(metrics.test_loss)
-    initial = model.init(jax.random.split(training.network_key(0, direction), 3)[0])
+    initial = model.init(jax.random.split(_network_key(0, direction), 3)[0])
     jax.tree.map(
         lambda kept, start: np.testing.assert_allclose(kept, start, rtol=1e-6), variables, initial
     )
@@ -425,11 +440,11 @@ def test_optimizers_of_optax_are_taken_by_name(optimizer, options, rate, schedul
 def test_the_sign_of_a_direction_is_the_name_of_its_classes():
     v = _directions(1)[0]
     np.testing.assert_array_equal(
-        jax.random.key_data(training.network_key(0, v)),
-        jax.random.key_data(training.network_key(0, -v)),
+        jax.random.key_data(_network_key(0, v)),
+        jax.random.key_data(_network_key(0, -v)),
     )
     keys = {
-        jax.random.key_data(training.network_key(seed, u)).tobytes()
+        jax.random.key_data(_network_key(seed, u)).tobytes()
         for seed in (0, 1)
         for u in _directions(5)
     }
@@ -454,7 +469,7 @@ def test_bad_input_is_named():
     with pytest.raises(InputError) as caught:
         make_train(model, Recipe(batch_size=0, num_epochs=0, loss_window=0))
     assert len(str(caught.value).splitlines()) == 3
-    noise = separable.sample_noise(training.noise_key(0), 100, 100, 64)
+    noise = sample_noise(noise_key(0), 100, 100, 64)
     with pytest.raises(
         InputError, match="noise: the recipe has 200 and 100 samples, got 100 and 100"
     ):
@@ -501,7 +516,7 @@ def test_every_optimizer_that_is_offered_trains(optimizer):
         loss_window=1,
     )
     assert recipe.problems() == []
-    noise = separable.sample_noise(0, 8, 4, 4)
+    noise = sample_noise(0, 8, 4, 4)
     with jax.disable_jit():  # operation by operation, which all of them share
         _, metrics = make_train(model, recipe)(
             0, np.eye(4, dtype=np.float32)[0], 1.0, 1.0, 0.1, noise
@@ -560,5 +575,5 @@ def test_the_rate_of_every_step_is_that_of_the_schedule(schedule, factors):
 def test_the_cosine_of_a_gradient_knows_neither_its_sign_nor_its_size():
     (v,) = _directions(1)
     for factor in (1.0, -1.0, -1e-30, 1e30):
-        assert float(training._cosine(jnp.float32(factor) * v, v)) == pytest.approx(1.0, abs=1e-6)
-    assert float(training._cosine(0 * v, v)) == 0.0
+        assert float(_cosine(jnp.float32(factor) * v, v)) == pytest.approx(1.0, abs=1e-6)
+    assert float(_cosine(0 * v, v)) == 0.0

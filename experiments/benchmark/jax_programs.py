@@ -14,16 +14,18 @@ import numpy as np
 
 from experiments.benchmark.stopwatch import Timed, peak_host_bytes, serve
 from experiments.run.costs import choose_chunk, compile_ensemble, make_ensemble, program_bytes
-from nad_jax import ensemble, separable
+from nad_jax import ensemble
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
+from nad_jax.chunks import make_chunk, resolve_execution
 from nad_jax.ensemble import Execution
 from nad_jax.estimation import make_dense
-from nad_jax.fitting import make_chunk, resolve_mapping
+from nad_jax.fitting import make_fit
 from nad_jax.geometry import count_initialized
 from nad_jax.models import Model
 from nad_jax.recipe import PRECISIONS, Recipe
-from nad_jax.training import make_stages, network_key, noise_key
+from nad_jax.tasks import separable
+from nad_jax.training import make_members
 
 Program = tuple[
     Callable[[], Any], int, float, int
@@ -106,31 +108,30 @@ def _train(spec: dict[str, Any], num_directions: int) -> Program:
     recipe = Recipe(
         num_train=count, num_test=count, batch_size=spec["batch_size"], precision=spec["precision"]
     )
-    mapping, chunk_size, devices = resolve_mapping("auto", 0, 1)
-    chunk_size = min(chunk_size, num_directions)
-    chunk = make_chunk(make_stages(model, recipe), mapping, devices)
+    execution = resolve_execution(Execution(num_devices=1))
+    chunk_size = min(execution.chunk_size, num_directions)
+    task = separable()
+    chunk = make_chunk(make_fit(model, recipe, task), execution)
     dimension = int(np.prod(model.image_shape))
-    noise = separable.sample_noise(noise_key(0), count, count, dimension)
+    data = task.data(model, recipe, 0)
     directions = np.linalg.qr(
         np.random.default_rng(0).standard_normal((dimension, num_directions))
     )[0].T
-    directions = directions.astype(np.float32)
-    keys = jnp.stack([network_key(0, direction) for direction in directions])
-    ones = jnp.ones(num_directions)
-    members = (keys, jnp.asarray(directions), ones, ones, 0.5 * ones)
-    rows = np.resize(
-        np.arange(num_directions), (-(-num_directions // chunk_size), chunk_size)
-    )  # the last filled up
-    chunks = [tuple(leaf[chosen] for leaf in members) for chosen in rows]
+    members, _ = make_members(model, task, {"direction": directions}, task.learning_rate, 0)
+    # The last chunk is filled up.
+    shape = -(-num_directions // chunk_size), chunk_size
+    rows = np.resize(np.arange(num_directions), shape)
+    members = jax.tree.map(jnp.asarray, members)
+    chunks = [jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], members) for chosen in rows]
     begun = time.perf_counter()
-    start = chunk.start.lower(*chunks[0]).compile()
-    state = jax.eval_shape(chunk.start, *chunks[0])
-    epoch = chunk.epoch.lower(state, noise, *chunks[0]).compile()
+    start = chunk.start.lower(chunks[0]).compile()
+    state = jax.eval_shape(chunk.start, chunks[0])
+    epoch = chunk.epoch.lower(state, data, chunks[0]).compile()
     seconds = time.perf_counter() - begun
 
     def call() -> None:
         for part in chunks:
-            jax.block_until_ready(epoch(start(*part), noise, *part).losses)
+            jax.block_until_ready(epoch(start(part), data, part).losses)
 
     return call, num_directions * spec["num_steps"], seconds, program_bytes(epoch)
 

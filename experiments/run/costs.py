@@ -10,15 +10,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.run.plan import Cost
 from nad_jax.choices import Estimator
+from nad_jax.chunks import Chunk, make_chunk
 from nad_jax.ensemble import Execution, make_key
-from nad_jax.fitting import Stages, make_chunk
+from nad_jax.fitting import Members, Task, make_fit
 from nad_jax.geometry import make_add_chunk, resolve_execution
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, Halves, init_halves
 from nad_jax.recipe import Recipe
+from nad_jax.training import make_members
 
 
 def shorten(recipe: Recipe) -> Recipe:
@@ -36,49 +39,53 @@ def shorten(recipe: Recipe) -> Recipe:
 
 
 class Example(NamedTuple):
-    """A chunk of networks to measure.
+    """Networks to measure.
 
-    stages: of the shortened recipe, with its data `shared` and its `members` [N]. recipe: the whole
-      one. data_bytes:
-    what its data takes.
+    recipe: the whole one. arrays: of N networks, [N, …] each, by name.
     """
 
-    stages: Stages
+    model: Model
+    task: Task
     recipe: Recipe
-    shared: Any
-    members: tuple
-    data_bytes: int
+    arrays: dict[str, np.ndarray]
+    learning_rate: float
 
 
-def measure_training(example: Example, mapping: str, devices: list[jax.Device]) -> Cost:
-    """What a chunk of networks costs under the whole recipe."""
-    recipe, shared, members = example.recipe, example.shared, example.members
-    short = shorten(recipe)
-    chunk = make_chunk(example.stages, mapping, devices)
+def _make_chunk(example: Example, execution: Execution) -> tuple[Chunk, Any, Members]:
+    """The compiled stages under a shortened recipe, the whole data, and the members."""
+    model, task, recipe, *differs = example
+    data = task.data(model, recipe, 0)
+    members, _ = make_members(model, task, *differs, seed=0)
+    return make_chunk(make_fit(model, shorten(recipe), task), execution), data, members
+
+
+def measure_training(example: Example, execution: Execution) -> Cost:
+    """What as many networks as an example has cost under the whole recipe."""
+    recipe, short = example.recipe, shorten(example.recipe)
+    chunk, data, members = _make_chunk(example, execution)
     begun = time.monotonic()
-    start = chunk.start.lower(*members).compile()
-    state = jax.eval_shape(chunk.start, *members)
-    epoch = chunk.epoch.lower(state, shared, *members).compile()
-    finish = chunk.finish.lower(state, shared, *members).compile()
+    start = chunk.start.lower(members).compile()
+    state = jax.eval_shape(chunk.start, members)
+    epoch = chunk.epoch.lower(state, data, members).compile()
+    finish = chunk.finish.lower(state, data, members).compile()
     compile_seconds = time.monotonic() - begun
-    both_seconds = fastest(lambda: epoch(start(*members), shared, *members))
-    epoch_seconds = max(both_seconds - fastest(lambda: start(*members)), 0.0)
-    state = epoch(start(*members), shared, *members)
-    finish_seconds = fastest(lambda: finish(state, shared, *members))
+    both_seconds = fastest(lambda: epoch(start(members), data, members))
+    epoch_seconds = max(both_seconds - fastest(lambda: start(members)), 0.0)
+    state = epoch(start(members), data, members)
+    finish_seconds = fastest(lambda: finish(state, data, members))
     evaluations = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
-    seconds = (
-        epoch_seconds / short.steps_per_epoch * recipe.num_steps + evaluations * finish_seconds
-    )
+    seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps
+    seconds += evaluations * finish_seconds
     peak = max(program_bytes(program) for program in (start, epoch, finish))
-    return Cost(compile_seconds, seconds / len(members[0]), peak + example.data_bytes)
+    return Cost(compile_seconds, seconds / len(members.learning_rate), peak)
 
 
-def training_bytes(example: Example, mapping: str, devices: list[jax.Device]) -> int:
-    """What training a chunk of networks needs, on all devices together."""
-    chunk = make_chunk(example.stages, mapping, devices)
-    state = jax.eval_shape(chunk.start, *example.members)
-    epoch = chunk.epoch.lower(state, example.shared, *example.members).compile()
-    return (program_bytes(epoch) + example.data_bytes) * len(devices)
+def training_bytes(example: Example, execution: Execution) -> int:
+    """What training as many networks as an example has needs, on all devices together."""
+    chunk, data, members = _make_chunk(example, execution)
+    state = jax.eval_shape(chunk.start, members)
+    epoch = chunk.epoch.lower(state, data, members).compile()
+    return program_bytes(epoch) * len(execution.devices)
 
 
 def device_bytes() -> int:

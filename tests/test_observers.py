@@ -1,0 +1,148 @@
+"""What is measured of networks during training, and trained weights in memory and in files."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import directional_bias
+from nad_jax import (
+    Recipe,
+    create_model,
+    estimate_nads,
+    images,
+    observers,
+    read_weights,
+    separable,
+    train_many,
+)
+from nad_jax.errors import InputError
+from nad_jax.snapshots import Snapshots
+from tests.test_configs import load_config
+
+SHAPE = (4, 4, 1)
+MODEL = create_model("mlp", SHAPE, 2, width=8)
+RECIPE = Recipe(num_train=64, num_test=32, num_epochs=3, batch_size=16, loss_window=2)
+DIRECTIONS = np.eye(16, dtype=np.float32)[:5]
+SEEDS = [0, 1, 0, 0, 1]
+POINTS = images(np.random.default_rng(0).normal(size=(3, *SHAPE)))
+GRADIENT = {"points": POINTS, "readout": "sampled", "derivative": "input_gradient", "logit": 0}
+
+
+def _norm(variables, data, member):
+    return jax.tree.map(lambda leaf: (leaf**2).sum(), variables["params"]["Dense_0"])
+
+
+def _observe():
+    return {
+        "norm": _norm,
+        "accuracy": observers.accuracy(MODEL, separable(), RECIPE),
+        "geometry": observers.geometry(MODEL, **GRADIENT),
+    }
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    how = {"recipe": RECIPE, "seed": SEEDS, "chunk_size": 2}
+    return train_many(MODEL, DIRECTIONS, **how, observe=_observe(), keep=True)
+
+
+def test_what_is_asked_for_changes_no_number(metrics):
+    plain = train_many(MODEL, separable(), direction=DIRECTIONS, seed=SEEDS, recipe=RECIPE)
+    for name in ("losses", "test_accuracy", "gradient_cosine", "train_loss"):
+        np.testing.assert_array_equal(getattr(metrics, name), getattr(plain, name))
+    assert plain.variables is None and plain.observed is None
+
+
+def test_observations_begin_at_initialization_and_end_with_the_trained_network(metrics):
+    accuracy, kernels = metrics.observed["accuracy"], metrics.variables["params"]["Dense_0"]
+    assert accuracy.shape == (5, 4)
+    np.testing.assert_array_equal(accuracy[:, -1], metrics.test_accuracy)
+    for index in range(5):
+        np.testing.assert_allclose(
+            metrics.observed["norm"]["kernel"][index, -1],
+            (kernels["kernel"][index] ** 2).sum(),
+            rtol=1e-5,
+        )
+    untrained = dataclasses.replace(RECIPE, num_epochs=1, schedule="constant")
+    start = train_many(
+        MODEL, DIRECTIONS, learning_rate=0.0, seed=SEEDS, recipe=untrained, chunk_size=2
+    )
+    np.testing.assert_allclose(accuracy[:, 0], start.test_accuracy, atol=1e-6)
+
+
+def test_the_geometry_of_the_last_epoch_is_that_of_the_kept_weights(metrics):
+    observed = metrics.observed["geometry"]
+    assert len(observed) == 4 and observed[0].num_networks == 5
+    kept = estimate_nads(MODEL, 5, variables=metrics.variables, **GRADIENT)
+    np.testing.assert_allclose(kept.eigenvalues, observed[-1].eigenvalues, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        kept.eigenvalue_sem, observed[-1].eigenvalue_sem, atol=1e-4 * kept.eigenvalues[0]
+    )
+    assert abs(observed[0].eigenvalues[0] / observed[-1].eigenvalues[0] - 1) > 0.01
+
+
+@pytest.mark.parametrize("stop_at", [2, 4])
+def test_an_interrupted_training_keeps_what_was_observed(metrics, tmp_path, stop_at):
+    class Stopped(Exception):
+        pass
+
+    calls = []
+
+    def stop(done):
+        calls.append(done)
+        if len(calls) == stop_at:
+            raise Stopped
+
+    def run(progress, urgent):
+        snapshots = Snapshots(tmp_path / "unit", {}, 0.0, lambda: urgent)
+        how = {"recipe": RECIPE, "seed": SEEDS, "chunk_size": 2}
+        asked = {"observe": _observe(), "keep": True, "snapshots": snapshots}
+        return train_many(MODEL, DIRECTIONS, **how, **asked, progress=progress)
+
+    with pytest.raises(Stopped):
+        run(stop, True)
+    resumed = run(None, False)
+    for name in ("norm", "accuracy"):
+        both = (found.observed[name] for found in (resumed, metrics))
+        jax.tree.map(np.testing.assert_array_equal, *both)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, metrics.variables)
+    for one, other in zip(resumed.observed["geometry"], metrics.observed["geometry"], strict=True):
+        np.testing.assert_array_equal(one.directions, other.directions)
+
+
+def test_bad_observers_are_refused():
+    for observe, message in [
+        ([_norm], "observe: must be observers by name"),
+        ({"norm": 3}, r"observe\['norm'\]: must be a function, got 3"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            train_many(MODEL, DIRECTIONS, recipe=RECIPE, observe=observe)
+    with pytest.raises(InputError, match="readout: must be 'sampled' with num_readouts=1"):
+        observers.geometry(MODEL, logit=0)
+    with pytest.raises(InputError, match="split: unknown value 'tset'"):
+        observers.accuracy(MODEL, separable(), split="tset")
+
+
+def test_weights_that_a_run_stores_are_those_of_its_networks(tmp_path):
+    config = load_config("directional_bias").get_config("accuracy_map:mlp")
+    config.update(
+        image_shape=SHAPE, source="pixel", indices=(0, 1, 2), nums_train=(64,), num_test=32,
+        num_epochs=3, batch_size=16, sigmas=(1.0,), widths=(8,), loss_window=2, keep_weights=True,
+    )  # fmt: skip
+    from experiments.run import runner
+
+    assert runner.run(directional_bias.make_study(config), tmp_path)
+    names, variables = read_weights(tmp_path, MODEL)
+    assert len(names) == 3 and all("direction" in name for name in names)
+    direct = train_many(MODEL, DIRECTIONS[:3], recipe=RECIPE, keep=True)
+    by_direction = sorted(range(3), key=lambda n: names[n])
+    stored = sorted(np.asarray(variables["params"]["Dense_0"]["kernel"])[by_direction].tolist())
+    assert stored == sorted(direct.variables["params"]["Dense_0"]["kernel"].tolist())
+    nads = estimate_nads(MODEL, 3, variables=variables, **GRADIENT)
+    assert nads.num_networks == 3 and nads.trace > 0
+    with pytest.raises(InputError, match="holds weights of another model"):
+        read_weights(tmp_path, create_model("mlp", SHAPE, 2, width=4))
+    with pytest.raises(InputError, match="holds no units of trained networks"):
+        read_weights(tmp_path / "nowhere", MODEL)
