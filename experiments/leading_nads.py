@@ -8,6 +8,7 @@ and figures. A pass begins when all units of the one before are stored, by which
 files of that one are then removed.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from functools import partial
@@ -251,9 +252,13 @@ def _make_pass(config: ConfigDict, this: Pass) -> Study:
     def make_empty() -> Halves:
         return init_halves(ensemble.accumulator, this.directions())
 
+    @functools.cache
+    def sketch_shapes() -> dict[str, tuple[int, ...]]:
+        return geometry.state_shapes(make_empty)
+
     def shapes(member: Member) -> dict[str, tuple[int | str, ...]]:
         if member.what is not None:
-            return geometry.state_shapes(make_empty)
+            return sketch_shapes()
         overlap = max(int(member.name.split("_")[1]) - 1, 0), len(_sizes(config))
         return {"directions": ("directions", dimension), "pass_overlap": overlap}
 
