@@ -2,9 +2,9 @@
 
 Writes into the run folder: `units/pass_P_basis.npz` (the test directions of the pass that is under
 way; those of the first are random), `units/pass_P_networks_A_B.npz` (the sketches of the even and
-of the odd ones of its networks A … B − 1, without the test directions), `nads.npz` (the record,
-see `nad_jax.NADs`), `nads.csv` (a row per direction) and figures. A pass begins when all units of the one before are stored, by whichever process; the
-files of that one are then removed.
+of the odd ones of its networks A … B − 1, without the test directions), `nads.npz` (the record, see
+`nad_jax.NADs`), `nads.csv` (a row per direction) and figures. A pass begins when all units of the
+one before are stored, by whichever process; the files of that one are then removed.
 """
 
 import functools
