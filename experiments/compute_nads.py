@@ -187,14 +187,9 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
         f"{kind}{at}"
     )
     geometry.report_eigenvalues(result)
-    against = comparison.get("overlap", ())
-    print(
-        "  overlap of leading subspaces: size, split half"
-        + (f", with {config.compare}" if len(against) else "")
-    )
-    for index, size in enumerate(result.overlap_sizes):
-        other = f"  {against[index]:.3f}" if index < len(against) else ""
-        print(f"  {size:6}  {result.split_half_overlap[index]:.3f}{other}")
+    against = [f"  {overlap:.3f}" for overlap in comparison.get("overlap", ())]
+    label = f", with {config.compare}" if against else ""
+    geometry.report_overlaps(result, label, against)
     if "singular_values" in comparison:
         own, theirs = comparison["singular_values"], comparison["compared_singular_values"]
         print(f"  singular values: index, own, {config.compare_singular_values}, ratio")

@@ -6,6 +6,7 @@ A unit holds the state that its networks add up to: that of the even and that of
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,10 +116,8 @@ def parse_units(names: Iterable[str]) -> dict[str, tuple[int, int]]:
 def state_shapes(make_empty: MakeEmpty) -> dict[str, tuple[int, ...]]:
     """The shapes of the arrays of a unit."""
     state = jax.eval_shape(make_empty)
-    halves = {"even": state.even._asdict(), "odd": state.odd._asdict()}
-    sums = {f"{half}_{n}": leaf.shape for half in halves for n, leaf in halves[half].items()}
-    kept = {name: shape for name, shape in sums.items() if not name.endswith("_basis")}
-    return {**kept, "networks": (), "diverged": ()}
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(0, leaf.shape), state)
+    return {name: array.shape for name, array in halves_to_arrays(zeros).items()}
 
 
 def check_counted(member: Member, arrays: Arrays) -> None:
@@ -230,6 +229,14 @@ def report_eigenvalues(result: NADs) -> None:
     for group in groups:
         equal = f"eigenvalues equal within {tolerance:.0%}, single ones are not determined"
         print(f"  directions {_name_indices(group)}{label(group[0])}: {equal}")
+
+
+def report_overlaps(result: NADs, label: str, others: Iterable[str]) -> None:
+    """Prints the overlap of the halves of each subspace, and beside it what `label` says."""
+    print(f"  overlap of leading subspaces: size, split half{label}")
+    rows = zip_longest(result.overlap_sizes, result.split_half_overlap, others, fillvalue="")
+    for size, overlap, other in rows:
+        print(f"  {size:6}  {overlap:.3f}{other}")
 
 
 def _name_indices(group: list[int]) -> str:

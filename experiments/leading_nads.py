@@ -2,12 +2,12 @@
 
 Writes into the run folder: `units/pass_P_basis.npz` (the test directions of the pass that is under
 way; those of the first are random), `units/pass_P_networks_A_B.npz` (the sketches of the even and
-of the odd ones of its networks A … B − 1, without the test directions), `nads.npz` (the record,
-with `pass_overlap` and `trace` beside it, see `nad_jax.leading`), `nads.csv` (a row per direction)
-and figures. A pass begins when all units of the one before are stored, by whichever process; the
-files of that one are then removed.
+of the odd ones of its networks A … B − 1, without the test directions), `nads.npz` (the record, see
+`nad_jax.NADs`), `nads.csv` (a row per direction) and figures. A pass begins when all units of the
+one before are stored, by whichever process; the files of that one are then removed.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from functools import partial
@@ -229,14 +229,8 @@ def _report(record: NADs) -> None:
         f"  {len(record.eigenvalues)} directions of {record.directions.shape[1]} hold {share:.1%} "
         "of the trace"
     )
-    changed = 1 - record.pass_overlap[-1:]
-    print(
-        "  overlap of leading subspaces: size, split half"
-        + (", changed by the last pass" if len(changed) else "")
-    )
-    for index, size in enumerate(record.overlap_sizes):
-        by_pass = "".join(f"  {row[index]:.1e}" for row in changed)
-        print(f"  {size:6}  {record.split_half_overlap[index]:.3f}{by_pass}")
+    changed = [f"  {1 - overlap:.1e}" for row in record.pass_overlap[-1:] for overlap in row]
+    geometry.report_overlaps(record, ", changed by the last pass" if changed else "", changed)
 
 
 def _make_pass(config: ConfigDict, this: Pass) -> Study:
@@ -251,9 +245,13 @@ def _make_pass(config: ConfigDict, this: Pass) -> Study:
     def make_empty() -> Halves:
         return init_halves(ensemble.accumulator, this.directions())
 
+    @functools.cache
+    def sketch_shapes() -> dict[str, tuple[int, ...]]:
+        return geometry.state_shapes(make_empty)
+
     def shapes(member: Member) -> dict[str, tuple[int | str, ...]]:
         if member.what is not None:
-            return geometry.state_shapes(make_empty)
+            return sketch_shapes()
         overlap = max(int(member.name.split("_")[1]) - 1, 0), len(_sizes(config))
         return {"directions": ("directions", dimension), "pass_overlap": overlap}
 

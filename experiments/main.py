@@ -1,13 +1,15 @@
 """The command line of every experiment.
 
     python -m experiments.main --config=configs/compute_nads.py:lenet --workdir=runs/lenet
-    python -m experiments.main --config=... --workdir=... --config.num_networks=1200     (overrides one field)
-    python -m experiments.main --config=... --workdir=... --dry_run                      (says what it will take)
-    python -m experiments.main --config=... --workdir=... --shard=0/4                    (one of four processes)
-    python -m experiments.main --config=... --workdir=... --shard=auto                   (a task of a Slurm array, ...)
-    python -m experiments.main --config=... --workdir=... --collect                      (results of what is stored)
-    python -m experiments.main --config=... --workdir=... --figures_only                 (redraws stored results)
-    python -m experiments.main --config=... --workdir=... --allow_other_versions         (adds to units of others)
+    python -m experiments.main --config=... --workdir=... OPTION
+
+    --config.num_networks=1200   overrides one field
+    --dry_run                    says what it will take
+    --shard=0/4                  one of four processes
+    --shard=auto                 a task of a Slurm array, ...
+    --collect                    results of what is stored
+    --figures_only               redraws stored results
+    --allow_other_versions       adds to units of others
 
 Run from the root of the repository. The same command resumes an interrupted run. It ends with 0
 when its work is done, 75 when it was interrupted and can be run again, 2 where the input is bad, 74
@@ -143,7 +145,7 @@ def _enable_compilation_cache() -> None:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    """Ends the program with one `error:` line per line of the message (indented lines are details)."""
+    """Ends the program with an `error:` line per line of the message (indented ones are details)."""
     for line in message.splitlines():
         sys.stderr.write(f"{line}\n" if line.startswith(" ") else f"error: {line}\n")
     sys.exit(code)

@@ -58,7 +58,7 @@ def _check_frequency_range(config: ConfigDict) -> None:
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises one `InputError` with a line for each problem of the fields that say the directions."""
+    """Raises one `InputError` with a line per problem of the fields that say the directions."""
     check_all(
         lambda: _check_indices(config),
         lambda: _check_source(config),
@@ -94,7 +94,7 @@ def frequency_axes(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _frequency_grid(config: ConfigDict) -> list[tuple[int, int]]:
-    """The frequencies (row, column) of the grid, lowest first, of ±f the one that starts positive."""
+    """Frequencies (row, column) of the grid, lowest first, of ±f the one that starts positive."""
     rows, columns = frequency_axes(config)
     grid = itertools.product(rows.tolist(), columns.tolist())
     return sorted(grid, key=lambda f: (f[0] ** 2 + f[1] ** 2, -f[0], -f[1]))

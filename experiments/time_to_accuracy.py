@@ -309,7 +309,7 @@ def _curves(rows: list[results.Row], derivative: str) -> dict[tuple[str, int], l
 
 
 def _report(config: ConfigDict, rows: list[results.Row]) -> None:
-    """Prints the first look of each curve at which the target is reached; nothing is interpolated."""
+    """Prints the first look of each curve that reaches the target; nothing is interpolated."""
     target = config.target_overlap
     print(
         f"{config.architecture}: networks and seconds until leading subspaces overlap with the "

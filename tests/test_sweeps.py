@@ -911,7 +911,8 @@ def test_a_shard_does_not_depend_on_how_networks_are_grouped(tmp_path):
 
 def test_a_reader_of_messages_that_is_gone_does_not_keep_the_process_alive(tmp_path):
     program = (
-        "from experiments import main; from experiments.run import runner; runner.SNAPSHOT_SECONDS = 0.0; "
+        "from experiments import main; from experiments.run import runner; "
+        "runner.SNAPSHOT_SECONDS = 0.0; "
         "main.app.run(main.main, flags_parser=main._parse_flags)"
     )
     command = [sys.executable, "-c", program, *LONG, f"--workdir={tmp_path}"]

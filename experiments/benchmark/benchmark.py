@@ -209,6 +209,25 @@ def measure(spec: dict[str, Any], python: str, progress: Callable[[float], None]
             stopwatch.close()
 
 
+def _collect(identity: dict[str, Any], folder: Folder, num_missing: int) -> None:
+    """Writes and prints what is stored, if it is of one machine."""
+    del num_missing
+    stored = [timings for _, timings in folder.stored()]
+    machines = {
+        json.dumps([unit["facts"]["device"], unit["facts"]["library"], unit["cores"]])
+        for unit in stored
+    }
+    if len(machines) > 1:
+        raise InputError(
+            f"{folder.workdir}: was measured on different machines: {', '.join(sorted(machines))}"
+        )
+    report = {"config": identity, "units": stored}
+    store.write_text(folder.workdir / "benchmark.json", json.dumps(report, indent=1) + "\n")
+    table = format_table(report)
+    store.write_text(folder.workdir / "benchmark.md", table)
+    print(table, end="")
+
+
 def make_study(config: ConfigDict) -> Study:
     """The timings of a config."""
     validate(config)
@@ -240,24 +259,6 @@ def make_study(config: ConfigDict) -> Study:
         seconds = time.monotonic() - begun + others * result["round_seconds"]
         return Cost(compile_seconds, seconds - compile_seconds, result["peak_bytes"]["ours"])
 
-    def collect(folder: Folder, num_missing: int) -> None:
-        del num_missing
-        stored = [timings for _, timings in folder.stored()]
-        machines = {
-            json.dumps([unit["facts"]["device"], unit["facts"]["library"], unit["cores"]])
-            for unit in stored
-        }
-        if len(machines) > 1:
-            raise InputError(
-                f"{folder.workdir}: was measured on different machines: "
-                f"{', '.join(sorted(machines))}"
-            )
-        report = {"config": identity, "units": stored}
-        store.write_text(folder.workdir / "benchmark.json", json.dumps(report, indent=1) + "\n")
-        table = format_table(report)
-        store.write_text(folder.workdir / "benchmark.md", table)
-        print(table, end="")
-
     def is_done(member: Member, timings: Arrays) -> bool:
         """Whether there is a baseline, or nothing to make one with."""
         return timings["baseline"] is not None or not _has_torch(python)
@@ -268,7 +269,7 @@ def make_study(config: ConfigDict) -> Study:
         lambda _: dict.fromkeys(STORED, ()),
         make_program,
         measure_cost,
-        collect,
+        partial(_collect, identity),
         is_done=is_done,
         suffix=".json",
         counts="timings",

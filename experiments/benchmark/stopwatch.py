@@ -108,7 +108,7 @@ class Stopwatch:
     after use.
 
     Args:
-      module: a module of this project that calls `serve`, e.g. "experiments.benchmark.jax_programs".
+      module: one of this project that calls `serve`, e.g. "experiments.benchmark.jax_programs".
       specifications: of its programs, JSON objects with `seconds`, about how long one timing should
         take.
       python: the interpreter.

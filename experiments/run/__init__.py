@@ -1,1 +1,1 @@
-"""What carries out every experiment: plans of units, run folders, configs, costs, shards and interruptions."""
+"""What carries out every experiment: studies, run folders, configs, costs, shards."""

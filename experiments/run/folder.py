@@ -98,7 +98,7 @@ class Folder(NamedTuple):
         return units
 
     def stored(self, members: Iterable[Member] | None = None) -> Iterator[tuple[Member, Arrays]]:
-        """The members (default: all) that are stored intact, and their arrays, one after another."""
+        """The members (default: all) that are stored intact, and their arrays, one by one."""
         table = self._read_table() if self.study.unit_size else None
         for member in self.study.members if members is None else members:
             arrays = self.read(member) if table is None else table.get(member.name)

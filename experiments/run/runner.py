@@ -169,7 +169,7 @@ def _compute(folder: Folder, shard: Shard, allow_other_versions: bool) -> Folder
 
 
 def _go_on(folder: Folder) -> Folder:
-    """The folder with the study that follows, or with a later one where another process is there."""
+    """The folder with the study that follows, or with a later one that another process began."""
     try:
         return folder._replace(study=folder.study.then(folder))
     except (RunAgain, InputError):  # its units are removed when the next study begins
