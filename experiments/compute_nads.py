@@ -27,31 +27,27 @@ from experiments.ensembles import (
     describe_unit,
     describe_units,
     read_estimator,
+    read_execution,
     read_model,
     read_unit,
     report_eigenvalues,
     split_networks,
     write_directions_table,
 )
-from experiments.estimate import choose_chunk, measure_ensemble
+from experiments.estimate import Ensemble, choose_chunk, make_ensemble, measure_ensemble
 from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
 from experiments.units import read_intact
-from nad_jax import accumulation, errors, nads, plotting, store, subspaces
-from nad_jax.accumulation import Halves
+from nad_jax import errors, nads, plotting, store, subspaces
+from nad_jax.choices import check_num_networks, check_symmetrized, record_choices
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.directions import check_orthonormal
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_integer
-from nad_jax.estimation import finalize
-from nad_jax.estimator import (
-    check_num_networks,
-    check_symmetrized,
-    find_representations,
-    record_choices,
-    resolve_estimator,
-)
+from nad_jax.estimation import find_directions, finish, make_dense
+from nad_jax.geometry import find_problems, make_accumulate, resolve_execution
+from nad_jax.moments import Halves, halves_to_arrays, init_halves, merge_halves
 from nad_jax.nads import NADs, numerical_rank
 from nad_jax.snapshots import Snapshots
 
@@ -83,11 +79,16 @@ class Point:
         return {name: value for name, value in self.config.items() if name not in FREE_FIELDS}
 
     @functools.cached_property
-    def num_rows(self) -> int:
-        """R, the rows that one network gives."""
-        return resolve_estimator(
-            read_model(self.config), read_estimator(self.config), self.config.unit_size
-        )[1]
+    def ensemble(self) -> Ensemble:
+        """What is accumulated; raises `InputError` for what does not fit the model."""
+        model, estimator = read_model(self.config), read_estimator(self.config)
+        execution, size = read_execution(self.config), self.config.unit_size
+        return make_ensemble(model, estimator, make_dense(model, estimator), execution, size)
+
+    @functools.cached_property
+    def empty(self) -> Halves:
+        """The state that has seen no networks."""
+        return init_halves(self.ensemble.accumulator)
 
 
 def make_points(config: ConfigDict, workdir: Path) -> list[Point]:
@@ -129,14 +130,15 @@ def validate(config: ConfigDict) -> None:
     if (
         not problems
     ):  # what fits the model: before there is a folder that could be of another configuration
-        problems = errors.problems(*(lambda point=point: point.num_rows for point in points))
+        problems = errors.problems(*(lambda point=point: point.ensemble for point in points))
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
 
 
 def _problems(config: ConfigDict) -> list[str]:
     estimator = read_estimator(config)
-    return estimator.problems() + errors.problems(
+    problems = estimator.problems() + find_problems(read_execution(config))
+    return problems + errors.problems(
         lambda: check_symmetrized(estimator, read_model(config)),
         lambda: check_num_networks(config.num_networks, estimator),
         lambda: check_unit_size(config.unit_size),
@@ -174,12 +176,8 @@ def _unit_path(workdir: Path, first: int, stop: int) -> Path:
 
 def _read_unit(point: Point, networks: tuple[int, int]) -> Halves:
     """A stored unit; raises `DamagedError` where it is not intact."""
-    dimension = int(np.prod(point.config.image_shape))
-    shapes = {"count": (), "exponent": (), "mean": (dimension,), "scatter": (dimension, dimension)}
     path = _unit_path(point.workdir, *networks)
-    return accumulation.halves_from_arrays(
-        read_unit(path, point.identity, shapes, networks, point.num_rows)
-    )
+    return read_unit(path, point.identity, point.empty, networks, point.ensemble.num_rows)
 
 
 def _stored_units(workdir: Path) -> list[Path]:
@@ -221,13 +219,13 @@ def _paths(point: Point) -> dict[tuple[int, int], Path]:
 
 def _merge(point: Point) -> Halves:
     """The state of all stored units, in their order, so that an interruption cannot change a bit."""
-    total = accumulation.init_halves(int(np.prod(point.config.image_shape)))
+    total = point.empty
     for networks, path in _paths(point).items():
         halves = read_intact(path, partial(_read_unit, point, networks), True)
         if halves is None:  # a command of more networks may have put a longer unit in its place
             _check_not_lowered(point.config.num_networks, point.workdir)
         else:
-            total = accumulation.merge_halves(total, halves)
+            total = merge_halves(point.ensemble.accumulator, total, halves)
     return total
 
 
@@ -309,20 +307,20 @@ def _collect(
     if `complete`.
     """
     config, halves = point.config, _merge(point)
-    model, estimator = read_model(config), read_estimator(config)
-    estimator, num_rows = resolve_estimator(model, estimator, config.unit_size)
+    model, estimator, accumulator, execution, unit_size, *_ = point.ensemble
+    execution, _ = resolve_execution(model, estimator, execution, unit_size)
     check_not_zero(halves, model, estimator, make_key(config.seed))
-    num_networks = (int(halves.even.count) + int(halves.odd.count)) // num_rows
-    if complete and num_networks + int(halves.diverged) != config.num_networks:
+    if complete and int(halves.networks) + int(halves.diverged) != config.num_networks:
         raise runner.RunAgain(
             f"{point.workdir}: units were damaged after they had been written; run the same "
             "command again"
         )
-    choices = {**record_choices(model, estimator, make_key(config.seed)), "seed": config.seed}
-    choices |= {"diverged": int(halves.diverged), **describe_units(_paths(point).values())}
-    result = finalize(
-        halves, num_networks, choices, find_representations(model, estimator), estimator.centred
-    )
+    choices = record_choices(model, estimator, execution, make_key(config.seed))
+    choices |= {"seed": config.seed, "diverged": int(halves.diverged)}
+    choices |= describe_units(_paths(point).values())
+    found = find_directions(accumulator, halves, estimator.centred)
+    sizes = subspaces.default_sizes(accumulator.size)
+    result = finish(accumulator, halves, found, choices, sizes, estimator.centred)
     _check_not_extended(point)
     store.save_nads(point.workdir / "nads.npz", result)
     write_directions_table(point.workdir / "nads.csv", result)
@@ -349,46 +347,29 @@ def _write_table(points: list[tuple[Point, NADs]], workdir: Path) -> None:
     store.write_text(workdir / "results.csv", results.format_table(rows, tuple(rows[0])))
 
 
-def _init_halves(point: Point) -> Halves:
-    return accumulation.init_halves(int(np.prod(point.config.image_shape)))
-
-
 def _make_program(point: Point, points: list[Point], chunk_size: int) -> Program:
     """What computes the units of all points that differ from `point` in their seed at most."""
-    model, chosen, unit_size = (
-        read_model(point.config),
-        read_estimator(point.config),
-        point.config.unit_size,
-    )
-    if chunk_size:
-        chosen = dataclasses.replace(chosen, chunk_size=chunk_size)
-    chosen = choose_chunk(model, chosen, unit_size, partial(_init_halves, point))
-    accumulate, estimator = accumulation.make_accumulate(model, chosen, unit_size)
-    empty = _init_halves(point)
+    execution = point.ensemble.execution._replace(chunk_size=chunk_size or point.config.chunk_size)
+    ensemble = point.ensemble._replace(execution=execution)
+    how = (choose_chunk(ensemble), ensemble.num_networks)
+    accumulate, execution = make_accumulate(*ensemble[:3], *how)
 
     def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
         number, (first, stop) = unit.members
         config, workdir = points[number].config, points[number].workdir
-        halves = accumulate(make_key(config.seed), empty, first, stop, progress, snapshots)
-        origin = describe_unit(points[number].identity, estimator, networks=[first, stop])
-        arrays = {**accumulation.halves_to_arrays(halves), "config": origin}
+        halves = accumulate(make_key(config.seed), point.empty, first, stop, progress, snapshots)
+        origin = describe_unit(points[number].identity, execution, networks=[first, stop])
+        arrays = {**halves_to_arrays(halves), "config": origin}
         store.write_npz(_unit_path(workdir, first, stop), arrays)
         return int(halves.diverged)
 
     shared = {name: value for name, value in point.identity.items() if name != "seed"}
-    return Program(
-        compute, estimator.chunk_size, 2, json.loads(str(describe_unit(shared, estimator)))
-    )
+    identity = json.loads(str(describe_unit(shared, execution)))
+    return Program(compute, execution.chunk_size, 2, identity)
 
 
 def _measure(point: Point) -> Cost:
-    model, estimator, make_empty = (
-        read_model(point.config),
-        read_estimator(point.config),
-        partial(_init_halves, point),
-    )
-    chosen = choose_chunk(model, estimator, point.config.unit_size, make_empty)
-    return measure_ensemble(model, chosen, point.config.unit_size, make_empty)
+    return measure_ensemble(point.ensemble._replace(execution=choose_chunk(point.ensemble)))
 
 
 def make_plan(config: ConfigDict, workdir: Path) -> Plan:

@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 from experiments import results
 from nad_jax import nads, store
-from nad_jax.accumulation import count_rows
 from nad_jax.architectures import create_model
+from nad_jax.choices import Estimator
+from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_integer
-from nad_jax.estimator import Estimator
 from nad_jax.models import Model
+from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays
 from nad_jax.nads import NADs
 from nad_jax.store import DamagedError
 
@@ -27,12 +28,17 @@ MODEL_FIELDS = (
     "initialization",
     "convolution",
 )
-ESTIMATOR_FIELDS = tuple(Estimator.__dataclass_fields__)
+ESTIMATOR_FIELDS = (*Estimator.__dataclass_fields__, "mapping", "chunk_size")
 
 
 def read_estimator(config: ConfigDict) -> Estimator:
     """The estimator that a config says."""
-    return Estimator(**{name: config[name] for name in ESTIMATOR_FIELDS})
+    return Estimator(**{name: config[name] for name in Estimator.__dataclass_fields__})
+
+
+def read_execution(config: ConfigDict) -> Execution:
+    """How a config says that ensembles are computed."""
+    return Execution(config.mapping, config.chunk_size)
 
 
 def read_model(config: ConfigDict) -> Model:
@@ -56,10 +62,10 @@ def split_networks(num_networks: int, unit_size: int) -> list[tuple[int, int]]:
     ]
 
 
-def describe_unit(identity: dict[str, Any], estimator: Estimator, **unit: Any) -> np.ndarray:
+def describe_unit(identity: dict[str, Any], execution: Execution, **unit: Any) -> np.ndarray:
     """What a unit carries as its array `config`; `unit` says which it is."""
     return store.describe_origin(
-        identity, **unit, mapping=estimator.mapping, chunk_size=estimator.chunk_size
+        identity, **unit, mapping=execution.mapping, chunk_size=execution.chunk_size
     )
 
 
@@ -90,30 +96,25 @@ def join_origins(origins: list[dict[str, Any]]) -> dict[str, Any]:
 def read_unit(
     path: Path,
     identity: dict[str, Any],
-    shapes: dict[str, tuple[int, ...]],
+    like: Halves,
     networks: tuple[int, int],
     num_rows: int,
     **unit: Any,
-) -> dict[str, np.ndarray]:
-    """The arrays of a stored unit of networks first … stop − 1, of `num_rows` rows each.
-
-    They are even_<name> and odd_<name> of these shapes, and diverged.
+) -> Halves:
+    """A stored unit of networks first … stop − 1 of `num_rows` rows each, a state like another one.
 
     Raises:
       DamagedError: where it is not intact, says that it is another `unit`, or holds more or fewer
         networks.
-      InputError: where it is of another configuration, or of an earlier version, whose sums had no
-        exponent.
+      InputError: where it is of another configuration, or of an earlier version, which did not
+        count networks.
     """
-    expected = {
-        f"{half}_{name}": shape for half in ("even", "odd") for name, shape in shapes.items()
-    }
-    expected["diverged"] = ()
+    expected = {name: array.shape for name, array in halves_to_arrays(like).items()}
     arrays = store.read_npz(path)
     missing = [name for name in (*expected, "config") if name not in arrays]
-    if missing and all(name.endswith("_exponent") for name in missing):
+    if missing and {*missing} <= {"networks", "even_exponent", "odd_exponent"}:
         raise InputError(
-            f"{path}: its sums have no exponent, an earlier version wrote it; name another folder"
+            f"{path}: does not count its networks, an earlier version wrote it; name another folder"
         )
     if missing:
         raise DamagedError(f"{path}: array {missing[0]!r} is missing")
@@ -125,13 +126,12 @@ def read_unit(
             raise DamagedError(
                 f"{path}: {name} has shape {arrays[name].shape} of {arrays[name].dtype}"
             )
-    arrays = {name: arrays[name] for name in expected}
-    held, (first, stop) = count_rows(arrays, num_rows) / num_rows, networks
-    if held != stop - first:
-        raise DamagedError(
-            f"{path}: holds {held:g} networks, counted or diverged, not {stop - first}"
-        )
-    return arrays
+    rows, size = int(arrays["even_count"]) + int(arrays["odd_count"]), networks[1] - networks[0]
+    counted, diverged = int(arrays["networks"]), int(arrays["diverged"])
+    if counted + diverged != size or rows != counted * num_rows:
+        held = rows / num_rows + diverged
+        raise DamagedError(f"{path}: holds {held:g} networks, counted or diverged, not {size}")
+    return halves_from_arrays(arrays, like)
 
 
 def report_eigenvalues(result: NADs) -> None:

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from experiments.plan import Cost
-from nad_jax.accumulation import Halves, make_add_chunk
-from nad_jax.ensemble import make_key
-from nad_jax.estimator import Estimator, resolve_estimator
+from nad_jax.choices import Estimator
+from nad_jax.ensemble import Execution, make_key
 from nad_jax.fitting import Stages, make_chunk
+from nad_jax.geometry import make_add_chunk, resolve_execution
 from nad_jax.models import Model
+from nad_jax.moments import Accumulator, Halves, init_halves
 from nad_jax.recipe import Recipe
 
 
@@ -109,59 +110,84 @@ def largest_chunk(needs: Callable[[int], int], most: int, multiple: int, limit: 
     return size
 
 
-def choose_chunk(
-    model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]
-) -> Estimator:
-    """The estimator with the most networks at once that fit, where it leaves that open and maps
-    vectorized.
+class Ensemble(NamedTuple):
+    """An ensemble to measure.
 
-    Args: as in `measure_ensemble`.
+    num_networks: that are added at a time. num_rows: that a network counts as.
+    basis_shape: of the test directions of a sketch.
     """
-    if (
-        estimator.chunk_size
-        or resolve_estimator(model, estimator, num_networks)[0].mapping == "sequential"
-    ):
-        return estimator
+
+    model: Model
+    estimator: Estimator
+    accumulator: Accumulator
+    execution: Execution
+    num_networks: int
+    num_rows: int
+    basis_shape: tuple[int, int] = (0, 0)
+
+    def make_empty(self) -> Halves:
+        """A state as large as that of the ensemble; its test directions are zeros."""
+        return init_halves(self.accumulator, jnp.zeros(self.basis_shape))
+
+
+def make_ensemble(
+    model: Model,
+    estimator: Estimator,
+    accumulator: Accumulator,
+    execution: Execution,
+    num_networks: int,
+    basis_shape: tuple[int, int] = (0, 0),
+) -> Ensemble:
+    """An ensemble; raises `InputError` for what is wrong or does not fit the model."""
+    num_rows = resolve_execution(model, estimator, execution, num_networks)[1]
+    num_rows *= accumulator.copies
+    return Ensemble(model, estimator, accumulator, execution, num_networks, num_rows, basis_shape)
+
+
+def choose_chunk(ensemble: Ensemble) -> Execution:
+    """How an ensemble is accumulated, with the most networks at once that fit where that is left
+    open and they are mapped vectorized.
+    """
+    execution, most = ensemble.execution.resolved(), ensemble.num_networks
+    if execution.chunk_size or execution.mapping == "sequential":
+        return execution
 
     def needs(size: int) -> int:
-        chosen = dataclasses.replace(estimator, chunk_size=size)
-        return program_bytes(compile_ensemble(model, chosen, num_networks, make_empty)[0])
+        chosen = ensemble._replace(execution=execution._replace(chunk_size=size))
+        return program_bytes(compile_ensemble(chosen)[0])
 
-    most = -(-num_networks // jax.local_device_count())  # so that each device has some
-    return dataclasses.replace(
-        estimator, chunk_size=largest_chunk(needs, most, 2, device_bytes() // 2)
-    )
+    most = -(-most // jax.local_device_count())  # so that each device has some
+    chunk_size = largest_chunk(needs, most, 2, device_bytes() // 2)
+    return execution._replace(chunk_size=chunk_size)
 
 
-def compile_ensemble(
-    model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]
-) -> tuple[Any, tuple]:
+def compile_ensemble(ensemble: Ensemble) -> tuple[jax.stages.Compiled, tuple]:
     """The compiled program that adds a chunk of networks, and what it takes besides the state: key,
-    0, chunk size.
+    0, chunk size, and no arrays.
     """
-    add_chunk, estimator, _ = make_add_chunk(model, estimator, num_networks)
-    key, numbers = make_key(0), (jnp.int32(0), jnp.int32(estimator.chunk_size))
-    return add_chunk.lower(key, jax.eval_shape(make_empty), *numbers).compile(), (key, *numbers)
+    model, estimator, accumulator, execution, num_networks, *_ = ensemble
+    execution, _ = resolve_execution(model, estimator, execution, num_networks)
+    add_chunk = make_add_chunk(model, estimator, accumulator, execution)
+    key, numbers = make_key(0), (jnp.int32(0), jnp.int32(execution.chunk_size))
+    empty = jax.eval_shape(ensemble.make_empty)
+    program = add_chunk.lower(key, empty, *numbers, None, None).compile()
+    return program, (key, *numbers, None, None)
 
 
-def measure_ensemble(
-    model: Model, estimator: Estimator, num_networks: int, make_empty: Callable[[], Halves]
-) -> Cost:
-    """What it costs to accumulate networks of an ensemble, `num_networks` at a time; `make_empty()`
-    has seen none.
-    """
+def measure_ensemble(ensemble: Ensemble) -> Cost:
+    """What it costs to accumulate networks of an ensemble."""
     begun = time.monotonic()
-    program, (key, first, stop) = compile_ensemble(model, estimator, num_networks, make_empty)
+    program, (key, *rest) = compile_ensemble(ensemble)
     compile_seconds = time.monotonic() - begun
-    halves = jax.tree.map(jnp.copy, make_empty())
+    halves = jax.tree.map(jnp.copy, ensemble.make_empty())
 
     def add() -> Halves:
         nonlocal halves  # its arrays are given to the program
-        halves = program(key, halves, first, stop)
+        halves = program(key, halves, *rest)
         return halves
 
     seconds = fastest(add)
-    networks = int(stop) * jax.local_device_count()  # at once
+    networks = int(rest[1]) * jax.local_device_count()  # at once
     return Cost(compile_seconds, seconds / networks, program_bytes(program))
 
 

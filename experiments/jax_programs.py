@@ -12,12 +12,15 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.estimate import choose_chunk, compile_ensemble, program_bytes
+from experiments.estimate import choose_chunk, compile_ensemble, make_ensemble, program_bytes
 from experiments.stopwatch import Timed, peak_host_bytes, serve
-from nad_jax import accumulation, ensemble, separable
+from nad_jax import ensemble, separable
 from nad_jax.architectures import create_model, densenet
-from nad_jax.estimator import Estimator
+from nad_jax.choices import Estimator
+from nad_jax.ensemble import Execution
+from nad_jax.estimation import make_dense
 from nad_jax.fitting import make_chunk, resolve_mapping
+from nad_jax.geometry import count_initialized
 from nad_jax.models import Model
 from nad_jax.recipe import PRECISIONS, Recipe
 from nad_jax.training import make_stages, network_key, noise_key
@@ -71,7 +74,7 @@ def _create_model(spec: dict[str, Any], num_logits: int = 1) -> Model:
 
 def _initialize(spec: dict[str, Any]) -> Program:
     model = _create_model(spec)
-    networks = accumulation.count_together(model, "sequential", 1000)
+    networks = count_initialized(model, "sequential", 1000)
     keys = ensemble.member_keys(ensemble.make_key(0), jnp.arange(networks))
     program, seconds, num_bytes = _compile(jax.vmap(model.init), keys)
     return lambda: program(keys), networks, seconds, num_bytes
@@ -79,18 +82,20 @@ def _initialize(spec: dict[str, Any]) -> Program:
 
 def _estimate(spec: dict[str, Any], **choices: Any) -> Program:
     model = _create_model(spec)
-    make_empty = partial(accumulation.init_halves, int(np.prod(model.image_shape)))
-    estimator = choose_chunk(model, Estimator(**choices), 1000, make_empty)
+    estimator = Estimator(**choices)
+    accumulator = make_dense(model, estimator)
+    measured = make_ensemble(model, estimator, accumulator, Execution(), 1000)
+    measured = measured._replace(execution=choose_chunk(measured))
     begun = time.perf_counter()
-    program, (key, first, stop) = compile_ensemble(model, estimator, 1000, make_empty)
-    seconds, halves = time.perf_counter() - begun, make_empty()
+    program, (key, *rest) = compile_ensemble(measured)
+    seconds, halves = time.perf_counter() - begun, measured.make_empty()
 
     def call() -> Any:
         nonlocal halves  # its arrays are given to the program
-        halves = program(key, halves, first, stop)
+        halves = program(key, halves, *rest)
         return halves
 
-    return call, int(stop), seconds, program_bytes(program)
+    return call, int(rest[1]), seconds, program_bytes(program)
 
 
 def _train(spec: dict[str, Any], num_directions: int) -> Program:

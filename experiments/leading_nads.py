@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -30,32 +29,35 @@ from experiments.ensembles import (
     describe_unit,
     join_origins,
     read_estimator,
+    read_execution,
     read_model,
     read_unit,
     report_eigenvalues,
     split_networks,
     write_directions_table,
 )
-from experiments.estimate import choose_chunk, measure_ensemble
+from experiments.estimate import Ensemble, choose_chunk, make_ensemble, measure_ensemble
 from experiments.fields import check_known
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
 from experiments.units import digest, read_intact, set_aside
-from nad_jax import accumulation, errors, leading, plotting, sketch, store
-from nad_jax.accumulation import Halves
+from nad_jax import errors, plotting, store
+from nad_jax.choices import check_num_networks, check_symmetrized, record_choices
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_image_shape, check_integer
-from nad_jax.estimator import (
-    check_num_networks,
-    check_symmetrized,
-    find_group,
-    find_representations,
-    record_choices,
-    resolve_estimator,
+from nad_jax.estimation import (
+    Found,
+    Passes,
+    check_rows,
+    compare_passes,
+    find_directions,
+    finish,
+    next_basis,
 )
-from nad_jax.leading import LeadingNADs
-from nad_jax.nads import has_null_band, null_band
+from nad_jax.geometry import find_problems, make_accumulate, resolve_execution
+from nad_jax.moments import Halves, halves_to_arrays, init_halves, merge_halves
+from nad_jax.nads import NADs, has_null_band, null_band
 from nad_jax.snapshots import Snapshots
 from nad_jax.store import DamagedError
 
@@ -75,10 +77,18 @@ class Folder:
     def identity(self) -> dict[str, Any]:
         return {name: value for name, value in self.config.items() if name not in FREE_FIELDS}
 
+    @property
+    def passes(self) -> Passes:
+        return read_passes(self.config)
+
     @functools.cached_property
-    def num_rows(self) -> int:
-        """The rows that one network gives, its mirror images included."""
-        return _rows_per_network(self.config)
+    def ensemble(self) -> Ensemble:
+        """What is accumulated; raises `InputError` for what does not fit the model."""
+        model, estimator = read_model(self.config), read_estimator(self.config)
+        execution, size = read_execution(self.config), self.config.unit_size
+        accumulator = self.passes.make_accumulator(model, estimator)
+        shape = (self.passes.count_tests(self.dimension), self.dimension)
+        return make_ensemble(model, estimator, accumulator, execution, size, shape)
 
     @property
     def dimension(self) -> int:
@@ -86,7 +96,11 @@ class Folder:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return leading.overlap_sizes(self.config.num_directions, self.dimension)
+        return self.passes.sizes(self.dimension)
+
+    def init_halves(self, directions: np.ndarray) -> Halves:
+        """The state that has seen no networks, with test directions [L, D]."""
+        return init_halves(self.ensemble.accumulator, directions)
 
     def basis_path(self, number: int) -> Path:
         return self.workdir / "units" / f"pass_{number}_basis.npz"
@@ -110,6 +124,11 @@ class Basis(NamedTuple):
     digest: str
 
 
+def read_passes(config: ConfigDict) -> Passes:
+    """How leading directions are refined."""
+    return Passes(*(config[name] for name in Passes._fields))
+
+
 def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
     check_known(config, {*MODEL_FIELDS, *ESTIMATOR_FIELDS, *OWN_FIELDS, *FREE_FIELDS})
@@ -117,11 +136,11 @@ def validate(config: ConfigDict) -> None:
 
     def check_passes() -> None:
         dimension = int(np.prod(check_image_shape(config.image_shape)))
-        leading.check_passes(config.num_directions, config.num_passes, config.num_extra, dimension)
+        read_passes(config).check(dimension, estimator)
 
-    problems = estimator.problems() + errors.problems(
+    problems = estimator.problems() + find_problems(read_execution(config))
+    problems += errors.problems(
         lambda: check_symmetrized(estimator, read_model(config)),
-        lambda: leading.check_centred(estimator),
         lambda: check_num_networks(config.num_networks, estimator),
         check_passes,
         lambda: check_unit_size(config.unit_size),
@@ -130,16 +149,8 @@ def validate(config: ConfigDict) -> None:
     )
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))
-    leading.check_rows(
-        config.num_networks // 2 * _rows_per_network(config) - config.centred, config.num_directions
-    )
-
-
-def _rows_per_network(config: ConfigDict) -> int:
-    model, estimator = read_model(config), read_estimator(config)
-    return resolve_estimator(model, estimator, config.unit_size)[1] * len(
-        find_group(model, estimator)
-    )
+    num_rows = Folder(Path(), config).ensemble.num_rows
+    check_rows(config.num_networks // 2 * num_rows - config.centred, config.num_directions)
 
 
 def _stored_passes(folder: Folder) -> list[int]:
@@ -232,21 +243,11 @@ def _store_basis(
 
 def _read_unit(
     folder: Folder, basis: Basis, networks: tuple[int, int], repair: bool
-) -> dict[str, np.ndarray] | None:
-    """The arrays of a stored unit of a pass without its test directions; None where there is no
-    intact one.
-    """
-    path = folder.unit_path(basis.number, *networks)
-    shapes = {
-        "count": (),
-        "exponent": (),
-        "total": (folder.dimension,),
-        "square": (),
-        "product": basis.directions.shape,
-    }
-    read = partial(
-        read_unit, path, folder.identity, shapes, networks, folder.num_rows, basis=basis.digest
-    )
+) -> Halves | None:
+    """The sketches of a stored unit of a pass; None where there is no intact one."""
+    path, like = folder.unit_path(basis.number, *networks), folder.init_halves(basis.directions)
+    expected = (like, networks, folder.ensemble.num_rows)
+    read = partial(read_unit, path, folder.identity, *expected, basis=basis.digest)
     return read_intact(path, read, repair)
 
 
@@ -254,39 +255,30 @@ def _merge(folder: Folder, basis: Basis) -> tuple[Halves | None, list[tuple[int,
     """The state of all stored units of a pass, in their order, and the networks whose units are
     missing.
     """
-    directions, total, missing = jnp.asarray(basis.directions), None, []
+    total, missing = None, []
     for networks in split_networks(folder.config.num_networks, folder.config.unit_size):
-        arrays = _read_unit(folder, basis, networks, True)
-        if arrays is None:
+        halves = _read_unit(folder, basis, networks, True)
+        if halves is None:
             missing.append(networks)
             continue
-        halves = accumulation.halves_from_arrays(
-            {**arrays, "even_basis": directions, "odd_basis": directions}
-        )
-        total = halves if total is None else accumulation.merge_halves(total, halves)
+        parts = (halves,) if total is None else (total, halves)
+        total = merge_halves(folder.ensemble.accumulator, *parts)
     return total, missing
 
 
-def _find_leading(folder: Folder, basis: Basis, halves: Halves) -> tuple[leading.Found, np.ndarray]:
+def _find_leading(folder: Folder, basis: Basis, halves: Halves) -> tuple[Found, np.ndarray]:
     """What the units of a pass say, and `pass_overlap` up to this pass."""
-    config = folder.config
-    check_not_zero(halves, read_model(config), read_estimator(config), make_key(config.seed))
-    representations = find_representations(read_model(config), read_estimator(config))
-    found = leading.find_leading(
-        halves, config.num_directions, config.num_extra, representations, config.centred
-    )
+    config, (model, estimator, accumulator, *_) = folder.config, folder.ensemble
+    check_not_zero(halves, model, estimator, make_key(config.seed))
+    found = find_directions(accumulator, halves, config.centred, config.num_directions)
     if basis.number == 0:
         return found, basis.pass_overlap
-    return found, np.vstack(
-        [basis.pass_overlap, leading.compare_passes(found, basis.directions, folder.sizes)]
-    )
+    compared = compare_passes(found, basis.directions, folder.sizes)
+    return found, np.vstack([basis.pass_overlap, compared])
 
 
 def _first_basis(folder: Folder) -> jax.Array:
-    config = folder.config
-    return leading.first_basis(
-        make_key(config.seed), config.num_directions, config.num_extra, folder.dimension
-    )
+    return folder.passes.first_basis(make_key(folder.config.seed), folder.dimension)
 
 
 def _begin_pass(folder: Folder, number: int) -> Basis:
@@ -318,29 +310,15 @@ def _begin_pass(folder: Folder, number: int) -> Basis:
                 "computed them"
             )
         found, pass_overlap = _find_leading(folder, basis, halves)
-        basis = _store_basis(
-            folder, basis.number + 1, leading.next_basis(found), pass_overlap, before
-        )
+        basis = _store_basis(folder, basis.number + 1, next_basis(found), pass_overlap, before)
     return basis
 
 
-def _init_halves(directions: np.ndarray) -> Halves:
-    """The state that has seen no networks."""
-    directions = jnp.asarray(directions)
-    return Halves(sketch.init(directions), sketch.init(directions), jnp.int32(0))
-
-
-def _init_zeros(folder: Folder) -> Halves:
-    """A state as large as that of a pass; its test directions are zeros."""
-    return _init_halves(np.zeros(jax.eval_shape(partial(_first_basis, folder)).shape, np.float32))
-
-
 def _make_program(folder: Folder, chunk_size: int) -> Program:
-    config, model, chosen = folder.config, read_model(folder.config), read_estimator(folder.config)
-    if chunk_size:
-        chosen = dataclasses.replace(chosen, chunk_size=chunk_size)
-    chosen = choose_chunk(model, chosen, config.unit_size, partial(_init_zeros, folder))
-    accumulate, estimator = accumulation.make_accumulate(model, chosen, config.unit_size)
+    config, ensemble = folder.config, folder.ensemble
+    execution = ensemble.execution._replace(chunk_size=chunk_size or config.chunk_size)
+    how = (choose_chunk(ensemble._replace(execution=execution)), ensemble.num_networks)
+    accumulate, execution = make_accumulate(*ensemble[:3], *how)
 
     def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
         number, (first, stop) = unit.members
@@ -348,20 +326,16 @@ def _make_program(folder: Folder, chunk_size: int) -> Program:
         if basis.number > number:  # another process has gone on
             return 0
         snapshots.bind({"basis": basis.digest})
-        halves = accumulate(
-            make_key(config.seed), _init_halves(basis.directions), first, stop, progress, snapshots
-        )
-        arrays = accumulation.halves_to_arrays(halves)
-        arrays = {name: array for name, array in arrays.items() if not name.endswith("_basis")}
-        origin = describe_unit(
-            folder.identity, estimator, networks=[first, stop], basis=basis.digest
-        )
-        store.write_npz(folder.unit_path(number, first, stop), {**arrays, "config": origin})
+        empty = folder.init_halves(basis.directions)
+        halves = accumulate(make_key(config.seed), empty, first, stop, progress, snapshots)
+        unit_of = {"networks": [first, stop], "basis": basis.digest}
+        origin = describe_unit(folder.identity, execution, **unit_of)
+        arrays = {**halves_to_arrays(halves), "config": origin}
+        store.write_npz(folder.unit_path(number, first, stop), arrays)
         return int(halves.diverged)
 
-    return Program(
-        compute, estimator.chunk_size, 2, json.loads(str(describe_unit(folder.identity, estimator)))
-    )
+    identity = json.loads(str(describe_unit(folder.identity, execution)))
+    return Program(compute, execution.chunk_size, 2, identity)
 
 
 def _collect(folder: Folder, complete: bool) -> None:
@@ -382,33 +356,26 @@ def _collect(folder: Folder, complete: bool) -> None:
             "command again"
         )
     found, pass_overlap = _find_leading(folder, basis, halves)
-    model, key = read_model(config), make_key(config.seed)
-    estimator, _ = resolve_estimator(model, read_estimator(config), config.unit_size)
+    model, estimator, accumulator, execution, unit_size, *_ = folder.ensemble
+    execution, _ = resolve_execution(model, estimator, execution, unit_size)
     choices = {
-        **record_choices(model, estimator, key),
+        **record_choices(model, estimator, execution, make_key(config.seed)),
         "num_passes": basis.number + 1,
         "num_extra": config.num_extra,
         "seed": config.seed,
         "diverged": int(halves.diverged),
         **described,
     }
-    num_networks = (int(halves.even.count) + int(halves.odd.count)) // _rows_per_network(config)
-    result = leading.finish(
-        halves, found, pass_overlap, config.num_directions, num_networks, choices, config.centred
-    )
-    store.save_nads(
-        folder.workdir / "nads.npz",
-        result.nads,
-        pass_overlap=result.pass_overlap,
-        trace=np.asarray(result.trace),
-    )
-    write_directions_table(folder.workdir / "nads.csv", result.nads)
+    how = (folder.sizes, config.centred, pass_overlap, config.num_directions)
+    result = finish(accumulator, halves, found, choices, *how)
+    store.save_nads(folder.workdir / "nads.npz", result)
+    write_directions_table(folder.workdir / "nads.csv", result)
     _report(result)
 
 
-def _report(result: LeadingNADs) -> None:
+def _report(record: NADs) -> None:
     """Prints the result as the reader of a log wants it."""
-    record, choices = result.nads, result.nads.config
+    choices = record.config
     print(
         f"{choices['architecture']}: leading NADs of {record.num_networks} networks, "
         f"{choices['derivative']}, "
@@ -421,12 +388,12 @@ def _report(result: LeadingNADs) -> None:
             "num_passes"
         )
     report_eigenvalues(record)
-    share = float(record.eigenvalues.sum()) / result.trace
+    share = float(record.eigenvalues.sum()) / record.trace
     print(
         f"  {len(record.eigenvalues)} directions of {record.directions.shape[1]} hold {share:.1%} "
         "of the trace"
     )
-    changed = 1 - result.pass_overlap[-1:]
+    changed = 1 - record.pass_overlap[-1:]
     print(
         "  overlap of leading subspaces: size, split half"
         + (", changed by the last pass" if len(changed) else "")
@@ -486,9 +453,8 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
 
     def measure_program(program: str) -> Cost:
         del program
-        model, make_empty = read_model(config), partial(_init_zeros, folder)
-        chosen = choose_chunk(model, read_estimator(config), config.unit_size, make_empty)
-        return measure_ensemble(model, chosen, config.unit_size, make_empty)
+        ensemble = folder.ensemble
+        return measure_ensemble(ensemble._replace(execution=choose_chunk(ensemble)))
 
     return Plan(
         open_folder,
@@ -510,17 +476,14 @@ def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws the stored results of `workdir`: `nads.png`, `spectrum.png`, `overlap.png`."""
     validate(config)
-    path = workdir / "nads.npz"
-    result = store.load_nads(path)
-    arrays, sizes = store.read_npz(path, ("pass_overlap", "trace")), result.overlap_sizes
-    if arrays["pass_overlap"].shape[1:] != sizes.shape or arrays["trace"].shape != ():
-        raise DamagedError(f"{path}: pass_overlap has shape {arrays['pass_overlap'].shape}")
+    result = store.load_nads(workdir / "nads.npz")
+    sizes = result.overlap_sizes
     choices = result.config
     title = f"{choices['architecture']}, {result.num_networks} networks, {choices['derivative']}"
-    band = null_band(result, float(arrays["trace"])) if has_null_band(result) else None
+    band = null_band(result) if has_null_band(result) else None
     curves = {"even against odd members": (sizes, result.split_half_overlap)}
-    if len(arrays["pass_overlap"]):
-        curves["last pass against the one before"] = (sizes, arrays["pass_overlap"][-1])
+    if len(result.pass_overlap):
+        curves["last pass against the one before"] = (sizes, result.pass_overlap[-1])
     figures = {
         "nads.png": plotting.plot_directions(
             result.directions[: config.figure_directions],

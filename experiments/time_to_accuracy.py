@@ -32,23 +32,24 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import results, runner, units
-from experiments.estimate import measure_ensemble
+from experiments import estimate, results, runner, units
 from experiments.fields import check_known, check_sweep
 from experiments.plan import Cost, Plan, Program, Unit
 from experiments.shards import Shard
-from nad_jax import accumulation, covariance, errors, plotting, store
-from nad_jax.accumulation import Halves, count_rows
+from nad_jax import errors, moments, plotting, store
 from nad_jax.architectures import create_model
-from nad_jax.ensemble import make_key
+from nad_jax.choices import Estimator, check_symmetrized
+from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
-from nad_jax.estimation import finalize
-from nad_jax.estimator import DERIVATIVES, Estimator, check_symmetrized, resolve_estimator
+from nad_jax.estimation import find_directions, make_dense, overlap_halves
+from nad_jax.geometry import make_accumulate, resolve_execution
 from nad_jax.models import Model
+from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays, init_halves
 from nad_jax.snapshots import Snapshots
 from nad_jax.store import DamagedError
 from nad_jax.subspaces import subspace_overlap
-from nad_jax.symmetries import eigh_symmetric, representations
+from nad_jax.symmetries import representations
+from nad_jax.vector_fields import DERIVATIVES
 
 MODEL_FIELDS = ("architecture", "image_shape", "pooling", "initialization", "convolution")
 # Fields that determine what a unit holds: a folder holds one set of them.
@@ -118,9 +119,9 @@ def validate(config: ConfigDict) -> None:
                     f"and gradients of this network jump at the origin, got {config.point_scale!r}"
                 ) from error
 
-    problems = _create_estimator(
-        config, DERIVATIVES[0], "marginalized"
-    ).problems() + errors.problems(
+    problems = _create_estimator(config, DERIVATIVES[0], "marginalized").problems()
+    problems += Execution(config.mapping).problems()
+    problems += errors.problems(
         lambda: _create_model(config),
         check_sizes,
         *(
@@ -155,7 +156,6 @@ def _create_estimator(config: ConfigDict, derivative: str, readout: str) -> Esti
         readout="sampled" if sampled else "marginalized",
         num_readouts=config.num_readouts if sampled and readout != "sampled" else 1,
         block_size=config.block_size,
-        mapping=config.mapping,
     )
 
 
@@ -214,17 +214,17 @@ def _read_off(
     config: ConfigDict, ensemble: Ensemble, halves: Halves, symmetries: tuple[str, ...]
 ) -> dict[str, Any]:
     """The arrays of `_shapes` that an accumulated state gives."""
-    largest = max(config.sizes)
+    largest, shape = max(config.sizes), tuple(config.image_shape)
     plain, symmetrized = (
-        representations(names, tuple(config.image_shape)) for names in ((), symmetries)
+        moments.dense(math.prod(shape), representations(names, shape)) for names in ((), symmetries)
     )
     if ensemble.readout == "reference":
-        nads = finalize(halves, 0, {}, symmetrized, sizes=tuple(config.sizes))
-        overlap = nads.split_half_overlap[np.searchsorted(nads.overlap_sizes, config.sizes)]
-        return {"reference": nads.directions[:largest], "split_half_overlap": overlap}
-    matrix = covariance.second_moment(covariance.merge(halves.even, halves.odd))
-    found = zip(ensemble.variants, (plain, symmetrized), strict=False)
-    return {variant: eigh_symmetric(matrix, group).directions[:largest] for variant, group in found}
+        found = find_directions(symmetrized, halves, centered=False)
+        overlap = overlap_halves(found.even, found.odd, tuple(config.sizes)).astype(np.float32)
+        return {"reference": found.whole.directions[:largest], "split_half_overlap": overlap}
+    total = plain.merge(halves.even, halves.odd)
+    readers = zip(ensemble.variants, (plain, symmetrized), strict=False)
+    return {variant: one.read(total, False).directions[:largest] for variant, one in readers}
 
 
 def _stack(curve: dict[str, list]) -> dict[str, np.ndarray]:
@@ -235,38 +235,33 @@ def _make_program(
     config: ConfigDict, workdir: Path, identity: dict[str, Any], ensemble: Ensemble, chunk_size: int
 ) -> Program:
     """What computes the ensembles that differ from `ensemble` in their seed at most."""
-    model, chosen = (
-        _create_model(config),
-        _create_estimator(config, ensemble.derivative, ensemble.readout),
-    )
-    chosen, num_rows = resolve_estimator(model, chosen, config.first_networks)
-    at_once = chosen.chunk_size * jax.local_device_count()
+    measured = _measured(config, ensemble)
+    model, estimator, accumulator, execution, size, *_ = measured
+    execution, _ = resolve_execution(model, estimator, execution, size)
+    at_once = execution.chunk_size * jax.local_device_count()
     looks, shapes = _plan_looks(ensemble.num_networks, at_once), _shapes(config, ensemble)
-    chosen = dataclasses.replace(chosen, chunk_size=chunk_size or chosen.chunk_size)
-    accumulate, _ = accumulation.make_accumulate(model, chosen, config.first_networks)
-    how = {"mapping": chosen.mapping, "chunk_size": chosen.chunk_size}
+    execution = execution._replace(chunk_size=chunk_size or execution.chunk_size)
+    accumulate, _ = make_accumulate(model, estimator, accumulator, execution, size)
+    how = {"mapping": execution.mapping, "chunk_size": execution.chunk_size}
 
     def check_kept(kept: dict[str, np.ndarray]) -> None:
-        seen, networks = count_rows(kept, num_rows) / num_rows, kept["networks"]
+        seen = int(kept["state_networks"]) + int(kept["state_diverged"])
+        networks = kept["networks"]
         if (
             not len(networks)
             or seen != networks[-1]
             or any(len(kept[name]) != len(networks) for name in shapes)
         ):
-            raise DamagedError(f"it holds {seen:g} networks and looks at {networks.tolist()}")
+            raise DamagedError(f"it holds {seen} networks and looks at {networks.tolist()}")
 
     def compute(unit: Unit, progress: Callable[[float], None], snapshots: Snapshots) -> int:
-        key, halves = (
-            make_key(unit.members.seed),
-            accumulation.init_halves(int(np.prod(model.image_shape))),
-        )
+        key, halves = make_key(unit.members.seed), init_halves(accumulator)
         jax.block_until_ready(accumulate(key, halves, 0, looks[0]))  # compiles
         curve: dict[str, list] = {name: [] for name in shapes}
         if (kept := snapshots.load(check_kept)) is not None:
-            halves, curve = (
-                accumulation.halves_from_arrays(kept),
-                {name: list(kept[name]) for name in shapes},
-            )
+            state = {name.removeprefix("state_"): kept[name] for name in kept if "state_" in name}
+            halves = halves_from_arrays(state, halves)
+            curve = {name: list(kept[name]) for name in shapes}
         for look in looks:
             done, seconds = (
                 curve[name][-1] if curve[name] else 0 for name in ("networks", "seconds")
@@ -287,24 +282,31 @@ def _make_program(
             for name, values in curve.items():
                 values.append(found[name])
             if snapshots.due():
-                snapshots.save(look, {**accumulation.halves_to_arrays(halves), **_stack(curve)})
+                state = halves_to_arrays(halves).items()
+                state = {f"state_{name}": array for name, array in state}
+                snapshots.save(look, {**state, **_stack(curve)})
         origin = store.describe_origin(identity, unit=unit.name, **how)
         store.write_npz(_unit_path(workdir, unit.name), {**_stack(curve), "config": origin})
         return int(halves.diverged)
 
-    return Program(
-        compute, chosen.chunk_size, 2, json.loads(str(store.describe_origin(identity, **how)))
-    )
+    described = json.loads(str(store.describe_origin(identity, **how)))
+    return Program(compute, execution.chunk_size, 2, described)
+
+
+def _measured(config: ConfigDict, ensemble: Ensemble) -> estimate.Ensemble:
+    """What is accumulated of an ensemble; its eigenvectors are those of no symmetries."""
+    model = _create_model(config)
+    estimator = _create_estimator(config, ensemble.derivative, ensemble.readout)
+    execution = Execution(config.mapping)
+    accumulator = make_dense(model, estimator)
+    return estimate.make_ensemble(model, estimator, accumulator, execution, config.first_networks)
 
 
 def _measure(config: ConfigDict, ensemble: Ensemble) -> Cost:
     """What a network costs; where an ensemble ends with its time, this divided by the networks it
     counts as.
     """
-    chosen = _create_estimator(config, ensemble.derivative, ensemble.readout)
-    dimension = int(np.prod(config.image_shape))
-    make_empty = partial(accumulation.init_halves, dimension)
-    cost = measure_ensemble(_create_model(config), chosen, config.first_networks, make_empty)
+    cost = estimate.measure_ensemble(_measured(config, ensemble))
     share = ensemble.max_seconds / ensemble.num_networks
     return cost._replace(network_seconds=min(cost.network_seconds, share))
 

@@ -11,8 +11,8 @@ Sets of directions are unit rows [K, D]; eigenvalues descend.
 """
 
 from nad_jax.architectures import ARCHITECTURES, create_model
+from nad_jax.choices import Estimator
 from nad_jax.cifar import ImageData, read_cifar10
-from nad_jax.derivatives import central_difference, input_gradient
 from nad_jax.directions import (
     basis_dct,
     basis_dft,
@@ -23,10 +23,9 @@ from nad_jax.directions import (
     to_images,
     to_vectors,
 )
-from nad_jax.ensemble import make_key
+from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError
-from nad_jax.estimation import estimate_nads
-from nad_jax.estimator import Estimator
+from nad_jax.estimation import estimate_leading_nads, estimate_nads
 from nad_jax.fitting import FitMetrics
 from nad_jax.image_training import (
     cifar_recipe,
@@ -35,11 +34,11 @@ from nad_jax.image_training import (
     train_many_images,
 )
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
-from nad_jax.leading import LeadingNADs, estimate_leading_nads
 from nad_jax.linen import from_linen
 from nad_jax.models import Model, from_functions
-from nad_jax.nads import NADs, directional_energy, null_band, singular_values
+from nad_jax.nads import LeadingNADs, NADs, directional_energy, null_band, singular_values
 from nad_jax.nnx import from_nnx
+from nad_jax.points import Points, at_origin, gaussian, images
 from nad_jax.recipe import Recipe
 from nad_jax.separable import bayes_classifier, competing_accuracy, sample_noise, sample_separable
 from nad_jax.snapshots import Snapshots
@@ -47,21 +46,25 @@ from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_
 from nad_jax.store import load_nads, read_directions, save_nads
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
 from nad_jax.training import TrainMetrics, make_train, make_train_many, train_many
+from nad_jax.vector_fields import central_difference, input_gradient
 from nad_jax.versions import __version__
 
 __all__ = [
     "ARCHITECTURES",
     "Estimator",
+    "Execution",
     "FitMetrics",
     "ImageData",
     "InputError",
     "LeadingNADs",
     "Model",
     "NADs",
+    "Points",
     "Recipe",
     "Snapshots",
     "TrainMetrics",
     "__version__",
+    "at_origin",
     "basis_dct",
     "basis_dft",
     "basis_pixel",
@@ -82,6 +85,8 @@ __all__ = [
     "from_functions",
     "from_linen",
     "from_nnx",
+    "gaussian",
+    "images",
     "input_gradient",
     "load_nads",
     "make_key",

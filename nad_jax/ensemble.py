@@ -2,16 +2,53 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from nad_jax import errors
 from nad_jax.errors import InputError, check_choice, check_integer, shown
 
 MAPPINGS = ("vectorized", "sequential")
+
+
+class Execution(NamedTuple):
+    """How a program is carried out; it changes results by rounding alone.
+
+    mapping: "sequential", one network after the other on each device; "vectorized", all networks of
+      a chunk in one batched program; "auto": sequential on a CPU, vectorized elsewhere.
+    chunk_size: networks per call of the compiled program; 0 is automatic.
+    num_devices: local devices to use; 0: all. (On a CPU there is one, using every core, unless
+      JAX_NUM_CPU_DEVICES says otherwise.)
+    """
+
+    mapping: str = "auto"
+    chunk_size: int = 0
+    num_devices: int = 0
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one line each."""
+        return errors.problems(
+            lambda: check_choice("mapping", self.mapping, ("auto", *MAPPINGS)),
+            lambda: check_integer("chunk_size", self.chunk_size, 0),
+            lambda: check_integer("num_devices", self.num_devices, 0, jax.local_device_count()),
+        )
+
+    @property
+    def devices(self) -> list[jax.Device]:
+        """The local devices that are used."""
+        return jax.local_devices()[: self.num_devices or None]
+
+    def resolved(self) -> "Execution":
+        """The same with a mapping that is not automatic; one `InputError` for what is wrong."""
+        if problems := self.problems():
+            raise InputError("\n".join(problems))
+        automatic = "sequential" if jax.default_backend() == "cpu" else "vectorized"
+        mapping = automatic if self.mapping == "auto" else self.mapping
+        return self._replace(mapping=mapping, chunk_size=int(self.chunk_size))
 
 
 def make_key(seed: int) -> jax.Array:

@@ -1,24 +1,137 @@
-"""From a model to its NADs."""
+"""From a model to its directions: grow an ensemble to an agreement, or refine it in passes."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import covariance, ensemble, subspaces
-from nad_jax.accumulation import Halves, check_finite, init_halves, make_accumulate
-from nad_jax.diagnosis import check_not_zero
-from nad_jax.errors import InputError, check_function, check_integer, check_number
-from nad_jax.estimator import (
+from nad_jax import ensemble, errors, moments, subspaces
+from nad_jax.choices import (
+    Estimator,
     check_num_networks,
-    create_estimator,
+    choose_readout,
+    find_group,
     find_representations,
+    read_choices,
     record_choices,
 )
+from nad_jax.diagnosis import check_not_zero
+from nad_jax.errors import InputError, check_function, check_integer, check_number
+from nad_jax.geometry import make_accumulate
 from nad_jax.models import Model
+from nad_jax.moments import Accumulator, Halves, Reading, init_halves
 from nad_jax.nads import NADs, numerical_rank
-from nad_jax.symmetries import Eigenvectors, Representation, eigh_symmetric, mean_of_pairs
+from nad_jax.points import Points
+from nad_jax.symmetries import mean_of_pairs
+
+
+class Found(NamedTuple):
+    """The eigenvectors found for all networks, for the even and for the odd ones."""
+
+    whole: Reading
+    even: Reading
+    odd: Reading
+
+
+def make_dense(model: Model, estimator: Estimator) -> Accumulator:
+    """The accumulator of all D directions."""
+    dimension = int(np.prod(model.image_shape))
+    return moments.dense(dimension, find_representations(model, estimator))
+
+
+def check_finite(halves: Halves) -> None:
+    """Raises `InputError` where a network was left out."""
+    if diverged := int(halves.diverged):
+        raise InputError(
+            f"model: the derivative of {diverged} of {diverged + int(halves.networks)} networks is "
+            "not finite"
+        )
+
+
+def find_directions(
+    accumulator: Accumulator, halves: Halves, centered: bool, num_directions: int = 1
+) -> Found:
+    """The eigenvectors of an accumulated state.
+
+    Raises:
+      InputError: where a half of the ensemble gives too few independent rows, or none that is
+        finite; where every row is exactly zero, or without the mean nothing is left.
+    """
+    parts = (accumulator.merge(halves.even, halves.odd), halves.even, halves.odd)
+    fewest = min(int(part.count) for part in parts)
+    if int(halves.diverged) and fewest <= centered:
+        raise InputError(
+            "model: a half of the ensemble has too few finite derivatives; "
+            f"{int(halves.diverged)} networks have none"
+        )
+    check_rows(fewest - centered, num_directions)
+    found = Found(*(accumulator.read(part, centered) for part in parts))
+    if not found.whole.trace > 0:
+        same = "the same, so that nothing is left without their mean"
+        same = same if centered else "exactly zero"
+        raise InputError(f"model: all derivatives are {same}; there are no directions to rank")
+    check_rows(min(len(part.directions) for part in found), num_directions)
+    return found
+
+
+def check_rows(num_rows: int, num_directions: int) -> None:
+    """Raises `InputError` where a half of the ensemble gives fewer independent derivatives than
+    directions.
+    """
+    if num_rows < num_directions:
+        raise InputError(
+            f"num_networks: a half of the ensemble gives {num_rows} independent derivatives, fewer "
+            f"than num_directions = {num_directions}; take more networks or read-outs"
+        )
+
+
+def finish(
+    accumulator: Accumulator,
+    halves: Halves,
+    found: Found,
+    config: dict[str, Any],
+    sizes: tuple[int, ...],
+    centered: bool = False,
+    pass_overlap: list[np.ndarray] | np.ndarray = (),
+    num_directions: int | None = None,
+) -> NADs:
+    """The record of an accumulated state, dense or leading.
+
+    Args:
+      accumulator, halves, found: what was accumulated, and `find_directions` of it.
+      config: every choice that was made, recorded.
+      sizes: of subspaces whose overlap is reported.
+      centered: whether the covariance was read off.
+      pass_overlap: [P − 1, S], see `NADs`.
+      num_directions: K of those found; None: all.
+    """
+    directions = found.whole.directions[:num_directions]
+    symmetry = found.whole.symmetry[:num_directions]
+    difference = accumulator.contrast(halves.even, halves.odd, directions, centered)
+    return NADs(
+        directions=directions,
+        eigenvalues=found.whole.eigenvalues[:num_directions],
+        eigenvalue_sem=np.abs(mean_of_pairs(difference, symmetry)) / 2,
+        overlap_sizes=np.array(sizes),
+        split_half_overlap=overlap_halves(found.even, found.odd, sizes).astype(np.float32),
+        num_networks=int(halves.networks),
+        config=config,
+        symmetry=symmetry,
+        trace=found.whole.trace,
+        pass_overlap=np.array(pass_overlap).reshape(-1, len(sizes)),
+    )
+
+
+def overlap_halves(even: Reading, odd: Reading, sizes: tuple[int, ...]) -> np.ndarray:
+    """The overlaps [S] of leading subspaces of the halves; nan beyond the numerical rank of either,
+    where directions are rounding.
+    """
+    rank = min(numerical_rank(part.eigenvalues) for part in (even, odd))
+    overlaps = subspaces.subspace_overlap(even.directions, odd.directions, sizes)
+    return np.where(np.array(sizes) <= rank, overlaps, np.nan)
 
 
 def estimate_nads(
@@ -28,10 +141,16 @@ def estimate_nads(
     progress: Callable[[int], None] | None = None,
     stop_overlap: float | None = None,
     stop_size: int = 64,
+    points: Points | None = None,
+    variables: Any = None,
     **choices: Any,
 ) -> NADs:
     """The NADs of a model from `num_networks` independent initializations, or from as many as an
     agreement needs.
+
+    With `variables` they are those of given networks, trained ones, say: the eigenvectors of
+    E[∇f ∇fᵀ] over networks and points, which of one network is the average gradient outer product
+    (AGOP, EGOP).
 
     Source: NAD, Section 3, Definition 1 and equation 5; marginalized read-out: derived. The
     relative error of an eigenvalue and of a subspace is reported in the record (`eigenvalue_sem`,
@@ -39,7 +158,7 @@ def estimate_nads(
 
     Args:
       model: from `create_model`, `from_linen`, `from_nnx` or `from_functions`.
-      num_networks: N >= 2; with `stop_overlap` the most that are taken.
+      num_networks: N >= 2, or 1 with several points; with `stop_overlap` the most that are taken.
       key: a typed random key, or a seed for `make_key`; network n depends on (key, n) alone.
       progress: called with the number of networks done.
       stop_overlap: in (0, 1]: stop at the first look at which the subspaces of `stop_size`
@@ -48,7 +167,11 @@ def estimate_nads(
         the result is that of a call with so many of them. Without having come so far it ends at
         `num_networks`: the record says how far it came.
       stop_size: k in 1 … D − 1.
-      **choices: fields of `Estimator`.
+      points: where the field is evaluated, e.g. `images(x)`; None: as `point` and `point_scale`
+        say.
+      variables: of given networks, every leaf [N, …], as `train_many(..., keep=True)` returns them;
+        None: as the model initializes them. Their read-out is their own: readout="sampled".
+      **choices: fields of `Estimator` and of `Execution`.
 
     Raises:
       InputError: for a bad value, a model without reachable features under a read-out that needs
@@ -57,11 +180,16 @@ def estimate_nads(
     """
     key = ensemble.resolve_key(key)
     check_function("progress", progress)
-    estimator = create_estimator("estimate_nads", choices)
-    num_networks = check_num_networks(num_networks, estimator)
-    accumulate, estimator = make_accumulate(model, estimator, num_networks)
-    dimension = int(np.prod(model.image_shape))
-    halves = init_halves(dimension)
+    estimator, execution = read_choices("estimate_nads", choices)
+    choose_readout(model, estimator)  # refuses what does not fit before anything else is asked
+    if variables is not None:
+        check_variables(model, variables, estimator, num_networks)
+    num_networks = check_num_networks(num_networks, estimator, points)
+    accumulator = make_dense(model, estimator)
+    accumulate, execution = make_accumulate(
+        model, estimator, accumulator, execution, num_networks, points, variables
+    )
+    halves, dimension = init_halves(accumulator), accumulator.size
     if stop_overlap is None:
         looks = [num_networks]
     else:
@@ -69,88 +197,44 @@ def estimate_nads(
         if stop_overlap > 1:
             raise InputError(f"stop_overlap: must be at most 1, got {stop_overlap}")
         stop_size = check_integer("stop_size", stop_size, 1, dimension - 1)
-        looks = _plan_looks(num_networks, estimator.chunk_size * jax.local_device_count())
-    representations = find_representations(model, estimator)
+        looks = _plan_looks(num_networks, execution.chunk_size * len(execution.devices))
     for done, look in zip([0, *looks], looks, strict=False):
-        report = None if progress is None else lambda networks, done=done: progress(done + networks)
+        report = None if progress is None else partial(_report, progress, done)
         halves = accumulate(key, halves, done, look, report)
-        check_finite(halves, look)
-        check_not_zero(halves, model, estimator, key)
+        check_finite(halves)
+        check_not_zero(halves, model, estimator, key, points, variables)
         if look < num_networks:
-            halved = (
-                eigh_symmetric(part, representations)
-                for part in _moments(halves, estimator.centred)[1:]
-            )
-            if _overlap(*halved, (stop_size,))[0] >= stop_overlap:
+            parts = (accumulator.read(half, estimator.centred) for half in halves[:2])
+            if overlap_halves(*parts, (stop_size,))[0] >= stop_overlap:
                 break
-    sizes = () if stop_overlap is None else (stop_size,)
-    choices = record_choices(model, estimator, key)
-    return finalize(halves, look, choices, representations, estimator.centred, sizes)
+    found = find_directions(accumulator, halves, estimator.centred)
+    sizes = {*subspaces.default_sizes(dimension), *(() if stop_overlap is None else (stop_size,))}
+    config = record_choices(model, estimator, execution, key, points)
+    return finish(accumulator, halves, found, config, tuple(sorted(sizes)), estimator.centred)
 
 
-def finalize(
-    halves: Halves,
-    num_networks: int,
-    config: dict[str, Any],
-    representations: list[Representation],
-    centred: bool = False,
-    sizes: tuple[int, ...] = (),
-) -> NADs:
-    """The NADs of an accumulated state of at least two networks: three eigendecompositions.
+def _report(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
 
-    Args:
-      halves: the state, with both halves non-empty.
-      num_networks: N, recorded.
-      config: every choice that was made, recorded.
-      representations: of the group of permutations of pixels to average over, from
-        `find_representations`.
-      centred: read off the centred covariance.
-      sizes: of subspaces whose overlap is reported, besides the default ones.
 
-    Raises:
-      InputError: where every derivative is exactly zero, or without the mean nothing is left, or a
-        half of the ensemble has no network whose derivative is finite.
-    """
-    if min(int(halves.even.count), int(halves.odd.count)) < (2 if centred else 1):
+def check_variables(model: Model, variables: Any, estimator: Estimator, num_networks: int) -> None:
+    """Raises `InputError` unless `variables` are those of so many networks of the model."""
+    expected = jax.eval_shape(model.init, jax.random.key(0))
+    given, wanted = jax.tree.structure(variables), jax.tree.structure(expected)
+    if given != wanted:
+        raise InputError(f"variables: must be those of the model, {wanted}, got {given}")
+    leaves = zip(jax.tree.leaves(variables), jax.tree.leaves(expected), strict=True)
+    for leaf, one in leaves:
+        if np.shape(leaf)[1:] != one.shape or len(leaf) < num_networks:
+            raise InputError(
+                f"variables: a leaf must be [N, {', '.join(map(str, one.shape))}] with N ≥ "
+                f"num_networks = {num_networks}, got shape {np.shape(leaf)}"
+            )
+    if estimator.from_features:
         raise InputError(
-            f"model: a half of the ensemble has too few finite derivatives; {int(halves.diverged)} "
-            "networks have none"
+            "readout: must be 'sampled' with num_readouts=1 for given variables, whose last layer "
+            "is their own"
         )
-    moments = _moments(halves, centred)
-    if not np.trace(moments[0]) > 0:
-        same = "the same, so that nothing is left without their mean" if centred else "exactly zero"
-        raise InputError(f"model: all derivatives are {same}; there are no directions to rank")
-    whole, even, odd = (eigh_symmetric(moment, representations) for moment in moments)
-    sizes = tuple(sorted({*subspaces.default_sizes(len(whole.directions)), *sizes}))
-    difference = np.einsum(
-        "kd,kd->k", whole.directions @ (moments[1] - moments[2]), whole.directions
-    )
-    return NADs(
-        directions=whole.directions,
-        eigenvalues=whole.eigenvalues,
-        eigenvalue_sem=np.abs(mean_of_pairs(difference, whole.symmetry)) / 2,
-        overlap_sizes=np.array(sizes),
-        split_half_overlap=_overlap(even, odd, sizes).astype(np.float32),
-        num_networks=num_networks,
-        config=config,
-        symmetry=whole.symmetry,
-    )
-
-
-def _moments(halves: Halves, centred: bool) -> list[np.ndarray]:
-    """E[g gᵀ], or the covariance, of all members, of the even and of the odd ones; float64."""
-    moment = covariance.covariance if centred else covariance.second_moment
-    parts = (covariance.merge(halves.even, halves.odd), halves.even, halves.odd)
-    return [moment(part) for part in parts]
-
-
-def _overlap(left: Eigenvectors, right: Eigenvectors, sizes: tuple[int, ...]) -> np.ndarray:
-    """The overlaps [S] of leading subspaces; nan beyond the numerical rank of either, where
-    directions are rounding.
-    """
-    rank = min(numerical_rank(part.eigenvalues) for part in (left, right))
-    overlaps = subspaces.subspace_overlap(left.directions, right.directions, sizes)
-    return np.where(np.array(sizes) <= rank, overlaps, np.nan)
 
 
 def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:
@@ -160,3 +244,142 @@ def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:
         looks.append(chunks * chunk_size)
         chunks += -(-chunks // 4)
     return [*looks, num_networks]
+
+
+class Passes(NamedTuple):
+    """How leading directions are refined.
+
+    num_directions: K. num_passes: P. num_extra: directions that are iterated beside the K.
+    """
+
+    num_directions: int
+    num_passes: int
+    num_extra: int
+
+    def check(self, dimension: int, estimator: Estimator) -> None:
+        """Raises one `InputError` with a line for each value that is wrong."""
+
+        def check_centered() -> None:  # a sketch knows the mean of all mirror images only
+            if estimator.centred and estimator.symmetrized:
+                raise InputError(
+                    "centred: must be False with symmetrized=True where leading directions are "
+                    "asked for"
+                )
+
+        problems = errors.problems(
+            check_centered,
+            lambda: check_integer("num_directions", self.num_directions, 1, dimension - 1),
+            lambda: check_integer("num_passes", self.num_passes, 1),
+            lambda: check_integer("num_extra", self.num_extra, 0),
+        )
+        if problems:
+            raise InputError("\n".join(problems))
+
+    def count_tests(self, dimension: int) -> int:
+        """How many random test directions the first pass has."""
+        return min(3 * (self.num_directions + self.num_extra), dimension)
+
+    def make_accumulator(self, model: Model, estimator: Estimator) -> Accumulator:
+        """The accumulator of the leading directions, those that are iterated included."""
+        kept = self.count_tests(int(np.prod(model.image_shape)))
+        kept = min(self.num_directions + self.num_extra, kept)
+        group = find_group(model, estimator)
+        return moments.sketched(kept, group, find_representations(model, estimator))
+
+    def sizes(self, dimension: int) -> tuple[int, ...]:
+        """The subspace sizes whose overlaps are reported: the default ones below K, and K."""
+        defaults = subspaces.default_sizes(dimension)
+        return (*(size for size in defaults if size < self.num_directions), self.num_directions)
+
+    def first_basis(self, key: jax.Array, dimension: int) -> jax.Array:
+        """The test directions [L, D] of the first pass, L = 3·(K + extra) or D: random ones."""
+        size = self.count_tests(dimension)
+        return moments.random_basis(ensemble.named_key(key, "sketch"), size, dimension)
+
+
+def next_basis(found: Found) -> np.ndarray:
+    """The test directions [L, D] of the next pass: the leading ones of all networks, and what the
+    halves add to them.
+
+    An angle below .01 adds nothing: the next pass finds it.
+    """
+    whole = found.whole.directions.astype(np.float64)
+    halves = np.concatenate([found.even.directions, found.odd.directions]).astype(np.float64)
+    halves -= (halves @ whole.T) @ whole
+    values, vectors = np.linalg.eigh(halves @ halves.T)
+    kept = values > 1e-4
+    halves = (vectors[:, kept] / np.sqrt(values[kept])).T @ halves
+    return np.concatenate([found.whole.directions, halves.astype(np.float32)])
+
+
+def compare_passes(
+    found: Found, basis: jax.Array | np.ndarray, sizes: tuple[int, ...]
+) -> np.ndarray:
+    """‖U_k V_kᵀ‖²/k between a pass and the one before, which its test directions come from: [S]."""
+    return subspaces.subspace_overlap(found.whole.directions, basis[: max(sizes)], sizes)
+
+
+def estimate_leading_nads(
+    model: Model,
+    num_networks: int,
+    num_directions: int = 64,
+    num_passes: int = 3,
+    num_extra: int = 32,
+    key: jax.Array | int = 0,
+    progress: Callable[[int], None] | None = None,
+    *,
+    points: Points | None = None,
+    variables: Any = None,
+    **choices: Any,
+) -> NADs:
+    """The leading NADs of a model, in memory proportional to L·D instead of D², L = 3·(K + extra).
+
+    The same networks, rows and moments as `estimate_nads`, which it approaches from pass to pass.
+    The networks are not kept: each pass draws them again from their keys. The test directions of a
+    pass are the leading eigenvectors found for all networks and for either half, so that the halves
+    stay independent of each other.
+
+    Source: NAD, Section 3, Definition 1; randomized subspace iteration: see `moments`.
+
+    Args:
+      model, key, points, variables, **choices: as in `estimate_nads`. For large inputs:
+        derivative="input_gradient", readout="sampled" with several num_readouts.
+      num_networks: N >= 2; every pass goes over all of them.
+      num_directions: K.
+      num_passes: P >= 1; flat spectra need more. Of a single pass the split-half overlap is too
+        high and the errors are too small: both halves are read off the same random directions.
+      num_extra: directions that are iterated beside the K, more of them converge faster.
+      progress: called with the number of networks done, of N·P.
+
+    Raises:
+      InputError: as `estimate_nads`, and for fewer derivatives than directions in a half of the
+        ensemble.
+    """
+    key = ensemble.resolve_key(key)
+    check_function("progress", progress)
+    estimator, execution = read_choices("estimate_leading_nads", choices)
+    choose_readout(model, estimator)
+    if variables is not None:
+        check_variables(model, variables, estimator, num_networks)
+    num_networks = check_num_networks(num_networks, estimator, points)
+    passes = Passes(*map(errors.plain, (num_directions, num_passes, num_extra)))
+    dimension = int(np.prod(model.image_shape))
+    passes.check(dimension, estimator)
+    accumulator = passes.make_accumulator(model, estimator)
+    accumulate, execution = make_accumulate(
+        model, estimator, accumulator, execution, num_networks, points, variables
+    )
+    sizes, basis, pass_overlap = passes.sizes(dimension), passes.first_basis(key, dimension), []
+    for number in range(passes.num_passes):
+        report = None if progress is None else partial(_report, progress, number * num_networks)
+        halves = accumulate(key, init_halves(accumulator, basis), 0, num_networks, report)
+        check_finite(halves)
+        check_not_zero(halves, model, estimator, key, points, variables)
+        found = find_directions(accumulator, halves, estimator.centred, passes.num_directions)
+        if number > 0:
+            pass_overlap.append(compare_passes(found, basis, sizes))
+        basis = jnp.asarray(next_basis(found))
+    config = record_choices(model, estimator, execution, key, points)
+    config |= {"num_passes": passes.num_passes, "num_extra": passes.num_extra}
+    how = (estimator.centred, pass_overlap, passes.num_directions)
+    return finish(accumulator, halves, found, config, sizes, *how)

@@ -32,6 +32,10 @@ class NADs(NamedTuple):
     symmetry:           [K] the representation of the group of symmetries that a direction belongs
                         to, see `symmetries.Representation`; "" where no symmetries were used. The
                         two of a pair (E) follow each other.
+    trace:              tr E[g gᵀ], of all D directions; None in records that do not say it.
+    pass_overlap:       [P − 1, S] ‖U_k V_kᵀ‖²/k between each pass and the one before, for the sizes
+                        k of `overlap_sizes`: what a pass changed. Changes shrink from pass to pass,
+                        but bound nothing. [0, S] where there is one pass.
     """
 
     directions: np.ndarray
@@ -42,6 +46,16 @@ class NADs(NamedTuple):
     num_networks: int
     config: dict[str, Any]
     symmetry: np.ndarray
+    trace: float | None = None
+    pass_overlap: np.ndarray = np.zeros((0, 0))
+
+    @property
+    def nads(self) -> "NADs":
+        """The record itself, which leading NADs were once wrapped around."""
+        return self
+
+
+LeadingNADs = NADs  # the published name of a record of leading directions
 
 
 def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
@@ -66,6 +80,7 @@ def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
             "`eigenvalue_sem`"
         )
     dimension = nads.directions.shape[1]
+    trace = nads.trace if trace is None else trace
     if trace is None and len(nads.eigenvalues) < dimension:
         raise InputError(
             f"trace: needed where there are {len(nads.eigenvalues)} eigenvalues of D = {dimension}"
@@ -129,7 +144,7 @@ def directional_energy(
       nads: K eigenvalues of D. One that is missing (the published arrays hold 1,023 of 1,024)
         counts as zero.
       directions: v, of any length.
-      trace: tr E[g gᵀ] (`LeadingNADs.trace`). With it the result is (lower, upper), [N] each:
+      trace: tr E[g gᵀ] (default: that of the record). With it the result is (lower, upper), [N] each:
         bounds from what the other D − K eigenvalues can be, which are not above the last known one
         and sum up to the rest of the trace. They hold as far as the K are eigenvalues: leading NADs
         are up to what further passes would change.
@@ -145,6 +160,8 @@ def directional_energy(
     directions = host_array("directions", directions, f"[N, {basis.shape[1]}]")
     squares = (directions @ basis.T) ** 2
     energies = squares @ eigenvalues
+    if trace is None and missing > 1:
+        trace = getattr(nads, "trace", None)
     if trace is None:
         if missing > 1:
             raise InputError(

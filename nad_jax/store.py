@@ -227,9 +227,11 @@ def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
     except (TypeError, ValueError) as error:
         raise InputError(f"nads: config must be JSON values ({error})") from error
     arrays = {
-        name: np.asarray(number_array(f"nads: {name}", getattr(nads, name)))
-        for name in NADs._fields[:-2]
+        name: np.asarray(number_array(f"nads: {name}", value))
+        for name, value in nads._asdict().items()
+        if name not in ("config", "symmetry", "trace")
     }
+    arrays["trace"] = np.asarray(np.nan if nads.trace is None else nads.trace)
     arrays |= {"config": np.asarray(config), "symmetry": np.asarray(nads.symmetry)}
     _check_nads(dict(arrays), "nads")
     write_npz(path, {**arrays, **beside})
@@ -239,11 +241,14 @@ def load_nads(path: str | Path) -> NADs:
     """Reads a record written by `save_nads`; raises `InputError` naming the file and what is wrong
     with it.
     """
-    arrays = read_npz(path, NADs._fields[:-1], optional=("symmetry",))
-    # Earlier versions did not write it: their directions are of no representation in particular.
-    return _check_nads(
-        {"symmetry": np.full(len(np.atleast_1d(arrays["directions"])), ""), **arrays}, str(path)
-    )
+    later = ("symmetry", "trace", "pass_overlap")  # earlier versions did not write them
+    required = tuple(name for name in NADs._fields if name not in later)
+    arrays = read_npz(path, required, optional=later)
+    if ("trace" in arrays) != ("pass_overlap" in arrays):
+        raise DamagedError(f"{path}: trace and pass_overlap are written together, one is missing")
+    # Directions of earlier versions are of no representation in particular.
+    symmetry = np.full(len(np.atleast_1d(arrays["directions"])), "")
+    return _check_nads({"symmetry": symmetry, **arrays}, str(path))
 
 
 def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
@@ -260,17 +265,22 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
         "num_networks": (),
         "config": (),
         "symmetry": (num_directions,),
+        "trace": (),
+        "pass_overlap": (len(np.atleast_1d(arrays.get("pass_overlap", ()))), num_sizes),
     }
+    if arrays.get("pass_overlap", np.zeros(1)).size == 0:  # of one pass
+        arrays["pass_overlap"] = np.zeros((0, num_sizes))
     for name, shape in expected.items():
+        if name not in arrays:
+            continue
         if arrays[name].shape != shape:
             raise InputError(f"{path}: {name} has shape {arrays[name].shape}, expected {shape}")
         if name in ("config", "symmetry"):
             continue
         if arrays[name].dtype.kind not in "iuf":
             raise InputError(f"{path}: {name} is not an array of finite numbers")
-        undefined = np.isnan(arrays[name]) & (
-            name == "split_half_overlap"
-        )  # beyond the rank of a half
+        # Overlaps beyond the rank of a half, and a trace that is not known.
+        undefined = np.isnan(arrays[name]) & (name in ("split_half_overlap", "trace"))
         if not (np.isfinite(arrays[name]) | undefined).all():
             raise InputError(f"{path}: {name} is not an array of finite numbers")
     if arrays["symmetry"].dtype.kind != "U":
@@ -281,7 +291,11 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
         raise InputError(f"{path}: config is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: config is not a JSON object")
-    return NADs(**{**arrays, "num_networks": int(arrays["num_networks"]), "config": config})
+    numbers = {"num_networks": int(arrays["num_networks"]), "config": config}
+    if not np.isnan(arrays.get("trace", np.nan)):
+        numbers["trace"] = float(arrays["trace"])
+    arrays.pop("trace", None)
+    return NADs(**{**arrays, **numbers})
 
 
 def _check_directions(

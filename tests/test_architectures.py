@@ -9,9 +9,9 @@ import pytest
 from nad_jax.architectures import ARCHITECTURES, create_model, densenet
 from nad_jax.contract import check_behavior
 from nad_jax.convolution import product_convolution
-from nad_jax.derivatives import input_gradient
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
+from nad_jax.vector_fields import input_gradient
 
 PARAMETERS = {
     "logreg": 1_025,

@@ -65,15 +65,15 @@ CASES = [
         lambda: _gradient(function=lambda x: None),
         "function(x): must be real numbers [1, F], got None",
     ),
-    (lambda: _gradient(x="a"), "x: must be real numbers [H, W, C], got 'a'"),
-    (lambda: _gradient(x=IMAGES), "x: must be real numbers [H, W, C], got shape (6, 4, 4, 1)"),
+    (lambda: _gradient(x="a"), "x: must be real numbers [..., D], got 'a'"),
+    (lambda: _gradient(x=1.5), "x: must be real numbers [..., D], got shape ()"),
     (lambda: _gradient(x=IMAGES[0] * np.nan), "x: has entries that are not finite"),
     (
         lambda: _gradient(readouts=np.ones((1, 3))),
         "readouts: must be real numbers [R, 2], got shape (1, 3)",
     ),
     (lambda: _difference(function=3), "function: must be a function, got 3"),
-    (lambda: _difference(x=IMAGES[0, 0]), "x: must be real numbers [H, W, C], got shape (4, 1)"),
+    (lambda: _difference(x=IMAGES[:0]), "x: must be real numbers [..., D], got shape (0,"),
     (
         lambda: _difference(readouts=np.ones(2)),
         "readouts: must be real numbers [R, 2], got shape (2,)",
@@ -163,8 +163,8 @@ CASES = [
         "nads: eigenvalues: must be real numbers [16]",
     ),
     (
-        lambda: n.null_band(n.LeadingNADs(NADS, np.ones((0, 1)), 1.0)),
-        "nads: must be NADs, got LeadingNADs",
+        lambda: n.null_band(n.TrainMetrics(*8 * [0])),
+        "nads: must be NADs, got TrainMetrics",
     ),
     (lambda: n.null_band(NADS._replace(config={})), "null_band: belongs to sampled read-outs"),
     (
@@ -385,7 +385,7 @@ CASES = [
         lambda: n.save_nads("x.npz", NADS._replace(config={"a": {1}})),
         "nads: config must be JSON values",
     ),
-    (lambda: n.save_nads("x.npz", NADS, trace=[None]), "trace: must be numbers, got [None]"),
+    (lambda: n.save_nads("x.npz", NADS, extra=[None]), "extra: must be numbers, got [None]"),
     (
         lambda: n.save_nads("x.npz", NADS, config=[1]),
         "config: an array beside the record must have another name",

@@ -1,6 +1,7 @@
 import itertools
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from nad_jax import (
+    Estimator,
+    Execution,
     basis_dft,
     central_difference,
     create_model,
@@ -20,17 +23,16 @@ from nad_jax import (
     null_band,
     read_directions,
     singular_values,
-    sketch,
     subspace_overlap,
 )
-from nad_jax.accumulation import Halves, init_halves, make_accumulate, merge_halves
 from nad_jax.errors import InputError
-from nad_jax.estimation import _plan_looks, finalize
-from nad_jax.estimator import Estimator
-from nad_jax.leading import find_leading, finish
+from nad_jax.estimation import _plan_looks, find_directions, finish, make_dense
+from nad_jax.geometry import make_accumulate
+from nad_jax.moments import init_halves, merge_halves, sketched
 from nad_jax.nads import Spectrum, degenerate_groups
 from nad_jax.store import read_singular_values
-from nad_jax.symmetries import representations
+from nad_jax.subspaces import default_sizes
+from nad_jax.symmetries import permutations, representations
 
 SMALL = {"image_shape": (16, 16, 1)}
 
@@ -66,18 +68,26 @@ FILTER = jnp.array([1.0, 2.0, 1.5, 0.5] + 12 * [0.0])
 
 def _ensembles(model, num_networks, seeds, **choices):
     """E[g gᵀ] of independent ensembles [len(seeds), D, D], from one compiled program."""
-    accumulate, _ = make_accumulate(model, Estimator(**choices), num_networks)
-    dimension = int(np.prod(model.image_shape))
-    matrices = []
-    for seed in seeds:
-        nads = finalize(
-            accumulate(make_key(seed), init_halves(dimension), 0, num_networks),
-            num_networks,
-            {},
-            representations((), model.image_shape),
-        )
-        matrices.append(_matrix(nads))
-    return np.array(matrices)
+    run, finished, _ = _prepare(model, num_networks, **choices)
+    return np.array([_matrix(finished(run(make_key(seed), 0, num_networks))) for seed in seeds])
+
+
+def _prepare(model, num_networks, **choices):
+    """`run(key, first, stop) -> halves`, `finished(halves) -> record`, and the accumulator."""
+    estimator, execution = Estimator(**choices), Execution()
+    accumulator = make_dense(model, estimator)
+    accumulate, execution = make_accumulate(model, estimator, accumulator, execution, num_networks)
+    assert execution.chunk_size <= num_networks + 1
+
+    def finished(halves):
+        found = find_directions(accumulator, halves, estimator.centred)
+        return finish(accumulator, halves, found, {}, default_sizes(accumulator.size))
+
+    return partial(_run, accumulate, init_halves(accumulator)), finished, accumulator
+
+
+def _run(accumulate, empty, key, first, stop):
+    return accumulate(key, empty, first, stop)
 
 
 def _matrix(nads):
@@ -191,18 +201,14 @@ def test_chunks_and_mappings_agree_and_reruns_are_bit_identical(architecture, ch
 
 def test_growing_an_ensemble_keeps_its_members():
     model = create_model("lenet", **SMALL)
-    accumulate, estimator = make_accumulate(model, Estimator(derivative="input_gradient"), 10)
+    run, finished, accumulator = _prepare(model, 10, derivative="input_gradient")
     key = jax.random.key(0, impl="philox4x32")
-    first = accumulate(key, init_halves(256), 0, 6)
-    second = accumulate(key, init_halves(256), 6, 10)
-    grown = finalize(merge_halves(first, second), 10, {}, representations((), (16, 16, 1)))
-    whole = finalize(
-        accumulate(key, init_halves(256), 0, 10), 10, {}, representations((), (16, 16, 1))
-    )
+    grown = finished(merge_halves(accumulator, run(key, 0, 6), run(key, 6, 10)))
+    whole = finished(run(key, 0, 10))
     assert np.abs(grown.eigenvalues - whole.eigenvalues).max() <= 1e-5 * whole.eigenvalues[0]
-    assert estimator.chunk_size <= 10
+    assert grown.num_networks == whole.num_networks == 10
     with pytest.raises(InputError, match="first: must be even"):
-        accumulate(key, init_halves(256), 3, 6)
+        run(key, 3, 6)
 
 
 PEAK = """
@@ -284,12 +290,10 @@ def test_a_network_that_is_flat_at_the_point_is_refused():
 
 def test_halves_are_even_and_odd_members():
     model = create_model("lenet", **SMALL)
-    accumulate, _ = make_accumulate(
-        model, Estimator(readout="sampled", derivative="input_gradient"), 7
-    )
-    halves = accumulate(jax.random.key(0), init_halves(256), 0, 7)
-    assert (int(halves.even.count), int(halves.odd.count)) == (4, 3)
-    nads = finalize(halves, 7, {}, representations((), model.image_shape))
+    run, finished, _ = _prepare(model, 7, readout="sampled", derivative="input_gradient")
+    halves = run(jax.random.key(0), 0, 7)
+    assert (int(halves.even.count), int(halves.odd.count), int(halves.networks)) == (4, 3, 7)
+    nads = finished(halves)
     # Uncentred, the eigenvalue is the weighted mean of the halves' energies, whose half difference
     # is its error.
     assert nads.eigenvalue_sem[0] > 0
@@ -536,24 +540,18 @@ def test_errors_of_eigenvalues_are_their_fluctuation_over_seeds(kind):
     # Directions are the pixels and in the order of λ whatever the seed: nothing but the eigenvalues
     # fluctuates.
     networks, seeds, size = 16, 80, SPECTRUM.size - 1
-    accumulate, _ = make_accumulate(
-        _diagonal_model(), Estimator(derivative="input_gradient"), networks
-    )
-    empty, records, alone = (
-        init_halves(SPECTRUM.size),
-        [],
-        representations((), (1, SPECTRUM.size, 1)),
-    )
-    if kind == "leading":
+    model, estimator, records = _diagonal_model(), Estimator("input_gradient"), []
+    if kind == "dense":
+        accumulator, basis = make_dense(model, estimator), None
+    else:
+        group = (permutations((), model.image_shape), representations((), model.image_shape))
+        accumulator = sketched(SPECTRUM.size, *group)
         basis = jnp.eye(SPECTRUM.size)  # complete, so that one pass is exact
-        empty = Halves(sketch.init(basis), sketch.init(basis), jnp.int32(0))
+    accumulate, _ = make_accumulate(model, estimator, accumulator, Execution(), networks)
     for seed in range(seeds):
-        halves = accumulate(make_key(seed), empty, 0, networks)
-        if kind == "dense":
-            records.append(finalize(halves, networks, {}, alone))
-        else:
-            found = find_leading(halves, size, 1, alone, False)
-            records.append(finish(halves, found, [], size, networks, {}, False).nads)
+        halves = accumulate(make_key(seed), init_halves(accumulator, basis), 0, networks)
+        found = find_directions(accumulator, halves, False, size)
+        records.append(finish(accumulator, halves, found, {}, (1, size), num_directions=size))
     for record in records:
         np.testing.assert_allclose(record.directions[:size], np.eye(size, SPECTRUM.size), atol=1e-4)
     eigenvalues, sem = (

@@ -12,8 +12,8 @@ import pytest
 
 import nad_jax
 from nad_jax import errors
+from nad_jax.choices import record_choices
 from nad_jax.errors import InputError
-from nad_jax.estimator import record_choices
 from nad_jax.fitting import resolve_mapping
 
 KINDS = {
@@ -47,10 +47,10 @@ def test_records_hold_plain_values_whatever_was_given(kind):
     given = KINDS[kind]
     estimator = nad_jax.Estimator(
         derivative=np.str_("input_gradient"), step=given(50.0), point_scale=given(0.5), readout="sampled",
-        num_readouts=given(2), logit=given(1), centred=given(True), block_size=given(8), chunk_size=given(4),
+        num_readouts=given(2), logit=given(1), centred=given(True), block_size=given(8),
     )  # fmt: skip
     plain = nad_jax.Estimator(
-        "input_gradient", 50.0, "shared", 0.5, "sampled", 2, 1, False, True, 8, "auto", 4
+        "input_gradient", 50.0, "shared", 0.5, "sampled", 2, 1, False, True, 8
     )
     assert (
         estimator == plain and _is_plain(dataclasses.asdict(estimator)) and not estimator.problems()
@@ -139,7 +139,7 @@ def test_whatever_describes_a_model_can_be_stored():
         "nested": {"deep": (np.int64(2), None)},
     }
     model = nad_jax.from_linen(Net(1), (4, 4, 1), check=False)._replace(description=described)
-    record = record_choices(model, nad_jax.Estimator(), nad_jax.make_key(0))
+    record = record_choices(model, nad_jax.Estimator(), nad_jax.Execution(), nad_jax.make_key(0))
     assert (
         _is_plain(record)
         and record["sizes"] == [0, 1, 2]

@@ -7,20 +7,19 @@ import pytest
 
 from experiments import compute_nads, ensembles, leading_nads
 from nad_jax import (
-    covariance,
     estimate_leading_nads,
     estimate_nads,
     from_functions,
     load_nads,
-    sketch,
+    moments,
     store,
     subspace_overlap,
 )
-from nad_jax.accumulation import halves_from_arrays
 from nad_jax.errors import InputError
+from nad_jax.moments import halves_from_arrays
 from nad_jax.nads import degenerate_groups, null_band
 from nad_jax.scaling import LARGEST, SMALLEST, find_exponent, power_of_two
-from nad_jax.symmetries import representations
+from nad_jax.symmetries import permutations, representations
 from tests.test_configs import load_config
 
 WIDTH = 6
@@ -64,9 +63,12 @@ def test_powers_of_two_are_exact_and_exponents_bound_the_largest_entry():
 
 
 def _kinds():
-    basis = sketch.random_basis(jax.random.key(0), 4, 7)
-    return [(covariance, covariance.init(7), {"mean": 1, "scatter": 2}),
-            (sketch, sketch.init(basis), {"total": 1, "square": 2, "product": 2})]  # fmt: skip
+    """Accumulators of both kinds, a state that has seen nothing, and the names of its sums."""
+    basis = moments.random_basis(jax.random.key(0), 4, 7)
+    group = (permutations((), (7, 1, 1)), representations((), (7, 1, 1)))
+    kinds = ((moments.dense(7, group[1]), ("mean", "scatter")),
+             (moments.sketched(4, *group), ("total", "square", "product")))  # fmt: skip
+    return [(accumulator, accumulator.init(basis), sums) for accumulator, sums in kinds]
 
 
 @pytest.mark.parametrize("kind", [0, 1])
@@ -109,19 +111,21 @@ def test_rows_of_very_different_sizes_are_those_of_float64(sizes):
     rows = [size * np.random.default_rng(0).normal(size=(9, 7)) for size in sizes]
     whole = np.concatenate(rows).astype(np.float32).astype(np.float64)
     expected = whole.T @ whole / len(whole), np.cov(whole.T)
-    moments = covariance.init(7)
-    sketched = sketch.init(sketch.random_basis(jax.random.key(0), 7, 7))
+    group = (permutations((), (7, 1, 1)), representations((), (7, 1, 1)))
+    dense, sketched = moments.dense(7, group[1]), moments.sketched(3, *group)
+    basis = moments.random_basis(jax.random.key(0), 7, 7)
+    states = [accumulator.init(basis) for accumulator in (dense, sketched)]
     for part in rows:
-        moments = covariance.update(moments, jnp.asarray(part, jnp.float32), jnp.ones(9, bool))
-        sketched = sketch.update(sketched, jnp.asarray(part, jnp.float32), jnp.ones(9, bool))
-    found = covariance.second_moment(moments), covariance.covariance(moments)
-    for one, other in zip(found, expected, strict=True):
-        assert np.abs(one - other).max() < 1e-5 * np.abs(other).max()
+        given = jnp.asarray(part, jnp.float32), jnp.ones(9, bool)
+        states = [
+            accumulator.update(state, *given)
+            for accumulator, state in zip((dense, sketched), states, strict=True)
+        ]
     for centred in (False, True):
-        leading, values = (
-            sketch.leading(sketched, 3, representations((), (7, 1, 1)), centred),
-            np.linalg.eigvalsh(expected[centred])[::-1],
-        )
+        found = moments.second_moment(states[0], centred)
+        assert np.abs(found - expected[centred]).max() < 1e-5 * np.abs(expected[centred]).max()
+        leading = sketched.read(states[1], centred)
+        values = np.linalg.eigvalsh(expected[centred])[::-1]
         np.testing.assert_allclose(leading.eigenvalues, values[:3], rtol=1e-4)
         np.testing.assert_allclose(leading.trace, values.sum(), rtol=1e-5)
 
@@ -211,14 +215,12 @@ def test_what_an_earlier_version_stored_is_refused(tmp_path):
     config.update(image_shape=(4, 4, 1), num_networks=4, unit_size=4, derivative="input_gradient")
     assert compute_nads.run(config, tmp_path)
     (path,) = (tmp_path / "units").iterdir()
-    arrays = {
-        name: array for name, array in store.read_npz(path).items() if not name.endswith("exponent")
-    }
+    arrays = {name: array for name, array in store.read_npz(path).items() if name != "networks"}
     store.write_npz(path, arrays)
     with pytest.raises(
-        InputError, match=r"networks_0.*: its sums have no exponent, an earlier version wrote it"
+        InputError, match=r"networks_0.*: does not count its networks, an earlier version wrote it"
     ):
         compute_nads.run(config, tmp_path)
     assert path.exists()
-    with pytest.raises(InputError, match="state: its sums have no exponent"):
-        halves_from_arrays(arrays)
+    with pytest.raises(InputError, match="state: does not count its networks"):
+        halves_from_arrays(arrays, None)

@@ -5,12 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nad_jax import sketch, subspaces
+from nad_jax import moments, subspaces
 from nad_jax.errors import InputError
-from nad_jax.symmetries import representations
+from nad_jax.symmetries import permutations, representations
 
 DIMENSION, LEADING = 120, 8
-ALONE = representations((), (DIMENSION, 1, 1))
+SHAPE = (DIMENSION, 1, 1)
+
+
+def _sketched(num_directions):
+    return moments.sketched(num_directions, permutations((), SHAPE), representations((), SHAPE))
+
+
+SKETCHED = _sketched(LEADING)
 
 
 def _rows(count, mean=0.0):
@@ -25,11 +32,11 @@ def _rows(count, mean=0.0):
 
 def _see(rows, basis, parts=1):
     states = [
-        sketch.update(sketch.init(basis), part, jnp.ones(len(part), bool))
+        SKETCHED.update(SKETCHED.init(basis), part, jnp.ones(len(part), bool))
         for part in jnp.array_split(rows, parts)
     ]
     while len(states) > 1:
-        states = [sketch.merge(states[0], states[1]), *states[2:]]
+        states = [SKETCHED.merge(states[0], states[1]), *states[2:]]
     return states[0]
 
 
@@ -44,9 +51,9 @@ def _dense(rows, centred):
 def test_passes_converge_to_the_dense_eigenvectors(centred):
     rows = _rows(400, mean=0.3)
     values, vectors = _dense(rows, centred)
-    basis, errors = sketch.random_basis(jax.random.key(0), 3 * LEADING, DIMENSION), []
+    basis, errors = moments.random_basis(jax.random.key(0), 3 * LEADING, DIMENSION), []
     for _ in range(4):
-        found = sketch.leading(_see(rows, basis), 3 * LEADING, ALONE, centred)
+        found = _sketched(3 * LEADING).read(_see(rows, basis), centred)
         errors.append(1 - subspaces.subspace_overlap(found.directions, vectors, (LEADING,))[0])
         basis = jnp.asarray(found.directions)
     assert all(later < 0.5 * earlier + 1e-6 for earlier, later in itertools.pairwise(errors))
@@ -61,29 +68,27 @@ def test_passes_converge_to_the_dense_eigenvectors(centred):
 def test_as_many_test_directions_as_dimensions_are_exact_in_one_pass():
     rows = _rows(300)
     values, vectors = _dense(rows, False)
-    found = sketch.leading(
-        _see(rows, sketch.random_basis(jax.random.key(1), DIMENSION, DIMENSION)), LEADING, ALONE
-    )
+    basis = moments.random_basis(jax.random.key(1), DIMENSION, DIMENSION)
+    found = SKETCHED.read(_see(rows, basis), False)
     np.testing.assert_allclose(found.eigenvalues, values[:LEADING], rtol=1e-4)
     assert subspaces.subspace_overlap(found.directions, vectors, (LEADING,))[0] > 0.9999
 
 
 def test_sketches_of_parts_merge_and_rows_that_are_not_valid_are_left_out():
-    rows, basis = _rows(90), sketch.random_basis(jax.random.key(2), 16, DIMENSION)
+    rows, basis = _rows(90), moments.random_basis(jax.random.key(2), 16, DIMENSION)
     whole = _see(rows, basis)
     for one, other in zip(whole, _see(rows, basis, parts=3), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * float(jnp.abs(one).max()))
     spoiled = jnp.concatenate([rows, jnp.full((3, DIMENSION), jnp.nan)])
-    masked = sketch.update(sketch.init(basis), spoiled, jnp.arange(93) < 90)
+    masked = SKETCHED.update(SKETCHED.init(basis), spoiled, jnp.arange(93) < 90)
     for one, other in zip(whole, masked, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * float(jnp.abs(one).max()))
 
 
 def test_fewer_rows_than_test_directions_are_spanned_exactly():
     rows = _rows(5)
-    found = sketch.leading(
-        _see(rows, sketch.random_basis(jax.random.key(3), 16, DIMENSION)), 5, ALONE
-    )
+    basis = moments.random_basis(jax.random.key(3), 16, DIMENSION)
+    found = _sketched(5).read(_see(rows, basis), False)
     values, vectors = _dense(rows, False)
     np.testing.assert_allclose(found.eigenvalues, values[:5], rtol=1e-3)
     assert subspaces.subspace_overlap(found.directions, vectors, (5,))[0] > 0.999
@@ -91,8 +96,7 @@ def test_fewer_rows_than_test_directions_are_spanned_exactly():
 
 def test_bad_sizes_are_refused():
     with pytest.raises(InputError, match="size: must be in 1 … D = 10, got 11"):
-        sketch.random_basis(jax.random.key(0), 11, 10)
+        moments.random_basis(jax.random.key(0), 11, 10)
     with pytest.raises(InputError, match="num_directions: must be in 1 … 4 test directions, got 5"):
-        sketch.leading(
-            _see(_rows(9), sketch.random_basis(jax.random.key(0), 4, DIMENSION)), 5, ALONE
-        )
+        basis = moments.random_basis(jax.random.key(0), 4, DIMENSION)
+        _sketched(5).read(_see(_rows(9), basis), False)

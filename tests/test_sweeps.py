@@ -25,8 +25,11 @@ import pytest
 from experiments import compute_nads, directional_bias, main, runner, units
 from experiments.main import EXPERIMENTS
 from experiments.shards import Shard
-from nad_jax import Estimator, accumulation, create_model, ensemble, from_functions, store
+from nad_jax import Estimator, Execution, create_model, ensemble, from_functions, store
 from nad_jax.errors import InputError
+from nad_jax.estimation import make_dense
+from nad_jax.geometry import make_accumulate
+from nad_jax.moments import halves_to_arrays, init_halves
 from tests.commands import ROOT, Command
 from tests.test_configs import load_config
 
@@ -419,7 +422,7 @@ def test_a_unit_that_does_not_hold_its_networks_is_computed_again(finished, tmp_
     path = workdir / "units" / "networks_0000004_0000008.npz"
     arrays = store.read_npz(path)
     (point,) = compute_nads.make_points(_nads_config(), workdir)
-    rows = point.num_rows
+    rows = point.ensemble.num_rows
     assert rows > 1 and arrays["even_count"] == 2 * rows
     for changes in ({"even_count": rows}, {"even_count": 2 * rows - 1}, {"diverged": 1}):
         store.write_npz(
@@ -430,7 +433,8 @@ def test_a_unit_that_does_not_hold_its_networks_is_computed_again(finished, tmp_
             match=r"0008\.npz: holds [35]\.?\d* networks, counted or diverged, not 4",
         ):
             compute_nads._read_unit(point, (4, 8))
-    store.write_npz(path, {**arrays, "even_count": np.int32(rows), "diverged": np.int32(1)})
+    counts = {"even_count": rows, "networks": 3, "diverged": 1}
+    store.write_npz(path, {**arrays, **{name: np.int32(n) for name, n in counts.items()}})
     assert compute_nads._read_unit(point, (4, 8)).diverged == 1
     store.write_npz(path, {**arrays, "even_count": np.int32(rows)})
     compute_nads.run(_nads_config(), workdir)
@@ -600,7 +604,7 @@ def test_a_process_with_too_little_memory_halves_the_chunk(tmp_path):
 def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, monkeypatch):
     make_train_many, make_accumulate = (
         directional_bias.make_train_many,
-        accumulation.make_accumulate,
+        compute_nads.make_accumulate,
     )
 
     def make_train_one(model, recipe, mapping, chunk_size, num_devices):
@@ -625,11 +629,11 @@ def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, mon
         "end",
     ]
 
-    def make_accumulate_two(model, estimator, num_networks):
-        accumulate, resolved = make_accumulate(model, estimator, num_networks)
+    def make_accumulate_two(*args):
+        accumulate, resolved = make_accumulate(*args)
         return (accumulate if resolved.chunk_size == 2 else _out_of_memory), resolved
 
-    monkeypatch.setattr(accumulation, "make_accumulate", make_accumulate_two)
+    monkeypatch.setattr(compute_nads, "make_accumulate", make_accumulate_two)
     compute_nads.run(_nads_config(chunk_size=4), tmp_path / "nads")
     for unit in (tmp_path / "nads" / "units").iterdir():
         arrays, expected = (
@@ -817,29 +821,33 @@ def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean
 
 SPREAD = """
 import jax, numpy as np
-from nad_jax import create_model, estimate_nads, save_nads
-from nad_jax.accumulation import halves_to_arrays, init_halves, make_accumulate
-from nad_jax.estimator import Estimator
+from nad_jax import Estimator, Execution, create_model
+from nad_jax.estimation import make_dense
+from nad_jax.geometry import make_accumulate
+from nad_jax.moments import halves_to_arrays, init_halves
 assert jax.local_device_count() == 4
-accumulate, _ = make_accumulate(create_model("mlp", (4, 4, 1)), Estimator(chunk_size=2), 14)
+model, estimator = create_model("mlp", (4, 4, 1)), Estimator()
+dense = make_dense(model, estimator)
+accumulate, _ = make_accumulate(model, estimator, dense, Execution(chunk_size=2), 14)
 used = []
 put = jax.device_put
 jax.device_put = lambda tree, device: used.append(device) or put(tree, device)
-np.savez(OUT, **halves_to_arrays(accumulate(jax.random.key(0), init_halves(16), 0, 14)))
+np.savez(OUT, **halves_to_arrays(accumulate(jax.random.key(0), init_halves(dense), 0, 14)))
 assert set(used) == set(jax.local_devices())
 """
+
+
+def _accumulate(model, estimator, chunk_size, num_networks):
+    dense, execution = make_dense(model, estimator), Execution(chunk_size=chunk_size)
+    accumulate, _ = make_accumulate(model, estimator, dense, execution, num_networks)
+    return accumulate(jax.random.key(0), init_halves(dense), 0, num_networks)
 
 
 def test_an_ensemble_is_spread_over_the_local_devices(tmp_path):
     environment = {**ENVIRONMENT, "JAX_NUM_CPU_DEVICES": "4"}
     script = f"OUT = {str(tmp_path / 'four.npz')!r}\n{SPREAD}"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True)
-    accumulate, _ = accumulation.make_accumulate(
-        create_model("mlp", (4, 4, 1)), Estimator(chunk_size=2), 14
-    )
-    one = accumulation.halves_to_arrays(
-        accumulate(jax.random.key(0), accumulation.init_halves(16), 0, 14)
-    )
+    one = halves_to_arrays(_accumulate(create_model("mlp", (4, 4, 1)), Estimator(), 2, 14))
     four = store.read_npz(tmp_path / "four.npz")
     assert one["even_count"] == four["even_count"] > 0
     for name in ("even_scatter", "odd_scatter", "even_mean"):
@@ -859,10 +867,8 @@ def test_a_derivative_that_is_not_finite_is_left_out_and_long_ones_are_not():
             (2, 2, 1),
             check=False,
         )
-        estimator = Estimator(derivative="input_gradient", readout="sampled", chunk_size=4)
-        halves = accumulation.make_accumulate(model, estimator, 40)[0](
-            jax.random.key(0), accumulation.init_halves(4), 0, 40
-        )
+        estimator = Estimator(derivative="input_gradient", readout="sampled")
+        halves = _accumulate(model, estimator, 4, 40)
         assert np.isfinite(halves.even.scatter).all() and np.isfinite(halves.odd.scatter).all()
         assert halves.even.count + halves.odd.count == 40 - halves.diverged
         return int(halves.diverged)

@@ -16,9 +16,9 @@ from nad_jax import (
     subspace_overlap,
 )
 from nad_jax.architectures import ARCHITECTURES
+from nad_jax.choices import Estimator, check_symmetrized
 from nad_jax.errors import InputError
-from nad_jax.estimator import Estimator, check_symmetrized
-from nad_jax.sketch import init, leading, random_basis, update
+from nad_jax.moments import random_basis, sketched
 from nad_jax.symmetries import eigh_symmetric, permutations, representations
 
 MOVES = {
@@ -133,11 +133,11 @@ def test_representations_that_hold_rounding_alone_are_no_fault():
     )  # not even symmetric
     found = eigh_symmetric(matrix, group)
     assert found.symmetry[0] == "A1" and (found.eigenvalues[1:] < 1e-6 * found.eigenvalues[0]).all()
-    images = jnp.asarray(rows[:, permutations(names, shape)].reshape(-1, 16), jnp.float32)
-    state = update(
-        init(random_basis(jax.random.key(0), 12, 16)), images, np.ones(len(images), bool)
-    )
-    assert len(leading(state, 4, group).eigenvalues) == 1  # the others are rounding
+    accumulator = sketched(4, permutations(names, shape), group)
+    state = accumulator.init(random_basis(jax.random.key(0), 12, 16))
+    state = accumulator.update(state, jnp.asarray(rows, jnp.float32), jnp.ones(len(rows), bool))
+    assert int(state.count) == accumulator.copies * len(rows) == 8 * len(rows)
+    assert len(accumulator.read(state, False).eigenvalues) == 1  # the others are rounding
 
 
 def test_a_sketch_finds_leading_eigenvectors_in_each_representation():
@@ -145,11 +145,10 @@ def test_a_sketch_finds_leading_eigenvectors_in_each_representation():
     rows = np.random.default_rng(0).standard_normal((50, 36)) * 0.9 ** np.arange(36)
     group, moved = representations(names, shape), permutations(names, shape)
     exact = eigh_symmetric(rows.T @ rows / len(rows), group)
-    basis, images = (
-        random_basis(jax.random.key(0), 20, 36),
-        jnp.asarray(rows[:, moved].reshape(-1, 36), jnp.float32),
-    )
-    found = leading(update(init(basis), images, np.ones(len(images), bool)), 12, group)
+    accumulator = sketched(12, moved, group)
+    state = accumulator.init(random_basis(jax.random.key(0), 20, 36))
+    state = accumulator.update(state, jnp.asarray(rows, jnp.float32), jnp.ones(len(rows), bool))
+    found = accumulator.read(state, False)
     assert (found.symmetry == exact.symmetry[:12]).all()
     assert (np.einsum("kd,kd->k", found.directions, exact.directions[:12]) > 0.999).all()
     np.testing.assert_allclose(found.eigenvalues, exact.eigenvalues[:12], rtol=1e-4)

@@ -145,7 +145,7 @@ def test_a_reference_resumed_on_other_devices_has_all_its_networks(
     assert resumed["networks"].tolist() == looks
     for snapshot in (anew / "snapshots").iterdir():  # those that lack a network are not taken up
         kept = store.read_npz(snapshot)
-        store.write_npz(snapshot, {**kept, "even_count": kept["even_count"] - 1})
+        store.write_npz(snapshot, {**kept, "state_networks": kept["state_networks"] - 1})
     straight = compute(anew, after)
     assert straight["networks"].tolist() == time_to_accuracy._plan_looks(128, 16 * after)
     np.testing.assert_allclose(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nad_jax.architectures import create_model
-from nad_jax.derivatives import central_difference, input_gradient
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
+from nad_jax.vector_fields import central_difference, input_gradient
 
 SHAPE = (18, 16, 2)
 

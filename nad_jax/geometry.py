@@ -1,0 +1,417 @@
+"""The geometry of an ensemble of networks, E[g gᵀ], from their rows g.
+
+A law of networks θ, points x and a vector field g on input space give rows g [D]; their second
+moment is the geometry ("average geometry" of GIH and SAD), its eigenvectors are the directions.
+Each network n depends on (key, n) alone.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax import ensemble
+from nad_jax.choices import Estimator, choose_points, choose_readout
+from nad_jax.ensemble import Execution
+from nad_jax.errors import InputError
+from nad_jax.models import Model
+from nad_jax.moments import (
+    Accumulator,
+    Halves,
+    clear_halves,
+    halves_from_arrays,
+    halves_to_arrays,
+    merge_halves,
+)
+from nad_jax.points import Points
+from nad_jax.snapshots import Snapshots
+from nad_jax.store import DamagedError
+from nad_jax.vector_fields import count_together
+
+_ROWS = 2**20  # numbers of a chunk, 4 MB: amortizes the update, and progress is steady
+_VARIABLES = 2**20  # numbers of networks that are initialized together, which draws at full speed
+
+
+class Rows(Protocol):
+    """The rows of one network."""
+
+    def __call__(self, variables: Any, key: jax.Array, pool: Any) -> jax.Array:
+        """Rows [P, R, D] at P points.
+
+        Args:
+          variables: of the network.
+          key: of the network, see `split_member`.
+          pool: from `Points.prepare`.
+        """
+
+
+def split_member(key: jax.Array) -> jax.Array:
+    """Keys [3] of a network, from its own: of its variables, of its read-outs, of its points."""
+    return jax.random.split(key, 3)
+
+
+def make_rows(model: Model, estimator: Estimator, points: Points | None = None) -> Rows:
+    """Builds the function that gives the rows of one network; the mean of g gᵀ over all rows of all
+    networks is the geometry.
+
+    Raises:
+      InputError: where the estimator's values are wrong or do not fit the model.
+    """
+    readout = choose_readout(model, estimator)
+    points, field = choose_points(model, estimator, points), estimator.make_field()
+
+    def rows(variables: Any, key: jax.Array, pool: Any) -> jax.Array:
+        _, readout_key, point_key = split_member(key)
+        field_key = ensemble.named_key(readout_key, "field")
+        network, drawn = readout.draw(readout_key), points.draw(pool, point_key)
+
+        def at(point: jax.Array, key: jax.Array) -> jax.Array:
+            return readout.scale * field(network, variables, point, key).astype(jnp.float32)
+
+        if len(drawn) == 1:
+            return at(drawn[0], field_key)[None]
+        keys = jax.random.split(field_key, len(drawn))
+        return jax.lax.map(
+            lambda pair: at(*pair), (drawn, keys), batch_size=count_together(drawn.shape[1:])
+        )
+
+    return rows
+
+
+def add_rows(
+    accumulator: Accumulator,
+    halves: Halves,
+    rows: jax.Array,
+    valid: jax.Array,
+    split_points: bool = False,
+) -> Halves:
+    """Adds the rows [N, P, R, D] of networks, the first of even number, to the two halves.
+
+    Those where `valid` [N] is False are left out; so are those with a row that is not finite, which
+    are counted. With `split_points` the halves are those of points of even and of odd number.
+    """
+    finite = jnp.isfinite(rows).all((1, 2, 3))
+    networks = jnp.sum(valid & finite, dtype=jnp.int32)
+    diverged = jnp.sum(valid & ~finite, dtype=jnp.int32)
+    num_rows = math.prod(rows.shape[1:3])
+    valid = jnp.repeat(valid & finite, num_rows)
+    members = (-1, rows.shape[2] if split_points else num_rows)
+    valid, rows = valid.reshape(members), rows.reshape(*members, rows.shape[-1])
+
+    def half(state: Any, parity: int) -> Any:
+        mine = rows[parity::2].reshape(-1, rows.shape[-1])
+        return accumulator.update(state, mine, valid[parity::2].reshape(-1))
+
+    even, odd = half(halves.even, 0), half(halves.odd, 1)
+    return Halves(even, odd, halves.networks + networks, halves.diverged + diverged)
+
+
+class Measure(Protocol):
+    """The geometry of given networks, added to what has been seen."""
+
+    def __call__(
+        self, variables: Any, keys: jax.Array, halves: Halves, valid: jax.Array, pool: Any
+    ) -> Halves:
+        """The state that has also seen these networks.
+
+        Args:
+          variables: of N networks, every leaf [N, …].
+          keys: [N], of read-outs and points.
+          valid: [N]; others are left out.
+          pool: from `Points.prepare`.
+        """
+
+
+def make_measure(
+    model: Model,
+    estimator: Estimator,
+    accumulator: Accumulator,
+    points: Points | None = None,
+    mapping: str = "sequential",
+) -> Measure:
+    """Builds the function that measures given networks, initialized or trained; pure.
+
+    Raises:
+      InputError: where the estimator's values are wrong or do not fit the model.
+    """
+    rows_of = make_rows(model, estimator, points)
+
+    def measure(
+        variables: Any, keys: jax.Array, halves: Halves, valid: jax.Array, pool: Any
+    ) -> Halves:
+        # TensorFloat-32 and bfloat16, the accelerators' defaults, would spoil small eigenvalues.
+        with jax.default_matmul_precision("highest"):
+            rows = ensemble.map_members(partial(rows_of, pool=pool), mapping, variables, keys)
+            return add_rows(accumulator, halves, rows, valid)
+
+    return measure
+
+
+def count_initialized(model: Model, mapping: str, chunk_size: int) -> int:
+    """How many networks are initialized at a time: small ones together, which draws at full speed."""
+    if mapping == "vectorized":
+        return chunk_size
+    leaves = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+    most = max(1, _VARIABLES // max(1, sum(leaf.size for leaf in leaves)))
+    return max(size for size in range(1, min(most, chunk_size) + 1) if chunk_size % size == 0)
+
+
+def find_problems(execution: Execution) -> list[str]:
+    """What is wrong with how an ensemble is to be accumulated, one line each."""
+    problems = execution.problems()
+    if not problems and execution.chunk_size % 2:
+        problems.append(
+            f"chunk_size: must be even (halves of even and odd members), got {execution.chunk_size}"
+        )
+    return problems
+
+
+def resolve_execution(
+    model: Model,
+    estimator: Estimator,
+    execution: Execution,
+    num_networks: int,
+    points: Points | None = None,
+) -> tuple[Execution, int]:
+    """How an ensemble is accumulated without automatic choices, and the rows that a network gives.
+
+    No automatic chunk is larger than `num_networks`.
+
+    Raises:
+      InputError: where values are wrong or do not fit the model.
+    """
+    if problems := find_problems(execution):
+        raise InputError("\n".join(problems))
+    execution = execution.resolved()
+    num_rows = _count_rows(model, estimator, points)
+    if execution.chunk_size == 0:
+        pairs = _ROWS // (2 * num_rows * math.prod(model.image_shape))
+        chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
+        execution = execution._replace(chunk_size=chunk_size)
+    return execution, num_rows
+
+
+def _count_rows(model: Model, estimator: Estimator, points: Points | None) -> int:
+    """How many rows a network gives, P·R."""
+    readout, points = choose_readout(model, estimator), choose_points(model, estimator, points)
+    field = estimator.make_field()
+
+    def rows(key: jax.Array, data: Any) -> tuple[jax.Array, jax.Array]:
+        drawn = points.draw(points.prepare(key, data), key)
+        network, variables = readout.draw(key), model.init(key)
+        if callable(estimator.derivative):
+            return drawn, field(network, variables, drawn[0], key)
+        return drawn, network(variables, drawn[:1]).T  # of derivatives: without tracing them
+
+    drawn, rows = jax.eval_shape(rows, jax.random.key(0), points.data)
+    return drawn.shape[0] * rows.shape[0]
+
+
+class AddChunk(Protocol):
+    """The compiled program that adds a chunk of networks."""
+
+    def __call__(
+        self,
+        key: jax.Array,
+        halves: Halves,
+        first: jax.Array,
+        stop: jax.Array,
+        data: Any,
+        variables: Any,
+    ) -> Halves:
+        """The state that has also seen the networks first … min(stop, first + chunk_size) − 1.
+
+        Args:
+          data: that of the law of points.
+          variables: of these networks; None: as `model.init` draws them.
+        """
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """As of a jitted function."""
+
+
+def make_add_chunk(
+    model: Model,
+    estimator: Estimator,
+    accumulator: Accumulator,
+    execution: Execution,
+    points: Points | None = None,
+    split_points: bool = False,
+) -> AddChunk:
+    """Builds the program of `make_accumulate`, for an `execution` without automatic choices."""
+    rows_of, points = make_rows(model, estimator, points), choose_points(model, estimator, points)
+    chunk_size, mapping = execution.chunk_size, execution.mapping
+    together = count_initialized(model, mapping, chunk_size)
+
+    @partial(jax.jit, donate_argnums=1)
+    def add_chunk(
+        key: jax.Array,
+        halves: Halves,
+        first: jax.Array,
+        stop: jax.Array,
+        data: Any,
+        variables: Any,
+    ) -> Halves:
+        with jax.default_matmul_precision("highest"):  # see `make_measure`
+            pool = points.prepare(ensemble.named_key(key, "point"), data)
+            members, valid = ensemble.padded_members(first, stop, chunk_size)
+            keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
+
+            def rows_of_some(keys: jax.Array, variables: Any) -> jax.Array:
+                if variables is None:
+                    variables = jax.vmap(model.init)(jax.vmap(split_member)(keys)[:, 0])
+                return ensemble.map_members(partial(rows_of, pool=pool), mapping, variables, keys)
+
+            blocks = jax.tree.map(
+                lambda leaf: leaf.reshape(-1, together, *leaf.shape[1:]), (keys, variables)
+            )
+            rows = jax.lax.map(lambda block: rows_of_some(*block), blocks)
+            rows = rows.reshape(-1, *rows.shape[2:])
+            return add_rows(accumulator, halves, rows, valid, split_points)
+
+    return add_chunk
+
+
+class Accumulate(Protocol):
+    """An ensemble, accumulated chunk by chunk on the local devices."""
+
+    def __call__(
+        self,
+        key: jax.Array,
+        halves: Halves,
+        first: int,
+        stop: int,
+        progress: Callable[[int], None] | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> Halves:
+        """The state that has also seen the networks first … stop − 1, `first` even.
+
+        Args:
+          progress: called after each chunk with the number of networks done so far.
+          snapshots: where a call that was interrupted is taken up again by the same one: to the bit
+            with as many devices, to rounding with more or fewer. What the state is before and, of a
+            sketch, its test directions must be part of their identity.
+        """
+
+
+def make_accumulate(
+    model: Model,
+    estimator: Estimator,
+    accumulator: Accumulator,
+    execution: Execution,
+    num_networks: int,
+    points: Points | None = None,
+    variables: Any = None,
+) -> tuple[Accumulate, Execution]:
+    """Builds the function that accumulates an ensemble, and says how it does without automatic
+    choices.
+
+    A network with a row that is not finite is counted and left out. Memory does not depend on the
+    number of networks.
+
+    Args:
+      num_networks: how many it is given at a time: no automatic chunk is larger. Of a single one
+        the halves are those of its points.
+      points: another law of points than the estimator's.
+      variables: of networks 0, 1, …, every leaf [N, …]; None: as `model.init` draws them.
+
+    Raises:
+      InputError: where values are wrong or do not fit the model.
+    """
+    execution, num_rows = resolve_execution(model, estimator, execution, num_networks, points)
+    single = num_networks == 1
+    add_chunk = make_add_chunk(model, estimator, accumulator, execution, points, single)
+    data, counted = choose_points(model, estimator, points).data, num_rows * accumulator.copies
+    chunk_size = execution.chunk_size
+
+    def load(halves: Halves, first: int, snapshots: Snapshots | None) -> tuple[list[Halves], int]:
+        """The states of an interrupted call and the number of its networks done, or the beginning."""
+
+        def check_kept(kept: dict[str, np.ndarray]) -> None:
+            networks = sum(int(kept[name]) for name in kept if name.endswith(_COUNTS))
+            networks -= int(halves.networks) + int(halves.diverged)
+            if networks != int(kept["done"]) - first:
+                raise DamagedError(f"it holds {networks} networks, not {int(kept['done']) - first}")
+
+        if snapshots is None or (kept := snapshots.load(check_kept)) is None:
+            return [halves], first
+        return _unpack(kept, halves), int(kept["done"])
+
+    def chunk_of(start: int) -> Any:
+        """The given variables of a chunk, those of the last network repeated beyond the end."""
+        places = np.arange(start, start + chunk_size)
+        return jax.tree.map(lambda leaf: leaf[np.minimum(places, len(leaf) - 1)], variables)
+
+    def accumulate(
+        key: jax.Array,
+        halves: Halves,
+        first: int,
+        stop: int,
+        progress: Callable[[int], None] | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> Halves:
+        if first % 2:
+            raise InputError(f"first: must be even (halves of even and odd members), got {first}")
+        if stop * counted >= 2**31:
+            most = 2**31 // counted
+            raise InputError(
+                f"num_networks: at most {most} of {counted} rows each are counted, got {stop}"
+            )
+        # One state on each device, so that none waits for another; they are merged in the end.
+        devices, (parts, done) = execution.devices, load(halves, first, snapshots)
+        parts += [clear_halves(accumulator, halves)] * (len(devices) - len(parts))
+        # Of more states than there are devices now, each takes several.
+        shares = [parts[place :: len(devices)] for place in range(len(devices))]
+        states = [
+            jax.device_put(merge_halves(accumulator, *share), device)
+            for share, device in zip(shares, devices, strict=True)
+        ]
+        states = jax.tree.map(jnp.copy, states)  # the caller's arrays are not donated
+        placed = [jax.device_put((key, data), device) for device in devices]
+        for begin in range(done, stop, chunk_size * len(devices)):
+            for place, start in enumerate(range(begin, stop, chunk_size)[: len(devices)]):
+                own = (np.int32(start), np.int32(stop), chunk_of(start))
+                own = jax.device_put(own, devices[place])
+                states[place] = add_chunk(
+                    placed[place][0], states[place], *own[:2], placed[place][1], own[2]
+                )
+            done = min(begin + chunk_size * len(devices), stop)
+            if progress is not None or snapshots is not None:
+                jax.block_until_ready(states)
+            if snapshots is not None and snapshots.due():
+                snapshots.save(done, {**_pack(states), "done": np.asarray(done)})
+            if progress is not None:
+                progress(done - first)
+        return merge_halves(accumulator, *(jax.device_put(state, devices[0]) for state in states))
+
+    return accumulate, execution
+
+
+_COUNTS = ("_networks", "_diverged")
+
+
+def _pack(states: list[Halves]) -> dict[str, np.ndarray]:
+    """States as named arrays, each under its number."""
+    return {
+        f"{place}_{name}": array
+        for place, state in enumerate(states)
+        for name, array in halves_to_arrays(state).items()
+    }
+
+
+def _unpack(arrays: dict[str, np.ndarray], like: Halves) -> list[Halves]:
+    """The inverse of `_pack`, whatever the number of states; test directions are those of `like`."""
+    states = []
+    while f"{(place := len(states))}_diverged" in arrays:
+        start = f"{place}_"
+        named = {
+            name.removeprefix(start): array
+            for name, array in arrays.items()
+            if name.startswith(start)
+        }
+        states.append(halves_from_arrays(named, like))
+    return states

@@ -1,0 +1,71 @@
+"""Laws of points: where a vector field is evaluated."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax.errors import InputError, check_integer, check_number, host_array
+
+
+class Points(NamedTuple):
+    """A law of points on input space.
+
+    prepare(key, data) -> pool: what all networks share, from the key of the ensemble.
+    draw(pool, key) -> points [P, *input_shape] of one network, from a key of its own.
+    data: the arrays that `prepare` takes.
+    description: the choices as JSON values, for the record of a result.
+    """
+
+    prepare: Callable[[jax.Array, Any], Any]
+    draw: Callable[[Any, jax.Array], jax.Array]
+    data: Any
+    description: dict[str, Any]
+
+
+def gaussian(input_shape: tuple[int, ...], scale: float = 1.0, shared: bool = True) -> Points:
+    """One point from N(0, scale² I), shared by all networks or a fresh one for each.
+
+    Raises:
+      InputError: for a negative scale.
+    """
+    scale = check_number("point_scale", scale, 0.0)
+
+    def point(key: jax.Array) -> jax.Array:
+        return scale * jax.random.normal(key, input_shape, jnp.float32)[None]
+
+    described = {"point": "shared" if shared else "fresh", "point_scale": scale}
+    if shared:
+        return Points(lambda key, data: point(key), lambda pool, key: pool, None, described)
+    return Points(lambda key, data: None, lambda pool, key: point(key), None, described)
+
+
+def at_origin(input_shape: tuple[int, ...]) -> Points:
+    """The origin, for every network."""
+    return gaussian(input_shape, 0.0)
+
+
+def images(x: Any, per_network: int = 0) -> Points:
+    """Given points, images or any other inputs: all of them for every network, or some for each.
+
+    Args:
+      x: [P, *input_shape], real numbers, as the network takes them.
+      per_network: how many of them each network draws for itself, without replacement; 0: all.
+
+    Raises:
+      InputError: for points that are not finite real numbers, and more of them than there are.
+    """
+    x = host_array("points", x).astype(np.float32)
+    if x.ndim < 2 or not len(x):
+        raise InputError(f"points: must be [P, *input_shape] with P ≥ 1, got shape {x.shape}")
+    per_network = check_integer("per_network", per_network, 0, len(x))
+
+    def draw(pool: jax.Array, key: jax.Array) -> jax.Array:
+        if not per_network:
+            return pool
+        return pool[jax.random.permutation(key, len(x))[:per_network]]
+
+    described = {"point": "given", "num_points": len(x), "per_network": per_network}
+    return Points(lambda key, data: data, draw, x, described)
