@@ -30,6 +30,12 @@ def test_nothing_is_unpickled_extracted_or_private():
     assert len(SOURCE) > 40
 
 
+def test_pages_are_in_american_english_and_name_no_machine():
+    forbidden = r"colour|neighbour|behaviour|\bgrey\b|\bcentre\b|/home/|/tmp/|localhost"
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert not re.findall(forbidden, page.read_text(encoding="utf-8")), page
+
+
 def test_the_version_is_said_in_one_place():
     files = (*SOURCE, ROOT / "setup.py", ROOT / "pyproject.toml")
     said = [
