@@ -151,8 +151,8 @@ def test_logreg_sampled_lies_inside_the_null_band(num_readouts):
 
 
 def test_marginalized_is_the_mean_of_sampled_read_outs():
-    model = create_model("lenet", **SMALL)
-    probes = np.random.default_rng(0).normal(size=(5, 256)) / 16
+    model = create_model("mlp", (8, 8, 1), width=32)
+    probes = np.random.default_rng(0).normal(size=(5, 64)) / 8
 
     def energies(seeds, readout, num_readouts=1):
         choices = {"readout": readout, "num_readouts": num_readouts, "derivative": "input_gradient"}
