@@ -1,5 +1,5 @@
-"""The command line in processes of its own, which are forked from one that has imported everything:
-in milliseconds.
+"""The command line, or a script, in processes of its own, which are forked from one that has imported
+everything: in milliseconds.
 
 A test may have a part of the program replaced there, to kill or hold it up at a place of its
 choice.
@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -30,17 +31,21 @@ _CONTEXT.set_forkserver_preload([__name__])
 
 class Command:
     """A process of the command line. place: what is replaced there, see `_replace`. variables: of
-    its environment.
+    its environment. program: a function that is called with the arguments instead.
     """
 
     def __init__(
-        self, *arguments: str, place: str = "", variables: dict[str, str] | None = None
+        self,
+        *arguments: str,
+        place: str = "",
+        variables: dict[str, str] | None = None,
+        program: Callable[..., None] | None = None,
     ) -> None:
         folder = tempfile.mkdtemp()
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._files = [Path(folder, name) for name in ("out", "err")]
         self._process = _CONTEXT.Process(
-            target=_run, args=(arguments, place, variables or {}, self._files)
+            target=_run, args=(arguments, place, variables or {}, program, self._files)
         )
         self._process.start()
         self.send_signal = lambda number: os.kill(self._process.pid, number)
@@ -69,15 +74,33 @@ class Command:
         return self._files[1].read_text()
 
 
+def script(text: str, *arguments: str, variables: dict[str, str] | None = None) -> Command:
+    """A process of a script, as of `python -c`."""
+    return Command(text, *arguments, variables=variables, program=_execute)
+
+
+def _execute(text: str, *arguments: str) -> None:
+    sys.argv = ["script", *arguments]
+    exec(compile(text, "script", "exec"), {"__name__": "__main__"})
+
+
 def _run(
-    arguments: tuple[str, ...], place: str, variables: dict[str, str], files: list[Path]
+    arguments: tuple[str, ...],
+    place: str,
+    variables: dict[str, str],
+    program: Callable[..., None] | None,
+    files: list[Path],
 ) -> None:
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(ROOT)
     os.environ.update(variables)
-    if "JAX_COMPILATION_CACHE_DIR" in variables:  # JAX has read its variables when it was imported
-        jax.config.update("jax_compilation_cache_dir", variables["JAX_COMPILATION_CACHE_DIR"])
+    for name, kind in (("JAX_COMPILATION_CACHE_DIR", str), ("JAX_NUM_CPU_DEVICES", int)):
+        if name in variables:  # JAX has read its variables when it was imported
+            jax.config.update(name.lower(), kind(variables[name]))
+    if program:
+        program(*arguments)
+        return
     if place:
         runner.SNAPSHOT_SECONDS = 0.0  # after every epoch and chunk
         _replace(*place.partition(":")[::2])

@@ -15,9 +15,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nad_jax_programs_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     # Most of the time goes into compilation: a fifth less where programs are not optimized, and
-    # again less than half without fusion emitters, which newer versions of JAX cannot do without.
+    # again less than half without fusion emitters, which newer versions of JAX cannot do without,
+    # and again a third less where a program is not split into parts for threads to compile.
     emitters = " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
-    os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0{emitters}")
+    whole = "--xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {whole}{emitters}")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core has a process of its own
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

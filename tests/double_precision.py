@@ -1,11 +1,9 @@
 """Calls of the package on small models, for a process of its own: in double precision, as its
 argument says, or not.
-
-Writes the numbers that come out to an `.npz` file.
 """
 
-import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,8 +144,10 @@ def _functions() -> Iterator[tuple[str, np.ndarray]]:
     yield "eigenvalues", nad_jax.eigh_dense(directions @ np.diag(np.arange(16)) @ directions.T)[0]
 
 
-if __name__ == "__main__":
-    path, double = sys.argv[1], sys.argv[2] == "double"
+def write(path: str, precision: str) -> None:
+    """Writes the numbers that come out to an `.npz` file; no warning is passed over."""
+    warnings.simplefilter("error")
+    double = precision == "double"
     jax.config.update("jax_enable_x64", double)
     found = dict(_functions())
     kept_in_single = {

@@ -43,6 +43,7 @@ def test_the_table_is_covered():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_parameter_counts_are_those_of_the_reference(architecture):
     variables, _ = _shapes(create_model(architecture))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     assert (
         sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS[architecture]
     )

@@ -239,10 +239,10 @@ def test_readout_variance_is_that_of_the_drawn_read_out(initialization, variance
         assert abs((weights**2).mean() / model.readout_variance - 1) < 5 * np.sqrt(2 / weights.size)
 
 
-def test_every_architecture_has_both_initializations():
-    for architecture in ARCHITECTURES:
-        for initialization in ("reference", "flax"):
-            shapes = jax.eval_shape(
-                create_model(architecture, initialization=initialization).init, jax.random.key(0)
-            )
-            assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_the_other_initialization(architecture):
+    # That of the reference, which is the default, has its parameters counted in
+    # `test_architectures`.
+    model = create_model(architecture, initialization="flax")
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))

@@ -13,6 +13,7 @@ import yaml
 from experiments.launch.__main__ import TEMPLATES, render
 from nad_jax import load_nads
 from nad_jax.errors import InputError
+from tests.commands import Command
 from tests.test_configs import ROOT
 
 SWEEP = [
@@ -86,9 +87,9 @@ def test_tasks_of_an_array_that_are_runs_of_their_own_compute_all_of_it(tmp_path
     for task in (1, 2, 3):
         array = {"ID": task, "MIN": 1, "MAX": 3, "STEP": 1, "COUNT": 3}
         array = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in array.items()}
-        command = [sys.executable, "-m", "experiments.main", *SWEEP, f"--config.seed={task}"]
-        command += [f"--workdir={tmp_path / str(task)}"]
-        subprocess.run(command, cwd=ROOT, env=_environment(tmp_path, **array), check=True)
+        command = [*SWEEP, f"--config.seed={task}", f"--workdir={tmp_path / str(task)}"]
+        process = Command(*command, variables=array)
+        assert process.wait() == 0, process.errors
         assert (
             _complete(tmp_path / str(task))
             and len(list((tmp_path / str(task) / "units").iterdir())) == 5
@@ -162,10 +163,10 @@ def test_a_jobset_computes_a_sweep(tmp_path):
 GCLOUD = """
 for argument in "$@"; do case "$argument" in --command=*) command=${argument#--command=};; esac; done
 cd "$HOSTS"
-for i in 0 1; do (eval "$command --shard=$i/2") & pids="$pids $!"; done
-for pid in $pids; do wait "$pid" || code=$?; done
 echo run >> log
 if [ "$(wc -l < log)" -eq 1 ]; then exit 75; fi  # as if the first time had been interrupted
+for i in 0 1; do (eval "$command --shard=$i/2") & pids="$pids $!"; done
+for pid in $pids; do wait "$pid" || code=$?; done
 exit "${code:-0}"
 """
 

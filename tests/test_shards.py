@@ -1,15 +1,12 @@
 """Which share of a sweep a process takes, from flags, schedulers and jax.distributed."""
 
-import os
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from experiments.run.shards import Shard, find_shard, join_cluster
 from nad_jax.errors import InputError
-from tests.test_configs import ROOT
+from tests.commands import script
 
 
 def _slurm(task, first, step, count):
@@ -101,19 +98,6 @@ def test_processes_of_a_cluster_are_counted_and_do_not_die_with_each_other():
         "JAX_NUM_CPU_DEVICES": "2",
         "JAX_COORDINATOR_ADDRESS": address,
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOIN, f"{index}/3"],
-            cwd=ROOT,
-            env={**os.environ, **places},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(3)
-    ]
-    printed = [process.communicate(timeout=120)[0].strip() for process in processes]
-    assert printed == ["0 3 1", "", "2 3 3"] and [process.returncode for process in processes] == [
-        0,
-        9,
-        0,
-    ]
+    processes = [script(JOIN, f"{index}/3", variables=places) for index in range(3)]
+    assert [process.wait(120) for process in processes] == [0, 9, 0]
+    assert [process.output.strip() for process in processes] == ["0 3 1", "", "2 3 3"]

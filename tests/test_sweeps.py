@@ -33,7 +33,7 @@ from nad_jax.errors import InputError
 from nad_jax.estimation import make_dense
 from nad_jax.geometry import make_accumulate
 from nad_jax.moments import halves_to_arrays, init_halves
-from tests.commands import ROOT, Command
+from tests.commands import ROOT, Command, script
 from tests.test_configs import load_config, run
 
 SWEEP = [
@@ -367,7 +367,8 @@ def test_a_disk_that_is_full_is_said_in_one_line_and_loses_nothing(clean, tmp_pa
     assert result.returncode == 74 and "Traceback" not in result.stderr
     assert "units/networks_0000000_0000004.npz: File too large (" in line and "MiB free)" in line
     assert not list(workdir.glob("units/*"))
-    subprocess.run(main, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+    code, printed = _run([*NADS, f"--workdir={workdir}"])
+    assert code == 0, printed
     assert _arrays(workdir) == _arrays(clean / "nads")
 
 
@@ -585,21 +586,21 @@ def test_a_process_with_too_little_memory_halves_the_chunk(tmp_path):
         "--config.num_test=64",
         "--config.nums_train=64,",
     ]
-    arguments += ["--config.num_epochs=2", "--config.batch_size=64", "--config.mapping=vectorized"]
-    arguments += ["--config.schedule=constant", "--config.chunk_size=64", "--config.indices=0,"]
+    arguments += ["--config.num_epochs=1", "--config.batch_size=64", "--config.mapping=vectorized"]
+    arguments += ["--config.schedule=constant", "--config.chunk_size=32", "--config.indices=0,"]
     main = [sys.executable, "-m", "experiments.main", *arguments, f"--workdir={tmp_path / 'run'}"]
     limited = [
         "bash",
         "-c",
-        'ulimit -v 3500000; exec "$@"',
+        'ulimit -v 3000000; exec "$@"',
         "bash",
         *main,
-    ]  # 64 networks would take 2 GB at once
+    ]  # 32 networks would take 1 GB at once
     result = subprocess.run(
         limited, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert "out of memory with 64 networks at once: 32 from now on" in result.stderr
+    assert "out of memory with 32 networks at once: 16 from now on" in result.stderr
 
 
 def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, monkeypatch):
@@ -846,9 +847,10 @@ def _accumulate(model, estimator, chunk_size, num_networks):
 
 
 def test_an_ensemble_is_spread_over_the_local_devices(tmp_path):
-    environment = {**ENVIRONMENT, "JAX_NUM_CPU_DEVICES": "4"}
-    script = f"OUT = {str(tmp_path / 'four.npz')!r}\n{SPREAD}"
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True)
+    process = script(
+        f"OUT = {str(tmp_path / 'four.npz')!r}\n{SPREAD}", variables={"JAX_NUM_CPU_DEVICES": "4"}
+    )
+    assert process.wait() == 0, process.errors
     one = halves_to_arrays(_accumulate(create_model("mlp", (4, 4, 1)), Estimator(), 2, 14))
     four = store.read_npz(tmp_path / "four.npz")
     assert one["even_count"] == four["even_count"] > 0

@@ -1,11 +1,7 @@
 """Training on D(v): the recipe against a float64 reference, mappings against each other, faults."""
 
 import dataclasses
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -44,6 +40,7 @@ from nad_jax.tasks.separable import (
     separate,
 )
 from nad_jax.training import make_members
+from tests.commands import script
 
 SHAPE = (8, 8, 1)
 SMALL = Recipe(num_train=200, num_test=100, batch_size=32, num_epochs=2, loss_window=3)
@@ -185,7 +182,7 @@ def test_first_step_below_is_that_of_a_plain_loop():
 
 
 LENET_SHAPE = (16, 16, 1)
-LENET_RECIPE = Recipe(num_train=600, num_test=400, batch_size=64, num_epochs=2, loss_window=3)
+LENET_RECIPE = Recipe(num_train=280, num_test=200, batch_size=64, num_epochs=2, loss_window=3)
 
 
 def numbers(metrics):
@@ -274,14 +271,8 @@ for num_devices in (1, 4):
 
 
 def test_sharded_training_agrees_does_not_communicate_and_is_compiled_once(sequential, tmp_path):
-    script = f"OUT = {str(tmp_path)!r}\n" + SHARDED
-    subprocess.run(
-        [sys.executable, "-c", script],
-        check=True,
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"},
-        timeout=300,
-    )
+    process = script(f"OUT = {str(tmp_path)!r}\n" + SHARDED, variables={"JAX_NUM_CPU_DEVICES": "4"})
+    assert process.wait() == 0, process.errors
 
     def read(name, kind=TrainMetrics):
         with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as stored:
