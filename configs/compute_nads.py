@@ -44,6 +44,7 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.num_logits = 1
     config.logit = config_dict.placeholder(int)  # which of several logits
     config.pooling = "default"  # default, max, avg, none
+    config.width = 0  # of the layers, see `create_model`; 0: as published
     config.initialization = "reference"  # reference (PyTorch-default), flax
     config.convolution = "auto"  # auto, product, lax
 
@@ -82,6 +83,7 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.sweep = ConfigDict()
     config.sweep.architecture = ()
     config.sweep.pooling = ()
+    config.sweep.width = ()
     config.sweep.initialization = ()
     config.sweep.derivative = ()
     config.sweep.step = ()

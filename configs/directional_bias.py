@@ -75,6 +75,7 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     # The networks.
     config.architectures = ("lenet",)
     config.poolings = ("default",)  # default, max, avg, none
+    config.widths = (0,)  # of the layers, see `create_model`; 0: as published
     config.image_shape = (32, 32, 1)  # height, width, channels
     config.initialization = "reference"  # reference (PyTorch-default), flax
     config.convolution = "auto"  # auto, product, lax

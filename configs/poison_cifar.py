@@ -43,6 +43,7 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     # The networks.
     config.architectures = (architecture,)
     config.pooling = "default"  # default, max, avg, none
+    config.width = 0  # of the layers, see `create_model`; 0: as published
     config.initialization = "reference"  # reference (PyTorch-default), flax
     config.convolution = "auto"  # auto, product, lax
 

@@ -40,6 +40,7 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.architecture = architecture
     config.image_shape = (32, 32, 1)  # height, width, channels
     config.pooling = "default"  # default, max, avg, none
+    config.width = 0  # of the layers, see `create_model`; 0: as published
     config.initialization = "reference"  # reference (PyTorch-default), flax
     config.convolution = "auto"  # auto, product, lax
 

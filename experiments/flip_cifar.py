@@ -6,23 +6,24 @@ Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (on
 `interventions.flip`.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import image_networks, results, runner, units
-from experiments.fields import check_sweep
-from experiments.image_networks import METRICS, ImageNetwork
-from experiments.plan import Plan
-from experiments.shards import Shard
+from experiments import image_networks, results, trained
+from experiments.image_networks import METRICS, make_network
+from experiments.run.config import check_each, check_sweep
+from experiments.run.folder import Folder, digest
+from experiments.run.plan import Arrays, Member, Study
 from nad_jax import plotting, store
 from nad_jax.cifar import ImageData
 from nad_jax.directions import complete_basis
 from nad_jax.errors import check_choice
 from nad_jax.interventions import flip
 
-OWN_FIELDS = ("bases",)
+FIELDS = image_networks.make_fields("flip_cifar", "bases")
 COLUMNS = ("architecture", "basis", "seed", *METRICS)
 BASES = ("original", "flipped")
 # Test accuracies in the two bases (NAD, Section 5.2).
@@ -39,25 +40,20 @@ def validate(config: ConfigDict) -> None:
 
     def check_bases() -> None:
         check_sweep("bases", config.bases)
-        for basis in config.bases:
-            check_choice("bases", basis, BASES)
+        check_each(config, "bases", check_choice, BASES)
 
-    image_networks.validate(config, OWN_FIELDS, check_bases)
+    image_networks.validate(config, FIELDS, check_bases)
 
 
-def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[ImageNetwork]:
+def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Member]:
     """Every network of a config."""
-    return [
-        ImageNetwork(
-            {"architecture": architecture, "basis": basis, "seed": seed},
-            arrays=(),
-            data=basis,
-            key="original" if basis == "original" else units.digest(nads[architecture]),
-        )
-        for architecture in config.architectures
-        for basis in config.bases
-        for seed in config.seeds
-    ]
+    networks = []
+    for axes in itertools.product(config.architectures, config.bases, config.seeds):
+        coordinates = dict(zip(COLUMNS[: len(axes)], axes, strict=True))
+        architecture, basis, _ = axes
+        key = "original" if basis == "original" else digest(nads[architecture])
+        networks.append(make_network(coordinates, key, basis))
+    return networks
 
 
 def flip_data(data: ImageData, nads: np.ndarray) -> ImageData:
@@ -69,16 +65,14 @@ def flip_data(data: ImageData, nads: np.ndarray) -> ImageData:
     return data._replace(**dict(zip(("train_images", "test_images"), images, strict=True)))
 
 
-def _write_examples(
-    config: ConfigDict, workdir: Path, data: ImageData, nads: dict[str, np.ndarray]
-) -> None:
+def _make_examples(config: ConfigDict, data: ImageData, nads: dict[str, np.ndarray]) -> Arrays:
     """Six images, of different classes, as they are and in the flipped basis of the first
     architecture.
     """
     chosen = np.unique(data.train_labels, return_index=True)[1][:6]
     images = data.train_images[chosen] / np.float32(255)
     flipped = np.asarray(flip(images, nads[config.architectures[0]]))
-    store.write_npz(workdir / "examples.npz", {"original": images, "flipped": flipped})
+    return {"original": images, "flipped": flipped}
 
 
 def _accuracies(rows: list[results.Row], split: str) -> dict[str, dict[str, list[float]]]:
@@ -105,8 +99,8 @@ def _report(rows: list[results.Row]) -> None:
     image_networks.report_diverged(rows)
 
 
-def make_plan(config: ConfigDict, workdir: Path) -> Plan:
-    """The networks of a config as units; all files it names are read."""
+def make_study(config: ConfigDict) -> Study:
+    """The networks of a config; all files it names are read."""
     validate(config)
     nads = {
         name: np.asarray(complete_basis(rows))
@@ -118,24 +112,17 @@ def make_plan(config: ConfigDict, workdir: Path) -> Plan:
     def make_data(architecture: str, basis: str) -> ImageData:
         return data if basis == "original" else flip_data(data, nads[architecture])
 
-    def report(rows: list[results.Row]) -> None:
-        _write_examples(config, workdir, data, nads)
-        _report(rows)
+    def collect(folder: Folder, num_missing: int) -> None:
+        store.write_npz(folder.workdir / "examples.npz", _make_examples(config, data, nads))
+        rows, command = trained.list_rows(folder), FIELDS.command(config)
+        _report(results.write_table(folder.workdir, rows, COLUMNS, command, num_missing))
 
-    return image_networks.make_plan(
-        config, workdir, data, networks, OWN_FIELDS, COLUMNS, make_data, report
-    )
-
-
-def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
-    """Trains what is missing, writes `results.csv` when all is there, and prints a summary."""
-    return runner.run(make_plan(config, workdir), workdir, shard)
+    return image_networks.make_study(config, FIELDS, data, networks, make_data, collect)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` and `examples.npz` of `workdir`."""
-    missing = units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
-    rows = results.read_results(workdir / "results.csv", COLUMNS)
+    rows, missing = results.read_table(workdir, COLUMNS, FIELDS.command(config))
     bars = {
         architecture: {basis: results.mean_and_error(values) for basis, values in bases.items()}
         for architecture, bases in _accuracies(rows, "test").items()
@@ -150,6 +137,4 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         "flip_bars.png": plotting.plot_bars(bars, BASES, published, title),
         "examples.png": plotting.plot_images(shown, flipped),
     }
-    for name, figure in figures.items():
-        store.save_figure(workdir / name, figure)
-    return [workdir / name for name in figures]
+    return results.save_figures(workdir, figures)

@@ -4,10 +4,9 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +14,24 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from experiments import results, units
-from experiments.estimate import Example, shorten
-from experiments.fields import HOW_FIELDS, RECIPE_FIELDS, check_known, check_sweep, read_recipe
-from experiments.plan import Plan
-from nad_jax import cifar, errors, store
-from nad_jax.architectures import create_model
+from experiments import results, trained
+from experiments.run.config import (
+    Fields,
+    check_all,
+    check_integers,
+    check_seeds,
+    check_sweeps,
+    read_model,
+)
+from experiments.run.costs import Example, shorten
+from experiments.run.folder import Folder, digest
+from experiments.run.plan import Member, Study
+from experiments.trained import Network, Train, read_recipe
+from nad_jax import cifar, store
 from nad_jax.cifar import ImageData
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError, check_integer, check_number
-from nad_jax.fitting import FitMetrics, check_recipe, resolve_mapping
+from nad_jax.fitting import FitMetrics
 from nad_jax.image_training import (
     check_image_data,
     image_network_key,
@@ -37,61 +44,41 @@ from nad_jax.snapshots import Snapshots
 
 IMAGE_SHAPE = (32, 32, 3)
 METRICS = tuple(name for name in FitMetrics._fields if name != "losses")
-# Fields that determine the numbers of every network: a folder holds one set of them, and of the
-# images.
-IDENTITY_FIELDS = (
-    "pooling", "initialization", "convolution", "mean", "std", "optimizer", "learning_rate",
-    *RECIPE_FIELDS,
-)  # fmt: skip
-FREE_FIELDS = ("data_dir", "num_train", "num_test", "nads", "architectures", "seeds", *HOW_FIELDS)
 
 
-class ImageNetwork(NamedTuple):
+def make_fields(experiment: str, *axes: str) -> Fields:
+    """The fields of an experiment on CIFAR-10, with axes of its own; the images are known by their
+    content.
+    """
+    grows = ("num_train", "num_test", "nads", "architectures", "seeds", *axes)
+    return Fields(experiment, how=("data_dir", *trained.TRAINED_HOW), grows=grows)
+
+
+def make_network(
+    coordinates: dict[str, Any], key: str, data: str, arrays: tuple[np.ndarray, ...] = ()
+) -> Member:
     """One network of a sweep.
 
-    coordinates: its place in the table.
-    arrays: what the transformation of its training images takes besides these.
-    data: the name of its images, for `make_plan`.
-    key: what determines its images, besides those of the folder: part of the name it is stored
-      under.
+    Args:
+      coordinates: its place in the table.
+      key: what determines its images, besides those of the folder: part of its name.
+      data: the name of its images, for `make_study`.
+      arrays: what the transformation of its training images takes besides these.
     """
-
-    coordinates: dict[str, Any]
-    arrays: tuple[np.ndarray, ...]
-    data: str
-    key: str
-
-    @property
-    def name(self) -> str:
-        return json.dumps({**self.coordinates, "images": self.key}, sort_keys=True)
+    name = json.dumps({**coordinates, "images": key}, sort_keys=True)
+    return Member(name, (coordinates["architecture"], data), Network(coordinates, arrays))
 
 
 def create_network(config: ConfigDict, architecture: str) -> Model:
     """The model of an architecture with ten logits."""
-    return create_model(
-        architecture, IMAGE_SHAPE, 10, config.pooling, config.initialization, config.convolution
-    )
+    axes = {"architecture": architecture, "image_shape": IMAGE_SHAPE}
+    return read_model(config, num_logits=10, **axes)
 
 
-def validate(
-    config: ConfigDict, own_fields: tuple[str, ...], *own_checks: Callable[[], None]
-) -> None:
-    """Raises one `InputError` with a line per problem; `own_fields` and `own_checks` are of the
-    experiment.
-    """
-    check_known(config, (*IDENTITY_FIELDS, *FREE_FIELDS, *own_fields))
-    problems = errors.problems(
-        *(partial(check_sweep, field, config[field]) for field in ("architectures", "seeds"))
-    )
-    if problems:
-        raise InputError("\n".join(problems))
-
-    def check_optimizer() -> None:
-        recipe, learning_rate = read_recipe(
-            config, "optimizer", config.optimizer, config.num_train or 50_000, 10_000
-        )
-        check_number("learning_rate", learning_rate, 0.0)
-        check_recipe(recipe)
+def validate(config: ConfigDict, fields: Fields, *own_checks: Callable[[], None]) -> None:
+    """Raises one `InputError` with a line per problem; `own_checks` are of the experiment."""
+    fields.check_known(config)
+    check_sweeps(config, ("architectures", "seeds"))
 
     def check_channels(field: str) -> None:
         if not isinstance(config[field], tuple | list) or len(config[field]) != IMAGE_SHAPE[2]:
@@ -117,22 +104,19 @@ def validate(
         if not config.data_dir:
             raise cifar.missing_data(config.data_dir)
 
-    problems = errors.problems(
-        *(partial(create_network, config, architecture) for architecture in config.architectures),
-        *(partial(check_integer, "seeds", seed, 0, 2**32 - 1) for seed in config.seeds),
-        lambda: check_integer("num_train", config.num_train, 0),
-        lambda: check_integer("num_test", config.num_test, 0),
-        lambda: check_integer("unit_size", config.unit_size, 0),
-        lambda: resolve_mapping(config.mapping, config.chunk_size, config.num_devices),
+    sizes = config.num_train or 50_000, 10_000
+    check_all(
+        *(partial(create_network, config, name) for name in config.architectures),
+        lambda: check_seeds("seeds", *config.seeds),
+        lambda: check_integers(config, num_train=0, num_test=0),
+        lambda: trained.check_execution(config),
         lambda: check_channels("mean"),
         lambda: check_channels("std"),
-        check_optimizer,
+        lambda: trained.check_training(config, "optimizer", config.optimizer, *sizes),
         check_nads,
         check_data,
         *own_checks,
     )
-    if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
 
 
 def read_nads(config: ConfigDict) -> dict[str, np.ndarray]:
@@ -169,23 +153,25 @@ def read_images(config: ConfigDict) -> ImageData:
     )
 
 
-def make_plan(
+class MakeData(Protocol):
+    """The images of the networks of an architecture, by their name."""
+
+    def __call__(self, architecture: str, data: str) -> ImageData: ...
+
+
+def make_study(
     config: ConfigDict,
-    workdir: Path,
+    fields: Fields,
     data: ImageData,
-    networks: list[ImageNetwork],
-    own_fields: tuple[str, ...],
-    columns: tuple[str, ...],
-    make_data: Callable[[str, str], ImageData],
-    report: Callable[[list[results.Row]], None],
+    networks: list[Member],
+    make_data: MakeData,
+    collect: Callable[[Folder, int], None],
     transform: Callable[..., jax.Array] | None = None,
-) -> Plan:
-    """The networks of a config as units.
+) -> Study:
+    """The networks of a config.
 
     Args:
       data: the images as they are; `make_data(architecture, data)` gives those of a network.
-      own_fields, columns: of the experiment.
-      report: prints the rows of the table, and writes what the figures need besides.
       transform: is done to batches of images, see `image_training.make_train_images`.
     """
 
@@ -194,27 +180,23 @@ def make_plan(
         recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, *sizes)
         return create_network(config, program[0]), recipe, learning_rate
 
-    def make_run(
-        program: tuple[str, str], chunk_size: int
-    ) -> tuple[Callable[..., FitMetrics], dict[str, Any]]:
+    def make_train(program: tuple[str, str], chunk_size: int) -> tuple[Train, Mapping[str, Any]]:
         model, recipe, learning_rate = make_model_and_recipe(program)
         how = (config.mapping, chunk_size, config.num_devices)
         images = make_data(*program)
-        train = make_train_many_images(
+        train_networks = make_train_many_images(
             model, images, recipe, transform, config.mean, config.std, *how
         )
 
-        def run(
-            members: list[ImageNetwork], progress: Callable[[float], None], snapshots: Snapshots
+        def train(
+            members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
         ) -> FitMetrics:
-            arrays = tuple(
-                np.stack(column)
-                for column in zip(*(network.arrays for network in members), strict=True)
-            )
-            seeds = [network.coordinates["seed"] for network in members]
-            return train(arrays, learning_rate, seeds, progress, snapshots)
+            columns = zip(*(member.what.arrays for member in members), strict=True)
+            seeds = [member.what.coordinates["seed"] for member in members]
+            arrays = tuple(map(np.stack, columns))
+            return train_networks(arrays, learning_rate, seeds, progress, snapshots)
 
-        return run, dict(model.description)
+        return train, model.description
 
     def make_example(program: tuple[str, str], chunk_size: int) -> Example:
         model, recipe, learning_rate = make_model_and_recipe(program)
@@ -223,33 +205,17 @@ def make_plan(
         few = ImageData(
             *(array[:train] for array in images[:2]), *(array[:test] for array in images[2:])
         )
-        example = next(network for network in networks if _program(network) == program)
+        example = next(network for network in networks if network.program == program)
         keys = jnp.stack([image_network_key(0)] * chunk_size)
-        arrays = (np.stack([array] * chunk_size) for array in example.arrays)
+        arrays = (np.stack([array] * chunk_size) for array in example.what.arrays)
         members = (keys, np.full(chunk_size, learning_rate, np.float32), *arrays)
         stages = make_image_stages(model, short, transform, config.mean, config.std)
         nbytes = sum(array.nbytes for array in images)
         return Example(stages, recipe, check_image_data(few, model), members, nbytes)
 
-    def collect(missing: int) -> None:
-        rows = units.write_table(workdir, sweep, columns)
-        report(rows)
-        units.write_command(workdir, command(config, own_fields), missing)
-
-    identity = {name: config[name] for name in IDENTITY_FIELDS}
-    identity = {"experiment": config.experiment, "images": units.digest(*data), **identity}
-    sweep = units.Sweep(identity, networks, METRICS, _program, make_run, make_example, collect)
-    return units.make_plan(config, workdir, sweep)
-
-
-def _program(network: ImageNetwork) -> tuple[str, str]:
-    return network.coordinates["architecture"], network.data
-
-
-def command(config: ConfigDict, own_fields: tuple[str, ...]) -> dict[str, Any]:
-    """The fields that say which networks are in the table of a run."""
-    fields = ("num_train", "num_test", "nads", "architectures", "seeds")
-    return {name: config[name] for name in (*IDENTITY_FIELDS, *fields, *own_fields)}
+    identity = {"images": digest(*data), **fields.identity(config)}
+    training = trained.Training(METRICS, make_train, make_example)
+    return trained.make_study(config, identity, networks, training, collect)
 
 
 def format_accuracy(values: list[float]) -> str:

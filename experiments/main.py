@@ -23,7 +23,7 @@ from operator import getitem
 from pathlib import Path
 from typing import Any, NoReturn
 
-from experiments import interruption
+from experiments.run import interruption
 
 if __name__ == "__main__":
     interruption.watch()  # the imports below take seconds
@@ -33,16 +33,16 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import (
-    benchmark,
     compute_nads,
     directional_bias,
     flip_cifar,
     leading_nads,
     poison_cifar,
-    runner,
     time_to_accuracy,
 )
-from experiments.shards import Shard, find_shard, join_cluster
+from experiments.benchmark import benchmark
+from experiments.run import runner
+from experiments.run.shards import Shard, find_shard, join_cluster
 from nad_jax import store
 from nad_jax.errors import InputError, unknown
 
@@ -257,14 +257,14 @@ def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard)
     """Does what the flags ask for, and gives the exit code."""
     complete = True
     if not _FIGURES_ONLY.value:
-        plan = experiment.make_plan(config, workdir)
+        study = experiment.make_study(config)
         if _DRY_RUN.value:
-            runner.describe(plan, shard)
+            runner.describe(study, workdir, shard)
             return 0
         if _COLLECT.value:
-            complete = runner.collect(plan, workdir)
+            complete = runner.collect(study, workdir)
         else:
-            complete = runner.run(plan, workdir, shard, _ALLOW_OTHER_VERSIONS.value)
+            complete = runner.run(study, workdir, shard, _ALLOW_OTHER_VERSIONS.value)
     if complete or _COLLECT.value:
         for figure in experiment.draw(config, workdir):
             print(figure)

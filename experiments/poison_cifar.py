@@ -5,23 +5,23 @@ Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (on
 `interventions.poison`.
 """
 
-from functools import partial
+import itertools
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import image_networks, results, runner, units
-from experiments.fields import check_sweep
-from experiments.image_networks import METRICS, ImageNetwork
-from experiments.plan import Plan
-from experiments.shards import Shard
+from experiments import image_networks, results, trained
+from experiments.image_networks import METRICS, make_network
+from experiments.run.config import check_each, check_sweep
+from experiments.run.folder import Folder, digest
+from experiments.run.plan import Arrays, Member, Study
 from nad_jax import plotting, store
 from nad_jax.cifar import ImageData
 from nad_jax.errors import InputError, check_choice, check_integer, check_number
 from nad_jax.interventions import poison, published_carriers
 
-OWN_FIELDS = ("nad_indices", "epsilons", "clean")
+FIELDS = image_networks.make_fields("poison_cifar", "nad_indices", "epsilons", "clean")
 # Test accuracies of ResNet18 by NAD index, first and last, lowest and highest (NAD, Section 5.1).
 PUBLISHED = ((0, 0, 0.18, 0.18), (10, 60, 0.33, 0.47), (400, 1022, 0.76, 0.86))
 COLUMNS = ("architecture", "nad_index", "epsilon", "seed", *METRICS)
@@ -32,30 +32,26 @@ def validate(config: ConfigDict) -> None:
 
     def check_indices() -> None:
         check_sweep("nad_indices", config.nad_indices)
-        for index in config.nad_indices:
-            check_integer("nad_indices", index, 0)
+        check_each(config, "nad_indices", check_integer, 0)
 
     def check_epsilons() -> None:
         check_sweep("epsilons", config.epsilons)
-        for epsilon in config.epsilons:
-            check_number("epsilons", epsilon, 0.0, exclusive=True)
+        check_each(config, "epsilons", check_number, 0.0, True)
 
     def check_clean() -> None:
         check_choice("clean", config.clean, (True, False))
 
-    image_networks.validate(config, OWN_FIELDS, check_indices, check_epsilons, check_clean)
+    image_networks.validate(config, FIELDS, check_indices, check_epsilons, check_clean)
 
 
-def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[ImageNetwork]:
+def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Member]:
     """Every network of a config, one seed after the other, the clean one first."""
     networks = []
-    nothing = (
-        np.zeros((10, 3072), np.float32),
-        np.zeros(10, np.float32),
-    )  # carriers that are zero change nothing
     for architecture in config.architectures:
-        network = partial(ImageNetwork, data="poisoned")
-        poisoned = []
+        kinds = []  # index, amplitude, key, carriers and coefficients
+        if config.clean:  # carriers that are zero change nothing
+            nothing = np.zeros((10, 3072), np.float32), np.zeros(10, np.float32)
+            kinds.append(("", "", "clean", nothing))
         for index in config.nad_indices:
             try:
                 carriers, signs = published_carriers(
@@ -63,34 +59,17 @@ def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Image
                 )
             except InputError as error:
                 raise InputError(str(error).replace("index:", "nad_indices:", 1)) from error
-            key = units.digest(carriers, signs)
-            poisoned += [
-                (index, float(epsilon), carriers, signs, key) for epsilon in config.epsilons
-            ]
-        for seed in config.seeds:
-            if config.clean:
-                coordinates = {
-                    "architecture": architecture,
-                    "nad_index": "",
-                    "epsilon": "",
-                    "seed": seed,
-                }
-                networks.append(network(coordinates, nothing, key="clean"))
-            for index, epsilon, carriers, signs, key in poisoned:
-                coordinates = {
-                    "architecture": architecture,
-                    "nad_index": index,
-                    "epsilon": epsilon,
-                    "seed": seed,
-                }
-                arrays = (carriers, np.float32(epsilon) * signs)
-                networks.append(network(coordinates, arrays, key=key))
+            for epsilon in map(float, config.epsilons):
+                arrays = carriers, np.float32(epsilon) * signs
+                kinds.append((index, epsilon, digest(carriers, signs), arrays))
+        for seed, (index, epsilon, key, arrays) in itertools.product(config.seeds, kinds):
+            values = (architecture, index, epsilon, seed)
+            coordinates = dict(zip(COLUMNS[: len(values)], values, strict=True))
+            networks.append(make_network(coordinates, key, "poisoned", arrays))
     return networks
 
 
-def _write_examples(
-    config: ConfigDict, workdir: Path, data: ImageData, nads: dict[str, np.ndarray]
-) -> None:
+def _make_examples(config: ConfigDict, data: ImageData, nads: dict[str, np.ndarray]) -> Arrays:
     """Four images, of different classes, as they are and poisoned along up to four of the NADs, and
     these NADs.
     """
@@ -105,7 +84,7 @@ def _write_examples(
         poisoned.append(np.asarray(poison(images, labels, carriers, np.float32(epsilon) * signs)))
     arrays = {"original": images, "poisoned": np.stack(poisoned), "indices": np.array(indices)}
     carriers = nads[architecture][indices].reshape(-1, *image_networks.IMAGE_SHAPE[:2])
-    store.write_npz(workdir / "examples.npz", {**arrays, "carriers": carriers})
+    return {**arrays, "carriers": carriers}
 
 
 def _curves(rows: list[results.Row]) -> dict[str, dict[int, list[float]]]:
@@ -147,39 +126,27 @@ def _report(rows: list[results.Row]) -> None:
     image_networks.report_diverged(rows)
 
 
-def make_plan(config: ConfigDict, workdir: Path) -> Plan:
-    """The networks of a config as units; all files it names are read."""
+def make_study(config: ConfigDict) -> Study:
+    """The networks of a config; all files it names are read."""
     validate(config)
     nads = image_networks.read_nads(config)
     networks = make_networks(config, nads)
     data = image_networks.read_images(config)
 
-    def report(rows: list[results.Row]) -> None:
-        _write_examples(config, workdir, data, nads)
-        _report(rows)
+    def collect(folder: Folder, num_missing: int) -> None:
+        store.write_npz(folder.workdir / "examples.npz", _make_examples(config, data, nads))
+        rows, command = trained.list_rows(folder), FIELDS.command(config)
+        _report(results.write_table(folder.workdir, rows, COLUMNS, command, num_missing))
 
-    return image_networks.make_plan(
-        config,
-        workdir,
-        data,
-        networks,
-        OWN_FIELDS,
-        COLUMNS,
-        lambda architecture, name: data,
-        report,
-        poison,
-    )
+    def make_data(architecture: str, name: str) -> ImageData:
+        return data
 
-
-def run(config: ConfigDict, workdir: Path, shard: Shard = runner.ALONE) -> bool:
-    """Trains what is missing, writes `results.csv` when all is there, and prints a summary."""
-    return runner.run(make_plan(config, workdir), workdir, shard)
+    return image_networks.make_study(config, FIELDS, data, networks, make_data, collect, poison)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` and `examples.npz` of `workdir`."""
-    missing = units.check_command(workdir, image_networks.command(config, OWN_FIELDS))
-    rows = results.read_results(workdir / "results.csv", COLUMNS)
+    rows, missing = results.read_table(workdir, COLUMNS, FIELDS.command(config))
     curves = {}
     for label, curve in _curves(rows).items():
         means, errors = zip(*map(results.mean_and_error, curve.values()), strict=True)
@@ -202,6 +169,4 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         "poison_curve.png": plotting.plot_poison_curve(curves, clean, PUBLISHED, title),
         "examples.png": plotting.plot_images(shown, poisoned, carriers),
     }
-    for name, figure in figures.items():
-        store.save_figure(workdir / name, figure)
-    return [workdir / name for name in figures]
+    return results.save_figures(workdir, figures)

@@ -2,15 +2,19 @@
 metrics.
 
 Everything here is a function of such rows: writing and reading them, grouping them, averaging them
-over seeds.
+over seeds. `command.json` beside the table says which command made it.
 """
 
 import csv
+import hashlib
 import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from nad_jax import store
 from nad_jax.errors import InputError
@@ -60,8 +64,74 @@ def _number(text: str) -> Any:
     return text
 
 
-_SYMBOLS = {"sigma": "σ = ", "epsilon": "ε = ", "num_train": "samples ", "pooling": "pooling "}
-_USUAL = {"pooling": "default", "optimizer": "sgd", "num_train": 10_000, "epsilon": 1, "phase": ""}
+def write_table(
+    workdir: Path, rows: list[Row], columns: tuple[str, ...], command: dict[str, Any], missing: int
+) -> list[Row]:
+    """Writes `results.csv` and the fields of the command that say which networks are in it, and how
+    many are not yet; the rows as they are read.
+    """
+    store.write_text(workdir / "results.csv", format_table(rows, columns))
+    command = json.loads(json.dumps(command))
+    said = {"command": command, "missing": missing, "digest": _digest(workdir, command, missing)}
+    store.write_text(workdir / "command.json", json.dumps(said, indent=2) + "\n")
+    return read_results(workdir / "results.csv", columns)
+
+
+def _digest(workdir: Path, command: dict[str, Any], missing: int) -> str:
+    content = json.dumps([command, missing], sort_keys=True)
+    content += store.read_text(workdir / "results.csv")
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def read_table(
+    workdir: Path, columns: tuple[str, ...], command: dict[str, Any]
+) -> tuple[list[Row], str]:
+    """The rows of `results.csv`, and what figures of it say of missing networks.
+
+    Raises:
+      InputError: unless the table is the one of this command, intact.
+    """
+    path = workdir / "command.json"
+    if not path.exists():
+        raise InputError(
+            f"{path}: there is no finished run here; give the command without --figures_only"
+        )
+    try:
+        said = json.loads(store.read_text(path))
+        made_by, missing, digest = dict(said["command"]), int(said["missing"]), said["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: damaged, not JSON ({error}); give the command without --figures_only"
+        ) from error
+    asked = json.loads(json.dumps(command))
+    differing = [
+        f"  {name}: folder {made_by.get(name)!r}, command {asked.get(name)!r}"
+        for name in sorted({*asked, *made_by})
+        if made_by.get(name) != asked.get(name)
+    ]
+    if differing:
+        lines = [f"{workdir}: its table was made by another command", *differing]
+        raise InputError("\n".join(lines))
+    if digest != _digest(workdir, made_by, missing):
+        raise InputError(
+            f"{workdir}: results.csv or command.json was changed; give the command without "
+            "--figures_only"
+        )
+    rows = read_results(workdir / "results.csv", columns)
+    return rows, f"\n{missing} networks missing" if missing else ""
+
+
+def save_figures(workdir: Path, figures: Mapping[str, Figure]) -> list[Path]:
+    """Writes figures under their names; the paths of the files."""
+    for name, figure in figures.items():
+        store.save_figure(workdir / name, figure)
+    return [workdir / name for name in figures]
+
+
+_SYMBOLS = {"sigma": "σ = ", "epsilon": "ε = ", "num_train": "samples "}
+_SYMBOLS |= {name: f"{name} " for name in ("pooling", "width")}
+_USUAL = {"pooling": "default", "width": 0, "optimizer": "sgd", "num_train": 10_000, "epsilon": 1}
+_AXES = ("architecture", "pooling", "width", "optimizer", "num_train", "sigma", "epsilon")
 
 
 def _coordinates(row: Row, names: list[str]) -> list[str]:
@@ -72,8 +142,7 @@ def group_rows(rows: list[Row]) -> dict[str, list[Row]]:
     """The rows of each curve or panel: equal in every coordinate but direction and seed, labelled
     by what varies.
     """
-    names = ("architecture", "pooling", "optimizer", "num_train", "sigma", "epsilon", "phase")
-    varying = [name for name in names if len({row[name] for row in rows}) > 1]
+    varying = [name for name in (*_AXES, "phase") if len({row[name] for row in rows}) > 1]
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(", ".join(_coordinates(row, varying)), []).append(row)
@@ -84,10 +153,9 @@ def describe(rows: list[Row]) -> str:
     """What all rows have in common, for a title: the architecture, σ, what is not as usual, and how
     many seeds.
     """
-    names = ("architecture", "pooling", "optimizer", "num_train", "sigma", "epsilon")
     common = [
         name
-        for name in names
+        for name in _AXES
         if len({row[name] for row in rows}) == 1 and rows[0][name] != _USUAL.get(name)
     ]
     diverged = sum(row["diverged_at"] >= 0 for row in rows)

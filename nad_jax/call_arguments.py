@@ -1,4 +1,4 @@
-"""What a module's `__call__` takes besides the images: the mode under its usual names, and values
+"""What a module's `__call__` takes besides the inputs: the mode under its usual names, and values
 that users give.
 """
 
@@ -39,14 +39,14 @@ def make_call_arguments(
     supplied: tuple[str, ...] = (),
     left: Container[str] = (),
 ) -> Callable[..., Arguments]:
-    """Builds `arguments(train, **supplied) -> (positional, keyword)`, what follows the images in a
+    """Builds `arguments(train, **supplied) -> (positional, keyword)`, what follows the inputs in a
     call.
 
     Values are given by position wherever that is possible: `nn.jit` and `nn.remat` know static
     arguments by position.
 
     Args:
-      module_class: of the module; the first argument of its `__call__` are the images.
+      module_class: of the module; the first argument of its `__call__` are the inputs.
       evaluation: values of arguments that are no mode flags, by name.
       training: those that differ in training mode.
       supplied: names of arguments that every call supplies itself.
@@ -59,20 +59,7 @@ def make_call_arguments(
     name = f"{module_class.__name__}.__call__"
     given, changed = _as_values("arguments", evaluation), _as_values("train_arguments", training)
     given_in_training = given | changed
-    parameters = list(inspect.signature(module_class.__call__).parameters.values())[1:]
-    if not parameters or parameters[0].kind in (
-        inspect.Parameter.KEYWORD_ONLY,
-        inspect.Parameter.VAR_KEYWORD,
-    ):
-        raise InputError(
-            f"module: {name} must take images as its first argument, got {_describe(parameters)}"
-        )
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    parameters = [
-        parameter
-        for parameter in parameters[parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL :]
-        if parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    ]
+    parameters, takes_any = _further_parameters(module_class)
     known = {*mode_flags(True), *supplied, *given_in_training}
     unknown = [parameter for parameter in parameters if parameter.name not in known]
     if unknown:
@@ -94,7 +81,7 @@ def make_call_arguments(
         if argument not in names and not takes_any:
             raise InputError(
                 f"arguments: {name} takes no {argument!r}; it takes "
-                f"{', '.join(names) or 'images alone'}"
+                f"{', '.join(names) or 'inputs alone'}"
             )
 
     def arguments(train: bool, **values: Any) -> Arguments:
@@ -119,6 +106,21 @@ def make_call_arguments(
         }
 
     return arguments
+
+
+def _further_parameters(module_class: type) -> tuple[list[inspect.Parameter], bool]:
+    """The parameters of `__call__` after the inputs, and whether it takes any other name too."""
+    parameters = list(inspect.signature(module_class.__call__).parameters.values())[1:]
+    kinds = [parameter.kind for parameter in parameters]
+    if not kinds or kinds[0] in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+        raise InputError(
+            f"module: {module_class.__name__}.__call__ must take inputs as its first argument, got "
+            f"{_describe(parameters)}"
+        )
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    further = parameters[kinds[0] is not inspect.Parameter.VAR_POSITIONAL :]
+    named = [parameter for parameter in further if parameter.kind not in variadic]
+    return named, inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def describe_arguments(

@@ -210,7 +210,7 @@ def _find(data_dir: Path) -> tuple[_Layout, dict[str, bytes]]:
 
 
 def missing_data(data_dir: str | Path) -> InputError:
-    """The error for a folder without CIFAR-10: which files are expected, and where they come from."""
+    """The error for a folder without CIFAR-10: which files are expected, and where from."""
     forms = (
         f"{layout.folder}/ (with {layout.files()[0]}, …) or {layout.archive}" for layout in _LAYOUTS
     )

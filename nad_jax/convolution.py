@@ -8,13 +8,15 @@ their speed in all three places.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from nad_jax import winograd
 from nad_jax.errors import InputError, check_choice
+from nad_jax.pooling import Pads, check_fits, pool, window_max
 
 # Below this many output channels the products of `_convolve_rows` are too thin to run near the
 # machine's rate.
@@ -27,8 +29,6 @@ _CHUNK = 2**19
 # transformation of the kernel pays for itself.
 _MANY_CHANNELS = 16
 _MANY_PIXELS = 2048
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _block_size(kernel: jax.Array) -> int:
@@ -141,7 +141,7 @@ def _convolve_lax(
 def _convolve_wide(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
 ) -> jax.Array:
-    """Many channels, few pixels: the value by `lax`, the faster one there, derivatives by products."""
+    """Many channels, few pixels: the value by `lax`, faster there, derivatives by products."""
     return _convolve_lax(x, kernel, strides, pads)
 
 
@@ -155,95 +155,6 @@ def _convolve_wide_jvp(strides, pads, primals, tangents):
         terms.append(_convolve_products(x, dkernel, strides, pads))
     y = _convolve_wide(x, kernel, strides, pads)
     return y, functools.reduce(jnp.add, terms, jnp.zeros_like(y)) if terms else jnp.zeros_like(y)
-
-
-def _combine(weights: Iterable[float], arrays: Iterable[jax.Array]) -> jax.Array:
-    """Σ weight · array, written without products where a weight is 0 or ±1."""
-    total = None
-    for weight, array in zip(weights, arrays, strict=True):
-        if weight:
-            term = array if abs(weight) == 1 else abs(weight) * array
-            term = term if weight > 0 else -term
-            total = term if total is None else total + term
-    return total
-
-
-# Winograd's F(2×2, 3×3) (Lavin and Gray 2016, section 4.1): a tile of 2×2 outputs from 4×4 inputs
-# in 16 products instead of 36, Y = Aᵀ[(G k Gᵀ) ⊙ (Bᵀ x B)]A.
-_INPUT = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))  # Bᵀ
-_KERNEL = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))  # G
-_OUTPUT = ((1, 1, 1, 0), (0, 1, -1, -1))  # Aᵀ
-
-
-def _transform(
-    matrix: Sequence[Sequence[float]], tile: Sequence[Sequence[jax.Array]]
-) -> list[jax.Array]:
-    """The entries of M X Mᵀ, row by row, for a tile X whose entries are arrays."""
-    arrays = [array for row in tile for array in row]
-    return [
-        _combine([p * q for p in left for q in right], arrays)
-        for left in matrix
-        for right in matrix
-    ]
-
-
-def _transpose(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
-    return list(zip(*matrix, strict=True))
-
-
-def _input_tiles(x: jax.Array, pads: Pads) -> list[jax.Array]:
-    """Bᵀ x B of all tiles: 16 arrays [B·R·Q, C]; R×Q tiles cover the outputs, and past the border
-    zeros.
-    """
-    rows, columns = (-(-(n + sum(pad) - 2) // 2) for n, pad in zip(x.shape[1:3], pads, strict=True))
-    ends = (
-        2 * n + 2 - size - low
-        for n, size, (low, _) in zip((rows, columns), x.shape[1:3], pads, strict=True)
-    )
-    x = jnp.pad(
-        x, ((0, 0), *((low, end) for (low, _), end in zip(pads, ends, strict=True)), (0, 0))
-    )
-    tile = [
-        [x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)]
-        for i in range(4)
-    ]
-    return [entry.reshape(-1, x.shape[-1]) for entry in _transform(_INPUT, tile)]
-
-
-def _kernel_tiles(kernel: jax.Array) -> list[jax.Array]:
-    """G k Gᵀ: 16 arrays [C, O]."""
-    return _transform(_KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)])
-
-
-def _winograd(x: jax.Array, kernel_tiles: list[jax.Array], pads: Pads) -> jax.Array:
-    """Valid 3×3 convolution with stride 1 of a padded image, [B, H, W, O]."""
-    height, width = (n + sum(pad) - 2 for n, pad in zip(x.shape[1:3], pads, strict=True))
-    rows, columns = -(-height // 2), -(-width // 2)
-    products = [
-        tile @ kernel for tile, kernel in zip(_input_tiles(x, pads), kernel_tiles, strict=True)
-    ]
-    products = [product.reshape(len(x), rows, columns, -1) for product in products]
-    a, b, c, d = _transform(_OUTPUT, [products[i : i + 4] for i in range(0, 16, 4)])
-    y = jnp.stack([jnp.stack([a, b], 3), jnp.stack([c, d], 3)], 2)
-    return y.reshape(len(x), 2 * rows, 2 * columns, -1)[:, :height, :width]
-
-
-def _winograd_kernel_gradient(x: jax.Array, cotangent: jax.Array, pads: Pads) -> list[jax.Array]:
-    """The gradient in the transformed kernel: 16 arrays [C, O]."""
-    odd = ((0, n % 2) for n in cotangent.shape[1:3])
-    cotangent = jnp.pad(cotangent, ((0, 0), *odd, (0, 0)))
-    tile = [[cotangent[:, i::2, j::2] for j in range(2)] for i in range(2)]
-    outputs = [
-        entry.reshape(-1, cotangent.shape[-1]) for entry in _transform(_transpose(_OUTPUT), tile)
-    ]
-    return [
-        _contract(tile, output) for tile, output in zip(_input_tiles(x, pads), outputs, strict=True)
-    ]
-
-
-def _contract(left: jax.Array, right: jax.Array) -> jax.Array:
-    """leftᵀ right."""
-    return jax.lax.dot_general(left, right, (((0,), (0,)), ((), ())))
 
 
 def _chunks(images: jax.Array, size: int) -> jax.Array:
@@ -306,8 +217,8 @@ def _convolve_many(
     serve.
     """
     if _is_winograd(kernel, strides, pads):
-        tiles = _kernel_tiles(kernel)
-        return map_images(lambda images: _winograd(images, tiles, pads), x)
+        tiles = winograd.transform_kernel(kernel)
+        return map_images(lambda images: winograd.convolve(images, tiles, pads), x)
     return map_images(lambda images: _convolve_products(images, kernel, strides, pads), x)
 
 
@@ -325,10 +236,9 @@ def _convolve_many_backward(
         around = tuple((2 - low, 2 - high) for low, high in pads)
         dx = _convolve_many(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), strides, around)
         tiles = _sum_images(
-            lambda x, y: (None, _winograd_kernel_gradient(x, y, pads)), x, cotangent
+            lambda x, y: (None, winograd.kernel_tiles_gradient(x, y, pads)), x, cotangent
         )[1]
-        entries = _transform(_transpose(_KERNEL), [tiles[i : i + 4] for i in range(0, 16, 4)])
-        return dx, jnp.stack(entries).reshape(kernel.shape)
+        return dx, winograd.kernel_gradient(tiles)
 
     def gradients(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.vjp(lambda x, kernel: _convolve_products(x, kernel, strides, pads), x, kernel)[
@@ -350,6 +260,7 @@ def _plain_window(
     rhs_dilation: Sequence[int] | None = None,
     dimension_numbers: object = None,
     feature_group_count: int = 1,
+    *,
     precision: object = None,
 ) -> tuple[tuple[int, int], Pads]:
     """Strides and padding of the call `flax.linen.Conv` makes; raises `InputError` unless it is
@@ -368,17 +279,6 @@ def _plain_window(
     pads = tuple((int(low), int(high)) for low, high in padding)
     check_fits(x.shape[1:3], kernel.shape[:2], pads)
     return strides, pads
-
-
-def check_fits(size: Sequence[int], window: Sequence[int], pads: Pads = ((0, 0), (0, 0))) -> None:
-    """Raises `InputError` where a window does not fit a map, i.e. the image is too small for the
-    network.
-    """
-    if any(n + low + high < w for n, w, (low, high) in zip(size, window, pads, strict=True)):
-        raise InputError(
-            f"image_shape: too small, a {window[0]}x{window[1]} window meets a {size[0]}x{size[1]} "
-            "map"
-        )
 
 
 def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
@@ -443,7 +343,7 @@ def _convolve_and_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
     ]
     blocks = _convolve_blocks(x, kernel, 2 * size, offsets)
     rows, columns = blocks.shape[1:3]
-    pooled = _window_max(blocks.reshape(len(x), rows, columns, 2, 2, -1), (3, 4))
+    pooled = window_max(blocks.reshape(len(x), rows, columns, 2, 2, -1), (3, 4))
     pooled = pooled.reshape(len(x), rows, columns, size * size, kernel.shape[-1])
     return _join_blocks(
         pooled,
@@ -473,97 +373,8 @@ def max_pooled(convolution: Callable[..., jax.Array]) -> Callable[..., jax.Array
 
 
 def resolve_convolution(name: str) -> str:
-    """The name of the convolution to use: "auto" is "product" on a CPU and "lax" on other backends."""
+    """The name of the convolution to use: "auto" is "product" on a CPU and "lax" elsewhere."""
     check_choice("convolution", name, ("auto", *CONVOLUTIONS))
     if name == "auto":
         return "product" if jax.default_backend() == "cpu" else "lax"
     return name
-
-
-def _entries(windows: jax.Array, axes: tuple[int, int]) -> list[jax.Array]:
-    """The entries of every window, row by row, each of the shape of the pooled image."""
-    first, second = axes
-    rows = [
-        jax.lax.index_in_dim(windows, i, first, keepdims=False) for i in range(windows.shape[first])
-    ]
-    return [
-        jax.lax.index_in_dim(row, j, second - 1, keepdims=False)
-        for row in rows
-        for j in range(windows.shape[second])
-    ]
-
-
-def _winners(entries: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-    """The largest entry, and for each entry where it is the one, the first of equals."""
-    if len(entries) == 1:
-        return entries[0], [jnp.ones(entries[0].shape, bool)]
-    left, among_left = _winners(entries[: len(entries) // 2])
-    right, among_right = _winners(entries[len(entries) // 2 :])
-    first = left >= right
-    return jnp.maximum(left, right), [first & won for won in among_left] + [
-        ~first & won for won in among_right
-    ]
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _window_max(windows: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """The maximum over two axes, ascending; its derivative goes to exactly one entry, the first of
-    equals.
-
-    The derivative of `jnp.max` compares entries with the maximum: where XLA computes an entry again
-    inside another fusion, its last bit may differ and the winner is lost. Entries compared in pairs
-    always leave one winner.
-    """
-    return functools.reduce(jnp.maximum, _entries(windows, axes))
-
-
-@_window_max.defjvp
-def _window_max_jvp(axes, primals, tangents):
-    (windows,), (direction,) = primals, tangents
-    won = _winners(_entries(windows, axes))[1]
-    first, second = axes
-    size = windows.shape[second]
-    rows = [jnp.stack(won[i : i + size], second - 1) for i in range(0, len(won), size)]
-    return _window_max(windows, axes), jnp.sum(
-        jnp.where(jnp.stack(rows, first), direction, 0), axes
-    )
-
-
-def pool(
-    x: jax.Array, kind: str, size: int, stride: int | None = None, padding: int = 0
-) -> jax.Array:
-    """size×size pooling of images [B, H, W, C]; what no window reaches at the border is dropped, as
-    in PyTorch.
-
-    Slices, reshapes and a maximum in pairs instead of `reduce_window`, whose gradient is slow on a
-    CPU. Where several entries of a window share its maximum the gradient goes to the first, row by
-    row, as in PyTorch.
-
-    Args:
-      kind: "max" or "avg".
-      stride: from one window to the next; by default `size`, windows that do not overlap.
-      padding: rows and columns around the image that are never the maximum, and zeros in an
-        average.
-    """
-    check_choice("pooling", kind, ("max", "avg"))
-    stride = size if stride is None else stride
-    if 2 * padding > size:
-        raise InputError(f"padding: must be at most half of the size {size}, got {padding}")
-    pads = ((padding, padding), (padding, padding))
-    check_fits(x.shape[1:3], (size, size), pads)
-    if padding:
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf if kind == "max" else 0.0)
-    batch, height, width, channels = x.shape
-    rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
-    if stride == size:
-        x = x[:, : rows * size, : columns * size].reshape(
-            batch, rows, size, columns, size, channels
-        )
-        return _window_max(x, (2, 4)) if kind == "max" else x.mean((2, 4))
-    entries = [
-        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    windows = jnp.stack(entries).reshape(size, size, batch, rows, columns, channels)
-    return _window_max(windows, (0, 1)) if kind == "max" else windows.mean((0, 1))

@@ -1,8 +1,11 @@
-"""Orthonormal bases of input space as unit rows [K, D], and their relation to images [H, W, C].
+"""Orthonormal bases of input space as unit rows [K, D], and their relation to inputs of any shape.
 
-A vector of length D = H·W·C is an image read row by row, channels innermost.
+A vector of length D is an image [H, W, C] read row by row, channels innermost, and likewise a
+signal [L, C] or a volume [T, H, W, C]. Fourier and cosine bases run along every axis but that of
+channels, A of them; a vector (D,) counts as one such axis, without channels.
 """
 
+import functools
 import hashlib
 import math
 from typing import Any, NamedTuple
@@ -15,7 +18,7 @@ from nad_jax.ensemble import resolve_key
 from nad_jax.errors import (
     InputError,
     check_choice,
-    check_image_shape,
+    check_input_shape,
     check_integer,
     check_number,
     host_array,
@@ -25,35 +28,47 @@ from nad_jax.errors import (
 )
 
 
-def to_images(vectors: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
-    """Vectors [..., D] as images [..., H, W, C]; raises `InputError` where D is not H·W·C."""
-    height, width, channels = check_image_shape(image_shape)
+def to_images(vectors: jax.Array, image_shape: tuple[int, ...]) -> jax.Array:
+    """Vectors [..., D] as inputs [..., *image_shape], images [..., H, W, C] say; raises
+    `InputError` where D is not their product.
+    """
+    shape = check_input_shape(image_shape)
     vectors = real_array("vectors", vectors, "[..., D]", finite=False)
-    if vectors.shape[-1] != height * width * channels:
+    if vectors.shape[-1] != math.prod(shape):
         raise InputError(
-            f"vectors: last axis {vectors.shape[-1]} is not {height}·{width}·{channels} = "
-            f"{height * width * channels}"
+            f"vectors: last axis {vectors.shape[-1]} is not {'·'.join(map(str, shape))} = "
+            f"{math.prod(shape)}"
         )
-    return vectors.reshape(*vectors.shape[:-1], height, width, channels)
+    return vectors.reshape(*vectors.shape[:-1], *shape)
 
 
-def to_vectors(images: jax.Array) -> jax.Array:
-    """Images [..., H, W, C] as vectors [..., D], D = H·W·C; raises `InputError` for other arrays."""
-    images = real_array("images", images, "[..., H, W, C]", finite=False)
-    return images.reshape(*images.shape[:-3], math.prod(images.shape[-3:]))
+def to_vectors(images: jax.Array, image_shape: tuple[int, ...] | None = None) -> jax.Array:
+    """Inputs [..., *image_shape] as vectors [..., D], by default images [..., H, W, C] of any size;
+    raises `InputError` for other arrays.
+    """
+    shape = ("H", "W", "C") if image_shape is None else check_input_shape(image_shape)
+    axes = ", ".join(map(str, ("...", *shape)))
+    images = real_array("images", images, f"[{axes}]", finite=False)
+    kept = images.ndim - len(shape)
+    return images.reshape(*images.shape[:kept], math.prod(images.shape[kept:]))
 
 
-def basis_pixel(image_shape: tuple[int, int, int]) -> jax.Array:
-    """The standard basis [D, D]: direction k is pixel k."""
-    return jnp.eye(int(np.prod(check_image_shape(image_shape))), dtype=jnp.float32)
+def spatial_shape(image_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The lengths of the axes of an input but that of channels, [A]; of a vector its own length."""
+    return image_shape[:-1] or image_shape
+
+
+def basis_pixel(image_shape: tuple[int, ...]) -> jax.Array:
+    """The standard basis [D, D]: direction k is entry k, for images of one channel pixel k."""
+    return jnp.eye(math.prod(check_input_shape(image_shape)), dtype=jnp.float32)
 
 
 class FourierBasis(NamedTuple):
-    """The real 2-D Fourier basis and the coordinates of its directions.
+    """The real Fourier basis and the coordinates of its directions.
 
     directions:  [D, D] unit rows.
-    frequencies: [D, 2] integers (vertical, horizontal), each in -N/2 < f <= N/2, in cycles per
-      image.
+    frequencies: [D, A] integers, one for each axis but that of channels, for images (vertical,
+      horizontal), each in -N/2 < f <= N/2, in cycles per length N of the axis.
     phases:      [D] 0 for a cosine, 1 for a sine.
     channels:    [D] the channel a direction lives in.
     """
@@ -65,83 +80,92 @@ class FourierBasis(NamedTuple):
 
 
 def dft_direction(
-    image_shape: tuple[int, int, int],
-    frequency: tuple[int, int],
+    image_shape: tuple[int, ...],
+    frequency: tuple[int, ...] | int,
     phase: str = "cosine",
     channel: int = 0,
 ) -> jax.Array:
-    """The unit vector [D] with entries ∝ cos or sin of 2π(f_y·y/H + f_x·x/W) in one channel.
+    """The unit vector [D] with entries ∝ cos or sin of 2π Σ f_a·n_a/N_a in one channel; of an image
+    2π(f_y·y/H + f_x·x/W).
 
     Args:
-      image_shape: (H, W, C).
-      frequency: (f_y, f_x), integers in cycles per image; taken modulo H and W.
-      phase: "cosine" or "sine". A self-conjugate frequency (2 f_y ≡ 0 mod H and 2 f_x ≡ 0 mod W)
-        has no sine.
-      channel: in 0 … C−1.
+      image_shape: (D,), (L, C), (H, W, C) or (T, H, W, C).
+      frequency: (f_1 … f_A), integers in cycles per length of an axis, modulo that length; (f_y,
+        f_x) of an image, and where there is one axis also an integer.
+      phase: "cosine" or "sine". A self-conjugate frequency (2 f_a ≡ 0 mod N_a for every axis) has
+        no sine.
+      channel: in 0 … C−1; 0 of a vector.
 
     Raises:
       InputError: for the sine of a self-conjugate frequency, an unknown phase, or a channel out of
         range.
     """
-    height, width, channels = check_image_shape(image_shape)
+    shape = check_input_shape(image_shape)
+    lengths = spatial_shape(shape)
     check_choice("phase", phase, ("cosine", "sine"))
-    channel = check_integer("channel", channel, 0, channels - 1)
-    row, column = _check_frequency(frequency)
-    if phase == "sine" and (2 * row) % height == 0 and (2 * column) % width == 0:
+    channel = check_integer("channel", channel, 0, math.prod(shape) // math.prod(lengths) - 1)
+    frequency = _check_frequency(frequency, len(lengths))
+    if phase == "sine" and _is_self_conjugate(frequency, lengths):
         raise InputError(
-            f"frequency: {(row, column)} is self-conjugate on {height}x{width} and has no sine"
+            f"frequency: {frequency} is self-conjugate on {'x'.join(map(str, lengths))} and has no "
+            "sine"
         )
     # Integer products modulo the length keep the argument exact before the one division.
-    y, x = np.arange(height)[:, None], np.arange(width)[None, :]
-    row, column = row % height, column % width
-    angle = 2 * np.pi * ((row * y) % height / height + (column * x) % width / width)
+    places = zip(frequency, np.indices(lengths), lengths, strict=True)
+    angle = 2 * np.pi * sum((f % length * n) % length / length for f, n, length in places)
     wave = np.cos(angle) if phase == "cosine" else np.sin(angle)
-    image = np.zeros((height, width, channels))
-    image[..., channel] = wave / np.linalg.norm(wave)
-    return jnp.asarray(image.reshape(-1), dtype=jnp.float32)
+    entries = np.zeros((wave.size, math.prod(shape) // wave.size))
+    entries[:, channel] = (wave / np.linalg.norm(wave)).reshape(-1)
+    return jnp.asarray(entries.reshape(-1), dtype=jnp.float32)
 
 
-def _check_frequency(frequency: Any) -> tuple[int, int]:
-    """The two integers, which may be written as floats (`np.fft.fftfreq` does)."""
+def _check_frequency(frequency: Any, count: int) -> tuple[int, ...]:
+    """The integers, one for each axis, which may be written as floats (`np.fft.fftfreq` does)."""
     values = plain(frequency)
-    values = tuple(values) if isinstance(values, list | tuple) else ()
+    values = tuple(values) if isinstance(values, list | tuple) else (values,)
     whole = [value for value in values if isinstance(value, int | float) and value % 1 == 0]
-    if len(values) != 2 or len(whole) != 2:
+    if len(values) != count or len(whole) != count:
+        axes = {1: "one integer", 2: "two integers (vertical, horizontal)"}
         raise InputError(
-            f"frequency: must be two integers (vertical, horizontal), got {shown(frequency)}"
+            f"frequency: must be {axes.get(count, f'{count} integers')}, got {shown(frequency)}"
         )
-    return int(values[0]), int(values[1])
+    return tuple(map(int, values))
 
 
-def _half_plane(height: int, width: int) -> list[tuple[int, int]]:
+def _is_self_conjugate(frequency: tuple[int, ...], lengths: tuple[int, ...]) -> bool:
+    """Whether a frequency is its own negative: zero or Nyquist along every axis."""
+    return all(2 * f % length == 0 for f, length in zip(frequency, lengths, strict=True))
+
+
+def _half_space(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
     """One frequency of every conjugate pair ±f, as values in -N/2 < f <= N/2, lowest first."""
 
     def signed(k: int, n: int) -> int:
         return k if 2 * k <= n else k - n
 
     seen, chosen = set(), []
-    for k in range(height):
-        for m in range(width):
-            if (k, m) not in seen:
-                seen |= {(k, m), (-k % height, -m % width)}
-                chosen.append((signed(k, height), signed(m, width)))
-    return sorted(chosen, key=lambda f: (f[0] ** 2 + f[1] ** 2, f))
+    for frequency in np.ndindex(lengths):
+        if frequency not in seen:
+            seen |= {frequency, tuple(-k % n for k, n in zip(frequency, lengths, strict=True))}
+            chosen.append(tuple(map(signed, frequency, lengths)))
+    return sorted(chosen, key=lambda f: (sum(k**2 for k in f), f))
 
 
-def basis_dft(image_shape: tuple[int, int, int]) -> FourierBasis:
-    """The real 2-D Fourier basis [D, D], lowest frequencies first.
+def basis_dft(image_shape: tuple[int, ...]) -> FourierBasis:
+    """The real Fourier basis [D, D] of inputs of any shape, lowest frequencies first.
 
     Each conjugate pair of frequencies gives a cosine and a sine; a self-conjugate frequency
-    (zero or Nyquist along both axes) gives its cosine alone, so the rows are exactly D.
+    (zero or Nyquist along every axis) gives its cosine alone, so the rows are exactly D.
     """
-    height, width, channels = check_image_shape(image_shape)
+    shape = check_input_shape(image_shape)
+    lengths = spatial_shape(shape)
     rows, frequencies, phases, owners = [], [], [], []
-    for row, column in _half_plane(height, width):
-        self_conjugate = (2 * row) % height == 0 and (2 * column) % width == 0
+    for frequency in _half_space(lengths):
+        self_conjugate = _is_self_conjugate(frequency, lengths)
         for phase in ("cosine",) if self_conjugate else ("cosine", "sine"):
-            for channel in range(channels):
-                rows.append(np.asarray(dft_direction(image_shape, (row, column), phase, channel)))
-                frequencies.append((row, column))
+            for channel in range(math.prod(shape) // math.prod(lengths)):
+                rows.append(np.asarray(dft_direction(shape, frequency, phase, channel)))
+                frequencies.append(frequency)
                 phases.append(phase == "sine")
                 owners.append(channel)
     return FourierBasis(
@@ -159,15 +183,16 @@ def _dct_matrix(length: int) -> np.ndarray:
     return matrix
 
 
-def basis_dct(image_shape: tuple[int, int, int]) -> jax.Array:
-    """The separable orthonormal DCT-II basis [D, D].
+def basis_dct(image_shape: tuple[int, ...]) -> jax.Array:
+    """The separable orthonormal DCT-II basis [D, D] of inputs of any shape.
 
-    Row (k_y·W + k_x)·C + c is the product of cosines of vertical order k_y and horizontal order k_x
-    in channel c.
+    Row (k_y·W + k_x)·C + c of images is the product of cosines of vertical order k_y and horizontal
+    order k_x in channel c, and so on for other numbers of axes.
     """
-    height, width, channels = check_image_shape(image_shape)
-    spatial = np.kron(_dct_matrix(height), _dct_matrix(width))
-    return jnp.asarray(np.kron(spatial, np.eye(channels)), dtype=jnp.float32)
+    shape = check_input_shape(image_shape)
+    spatial = functools.reduce(np.kron, map(_dct_matrix, spatial_shape(shape)))
+    channels = np.eye(math.prod(shape) // len(spatial))
+    return jnp.asarray(np.kron(spatial, channels), dtype=jnp.float32)
 
 
 def basis_random(

@@ -287,13 +287,26 @@ def problems(*checks: Callable[[], None]) -> list[str]:
     return messages
 
 
+def check_input_shape(image_shape: Any) -> tuple[int, ...]:
+    """Returns the shape of one input, (D,), (L, C), (H, W, C) or (T, H, W, C), as integers; raises
+    `InputError` otherwise.
+    """
+    return _check_shape(
+        image_shape,
+        (1, 2, 3, 4),
+        "one to four positive integers, (length,), "
+        "(length, channels), (height, width, channels) or (time, height, width, channels)",
+    )
+
+
 def check_image_shape(image_shape: Any) -> tuple[int, int, int]:
     """Returns `image_shape` as (height, width, channels); raises `InputError` otherwise."""
-    image_shape = plain(image_shape)
-    shape = tuple(image_shape) if isinstance(image_shape, list | tuple) else ()
-    if len(shape) != 3 or any(not _is_number(n, numbers.Integral) or n < 1 for n in shape):
-        raise InputError(
-            "image_shape: must be three positive integers (height, width, channels), got "
-            f"{shown(image_shape)}"
-        )
+    return _check_shape(image_shape, (3,), "three positive integers (height, width, channels)")
+
+
+def _check_shape(value: Any, axes: tuple[int, ...], allowed: str) -> tuple[int, ...]:
+    value = plain(value)
+    shape = tuple(value) if isinstance(value, list | tuple) else ()
+    if len(shape) not in axes or any(not _is_number(n, numbers.Integral) or n < 1 for n in shape):
+        raise InputError(f"image_shape: must be {allowed}, got {shown(value)}")
     return tuple(map(int, map(plain, shape)))

@@ -187,7 +187,7 @@ def reference_initialization(
 
 
 def reference_readout_variance(num_features: int) -> float:
-    """τ² = 1/(3F): the variance of a read-out weight under the reference initialization U(±1/√F)."""
+    """τ² = 1/(3F): the variance of a read-out weight under the reference, U(±1/√F)."""
     return 1.0 / (3.0 * num_features)
 
 

@@ -1,18 +1,20 @@
 """What is done to images along directions: set a coefficient, poison, flip a basis, remove a
 subspace.
 
-Images are [B, H, W, C] real numbers. Directions of one channel, [K, H·W], act on every channel
-alike; directions of the whole image, [K, H·W·C], act on it as on one vector. (With one channel
-these are the same.) Source: NAD, Section 5 and reference code.
+Images are real numbers [B, H, W, C], or inputs of any other shape, [B, D], [B, L, C] or
+[B, T, H, W, C]. Directions of one channel, [K, H·W], act on every channel alike; directions of the
+whole image, [K, H·W·C], act on it as on one vector. (With one channel these are the same.) Source:
+NAD, Section 5 and reference code.
 """
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.directions import check_orthonormal, completed_rows
+from nad_jax.directions import check_orthonormal, completed_rows, spatial_shape
 from nad_jax.errors import (
     InputError,
     check_image_shape,
@@ -29,11 +31,15 @@ _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 def _check_images(images: jax.Array) -> jax.Array:
     images = number_array("images", images, "real numbers [B, H, W, C]")
-    if images.ndim != 4 or not images.size or not jnp.issubdtype(images.dtype, jnp.floating):
+    if (
+        not 2 <= images.ndim <= 5
+        or not images.size
+        or not jnp.issubdtype(images.dtype, np.floating)
+    ):
         raise InputError(
             f"images: must be real numbers [B, H, W, C], got shape {images.shape} of "
-            f"{images.dtype} "
-            "(divide uint8 by 255)"
+            f"{images.dtype} (divide uint8 by 255; other inputs are [B, D], [B, L, C] or "
+            "[B, T, H, W, C])"
         )
     return jnp.asarray(images)
 
@@ -42,23 +48,20 @@ def _as_rows(images: jax.Array, dimension: int) -> jax.Array:
     """Images as vectors of that dimension, [B·C, H·W] or [B, H·W·C]; raises `InputError` where it
     is neither.
     """
-    batch, height, width, channels = images.shape
-    if dimension == height * width:
-        return images.transpose(0, 3, 1, 2).reshape(batch * channels, dimension)
-    if dimension == height * width * channels:
+    batch, *shape = images.shape
+    pixels = math.prod(spatial_shape(shape))
+    if dimension == pixels:
+        return images.reshape(batch, pixels, -1).swapaxes(1, 2).reshape(-1, pixels)
+    if dimension == math.prod(shape):
         return images.reshape(batch, dimension)
     raise InputError(
-        f"directions: images {height}x{width}x{channels} need D = {height * width} (each channel "
-        "alike) "
-        f"or {height * width * channels}, got {dimension}"
+        f"directions: images {'x'.join(map(str, shape))} need D = {pixels} (each channel alike) or "
+        f"{math.prod(shape)}, got {dimension}"
     )
 
 
 def _as_images(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    batch, height, width, channels = shape
-    if rows.shape[1] == height * width:
-        return rows.reshape(batch, channels, height, width).transpose(0, 2, 3, 1)
-    return rows.reshape(shape)
+    return rows.reshape(shape[0], -1, rows.shape[1]).swapaxes(1, 2).reshape(shape)
 
 
 def set_coefficients(

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 
+from nad_jax.behavior import Probes
 from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode_flags
-from nad_jax.contract import Probes, reported
+from nad_jax.contract import reported
 from nad_jax.ensemble import named_key
-from nad_jax.errors import InputError, check_choice, check_image_shape
+from nad_jax.errors import InputError, check_choice, check_input_shape
 from nad_jax.initializers import (
     find_law,
     flax_readout_variance,
@@ -37,7 +38,7 @@ class _DenseCall(NamedTuple):
 class _Module(NamedTuple):
     """A Linen module as functions of its variables.
 
-    init(key, image: zeros by default) -> variables. evaluate(variables, x) -> logits.
+    init(key, x: one input of zeros by default) -> variables. evaluate(variables, x) -> logits.
     train(variables, x, rngs, mutable) -> (logits, updated).
     describe(): the shapes of its variables, and every module by its path.
     record_dense(variables, x) -> (logits, every call of an `nn.Dense`).
@@ -75,7 +76,7 @@ def _own_flags(module: nn.Module) -> set[str]:
 
 def _make_module(
     module: nn.Module,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     arguments: Mapping[str, Any] | None,
     train_arguments: Mapping[str, Any] | None,
 ) -> _Module:
@@ -88,10 +89,10 @@ def _make_module(
     }
     zeros = jnp.zeros((1, *image_shape), jnp.float32)
 
-    def init(key: jax.Array, image: jax.Array = zeros) -> Any:
+    def init(key: jax.Array, x: jax.Array = zeros) -> Any:
         positional, keyword = call(False)
         with reported(f"{name}.init"):
-            return modules[False].init({"params": key}, image, *positional, **keyword)
+            return modules[False].init({"params": key}, x, *positional, **keyword)
 
     def evaluate(variables: Any, x: jax.Array) -> jax.Array:
         positional, keyword = call(False)
@@ -109,9 +110,8 @@ def _make_module(
         owners: dict[tuple[str, ...], nn.Module] = {}
 
         def record(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-            if (
-                context.module.scope is not None
-            ):  # an unbound module, whose path is that of the whole, owns nothing
+            # An unbound module, whose path is that of the whole, owns nothing.
+            if context.module.scope is not None:
                 first = owners.setdefault(context.module.path, context.module)
                 shared = context.module.scope is first.scope  # as `nn.share_scope` has it
                 if shared and find_law(first) is None and find_law(context.module) is not None:
@@ -131,7 +131,8 @@ def _make_module(
                 kernel = nn.unbox(context.module.get_variable("params", "kernel"))
                 calls.append(_DenseCall(context.module, kernel, args[0], outputs))
             elif isinstance(context.module, nn.WeightNorm | nn.SpectralNorm):
-                calls.clear()  # the layer inside multiplies by a normalized kernel, not by the one that was drawn
+                # The layer inside multiplies by a normalized kernel, not by the one that was drawn.
+                calls.clear()
             return outputs
 
         with nn.intercept_methods(record):
@@ -155,6 +156,15 @@ def _readout(variables: Any, logits: jax.Array, calls: list[_DenseCall]) -> _Den
     return (
         calls[-1] if sum(call.module.path == calls[-1].module.path for call in calls) == 1 else None
     )
+
+
+def _readout_variance(readout: _DenseCall | None, initialization: str) -> float | None:
+    """τ² of the weights of a read-out, where the initialization settles it."""
+    if readout is not None and initialization == "reference":
+        return reference_readout_variance(readout.inputs.shape[-1])
+    if readout is not None and readout.module.kernel_init is nn.Dense.kernel_init:
+        return flax_readout_variance(readout.inputs.shape[-1])
+    return None
 
 
 _WATCHING = threading.Lock()
@@ -223,7 +233,7 @@ def _state(variables: Mapping[str, Any]) -> list[str]:
     return [name for name in variables if name != "params"]
 
 
-def _find_asked(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct) -> _Asked:
+def _find_asked(module: _Module, shapes: Any, inputs: jax.ShapeDtypeStruct) -> _Asked:
     """What a module asks for in both modes. Where it fails for another reason, `check` or training
     will say so.
     """
@@ -233,7 +243,7 @@ def _find_asked(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct) -> _
         with contextlib.suppress(InputError), _watched(asked):
             jax.eval_shape(lambda *arrays: function(*arrays), *args)
 
-    trace(module.evaluate, shapes, images)
+    trace(module.evaluate, shapes, inputs)
     asked.streams.clear()  # evaluation has none
     while True:
         known = tuple(asked.streams)
@@ -241,7 +251,7 @@ def _find_asked(module: _Module, shapes: Any, images: jax.ShapeDtypeStruct) -> _
         trace(
             lambda variables, x, rngs=rngs: module.train(variables, x, rngs, _state(shapes)),
             shapes,
-            images,
+            inputs,
         )
         if tuple(asked.streams) == known:
             return asked
@@ -253,7 +263,7 @@ def _make_rngs(key: jax.Array, streams: tuple[str, ...]) -> dict[str, jax.Array]
 
 
 def _find_sown(
-    module: _Module, shapes: Any, images: jax.ShapeDtypeStruct, asked: _Asked
+    module: _Module, shapes: Any, inputs: jax.ShapeDtypeStruct, asked: _Asked
 ) -> tuple[str, ...]:
     """The collections that a module sows into and runs without in both modes."""
 
@@ -266,8 +276,8 @@ def _find_sown(
             )
 
         with contextlib.suppress(InputError):
-            jax.eval_shape(module.evaluate, left, images)
-            jax.eval_shape(train, left, images)
+            jax.eval_shape(module.evaluate, left, inputs)
+            jax.eval_shape(train, left, inputs)
             return True
         return False
 
@@ -276,18 +286,19 @@ def _find_sown(
 
 def from_linen(
     module: nn.Module,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     initialization: str = "flax",
     readout_variance: float | None = None,
     reference_convolution: str = "uniform",
     symmetries: tuple[str, ...] = (),
     arguments: Mapping[str, Any] | None = None,
     train_arguments: Mapping[str, Any] | None = None,
+    *,
     streams: tuple[str, ...] | None = None,
     check: bool = True,
 ) -> Model:
-    """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps images [B, H, W, C]
-    to logits [B, K].
+    """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps inputs
+    [B, *image_shape] to logits [B, K].
 
     The mode is passed under the name that `__call__` gives it, one of
     `call_arguments.TRAINING_FLAGS` or `EVALUATION_FLAGS`, or set where it is an attribute of that
@@ -300,9 +311,9 @@ def from_linen(
 
     Args:
       module: the module.
-      image_shape: (H, W, C) of one input.
+      image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C).
       initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own,
-        shown one image of zeros).
+        shown one input of zeros).
       readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under
         "flax" for a layer with Flax's default kernel initializer; otherwise state it to
         marginalize.
@@ -315,27 +326,27 @@ def from_linen(
       check: as in `from_functions`.
 
     Raises:
-      InputError: where the module raises or breaks the contract (see `contract.check_behavior`), an
+      InputError: where the module raises or breaks the contract (see `behavior.check_behavior`), an
         argument of `__call__` is not known, or the reference initialization does not cover a
         variable.
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"module: must be an instance of a Linen module, got {module!r}")
-    image_shape = check_image_shape(image_shape)
+    image_shape = check_input_shape(image_shape)
     check_choice("initialization", initialization, INITIALIZATIONS)
     functions = _make_module(module, image_shape, arguments, train_arguments)
-    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     # Without `jit`, inside the module: what was traced before would not be run again, and nothing
     # of it seen.
     with contextlib.nullcontext() if streams is not None else jax.disable_jit():
         (shapes, owners), sown = functions.describe(), ()
         if streams is None:
-            asked = _find_asked(functions, shapes, images)
-            streams, sown = tuple(asked.streams), _find_sown(functions, shapes, images, asked)
+            asked = _find_asked(functions, shapes, inputs)
+            streams, sown = tuple(asked.streams), _find_sown(functions, shapes, inputs, asked)
             shapes = _without(shapes, sown)
 
-    def init_flax(key: jax.Array, *image: jax.Array) -> Any:
-        return _without(functions.init(key, *image), sown)
+    def init_flax(key: jax.Array, *x: jax.Array) -> Any:
+        return _without(functions.init(key, *x), sown)
 
     init = init_flax
     if initialization == "reference":
@@ -356,19 +367,13 @@ def from_linen(
 
     found: list[_DenseCall | None] = []
 
-    def trace(variables: Any, x: jax.Array) -> jax.Array:
-        logits, calls = functions.record_dense(variables, x)
-        found.append(_readout(variables, logits, calls))
-        return logits
+    def trace(variables: Any, x: jax.Array) -> None:
+        found.append(_readout(variables, *functions.record_dense(variables, x)))
 
-    jax.eval_shape(trace, shapes, images)
+    jax.eval_shape(trace, shapes, inputs)
     readout = found[0]
-    if readout is not None and readout_variance is None:
-        num_features = readout.inputs.shape[-1]
-        if initialization == "reference":
-            readout_variance = reference_readout_variance(num_features)
-        elif readout.module.kernel_init is nn.Dense.kernel_init:
-            readout_variance = flax_readout_variance(num_features)
+    if readout_variance is None:
+        readout_variance = _readout_variance(readout, initialization)
     model = Model(
         init,
         apply,

@@ -1,9 +1,12 @@
 """The contract between a network and everything else: pure functions.
 
-init(key) -> variables                                     one independent initialization
-apply(variables, x) -> logits                              evaluation mode; x [B, H, W, C], logits [B, K]
-apply(variables, x, key, train=True) -> (logits, variables)    training mode: batch statistics, dropout
-features(variables, x) -> [B, F]                           the input of the last linear layer (optional)
+init(key) -> variables                                    one independent initialization
+apply(variables, x) -> logits                             evaluation mode; x [B, *shape] to [B, K]
+apply(variables, x, key, train=True) -> (logits, variables)   training: batch statistics, dropout
+features(variables, x) -> [B, F]                          the input of the last linear layer
+
+The shape of one input is (D,) of a vector, (L, C) of a signal, (H, W, C) of an image or
+(T, H, W, C) of a volume.
 
 `from_functions` takes such functions; adapters that give them are `linen.from_linen` and
 `nnx.from_nnx`.
@@ -16,16 +19,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nad_jax.behavior import Probes, check_behavior
 from nad_jax.contract import (
-    Probes,
     as_arrays,
-    check_behavior,
     check_shapes,
     check_trainable,
     reported,
     shape_of_variables,
 )
-from nad_jax.errors import check_choice, check_function, check_image_shape, check_number
+from nad_jax.errors import check_choice, check_function, check_input_shape, check_number
 from nad_jax.symmetries import check_symmetries
 
 
@@ -41,6 +43,7 @@ def _trainable_leaves(variables: Any) -> Any:
 class Model(NamedTuple):
     """A network as pure functions (see the module's docstring).
 
+    image_shape: of one input (the published name; `input_shape` is the same).
     features: None where the input of the last linear layer cannot be reached.
     readout_variance: τ² of the weights of that layer, E[w wᵀ] = τ² I, w independent of the
       features; None: unknown.
@@ -52,7 +55,7 @@ class Model(NamedTuple):
 
     init: Callable[[jax.Array], Any]
     apply: Callable[..., Any]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_logits: int | None = None
     features: Callable[[Any, jax.Array], jax.Array] | None = None
     readout_variance: float | None = None
@@ -60,15 +63,23 @@ class Model(NamedTuple):
     trainable: Callable[[Any], Any] = _trainable_leaves
     symmetries: tuple[str, ...] = ()
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input, (D,), (L, C), (H, W, C) or (T, H, W, C)."""
+        return self.image_shape
+
+
+Leaves = list[jax.Array]
+
 
 def split_trainable(
     model: Model, variables: Any
-) -> tuple[list[jax.Array], list[jax.Array], Callable[..., Any]]:
-    """The leaves that training changes, the other ones, and `join(trained, others) -> variables`."""
+) -> tuple[Leaves, Leaves, Callable[[Leaves, Leaves], Any]]:
+    """The leaves that training changes, the others, and `join(trained, others) -> variables`."""
     leaves, structure = jax.tree.flatten(variables)
     mask = jax.tree.leaves(model.trainable(variables))
 
-    def join(trained: list[jax.Array], others: list[jax.Array]) -> Any:
+    def join(trained: Leaves, others: Leaves) -> Any:
         sources = {True: iter(trained), False: iter(others)}
         return jax.tree.unflatten(structure, [next(sources[bool(chosen)]) for chosen in mask])
 
@@ -81,7 +92,7 @@ def complete_model(model: Model, check: bool = True, probes: Probes | None = Non
     """The model with its number of logits, tested against the contract.
 
     Args:
-      check: whether its behavior is tested (see `contract.check_behavior`), besides the shapes.
+      check: whether its behavior is tested (see `behavior.check_behavior`), besides the shapes.
       probes: what the adapter knows besides.
 
     Raises:
@@ -91,7 +102,7 @@ def complete_model(model: Model, check: bool = True, probes: Probes | None = Non
     if model.readout_variance is not None:
         variance = check_number("readout_variance", model.readout_variance, 0.0, exclusive=True)
         model = model._replace(readout_variance=variance)
-    symmetries = check_symmetries(model.symmetries, model.image_shape)
+    symmetries = check_symmetries(model.symmetries, model.input_shape)
     model = model._replace(num_logits=check_shapes(model), symmetries=symmetries)
     if check:
         check_behavior(model, probes)
@@ -101,7 +112,7 @@ def complete_model(model: Model, check: bool = True, probes: Probes | None = Non
 def from_functions(
     init: Callable[[jax.Array], Any],
     apply: Callable[..., Any],
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     features: Callable[[Any, jax.Array], jax.Array] | None = None,
     readout_variance: float | None = None,
     trainable: Callable[[Any], Any] | None = None,
@@ -113,18 +124,19 @@ def from_functions(
     Args:
       init, apply, features: as in the module's docstring; `train=True` is needed for training
         alone.
-      image_shape: (H, W, C) of one input.
+      image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C).
       readout_variance: τ² of the last linear layer's weights; needed, with `features`, for a
         marginalized read-out or several read-outs per network.
       trainable: maps variables to a tree of booleans: which leaves training changes. By default the
         collection "params" where variables are a mapping that has one, otherwise every leaf of
         floating-point numbers, complex ones included; all other leaves are what `apply` in training
         mode returns.
-      symmetries: of the law of the network, names of `symmetries.SYMMETRIES`: "flip" where reversed
-        rows or columns leave the law of f_θ(x) over θ as it is, "transpose" where exchanging them
-        does. This is not checked. It holds for convolutions and poolings with independent kernel
-        entries that cover the image alike from either side.
-      check: test the contract on one initialization and two images, see `contract.check_behavior`;
+      symmetries: of the law of the network, names of `symmetries.SYMMETRIES`: "flip" where
+        reversing an axis, any but that of channels, leaves the law of f_θ(x) over θ as it is,
+        "transpose" where exchanging the rows and columns of an image does. This is not checked. It
+        holds for convolutions and poolings with independent kernel entries that cover the input
+        alike from either side.
+      check: test the contract on one initialization and two inputs, see `behavior.check_behavior`;
         False skips that, and the record of a result says so.
 
     Raises:
@@ -149,7 +161,7 @@ def from_functions(
     model = Model(
         lambda key: as_arrays(init_arrays(key)),
         apply,
-        check_image_shape(image_shape),
+        check_input_shape(image_shape),
         features=None if features is None else named("features", features),
         readout_variance=readout_variance,
         description={"model": "functions", "checked": check},

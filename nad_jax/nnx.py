@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from nad_jax.behavior import Probes
 from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode_flags
-from nad_jax.contract import Probes, reported
+from nad_jax.contract import reported
 from nad_jax.ensemble import named_key
-from nad_jax.errors import InputError, check_function, check_image_shape
+from nad_jax.errors import InputError, check_function, check_input_shape
 from nad_jax.models import Model, complete_model
 
 
@@ -25,6 +26,10 @@ def _mask(variables: Any, kind: type[nnx.Variable]) -> Any:
         variables,
         is_leaf=_is_variable,
     )
+
+
+def _statistics(variables: Any) -> list[bool]:
+    return jax.tree.leaves(_mask(variables, nnx.BatchStat))
 
 
 def _with_fresh_keys(variables: Any, key: jax.Array) -> Any:
@@ -63,9 +68,39 @@ def _updated(variables: Any, after: Any) -> Any:
     return nnx.from_flat_state(kept)
 
 
+def _make_builder(
+    factory: Callable[[nnx.Rngs], nnx.Module],
+) -> Callable[[nnx.Rngs], nnx.Module]:
+    """The factory, with what is wrong with it or with what it gives said by an `InputError`."""
+    if isinstance(factory, nnx.Module) or not callable(factory):
+        raise InputError(
+            "factory: must be a function of nnx.Rngs that builds the module, as lambda rngs: "
+            f"Net(rngs=rngs), got {type(factory).__name__}"
+        )
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        with reported("factory:"):
+            module = factory(rngs)
+        if not isinstance(module, nnx.Module):
+            raise InputError(f"factory: must build an NNX module, got {type(module).__name__}")
+        return module
+
+    return build
+
+
+def _set_mode(module: nnx.Module, train: bool) -> None:
+    """Tells a module and all modules in it the mode, under every name that it has there."""
+    # The method of NNX, whatever the module itself calls so.
+    (nnx.Module.train if train else nnx.Module.eval)(module)
+    for _, node in nnx.iter_graph(module):
+        for flag, value in mode_flags(train).items() if isinstance(node, nnx.Module) else ():
+            if isinstance(vars(node).get(flag), bool):
+                setattr(node, flag, value)
+
+
 def from_nnx(
     factory: Callable[[nnx.Rngs], nnx.Module],
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     features: Callable[[nnx.Module, jax.Array], jax.Array] | None = None,
     readout_variance: float | None = None,
     symmetries: tuple[str, ...] = (),
@@ -82,10 +117,10 @@ def from_nnx(
     trained.
 
     Args:
-      factory: builds the module from `nnx.Rngs`; the module maps images [B, H, W, C] to logits [B,
-        K].
-      image_shape: (H, W, C) of one input.
-      features: maps (module, images) to the input of the module's last linear layer [B, F].
+      factory: builds the module from `nnx.Rngs`; the module maps inputs [B, *image_shape] to
+        logits [B, K].
+      image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C).
+      features: maps (module, inputs) to the input of the module's last linear layer [B, F].
       readout_variance: τ² of that layer's weights (1/F for NNX's default initializer).
       symmetries: as in `from_functions`.
       arguments, train_arguments: as in `from_linen`.
@@ -93,24 +128,10 @@ def from_nnx(
 
     Raises:
       InputError: where the factory or the module raises or breaks the contract (see
-        `contract.check_behavior`), or an argument of `__call__` is not known.
+        `behavior.check_behavior`), or an argument of `__call__` is not known.
     """
-    if isinstance(factory, nnx.Module) or not callable(factory):
-        raise InputError(
-            "factory: must be a function of nnx.Rngs that builds the module, as lambda rngs: "
-            "Net(rngs=rngs), got "
-            f"{type(factory).__name__}"
-        )
-    image_shape = check_image_shape(image_shape)
+    image_shape, build = check_input_shape(image_shape), _make_builder(factory)
     check_function("features", features)
-
-    def build(rngs: nnx.Rngs) -> nnx.Module:
-        with reported("factory:"):
-            module = factory(rngs)
-        if not isinstance(module, nnx.Module):
-            raise InputError(f"factory: must build an NNX module, got {type(module).__name__}")
-        return module
-
     example = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     module_class, graph = type(example), nnx.split(example)[0]
     name = f"module: {module_class.__name__}.__call__"
@@ -120,16 +141,9 @@ def from_nnx(
         return nnx.split(build(nnx.Rngs(key)))[1]
 
     def rebuild(variables: Any, train: bool) -> nnx.Module:
-        # A module writes into the state it was merged from: a fresh tree keeps the caller's
-        # variables as they are.
+        # A module writes into the state it is merged from: the caller's stays as it is.
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, variables))
-        (nnx.Module.train if train else nnx.Module.eval)(
-            module
-        )  # of NNX, whatever the module itself calls so
-        for _, node in nnx.iter_graph(module):
-            for flag, value in mode_flags(train).items() if isinstance(node, nnx.Module) else ():
-                if isinstance(vars(node).get(flag), bool):
-                    setattr(node, flag, value)
+        _set_mode(module, train)
         return module
 
     def run(
@@ -161,9 +175,6 @@ def from_nnx(
         with reported("model: features"):
             return features(rebuild(variables, train=False), x)
 
-    def statistics(variables: Any) -> list[bool]:
-        return jax.tree.leaves(_mask(variables, nnx.BatchStat))
-
     model = Model(
         init,
         apply,
@@ -178,4 +189,4 @@ def from_nnx(
         trainable=lambda variables: _mask(variables, nnx.Param),
         symmetries=symmetries,
     )
-    return complete_model(model, check, Probes(statistics, called_twice))
+    return complete_model(model, check, Probes(_statistics, called_twice))

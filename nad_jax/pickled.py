@@ -41,7 +41,8 @@ _NAMES = {
     **{f"{core}.numeric _frombuffer": "_frombuffer" for core in _CORES},  # protocol 5
     "numpy ndarray": "ndarray",
     "numpy dtype": "dtype",
-    "_codecs encode": "encode",  # bytes of Python 3 in protocols before 3, whose empty ones are the next two
+    # Bytes of Python 3 in protocols before 3, whose empty ones are the next two.
+    "_codecs encode": "encode",
     "__builtin__ bytes": "bytes",
     "builtins bytes": "bytes",
 }
@@ -102,6 +103,56 @@ def _fill(table: Any, items: list) -> None:
     table.update((_key(key), value) for key, value in zip(items[::2], items[1::2], strict=True))
 
 
+def _pop_mark(stack: list[Any], marks: list[int]) -> list[Any]:
+    start = marks.pop()
+    items = stack[start:]
+    del stack[start:]
+    return items
+
+
+def _build(name: str, argument: Any, stack: list[Any], marks: list[int]) -> None:
+    """Changes the stack as the opcodes of containers and calls do."""
+    match name:
+        case "MARK":
+            marks.append(len(stack))
+        case "EMPTY_DICT":
+            stack.append({})
+        case "DICT":
+            items = _pop_mark(stack, marks)
+            stack.append({})
+            _fill(stack[-1], items)
+        case "SETITEM":
+            value = stack.pop()
+            key = stack.pop()
+            _fill(stack[-1], [key, value])
+        case "SETITEMS":
+            items = _pop_mark(stack, marks)
+            _fill(stack[-1], items)
+        case "EMPTY_LIST":
+            stack.append([])
+        case "LIST":
+            stack.append(_pop_mark(stack, marks))
+        case "TUPLE":
+            stack.append(tuple(_pop_mark(stack, marks)))
+        case "APPEND":
+            value = stack.pop()
+            list.append(stack[-1], value)
+        case "APPENDS":
+            items = _pop_mark(stack, marks)
+            list.extend(stack[-1], items)
+        case "GLOBAL":
+            stack.append(_find(argument))
+        case "STACK_GLOBAL":
+            text = stack.pop()
+            stack.append(_find(f"{stack.pop()} {text}"))
+        case "REDUCE":
+            arguments = stack.pop()
+            stack.append(_call(stack.pop(), arguments))
+        case "BUILD":
+            state = stack.pop()
+            stack[-1].state = state
+
+
 def read_pickle(content: bytes) -> Any:
     """What a pickle holds, with a `Call` for every call; keys of dictionaries are bytes, also those
     that were text.
@@ -116,15 +167,8 @@ def read_pickle(content: bytes) -> Any:
     marks: list[int] = []
     memo: dict[int, Any] = {}
 
-    def pop_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
-    for _ in range(
-        1000 + len(content) // 50
-    ):  # an image of 3,072 bytes with its label and name takes 30 of 61
+    # An image of 3,072 bytes with its label and name takes 30 of 61.
+    for _ in range(1000 + len(content) // 50):
         opcode = _OPCODES.get(file.read(1))
         if opcode is None or opcode.name not in _KNOWN:
             found = "an unknown opcode, or ends early" if opcode is None else opcode.name
@@ -145,48 +189,10 @@ def read_pickle(content: bytes) -> Any:
             memo[argument] = stack[-1]
         elif name.endswith("GET"):
             stack.append(memo[argument])
+        elif name == "STOP":
+            return stack.pop()
         else:
-            match name:
-                case "STOP":
-                    return stack.pop()
-                case "MARK":
-                    marks.append(len(stack))
-                case "EMPTY_DICT":
-                    stack.append({})
-                case "DICT":
-                    items = pop_mark()
-                    stack.append({})
-                    _fill(stack[-1], items)
-                case "SETITEM":
-                    value = stack.pop()
-                    key = stack.pop()
-                    _fill(stack[-1], [key, value])
-                case "SETITEMS":
-                    items = pop_mark()
-                    _fill(stack[-1], items)
-                case "EMPTY_LIST":
-                    stack.append([])
-                case "LIST":
-                    stack.append(pop_mark())
-                case "TUPLE":
-                    stack.append(tuple(pop_mark()))
-                case "APPEND":
-                    value = stack.pop()
-                    list.append(stack[-1], value)
-                case "APPENDS":
-                    items = pop_mark()
-                    list.extend(stack[-1], items)
-                case "GLOBAL":
-                    stack.append(_find(argument))
-                case "STACK_GLOBAL":
-                    text = stack.pop()
-                    stack.append(_find(f"{stack.pop()} {text}"))
-                case "REDUCE":
-                    arguments = stack.pop()
-                    stack.append(_call(stack.pop(), arguments))
-                case "BUILD":
-                    state = stack.pop()
-                    stack[-1].state = state
+            _build(name, argument, stack, marks)
     raise PickleError("it is too complex for a batch")
 
 
@@ -224,7 +230,7 @@ def _to_dtype(value: Any) -> np.dtype:
 
 
 def to_array(value: Any) -> np.ndarray:
-    """The array of integers that a pickle holds; raises `PickleError` where it is none or damaged."""
+    """The array of integers that a pickle holds; raises `PickleError` where it is none."""
     if type(value) is Call and value.name == "_reconstruct" and len(value.state) == 5:
         _, shape, dtype, fortran, content = value.state
         order = "F" if fortran is True else "C"

@@ -2,37 +2,43 @@
 networks here.
 """
 
-import textwrap
-
 import numpy as np
-from matplotlib.colors import LogNorm
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from nad_jax.directions import to_images
-from nad_jax.subspaces import rank_correlation
+from nad_jax.directions import spatial_shape, to_images
 
 
 def fourier_energy(image: np.ndarray) -> np.ndarray:
-    """|2-D DFT|² of an image [H, W, C], summed over channels, zero frequency at the centre: [H, W]."""
-    spectrum = np.abs(np.fft.fft2(image, axes=(0, 1))) ** 2
+    """|DFT|² of an image [H, W, C] or a signal [L, C], summed over channels, zero frequency at the
+    center: [H, W] or [L].
+    """
+    axes = tuple(range(image.ndim - 1))
+    spectrum = np.abs(np.fft.fftn(image, axes=axes)) ** 2
     return np.fft.fftshift(spectrum.sum(-1))
 
 
 def plot_directions(
     directions: np.ndarray,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     title: str,
     symmetry: np.ndarray | tuple[str, ...] = (),
 ) -> Figure:
     """Directions [K, D] as images (diverging, symmetric about 0; channels side by side) over their
-    Fourier energy.
+    Fourier energy; those of vectors and signals as lines, one for each channel, those of volumes as
+    their middle slice.
 
     Each panel has its own scale and, where given, names the representation of its direction
-    (`NADs.symmetry`, [K]). Frequencies are in cycles per image.
+    (`NADs.symmetry`, [K]). Frequencies are in cycles per length of an axis.
     """
     images = np.asarray(to_images(np.asarray(directions), image_shape))
-    height, width, channels = image_shape
+    label = "entries" if images.ndim < 4 else "pixels"
+    if images.ndim == 5:
+        images, label = images[:, images.shape[1] // 2], "middle slice"
+    if images.ndim < 4:
+        images = images.reshape(len(images), *spatial_shape(tuple(image_shape)), -1)
+    draw = _draw_image if images.ndim == 4 else _draw_lines
+    height, width, channels = images.shape[1:] if images.ndim == 4 else (1, 1, 1)
     # Inches; a pixel of a large image is one of the figure, at 150 dots per inch.
     panel = max(1.35 * max(1, channels / 2), channels * width / 150)
     columns = min(8, len(images), max(1, int(18 / panel)))
@@ -46,27 +52,36 @@ def plot_directions(
         panel.spines[:].set_visible(False)
     for index, image in enumerate(images):
         row, column = 2 * (index // columns), index % columns
-        pixel, fourier = axes[row, column], axes[row + 1, column]
-        limit = np.abs(image).max()
-        tiled = np.concatenate([image[..., channel] for channel in range(channels)], axis=1)
-        pixel.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        label = f" {symmetry[index]}" if len(symmetry) else ""
-        pixel.set_title(f"$u_{{{index}}}${label}", fontsize=9)
-        extent = (
-            -(width // 2) - 0.5,
-            width - width // 2 - 0.5,
-            height - height // 2 - 0.5,
-            -(height // 2) - 0.5,
-        )
-        fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent)
-        for panel, label in ((pixel, "pixels"), (fourier, "Fourier energy")):
-            if column == 0:
-                panel.set_ylabel(label, fontsize=8)
+        draw(axes[row, column], axes[row + 1, column], image)
+        of = f" {symmetry[index]}" if len(symmetry) else ""
+        axes[row, column].set_title(f"$u_{{{index}}}${of}", fontsize=9)
+        if column == 0:
+            axes[row, column].set_ylabel(label, fontsize=8)
+            axes[row + 1, column].set_ylabel("Fourier energy", fontsize=8)
     first = axes[1, 0]
-    first.set_xticks([-(width // 2), 0, width - width // 2 - 1])
-    first.set_yticks([-(height // 2), 0, height - height // 2 - 1])
+    for axis, length in zip((first.xaxis, first.yaxis), images.shape[-2:0:-1], strict=False):
+        axis.set_ticks([-(length // 2), 0, length - length // 2 - 1])
     first.tick_params(labelsize=6)
     return figure
+
+
+def _draw_image(pixel: Axes, fourier: Axes, image: np.ndarray) -> None:
+    """An image [H, W, C], channels side by side, and its Fourier energy."""
+    limit = np.abs(image).max()
+    tiled = np.concatenate(list(np.moveaxis(image, -1, 0)), axis=1)
+    pixel.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    height, width = image.shape[:2]
+    bottom, left = -(height // 2) - 0.5, -(width // 2) - 0.5
+    extent = (left, left + width, bottom + height, bottom)
+    fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent)
+
+
+def _draw_lines(entries: Axes, fourier: Axes, signal: np.ndarray) -> None:
+    """A signal [L, C], a line for each channel, and its Fourier energy."""
+    entries.plot(signal, linewidth=0.8)
+    entries.set_ylim(*(1.1 * np.abs(signal).max() * np.array([-1, 1])))
+    length = len(signal)
+    fourier.plot(np.arange(length) - length // 2, fourier_energy(signal), "k", linewidth=0.8)
 
 
 def plot_spectrum(
@@ -175,167 +190,6 @@ def plot_time_to_accuracy(
         zip(labels, handles, strict=True)
     )  # one entry per variant, whatever the number of seeds
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=9)
-    return figure
-
-
-def _panels(count: int, ratio: float) -> tuple[Figure, list]:
-    """Panels side by side, of equal area whatever their shape; `ratio` is the height of one over
-    its width.
-    """
-    width, height = 3.0 / ratio**0.5, 3.0 * ratio**0.5
-    columns = max(1, min(count, int(12.0 / width)))
-    rows = -(-count // columns)
-    figure = Figure(
-        figsize=(width * columns + 1.2, max(height * rows + 0.6, 2.8)), layout="constrained"
-    )
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for panel in list(axes)[count:]:
-        panel.set_visible(False)
-    return figure, list(figure.axes[:count])
-
-
-def _edges(frequencies: np.ndarray) -> tuple[float, float]:
-    """Where the cells of ascending, equally spaced frequencies begin and end."""
-    half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 0.5
-    return frequencies[0] - half, frequencies[-1] + half
-
-
-def _plot_maps(
-    maps: dict[str, np.ndarray],
-    frequencies: tuple[np.ndarray, np.ndarray],
-    title: str,
-    label: str,
-    **scale: object,
-) -> Figure:
-    """One panel per map over (vertical, horizontal) frequency, all on one scale; cells without a
-    value are grey.
-    """
-    rows, columns = frequencies
-    ratio = float(np.clip(len(rows) / len(columns), 0.25, 4.0))
-    figure, panels = _panels(len(maps), ratio)
-    width = int(10 * figure.get_figwidth())  # letters
-    figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()))
-    (left, right), (low, high) = _edges(columns), _edges(rows)
-    for panel, (name, values) in zip(panels, maps.items(), strict=True):
-        panel.set_facecolor("lightgray")
-        drawn = panel.imshow(
-            values, extent=(left, right, high, low), interpolation="nearest", aspect="auto", **scale
-        )
-        panel.set_box_aspect(ratio)
-        panel.set_title(name, fontsize=9)
-        panel.set(
-            xticks=columns[:: max(1, len(columns) // 8)], yticks=rows[:: max(1, len(rows) // 8)]
-        )
-        panel.tick_params(labelsize=7)
-        panel.label_outer()
-    figure.supxlabel("horizontal frequency", fontsize="medium")
-    figure.supylabel("vertical frequency", fontsize="medium")
-    figure.colorbar(drawn, ax=panels, label=label, shrink=0.8)
-    return figure
-
-
-def plot_accuracy_maps(
-    maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str
-) -> Figure:
-    """Test accuracies on D(v), one map [R, C] per label, v the real Fourier vector of (vertical,
-    horizontal) frequency.
-
-    Frequencies, [R] and [C], ascend, in cycles per image. The scale is always 50 to 100 %, so that
-    figures compare.
-    """
-    percent = {name: 100 * values for name, values in maps.items()}
-    return _plot_maps(
-        percent, frequencies, title, "test accuracy (%)", vmin=50, vmax=100, cmap="viridis"
-    )
-
-
-def plot_steps_maps(
-    maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str
-) -> Figure:
-    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; grey: nan,
-    never reached.
-    """
-    finite = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
-    norm = LogNorm(finite.min(), max(finite.max(), finite.min() * 1.01))
-    return _plot_maps(maps, frequencies, title, "steps (grey: never)", norm=norm, cmap="magma_r")
-
-
-def plot_accuracy_by_index(
-    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
-    eigenvalues: np.ndarray | None,
-    title: str,
-) -> Figure:
-    """Accuracy on D(u_i) against the NAD index, (indices, means, standard errors) per label, over
-    the eigenvalues.
-    """
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.subplots()
-    for label, (indices, means, sem) in curves.items():
-        axes.errorbar(
-            indices,
-            100 * means,
-            100 * np.nan_to_num(sem),
-            fmt="o-",
-            capsize=3,
-            label=label or "accuracy",
-        )
-    axes.axhline(50, color="gray", linestyle=":", linewidth=1)
-    lowest = min(
-        float(100 * (means - np.nan_to_num(sem)).min()) for _, means, sem in curves.values()
-    )
-    axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
-    axes.set(
-        xlabel="NAD index $i$",
-        ylabel="test accuracy on $D(u_i)$ (%)",
-        ylim=(min(45, lowest - 2), 101.5),
-        title=title,
-    )
-    handles, labels = axes.get_legend_handles_labels()
-    if eigenvalues is not None:
-        shown = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
-        other = axes.twinx()
-        other.plot(np.arange(len(eigenvalues))[shown], eigenvalues[shown], "k--", linewidth=1)
-        other.set(yscale="log", ylabel=r"eigenvalue $\lambda_i$")
-        handles, labels = [*handles, other.lines[0]], [*labels, "eigenvalue"]
-    axes.legend(handles, labels, loc="lower left")
-    return figure
-
-
-def plot_accuracy_histogram(groups: dict[str, np.ndarray], title: str) -> Figure:
-    """How the test accuracies [N] of each label are distributed, in bins of 2.5 points; the first
-    one has all below.
-    """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    bins = np.arange(45, 102.5, 2.5)
-    for label, accuracies in groups.items():
-        name = f"{label + ': ' if label else ''}mean {100 * accuracies.mean():.1f} %"
-        axes.hist(np.maximum(100 * accuracies, bins[0]), bins, alpha=0.6, label=name)
-    axes.set(xlabel="test accuracy (%)", ylabel="directions", title=title)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
-    return figure
-
-
-def plot_accuracy_by_energy(points: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
-    """Accuracy on D(v) against vᵀ E[g gᵀ] v, (energies [N], accuracies [N]) per label, with their
-    rank correlation.
-    """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for label, (energies, accuracies) in points.items():
-        correlation = (
-            float(rank_correlation(energies, accuracies)) if len(energies) > 1 else float("nan")
-        )
-        name = f"{label + ': ' if label else ''}rank correlation {correlation:.2f}"
-        axes.plot(energies, 100 * accuracies, "o", markersize=3, label=name)
-    axes.set(
-        xscale="log",
-        xlabel=r"$v^\top \mathbb{E}[g g^\top] v$",
-        ylabel="test accuracy on $D(v)$ (%)",
-        title=title,
-    )
-    axes.legend(fontsize=8)
     return figure
 
 

@@ -1,19 +1,20 @@
-"""Symmetries of the image grid that the law of a randomly initialized network has, and what they
-are worth.
+"""Symmetries of the grid of inputs that the law of a randomly initialized network has, and what
+they are worth.
 
-Let P move the pixels of an image, and let f_θ(Px), θ drawn at random, have the law of f_θ(x):
-kernels reversed or transposed are just as likely where their entries are independent. Then E[g gᵀ]
-at the point Px is P E[g gᵀ] Pᵀ, and the mean of P G Pᵀ over the group of all P estimates E[g gᵀ]
-averaged over the points Px, with the error that several times as many networks would leave.
-(Derived here; the group average is a Rao–Blackwell estimate. At the origin, where Px = x, it is
-that of E[g gᵀ] itself. Ties of max-pooling there, which go to the first entry, break the symmetry
-of exact gradients.)
+Let P move the entries of an input, the pixels of an image say, and let f_θ(Px), θ drawn at random,
+have the law of f_θ(x): kernels reversed or transposed are just as likely where their entries are
+independent. Then E[g gᵀ] at the point Px is P E[g gᵀ] Pᵀ, and the mean of P G Pᵀ over the group of
+all P estimates E[g gᵀ] averaged over the points Px, with the error that several times as many
+networks would leave. (Derived here; the group average is a Rao–Blackwell estimate. At the origin,
+where Px = x, it is that of E[g gᵀ] itself. Ties of max-pooling there, which go to the first entry,
+break the symmetry of exact gradients.)
 
 A matrix that does not change under the group maps each of its representations to itself. Its
 eigenvectors are taken from there, one representation after the other: eigenvalues that are equal by
 symmetry then do not leave them open.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -25,59 +26,65 @@ SYMMETRIES = ("flip", "transpose")
 
 
 def check_symmetries(
-    names: tuple[str, ...] | None, image_shape: tuple[int, int, int]
+    names: tuple[str, ...] | None, image_shape: tuple[int, ...]
 ) -> tuple[str, ...]:
-    """The names as a tuple, each once; `InputError` for one that is unknown or not of images of
-    this shape.
+    """The names as a tuple, each once; `InputError` for one that is unknown or not of inputs of
+    this shape: "flip" needs an axis besides that of channels, "transpose" square images.
     """
     names = () if names is None else names
     names = tuple(dict.fromkeys(names)) if isinstance(names, tuple | list) else (names,)
     unknown = [name for name in names if name not in SYMMETRIES]
     if unknown:
         raise InputError(f"symmetries: must be among {', '.join(SYMMETRIES)}, got {unknown[0]!r}")
-    if "transpose" in names and image_shape[0] != image_shape[1]:
+    shape = "×".join(map(str, image_shape))
+    if "flip" in names and len(image_shape) < 2:
         raise InputError(
-            f"symmetries: 'transpose' needs square images, got {image_shape[0]}×{image_shape[1]}"
+            f"symmetries: 'flip' needs signals, images or volumes, got vectors {shape}"
         )
+    if "transpose" in names and (len(image_shape) != 3 or image_shape[0] != image_shape[1]):
+        raise InputError(f"symmetries: 'transpose' needs square images, got inputs {shape}")
     return names
 
 
-def permutations(names: tuple[str, ...], image_shape: tuple[int, int, int]) -> np.ndarray:
-    """The group that symmetries generate, as permutations [S, D]: x[p] is the image with its pixels
-    moved by p.
+def permutations(names: tuple[str, ...], image_shape: tuple[int, ...]) -> np.ndarray:
+    """The group that symmetries generate, as permutations [S, D]: x[p] is the input with its
+    entries moved by p.
 
     Args:
-      names: of `SYMMETRIES`: "flip" reverses the rows, the columns or both; "transpose" exchanges
-        them. S is 1, 4 with "flip", 2 with "transpose", 8 with both.
-      image_shape: (H, W, C).
+      names: of `SYMMETRIES`: "flip" reverses any of the A axes but that of channels, for images the
+        rows, the columns or both; "transpose" exchanges the rows and columns of an image. S is 1,
+        2^A with "flip", 2 with "transpose", 8 with both.
+      image_shape: (D,), (L, C), (H, W, C) or (T, H, W, C).
 
     Raises:
       InputError: as `check_symmetries`.
     """
     names = check_symmetries(names, image_shape)
-    images = [np.arange(np.prod(image_shape)).reshape(image_shape)]
+    inputs = [np.arange(np.prod(image_shape)).reshape(image_shape)]
     if "flip" in names:
-        images = [image[rows, columns] for image in images for rows, columns in _REVERSALS]
+        inputs = [np.flip(x, axes) for x in inputs for axes in _reversals(len(image_shape) - 1)]
     if "transpose" in names:
-        images = [turned for image in images for turned in (image, image.swapaxes(0, 1))]
-    return np.stack([image.reshape(-1) for image in images])
+        inputs = [turned for x in inputs for turned in (x, x.swapaxes(0, 1))]
+    return np.stack([x.reshape(-1) for x in inputs])
 
 
-_FORWARD, _BACKWARD = slice(None), slice(None, None, -1)
-_REVERSALS = (
-    (_FORWARD, _FORWARD),
-    (_BACKWARD, _FORWARD),
-    (_FORWARD, _BACKWARD),
-    (_BACKWARD, _BACKWARD),
-)
+def _reversals(count: int) -> list[tuple[int, ...]]:
+    """The axes that each element of the group of reversals reverses: (), (0,), (1,), (0, 1), …"""
+    axes = range(count)
+    return [tuple(axis for axis in axes if k >> axis & 1) for k in range(2**count)]
 
 
-_SIGNS = {
-    "++": (1, 1),
-    "+−": (1, -1),
-    "−+": (-1, 1),
-    "−−": (-1, -1),
-}  # under reversal of rows, of columns
+def _characters(count: int) -> dict[str, np.ndarray]:
+    """What each of `_reversals` multiplies vectors by that have these signs under the reversal of
+    each axis, "++", "+−", "−+", "−−" for two.
+    """
+    signs = itertools.product((1, -1), repeat=count)
+    return {
+        "".join("+" if sign > 0 else "−" for sign in of): np.array(
+            [np.prod([of[axis] for axis in axes], dtype=int) for axes in _reversals(count)]
+        )
+        for of in signs
+    }
 
 
 class Representation(NamedTuple):
@@ -85,10 +92,10 @@ class Representation(NamedTuple):
 
     label: with "flip" and "transpose" A1, A2, B1, B2 or E, of the symmetries of the square (B1 does
       not change under reversals, B2 not under transposition); with "flip" the signs under reversal
-      of the order of rows and of columns, "++" … "−−"; with "transpose" alone "+" or "−"; without
-      symmetries "".
+      of each axis, "+" and "−" for signals, of rows and of columns "++" … "−−" for images, "+++" …
+      for volumes; with "transpose" alone "+" or "−"; without symmetries "".
     moved: [S, D] permutations, and signs: [S] what each of them multiplies the vectors by.
-    seeds: [n] a pixel of each set of pixels that are moved to each other; the coordinates of a
+    seeds: [n] an entry of each set of entries that are moved to each other; the coordinates of a
       vector belong to them.
     norms: [n] of the signed sums of such sets.
     turn: [D] where there are pairs of vectors (E): the second of each is u[turn] of the first, up
@@ -103,19 +110,14 @@ class Representation(NamedTuple):
     turn: np.ndarray | None
 
 
-def representations(
-    names: tuple[str, ...], image_shape: tuple[int, int, int]
-) -> list[Representation]:
+def representations(names: tuple[str, ...], image_shape: tuple[int, ...]) -> list[Representation]:
     """Those of the group of `permutations`, without the ones that have no vectors of this shape;
     raises as it does.
 
     Of the pairs of E the first is the one that does not change under transposition.
     """
     moved = permutations(names, image_shape)
-    reversals = {
-        sign: np.array([1, rows, columns, rows * columns])
-        for sign, (rows, columns) in _SIGNS.items()
-    }
+    reversals = _characters(len(image_shape) - 1)
     if {*names} == {"flip", "transpose"}:
         labels = {"A1": ("++", 1), "A2": ("−−", -1), "B1": ("++", -1), "B2": ("−−", 1)}
         found = [
@@ -175,7 +177,7 @@ def unfold(coordinates: np.ndarray, representation: Representation) -> np.ndarra
 
 
 def block(matrix: np.ndarray, representation: Representation) -> np.ndarray:
-    """What the mean of P M Pᵀ over the group is in a representation, [n, n], for a matrix M [D, D]."""
+    """The mean of P M Pᵀ over the group in a representation, [n, n], for a matrix M [D, D]."""
 
     def fold_both(turned: bool) -> np.ndarray:
         return fold(fold(matrix, representation, turned).T, representation, turned).T

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import jax
 
-from experiments import compute_nads, runner
+from experiments import compute_nads
 from experiments.main import _parse_flags, app, main
+from experiments.run import runner
 from nad_jax import fitting, store, training
 
 ROOT = Path(__file__).parent.parent
@@ -156,6 +157,6 @@ def _replace(place: str, which: str) -> None:
         make_chunk = fitting.make_chunk
         training.make_chunk = lambda *args: make_chunk(*args)._replace(finish=_long_lasting)
     elif place == "collecting":
-        compute_nads.finalize = _long_lasting
+        compute_nads.finish = _long_lasting
     elif place != "nothing":
         raise ValueError(place)

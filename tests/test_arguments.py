@@ -118,7 +118,27 @@ CASES = [
         lambda: n.create_model("lenet", np.arange(900).reshape(30, 30)),
         "image_shape: must be three positive integers",
     ),
-    (lambda: n.to_images(EYE, np.array("x")), "image_shape: must be three positive integers"),
+    (lambda: n.to_images(EYE, np.array("x")), "image_shape: must be one to four positive integers"),
+    (
+        lambda: n.to_images(EYE, (1, 1, 1, 4, 4)),
+        "image_shape: must be one to four positive integers, (length,), (length, channels), "
+        "(height, width, channels) or (time, height, width, channels), got (1, 1, 1, 4, 4)",
+    ),
+    (lambda: n.basis_dct(()), "image_shape: must be one to four positive integers"),
+    (lambda: n.to_images(EYE, (4, 5)), "vectors: last axis 16 is not 4·5 = 20"),
+    (
+        lambda: n.to_vectors(EYE, (4, 4)),
+        "images: must be real numbers [..., 4, 4], got shape (16, 16)",
+    ),
+    (lambda: n.dft_direction((9, 2), (1, 2)), "frequency: must be one integer, got (1, 2)"),
+    (lambda: n.dft_direction((9, 8, 2), 1), "frequency: must be two integers (vertical, horiz"),
+    (lambda: n.dft_direction((5, 4, 4, 1), (1, 2)), "frequency: must be 3 integers, got (1, 2)"),
+    (lambda: n.dft_direction((8,), 4, "sine"), "frequency: (4,) is self-conjugate on 8 and has"),
+    (lambda: n.dft_direction((8,), 1, channel=1), "channel: must be an integer in 0 … 0, got 1"),
+    (
+        lambda: n.create_model("lenet", (32,)),
+        "image_shape: must be three positive integers (height, width, channels), got (32,)",
+    ),
     # spectra
     (lambda: n.eigh_dense("a"), "matrix: must be real numbers [D, D], got 'a'"),
     (

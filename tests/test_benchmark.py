@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import benchmark, jax_programs, runner
-from experiments.shards import Shard
-from experiments.stopwatch import FailedError, Stopwatch
+from experiments.benchmark import benchmark, jax_programs
+from experiments.benchmark.stopwatch import FailedError, Stopwatch
+from experiments.run import runner
+from experiments.run.folder import Folder
+from experiments.run.shards import Shard
 from nad_jax import architectures, store
 from nad_jax.errors import InputError
-from tests.test_configs import ROOT, load_config
+from tests.test_configs import ROOT, load_config, run
 
 
 def _watch(specifications, processes=1):
@@ -51,7 +53,7 @@ def test_a_program_that_fails_says_why_and_a_killed_one_that_it_ended():
 
 def test_timed_processes_end_with_the_one_that_started_them():
     program = (
-        "import sys, time; from experiments.stopwatch import Stopwatch; "
+        "import sys, time; from experiments.benchmark.stopwatch import Stopwatch; "
         "watch = Stopwatch('tests.timed_programs', [{'sleep': 0, 'work': 1, 'seconds': 0}], "
         "sys.executable); "
         "print(watch._processes[0].pid, flush=True); time.sleep(60)"
@@ -130,7 +132,7 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("benchmark")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "_has_torch", lambda python: False)
-        benchmark.run(_config(tasks=("central_difference",)), workdir)
+        run(benchmark, _config(tasks=("central_difference",)), workdir)
     return workdir
 
 
@@ -144,11 +146,11 @@ def test_without_a_baseline_ours_and_the_floor_are_timed(finished, monkeypatch):
     monkeypatch.setattr(benchmark, "measure", lambda *args: pytest.fail("a unit was timed again"))
     monkeypatch.setattr(benchmark, "_has_torch", lambda python: False)
     config = _config(tasks=("central_difference",))
-    assert benchmark.run(config, finished)
+    assert run(benchmark, config, finished)
     assert [path.name for path in benchmark.draw(config, finished)] == ["benchmark.png"]
     monkeypatch.setattr(benchmark, "_has_torch", lambda python: True)
     assert (
-        len(benchmark.make_plan(config, finished).find_missing(runner.ALONE, False)) == 1
+        len(Folder(finished, benchmark.make_study(config), False).missing()) == 1
     )  # there is a baseline now
 
 
@@ -156,7 +158,7 @@ def test_the_gpu_recipe_runs_at_smoke_size(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "_has_torch", lambda python: False)
     config = _config("gpu", tasks=("directions",), convolutions=("lax",), precisions=("bfloat16",))
     config.num_directions.lenet = 3
-    benchmark.run(config, tmp_path)
+    run(benchmark, config, tmp_path)
     (unit,) = json.loads((tmp_path / "benchmark.json").read_text())["units"]
     assert unit["variant"] == {
         "architecture": "lenet", "task": "directions", "convolution": "lax", "precision": "bfloat16",
@@ -179,7 +181,7 @@ def test_variants_of_a_task_are_told_apart():
 
 def test_the_baseline_has_the_same_networks():
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[benchmark]'")
-    from experiments import torch_programs
+    from experiments.benchmark import torch_programs
 
     for architecture, parameters in {
         "lenet": 60_941,
@@ -249,13 +251,13 @@ def test_bad_values_are_reported_at_once_and_shards_refused(tmp_path):
     )
     config.num_rounds.lenet = 0
     with pytest.raises(InputError) as caught:
-        benchmark.run(config, tmp_path)
+        run(benchmark, config, tmp_path)
     names = [line.split(":")[0] for line in str(caught.value).splitlines()]
     assert names == ["architectures", "tasks", "precisions", "num_rounds.lenet", "batch_size"]
     with pytest.raises(InputError, match="shard: a benchmark is one process"):
-        runner.run(benchmark.make_plan(_config(), tmp_path), tmp_path, Shard(0, 2))
+        runner.run(benchmark.make_study(_config()), tmp_path, Shard(0, 2))
     with pytest.raises(InputError, match=r"python: '/no/python' cannot be run"):
-        benchmark.run(_config(python="/no/python"), tmp_path)
+        run(benchmark, _config(python="/no/python"), tmp_path)
 
 
 def test_units_of_different_machines_make_no_table(finished, tmp_path, monkeypatch):
@@ -264,13 +266,12 @@ def test_units_of_different_machines_make_no_table(finished, tmp_path, monkeypat
     (tmp_path / "units").mkdir()
     for task, cores in (("central_difference", 2), ("gradient", 64)):
         name = path.name.replace("central_difference", task)
-        (tmp_path / "units" / name).write_text(
-            json.dumps({**json.loads(path.read_text()), "cores": cores})
-        )
+        said = {"unit": Path(name).stem, "cores": cores}
+        (tmp_path / "units" / name).write_text(json.dumps({**json.loads(path.read_text()), **said}))
     config = _config(tasks=("central_difference", "gradient"))
     (tmp_path / "config.json").write_bytes((finished / "config.json").read_bytes())
     with pytest.raises(InputError, match="was measured on different machines"):
-        benchmark.run(config, tmp_path)
+        run(benchmark, config, tmp_path)
 
 
 def test_timings_of_other_versions_are_not_added_to(finished, tmp_path, monkeypatch):
@@ -281,4 +282,4 @@ def test_timings_of_other_versions_are_not_added_to(finished, tmp_path, monkeypa
         InputError,
         match=rf"--allow_other_versions .*\n  jaxlib: folder '{here['jaxlib']}', command '99'",
     ):
-        benchmark.run(_config(tasks=("central_difference", "gradient")), workdir)
+        run(benchmark, _config(tasks=("central_difference", "gradient")), workdir)

@@ -25,7 +25,7 @@ from nad_jax.architectures import create_model
 from nad_jax.errors import InputError
 from nad_jax.recipe import Recipe
 from tests.cifar_files import BINARY, PICKLED, make_batches, write_folder
-from tests.test_configs import load_config
+from tests.test_configs import load_config, run
 
 NAMES = ("poison_cifar", "flip_cifar")
 
@@ -62,7 +62,7 @@ def finished(files, tmp_path_factory):
     """Run folders of both experiments."""
     folder = tmp_path_factory.mktemp("runs")
     for name in NAMES:
-        EXPERIMENTS[name].run(_config(name, files), folder / name)
+        run(EXPERIMENTS[name], _config(name, files), folder / name)
     return folder
 
 
@@ -145,13 +145,13 @@ def test_a_rerun_trains_what_is_missing_and_the_table_is_the_same(
     first.unlink()
     second.write_bytes(second.read_bytes()[:-100])
     (workdir / "results.csv").unlink()
-    experiment.run(_config(name, files, unit_size=2), workdir)
+    run(experiment, _config(name, files, unit_size=2), workdir)
     assert (workdir / "results.csv").read_bytes() == (finished / name / "results.csv").read_bytes()
     assert list(workdir.glob("units/*.corrupt"))
     monkeypatch.setattr(
         image_networks, "make_train_many_images", lambda *args: pytest.fail("trained again")
     )
-    experiment.run(_config(name, files), workdir)
+    run(experiment, _config(name, files), workdir)
 
 
 def test_the_layout_of_the_images_does_not_matter_but_the_images_do(
@@ -162,12 +162,12 @@ def test_the_layout_of_the_images_does_not_matter_but_the_images_do(
         image_networks, "make_train_many_images", lambda *args: pytest.fail("trained again")
     )
     write_folder(tmp_path / "pickled", PICKLED, make_batches(20))
-    flip_cifar.run(_config("flip_cifar", files, data_dir=str(tmp_path / "pickled")), workdir)
+    run(flip_cifar, _config("flip_cifar", files, data_dir=str(tmp_path / "pickled")), workdir)
     write_folder(tmp_path / "others", BINARY, make_batches(20, seed=1))
     with pytest.raises(InputError, match=r"another configuration\n  images: folder"):
-        flip_cifar.run(_config("flip_cifar", files, data_dir=str(tmp_path / "others")), workdir)
+        run(flip_cifar, _config("flip_cifar", files, data_dir=str(tmp_path / "others")), workdir)
     with pytest.raises(InputError, match=r"weight_decay: folder 0\.0005, command 0\.1"):
-        flip_cifar.run(_config("flip_cifar", files, weight_decay=0.1), workdir)
+        run(flip_cifar, _config("flip_cifar", files, weight_decay=0.1), workdir)
 
 
 def test_other_nads_extend_a_folder(finished, files, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_other_nads_extend_a_folder(finished, files, tmp_path, monkeypatch):
     workdir = _copy(finished, "flip_cifar", tmp_path)
     monkeypatch.setattr(image_networks, "make_train_many_images", make_and_note)
     np.save(tmp_path / "other.npy", np.asarray(basis_random(make_key(5), 1024)))
-    flip_cifar.run(_config("flip_cifar", files, nads=str(tmp_path / "other.npy")), workdir)
+    run(flip_cifar, _config("flip_cifar", files, nads=str(tmp_path / "other.npy")), workdir)
     assert trained == [np.float32]  # the flipped images alone
     before, after = _rows(finished / "flip_cifar"), _rows(workdir)
     assert before[:2] == after[:2] and before[2:] != after[2:]
@@ -212,7 +212,7 @@ def test_several_amplitudes_share_their_clean_networks(files, tmp_path, capsys):
         "poison_cifar", files, epsilons=(0.1, 1.0), seeds=(0,), nad_indices=(3,), num_epochs=1
     )
     config.num_train = 64
-    poison_cifar.run(config, tmp_path)
+    run(poison_cifar, config, tmp_path)
     assert [(row["nad_index"], row["epsilon"]) for row in _rows(tmp_path)] == [
         ("", ""),
         ("3", "0.1"),
@@ -242,7 +242,7 @@ def test_the_published_architecture_of_a_cpu_runs(files, tmp_path):
         seeds=(0,),
         nad_indices=(5,),
     )
-    poison_cifar.run(config, tmp_path / "run")
+    run(poison_cifar, config, tmp_path / "run")
     assert [row["architecture"] for row in _rows(tmp_path / "run")] == ["lenet"] * 2 + [
         "logreg"
     ] * 2
@@ -255,7 +255,7 @@ def test_bad_input_is_reported_at_once(files, tmp_path):
         "std": (1.0, 0.0, 1.0), "num_train": -1, "clean": "yes",
     }  # fmt: skip
     with pytest.raises(InputError) as caught:
-        poison_cifar.run(_raw(files, changes), tmp_path / "run")
+        run(poison_cifar, _raw(files, changes), tmp_path / "run")
     names = {line.split(":")[0] for line in str(caught.value).splitlines()}
     assert names == set(changes)
     for name, change, message in [
@@ -285,7 +285,7 @@ def test_bad_input_is_reported_at_once(files, tmp_path):
         ("flip_cifar", {"data_dir": str(tmp_path)}, "data_dir: no CIFAR-10 in"),
     ]:
         with pytest.raises(InputError, match=message):
-            EXPERIMENTS[name].run(_config(name, files, **change), tmp_path / "run")
+            run(EXPERIMENTS[name], _config(name, files, **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nad_jax import convolution
+from nad_jax import convolution, pooling
 from nad_jax.errors import InputError
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -137,7 +137,7 @@ def test_pooling_equals_reduce_window(kind, height, width, window):
         return pool(x, kind, *window), jax.grad(lambda x: jnp.sum(pool(x, kind, *window) ** 2))(x)
 
     for actual, expected in zip(
-        evaluate(convolution.pool, x), evaluate(_pool_by_window, x), strict=True
+        evaluate(pooling.pool, x), evaluate(_pool_by_window, x), strict=True
     ):
         _close(actual, expected)
 
@@ -148,7 +148,7 @@ def test_pooling_equals_reduce_window(kind, height, width, window):
 def test_the_first_of_equal_maxima_gets_the_whole_gradient(size, stride, padding):
     x = -jax.random.randint(jax.random.key(0), (3, 8, 8, 2), 0, 3).astype(jnp.float32)  # many ties
     actual = np.asarray(
-        jax.jit(jax.grad(lambda x: convolution.pool(x, "max", size, stride, padding).sum()))(x)
+        jax.jit(jax.grad(lambda x: pooling.pool(x, "max", size, stride, padding).sum()))(x)
     )
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = np.pad(x, pads, constant_values=-np.inf)
@@ -166,8 +166,8 @@ def test_every_window_has_exactly_one_winner_whatever_it_holds():
     # another fusion.
     values = jnp.array([0.0, 1.0, 1.0, jnp.nan, jnp.inf, -jnp.inf])
     x = jax.random.choice(jax.random.key(0), values, (5, 8, 8, 3))
-    gradient = jax.grad(lambda x: convolution.pool(x, "max", 2).sum())(x)
-    np.testing.assert_array_equal(convolution.pool(gradient, "avg", 2) * 4, jnp.ones((5, 4, 4, 3)))
+    gradient = jax.grad(lambda x: pooling.pool(x, "max", 2).sum())(x)
+    np.testing.assert_array_equal(pooling.pool(gradient, "avg", 2) * 4, jnp.ones((5, 4, 4, 3)))
 
 
 @pytest.mark.parametrize(("shape", "kernel_shape", "strides", "padding"), CASES)

@@ -8,7 +8,7 @@ import pytest
 from experiments import compute_nads, leading_nads
 from nad_jax import create_model, estimate_leading_nads, estimate_nads, from_functions, from_linen
 from nad_jax.errors import InputError
-from tests.test_configs import load_config
+from tests.test_configs import load_config, run
 
 SHAPE = (3, 3, 1)
 
@@ -179,7 +179,7 @@ def test_experiments_name_it_too(module, experiment, tmp_path):
     if experiment == "leading_nads":
         config.update(num_directions=1, num_passes=2)
     with pytest.raises(InputError, match="step: 1e-12 changes no pixel"):
-        module.run(config, tmp_path)
+        run(module, config, tmp_path)
 
 
 def test_networks_without_a_finite_derivative_are_not_called_zero():

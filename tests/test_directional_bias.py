@@ -10,17 +10,17 @@ import pytest
 from experiments import directional_bias, published, results
 from nad_jax import (
     Recipe,
+    accuracy_plots,
     basis_random,
     dft_direction,
     estimate_nads,
     make_key,
-    plotting,
     save_nads,
     train_many,
 )
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError
-from tests.test_configs import load_config
+from tests.test_configs import load_config, run
 
 RECIPES = load_config("directional_bias").RECIPES
 
@@ -47,7 +47,7 @@ def _config(recipe="accuracy_map", **changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    directional_bias.run(_config(), workdir)
+    run(directional_bias, _config(), workdir)
     return workdir
 
 
@@ -96,6 +96,7 @@ def _row(**values):
     row = {
         "architecture": "lenet",
         "pooling": "default",
+        "width": 0,
         "optimizer": "sgd",
         "num_train": 8,
         "sigma": 1.0,
@@ -189,7 +190,7 @@ def test_a_range_without_a_frequency_of_an_axis_is_refused(shape, values, step, 
 
 def test_maps_of_images_that_are_not_square_have_axes_of_their_own():
     axes = np.arange(-2, 3), np.arange(-8, 9, 4)
-    figure = plotting.plot_accuracy_maps({"": np.full((5, 5), 0.7)}, axes, "title")
+    figure = accuracy_plots.plot_accuracy_maps({"": np.full((5, 5), 0.7)}, axes, "title")
     panel = figure.axes[0]
     assert panel.get_images()[0].get_extent() == [-10, 10, 2.5, -2.5]
     assert panel.get_xticks().tolist() == [-8, -4, 0, 4, 8] and panel.get_yticks().tolist() == [
@@ -199,7 +200,7 @@ def test_maps_of_images_that_are_not_square_have_axes_of_their_own():
         1,
         2,
     ]
-    flat = plotting.plot_steps_maps(
+    flat = accuracy_plots.plot_steps_maps(
         {"": np.full((1, 65), 3.0)}, (np.zeros(1, int), np.arange(-32, 33)), "title"
     )
     assert flat.axes[0].get_images()[0].get_extent() == [-32.5, 32.5, 0.5, -0.5]
@@ -209,7 +210,7 @@ def test_maps_of_images_that_are_not_square_have_axes_of_their_own():
 @pytest.mark.parametrize("shape", [(1, 16), (16, 1), (4, 16)])
 def test_a_map_of_an_image_that_is_not_square_runs_and_draws(shape, tmp_path):
     config = _config(image_shape=(*shape, 1), frequency_range=(-8, 9), frequency_step=4)
-    directional_bias.run(config, tmp_path)
+    run(directional_bias, config, tmp_path)
     assert {int(row["frequency_row"]) for row in _rows(tmp_path)} <= set(
         range(-(shape[0] // 2), shape[0] // 2 + 1)
     )
@@ -233,7 +234,7 @@ def test_curves_average_seeds_and_groups_keep_the_rest_apart():
 
 def test_a_direction_that_no_seed_learns_is_drawn_as_such(tmp_path):
     config = _config(seeds=(0, 1), loss_threshold=0.0, frequency_step=4)
-    directional_bias.run(config, tmp_path)
+    run(directional_bias, config, tmp_path)
     assert [path.name for path in directional_bias.draw(config, tmp_path)] == ["accuracy_map.png"]
 
 
@@ -264,7 +265,7 @@ def test_a_rerun_trains_nothing_and_what_is_missing_comes_out_the_same(
     first.unlink()
     second.write_bytes(second.read_bytes()[:-100])
     (workdir / "results.csv").unlink()
-    directional_bias.run(_config(unit_size=4), workdir)
+    run(directional_bias, _config(unit_size=4), workdir)
     assert (workdir / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
     assert list(workdir.glob("units/*.corrupt"))
     monkeypatch.setattr(
@@ -272,12 +273,12 @@ def test_a_rerun_trains_nothing_and_what_is_missing_comes_out_the_same(
         "make_train_many",
         lambda *args: pytest.fail("a network was trained again"),
     )
-    directional_bias.run(_config(sigmas=(3,)), workdir)  # 3 is 3.0
+    run(directional_bias, _config(sigmas=(3,)), workdir)  # 3 is 3.0
 
 
 def test_a_sweep_extends_a_folder_and_another_training_is_refused(finished, tmp_path):
     workdir = _copy(finished, tmp_path)
-    directional_bias.run(_config(sigmas=(3.0, 1.0), seeds=(0, 1), frequency_step=4), workdir)
+    run(directional_bias, _config(sigmas=(3.0, 1.0), seeds=(0, 1), frequency_step=4), workdir)
     rows = _rows(workdir)
     assert (
         len(rows) == 2 * 2 * 4
@@ -289,7 +290,7 @@ def test_a_sweep_extends_a_folder_and_another_training_is_refused(finished, tmp_
     assert place["3", "0", "0", "0"] == _rows(finished)[0]
     assert len({row["test_loss"] for row in rows}) == len(rows)
     with pytest.raises(InputError, match=r"learning_rate: folder 0\.5, command 0\.1"):
-        directional_bias.run(_config(learning_rate=0.1), workdir)
+        run(directional_bias, _config(learning_rate=0.1), workdir)
 
 
 def test_static_axes_are_swept(tmp_path):
@@ -298,7 +299,7 @@ def test_static_axes_are_swept(tmp_path):
         nums_train=(50, 100),
         frequency_step=8,
     )
-    directional_bias.run(config, tmp_path)
+    run(directional_bias, config, tmp_path)
     rows = _rows(tmp_path)
     assert len(rows) == 4 and len({row["train_loss"] for row in rows}) == 4
     assert directional_bias.draw(config, tmp_path)[0].name == "accuracy_map.png"
@@ -331,7 +332,7 @@ def test_every_recipe_runs_and_draws(recipe, tmp_path):
             architectures=("lenet",), poolings=("none",), image_shape=(16, 16, 1), nads=""
         )
         config.update(frequency_step=8, seeds=(0,))
-    directional_bias.run(config, tmp_path / "run")
+    run(directional_bias, config, tmp_path / "run")
     figures = {path.name: path for path in directional_bias.draw(config, tmp_path / "run")}
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures.values())
     expected = {
@@ -353,7 +354,7 @@ def test_other_sources_of_directions(source, tmp_path):
         indices=() if source == "file" else (0, 1, 9),
         directions=str(tmp_path / "d.npy"),
     )
-    directional_bias.run(config, tmp_path / "run")
+    run(directional_bias, config, tmp_path / "run")
     indices = [row["index"] for row in _rows(tmp_path / "run")]
     assert indices == (["0", "1", "2", "3"] if source == "file" else ["0", "1", "9"])  # −v is v
     assert [path.name for path in directional_bias.draw(config, tmp_path / "run")] == [
@@ -549,7 +550,7 @@ def test_architectures_that_were_not_published_are_not_taken_for_others(architec
         InputError,
         match=f"no accuracies of '{architecture}', has those of logreg, lenet, resnet18, ",
     ):
-        directional_bias.make_plan(config, tmp_path)
+        directional_bias.make_study(config)
 
 
 def test_against_the_published_tables(published):
@@ -569,7 +570,7 @@ def test_against_the_published_tables(published):
 def test_bad_input_is_reported_at_once(tmp_path):
     changes = {"seeds": (0, 0), "sigmas": ()}
     with pytest.raises(InputError) as caught:
-        directional_bias.run(_config(**changes), tmp_path / "run")
+        run(directional_bias, _config(**changes), tmp_path / "run")
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["seeds", "sigmas"]
     config = _config(
         sigmas=(-1.0,),
@@ -581,7 +582,7 @@ def test_bad_input_is_reported_at_once(tmp_path):
         unit_size=-1,
     )
     with pytest.raises(InputError) as caught:
-        directional_bias.run(config, tmp_path / "run")
+        run(directional_bias, config, tmp_path / "run")
     names = {line.split(":")[0] for line in str(caught.value).splitlines()}
     assert names == {
         "sigmas",
@@ -608,5 +609,5 @@ def test_bad_input_is_reported_at_once(tmp_path):
         ({"phases": "sine", "frequency_step": 4}, "this grid of frequencies has no sine"),
     ]:
         with pytest.raises(InputError, match=message):
-            directional_bias.run(_config(**changes), tmp_path / "run")
+            run(directional_bias, _config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()

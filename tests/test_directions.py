@@ -7,9 +7,10 @@ from nad_jax import directions
 from nad_jax.directions import basis_dft, basis_random
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
+from nad_jax.plotting import plot_directions
 from nad_jax.store import read_directions
 
-SHAPES = [(4, 4, 1), (5, 4, 2), (1, 7, 1), (6, 3, 3)]
+SHAPES = [(4, 4, 1), (5, 4, 2), (1, 7, 1), (6, 3, 3), (9,), (8, 3), (4, 3, 2, 2)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -38,6 +39,32 @@ def test_dft_vectors_concentrate_on_their_frequency():
         assert np.abs(np.asarray(row).reshape(shape)[..., 1 - channel]).max() == 0
 
 
+def test_dft_vectors_of_volumes_concentrate_on_their_frequency():
+    shape = (3, 4, 2)
+    basis = directions.basis_dft((*shape, 1))
+    for row, frequency, phase in zip(
+        basis.directions, basis.frequencies, basis.phases, strict=True
+    ):
+        spectrum = np.fft.fftn(np.asarray(row).reshape(shape))
+        here = {tuple(sign * frequency % shape) for sign in (1, -1)}
+        assert {tuple(index) for index in np.argwhere(np.abs(spectrum) > 1)} == here
+        assert np.abs(spectrum.real if phase else spectrum.imag).max() < 1e-4
+    lengths = (basis.frequencies**2).sum(1)
+    assert (np.diff(lengths) >= 0).all() and lengths[0] == 0
+
+
+def test_a_vector_is_a_signal_of_one_channel_and_an_image_of_one_row():
+    vector, signal, image = map(directions.basis_dft, ((7,), (7, 1), (1, 7, 1)))
+    for other in (signal, image):
+        np.testing.assert_array_equal(other.directions, vector.directions)
+        np.testing.assert_array_equal(other.frequencies[:, -1:], vector.frequencies)
+    np.testing.assert_array_equal(directions.basis_dct((7,)), directions.basis_dct((1, 7, 1)))
+    np.testing.assert_array_equal(
+        directions.dft_direction((7,), 2, "sine"),
+        directions.dft_direction((1, 7, 1), (0, 2), "sine"),
+    )
+
+
 def test_dft_has_no_sine_of_a_self_conjugate_frequency():
     basis = directions.basis_dft((4, 4, 1))
     sines = {tuple(f) for f, phase in zip(basis.frequencies, basis.phases, strict=True) if phase}
@@ -48,11 +75,12 @@ def test_dft_has_no_sine_of_a_self_conjugate_frequency():
         directions.dft_direction((4, 4, 1), (2, 0), "sine")
 
 
-def test_dct_agrees_with_scipy():
-    image = np.random.default_rng(0).normal(size=(5, 6))
-    coefficients = np.asarray(directions.basis_dct((5, 6, 1))) @ image.reshape(-1)
+@pytest.mark.parametrize("lengths", [(5, 6), (7,), (4, 3, 5)])
+def test_dct_agrees_with_scipy(lengths):
+    entries = np.random.default_rng(0).normal(size=lengths)
+    coefficients = np.asarray(directions.basis_dct((*lengths, 1))) @ entries.reshape(-1)
     np.testing.assert_allclose(
-        coefficients.reshape(5, 6), scipy.fft.dctn(image, norm="ortho"), atol=1e-5
+        coefficients.reshape(lengths), scipy.fft.dctn(entries, norm="ortho"), atol=1e-5
     )
 
 
@@ -96,6 +124,14 @@ def test_images_and_vectors_are_inverse():
         directions.to_images(vectors, (2, 3, 1))
 
 
+@pytest.mark.parametrize("shape", [(12,), (6, 2), (1, 3, 2, 2)])
+def test_inputs_of_any_shape_and_vectors_are_inverse(shape):
+    vectors = np.arange(24.0).reshape(2, 12)
+    inputs = directions.to_images(vectors, shape)
+    assert inputs.shape == (2, *shape) and inputs[1].reshape(-1)[7] == vectors[1, 7]
+    np.testing.assert_array_equal(directions.to_vectors(inputs, shape), vectors)
+
+
 def test_an_identity_names_a_direction_up_to_sign_and_rounding():
     rows = np.asarray(basis_dft((8, 8, 1)).directions)
     identities = [directions.direction_identity(row) for row in rows]
@@ -115,3 +151,26 @@ def test_distinct_directions_keeps_the_first_of_equals():
 def test_more_random_directions_keep_the_first_ones():
     few, many = basis_random(make_key(1), 20, 3), basis_random(make_key(1), 20, 12)
     np.testing.assert_allclose(many[:3], few, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(9,), (8, 3), (5, 4, 2), (5, 4, 3, 1)])
+def test_directions_are_drawn_as_what_they_are(shape):
+    rows = np.asarray(basis_random(make_key(1), int(np.prod(shape)), 5))
+    figure = plot_directions(rows, shape, "title", tuple("abcde"))
+    top, bottom = np.reshape(figure.axes, (2, 5))
+    for index, (entries, fourier) in enumerate(zip(top, bottom, strict=True)):
+        drawn = rows[index].reshape(shape)
+        if len(shape) < 3:
+            lines = np.stack([line.get_ydata() for line in entries.lines], -1)
+            np.testing.assert_array_equal(lines, drawn.reshape(lines.shape))
+            energy = fourier.lines[0].get_ydata()
+        else:
+            drawn = drawn[2] if len(shape) == 4 else drawn  # the middle slice of five
+            tiled = np.concatenate([*np.moveaxis(drawn, -1, 0)], 1)
+            np.testing.assert_array_equal(entries.images[0].get_array(), tiled)
+            energy = fourier.images[0].get_array()
+        # Parseval.
+        spatial = energy.size
+        np.testing.assert_allclose(energy.sum(), spatial * (drawn**2).sum(), rtol=1e-5)
+        assert entries.get_title() == f"$u_{{{index}}}$ {'abcde'[index]}"
+    assert top[0].get_ylabel() == {3: "pixels", 4: "middle slice"}.get(len(shape), "entries")

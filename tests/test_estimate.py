@@ -1,8 +1,9 @@
 import jax
 import pytest
 
-from experiments import compute_nads, directional_bias, estimate, units
-from experiments.estimate import largest_chunk
+from experiments import compute_nads, directional_bias, trained
+from experiments.run import costs
+from experiments.run.costs import largest_chunk
 from tests.test_configs import load_config
 
 
@@ -29,7 +30,7 @@ def test_the_most_networks_are_taken_that_fit(most, multiple, limit, chunk_size)
 
 
 def test_memory_is_that_of_the_machine_and_programs_need_more_for_more_networks():
-    assert 2**30 < estimate.device_bytes() < 2**50
+    assert 2**30 < costs.device_bytes() < 2**50
     config = load_config("directional_bias").get_config("accuracy_map")
     config.update(
         image_shape=(16, 16, 1), nums_train=(64,), num_test=64, batch_size=16, mapping="vectorized"
@@ -37,7 +38,7 @@ def test_memory_is_that_of_the_machine_and_programs_need_more_for_more_networks(
     devices = jax.local_devices()[:1]
     program = ("lenet", "default", "sgd", 64)
     two, four = (
-        estimate.training_bytes(
+        costs.training_bytes(
             directional_bias._make_example(config, program, size), "vectorized", devices
         )
         for size in (2, 4)
@@ -45,29 +46,26 @@ def test_memory_is_that_of_the_machine_and_programs_need_more_for_more_networks(
     assert two < four < 2 * two
 
 
-def test_sweeps_choose_what_fits_and_keep_what_is_given(tmp_path, monkeypatch):
+def test_sweeps_choose_what_fits_and_keep_what_is_given(monkeypatch):
     limits = []
 
     def remember(needs, most, multiple, limit):
         limits.append((most, multiple, limit))
         return 2
 
-    monkeypatch.setattr(units, "largest_chunk", remember)
-    monkeypatch.setattr(estimate, "largest_chunk", remember)
+    monkeypatch.setattr(trained, "largest_chunk", remember)
+    monkeypatch.setattr(costs, "largest_chunk", remember)
     config = load_config("directional_bias").get_config("accuracy_map")
-    plan = directional_bias.make_plan(config, tmp_path)
-    program = plan.list_units(directional_bias.runner.ALONE)[0].program
-    assert plan.make_program(program, 0).chunk_size == 1 and not limits  # sequential on a CPU
+    study = directional_bias.make_study(config)
+    program = study.members[0].program
+    assert study.make_program(program, 0).chunk_size == 1 and not limits  # sequential on a CPU
     config.mapping = "vectorized"
-    plan = directional_bias.make_plan(config, tmp_path)
-    assert plan.make_program(program, 4).chunk_size == 4 and not limits
-    assert plan.make_program(program, 0).chunk_size == 2
-    assert limits == [(32, 1, estimate.device_bytes() // 2)]
+    study = directional_bias.make_study(config)
+    assert study.make_program(program, 4).chunk_size == 4 and not limits
+    assert study.make_program(program, 0).chunk_size == 2
+    assert limits == [(32, 1, costs.device_bytes() // 2)]
     config = load_config("compute_nads").get_config("mlp")
     config.update(mapping="vectorized", readout="sampled")
-    plan = compute_nads.make_plan(config, tmp_path)
-    assert (
-        plan.make_program(plan.list_units(directional_bias.runner.ALONE)[0].program, 0).chunk_size
-        == 2
-    )
-    assert limits[1:] == [(120, 2, estimate.device_bytes() // 2)]
+    study = compute_nads.make_study(config)
+    assert study.make_program(study.members[0].program, 0).chunk_size == 2
+    assert limits[1:] == [(120, 2, costs.device_bytes() // 2)]

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import compute_nads, runner
+from experiments import compute_nads, geometry
 from experiments.main import EXPERIMENTS, _read_json
+from experiments.run import runner
 from nad_jax import load_nads, store
 from nad_jax.errors import InputError
 from tests.commands import Command
-from tests.test_configs import ROOT, load_config
+from tests.test_configs import ROOT, load_config, run
 
 
 def _config(**changes):
@@ -32,7 +33,7 @@ def _config(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    compute_nads.run(_config(), workdir)
+    run(compute_nads, _config(), workdir)
     return workdir
 
 
@@ -67,38 +68,38 @@ def test_a_rerun_computes_nothing_and_an_interrupted_run_ends_the_same(
     workdir = _copy(finished, tmp_path)
     (workdir / "nads.npz").unlink()
     (workdir / "units" / "networks_0000004_0000008.npz").unlink()
-    compute_nads.run(_config(), workdir)
+    run(compute_nads, _config(), workdir)
     assert _units(workdir) == _units(finished)
     assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
 
     monkeypatch.setattr(
-        compute_nads, "_make_program", lambda *args: pytest.fail("a unit was computed again")
+        geometry, "make_program", lambda *args: pytest.fail("a unit was computed again")
     )
-    compute_nads.run(_config(), workdir)
+    run(compute_nads, _config(), workdir)
 
 
 def test_more_networks_extend_a_folder(finished, tmp_path):
     workdir = _copy(finished, tmp_path)
-    compute_nads.run(_config(num_networks=14), workdir)
+    run(compute_nads, _config(num_networks=14), workdir)
     assert load_nads(workdir / "nads.npz").num_networks == 14
     kept = {name: content for name, content in _units(finished).items() if "0010" not in name}
     assert kept.items() <= _units(workdir).items()
     straight = tmp_path / "straight"
-    compute_nads.run(_config(num_networks=14), straight)
+    run(compute_nads, _config(num_networks=14), straight)
     assert _units(workdir) == _units(straight)
     with pytest.raises(
         InputError, match=r"num_networks: can be raised, not lowered.*holds 14, got 10"
     ):
-        compute_nads.run(_config(), workdir)
+        run(compute_nads, _config(), workdir)
     with pytest.raises(InputError, match=r"num_networks: can be raised, not lowered"):
-        runner.collect(compute_nads.make_plan(_config(), workdir), workdir)
+        runner.collect(compute_nads.make_study(_config()), workdir)
     assert _units(workdir) == _units(straight)
 
 
 def test_another_configuration_is_refused_and_nothing_is_lost(finished):
     before = _units(finished)
     with pytest.raises(InputError, match=r"step: folder 100\.0, command 10\.0"):
-        compute_nads.run(_config(step=10.0), finished)
+        run(compute_nads, _config(step=10.0), finished)
     assert _units(finished) == before
 
 
@@ -111,7 +112,7 @@ def test_a_damaged_unit_is_kept_aside_and_computed_again(finished, tmp_path, dam
     path.write_bytes(
         {"flip": bytes(content), "truncate": bytes(content[:1000]), "empty": b""}[damage]
     )
-    compute_nads.run(_config(), workdir)
+    run(compute_nads, _config(), workdir)
     assert path.read_bytes() == _units(finished)[path.name]
     assert path.with_name(path.name + ".corrupt").exists()
     assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
@@ -120,7 +121,7 @@ def test_a_damaged_unit_is_kept_aside_and_computed_again(finished, tmp_path, dam
 def test_foreign_files_among_the_units_are_left_alone(finished, tmp_path):
     workdir = _copy(finished, tmp_path)
     (workdir / "units" / "networks_mine.npz").write_text("notes")
-    compute_nads.run(_config(), workdir)
+    run(compute_nads, _config(), workdir)
     assert (workdir / "units" / "networks_mine.npz").read_text() == "notes"
 
 
@@ -134,7 +135,7 @@ def test_comparison_with_itself_is_perfect(finished, tmp_path, capsys):
         "compare_singular_values": str(tmp_path / "s.npy"),
         "compare_num_networks": 10,
     }
-    compute_nads.run(_config(**changes), workdir)
+    run(compute_nads, _config(**changes), workdir)
     comparison = store.read_npz(workdir / "comparison.npz")
     np.testing.assert_allclose(comparison["overlap"], 1, atol=1e-5)
     np.testing.assert_allclose(comparison["singular_values"], values, rtol=1e-6)
@@ -149,7 +150,7 @@ def test_what_is_compared_with_must_be_a_basis(finished, tmp_path):
     with pytest.raises(
         InputError, match=r"copies\.npy: directions: rows are not orthonormal \(largest error 1"
     ):
-        compute_nads.run(_config(compare=str(tmp_path / "copies.npy")), finished)
+        run(compute_nads, _config(compare=str(tmp_path / "copies.npy")), finished)
 
 
 def test_every_direction_has_its_row_and_its_representation(finished):
@@ -178,9 +179,9 @@ def test_a_record_from_before_symmetries_is_drawn(finished, tmp_path, monkeypatc
     }
     store.write_npz(workdir / "comparison.npz", comparison)
     drawn = []
-    plot_overlap = compute_nads.plotting.plot_overlap
+    plot_overlap = geometry.plotting.plot_overlap
     monkeypatch.setattr(
-        compute_nads.plotting,
+        geometry.plotting,
         "plot_overlap",
         lambda curves, *rest: drawn.append(curves) or plot_overlap(curves, *rest),
     )
@@ -207,15 +208,17 @@ def test_every_kind_of_estimate_runs_and_draws(changes, tmp_path):
     config = _config(num_networks=4)
     with config.unlocked():
         config.update(changes)
-    compute_nads.run(config, tmp_path)
+    run(compute_nads, config, tmp_path)
     compute_nads.draw(config, tmp_path)
     assert (load_nads(tmp_path / "nads.npz").eigenvalues >= 0).all()
 
 
 def test_all_bad_values_are_reported_at_once(tmp_path):
     with pytest.raises(InputError) as caught:
-        compute_nads.run(
-            _config(step=-1.0, num_networks=0, unit_size=3, readout="averaged"), tmp_path / "run"
+        run(
+            compute_nads,
+            _config(step=-1.0, num_networks=0, unit_size=3, readout="averaged"),
+            tmp_path / "run",
         )
     lines = str(caught.value).splitlines()
     assert [line.split(":")[0] for line in lines] == [
@@ -225,7 +228,8 @@ def test_all_bad_values_are_reported_at_once(tmp_path):
         "unit_size",
     ]
     with pytest.raises(InputError) as caught:
-        compute_nads.run(
+        run(
+            compute_nads,
             _config(architecture="lent", seed=2**32, figure_directions=0, step=-1.0),
             tmp_path / "run",
         )
@@ -235,9 +239,9 @@ def test_all_bad_values_are_reported_at_once(tmp_path):
     with incomplete.unlocked():
         del incomplete.step
     with pytest.raises(InputError, match="logit: the model has 3 logits; choose one in 0 … 2"):
-        compute_nads.run(_config(num_logits=3), tmp_path / "run")
+        run(compute_nads, _config(num_logits=3), tmp_path / "run")
     with pytest.raises(InputError, match="step: field is missing"):
-        compute_nads.run(incomplete, tmp_path / "run")
+        run(compute_nads, incomplete, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -145,6 +145,25 @@ def test_interventions_can_be_compiled():
     np.testing.assert_allclose(compiled, poison(images, labels, carriers, coefficients), atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(90,), (30, 3), (2, 3, 5, 3)])
+def test_inputs_of_any_shape_are_changed_like_images_of_the_same_entries(shape):
+    images, labels, carriers = _images(), np.arange(7) % 4, _basis(90, 4)
+    other, whole = images.reshape(7, *shape), _basis(90)
+
+    def same(function):
+        np.testing.assert_array_equal(function(other), function(images).reshape(other.shape))
+
+    same(lambda x: poison(x, labels, carriers, np.ones(4)))
+    same(lambda x: flip(x, whole))
+    same(lambda x: project_out(x, whole[:9]))
+    if len(shape) > 1:  # a vector has no channels that could be changed alike
+        same(lambda x: flip(x, _basis(30)))
+        same(lambda x: project_out(x, _basis(30)[:9]))
+    else:
+        with pytest.raises(InputError, match=r"images 90 need D = 90 .* got 30"):
+            flip(other, _basis(30))
+
+
 def test_bad_input_is_named():
     images, labels, carriers = _images(), np.zeros(7, int), _basis(90, 4)
     for call, message in [
@@ -152,7 +171,8 @@ def test_bad_input_is_named():
             lambda: flip((255 * images).astype(np.uint8), _basis(30)),
             r"images: must be real.*of uint8 \(divide",
         ),
-        (lambda: flip(images[0], _basis(30)), r"images: must be real numbers \[B, H, W, C\]"),
+        (lambda: flip(images[0], _basis(30)), r"images 5x3 need D = 5 .* or 15, got 30"),
+        (lambda: flip(images[0, 0, 0], _basis(30)), r"images: must be real numbers \[B, H, W, C\]"),
         (
             lambda: flip(images, _basis(31)),
             r"images 6x5x3 need D = 30 \(each channel alike\) or 90, got 31",

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import interruption, leading_nads, runner
-from experiments.shards import Shard
+from experiments import leading_nads
+from experiments.run import interruption, runner
+from experiments.run.folder import Folder
+from experiments.run.shards import Shard
 from nad_jax import create_model, estimate_leading_nads, load_nads, null_band, store
 from nad_jax.errors import InputError
-from tests.test_configs import load_config
+from tests.test_configs import load_config, run
 
 SIZES = {"num_networks": 20, "num_directions": 6, "num_extra": 4, "num_passes": 2}
 
@@ -34,7 +36,7 @@ def _config(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    assert leading_nads.run(_config(), workdir)
+    assert run(leading_nads, _config(), workdir)
     return workdir
 
 
@@ -78,7 +80,7 @@ def test_a_unit_that_is_gone_is_computed_again_to_the_bit(finished, tmp_path):
     (workdir / "nads.npz").unlink()
     damaged = workdir / "units" / f"{LAST_PASS[3]}.npz"
     damaged.write_bytes(damaged.read_bytes()[:-2000])
-    assert leading_nads.run(_config(), workdir)
+    assert run(leading_nads, _config(), workdir)
     for name in (lost, f"units/{LAST_PASS[3]}.npz", "nads.npz"):
         assert (workdir / name).read_bytes() == (finished / name).read_bytes()
     assert damaged.with_name(damaged.name + ".corrupt").exists()
@@ -99,7 +101,7 @@ def _interrupt(finished, workdir, monkeypatch, devices):
         patch.setattr(runner, "SNAPSHOT_SECONDS", 0.0)
         patch.setattr(interruption, "check", check)
         with pytest.raises(interruption.Interrupted):
-            leading_nads.run(_config(), workdir)
+            run(leading_nads, _config(), workdir)
     monkeypatch.undo()
     (snapshot,) = workdir.glob("snapshots/*")
     return snapshot
@@ -112,7 +114,7 @@ def test_a_unit_is_resumed_to_the_bit_and_from_other_devices_to_rounding(
     workdir = tmp_path / "run"
     kept = store.read_npz(_interrupt(finished, workdir, monkeypatch, devices))
     assert int(kept["done"]) == 2 * devices and not [name for name in kept if "basis" in name]
-    assert leading_nads.run(_config(), workdir) and not list(workdir.glob("snapshots/*"))
+    assert run(leading_nads, _config(), workdir) and not list(workdir.glob("snapshots/*"))
     if devices == 1:
         assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
     resumed, straight = (load_nads(folder / "nads.npz") for folder in (workdir, finished))
@@ -121,14 +123,15 @@ def test_a_unit_is_resumed_to_the_bit_and_from_other_devices_to_rounding(
 
 
 def test_a_snapshot_of_other_test_directions_is_not_taken_up(finished, tmp_path, monkeypatch):
-    workdir, folder = tmp_path / "run", leading_nads.Folder(tmp_path / "run", _config())
+    workdir = tmp_path / "run"
     snapshot = _interrupt(finished, workdir, monkeypatch, 1)
-    basis = leading_nads._read_basis(folder, 1)
-    leading_nads._store_basis(folder, 1, basis.directions[::-1].copy(), basis.pass_overlap)
+    path = workdir / "units" / "pass_1_basis.npz"
+    arrays = store.read_npz(path)
+    store.write_npz(path, {**arrays, "directions": arrays["directions"][::-1].copy()})
     shutil.copytree(workdir, tmp_path / "anew")
     (tmp_path / "anew" / "snapshots" / snapshot.name).unlink()
     for name in ("run", "anew"):
-        assert leading_nads.run(_config(), tmp_path / name)
+        assert run(leading_nads, _config(), tmp_path / name)
     assert (workdir / "nads.npz").read_bytes() == (tmp_path / "anew" / "nads.npz").read_bytes()
 
 
@@ -138,7 +141,7 @@ def test_a_unit_that_lacks_networks_is_computed_again(finished, tmp_path):
     arrays = store.read_npz(path)
     assert arrays["even_count"] == 3 * 4 * 8  # read-outs and mirror images
     store.write_npz(path, {**arrays, "even_count": arrays["even_count"] - 32})
-    assert leading_nads.run(_config(), workdir)
+    assert run(leading_nads, _config(), workdir)
     assert path.read_bytes() == (finished / "units" / path.name).read_bytes()
 
 
@@ -146,19 +149,19 @@ def test_damaged_test_directions_begin_anew_and_end_the_same(finished, tmp_path)
     workdir = _copy(finished, tmp_path)
     basis = workdir / "units" / "pass_1_basis.npz"
     basis.write_bytes(basis.read_bytes()[:-2000])
-    assert leading_nads.run(_config(), workdir)
+    assert run(leading_nads, _config(), workdir)
     assert (workdir / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
 
 
 def test_shards_wait_for_each_other_and_give_the_same_file(finished, tmp_path):
-    plan, shards = leading_nads.make_plan(_config(), tmp_path), [Shard(0, 2), Shard(1, 2)]
+    study, shards = leading_nads.make_study(_config()), [Shard(0, 2), Shard(1, 2)]
     missing = r"pass 2 of 2 begins when pass 1 is over, of which networks 6–11, 18–19 are missing"
     with pytest.raises(runner.RunAgain, match=missing):
-        runner.run(plan, tmp_path, shards[0])
+        runner.run(study, tmp_path, shards[0])
     assert not runner.run(
-        plan, tmp_path, shards[1]
+        study, tmp_path, shards[1]
     )  # it has begun the second pass, and its share of both is done
-    assert runner.run(plan, tmp_path, shards[0])
+    assert runner.run(study, tmp_path, shards[0])
     assert _names(tmp_path) == LAST_PASS
     assert (tmp_path / "nads.npz").read_bytes() == (finished / "nads.npz").read_bytes()
 
@@ -171,10 +174,10 @@ def test_a_folder_goes_on_with_more_passes(finished, tmp_path, monkeypatch):
             InputError,
             match=rf"--allow_other_versions .*\n  flax: folder '{here['flax']}', command '99'",
         ):
-            leading_nads.run(_config(num_passes=3), workdir)
+            run(leading_nads, _config(num_passes=3), workdir)
         assert _names(workdir) == LAST_PASS
         assert runner.run(
-            leading_nads.make_plan(_config(num_passes=3), workdir),
+            leading_nads.make_study(_config(num_passes=3)),
             workdir,
             allow_other_versions=True,
         )
@@ -190,10 +193,10 @@ def test_a_folder_goes_on_with_more_passes(finished, tmp_path, monkeypatch):
     np.testing.assert_array_equal(more["pass_overlap"][:1], fewer["pass_overlap"])
     changed = 1 - more["pass_overlap"]
     assert (changed[1] < np.maximum(changed[0], 1e-6)).all()
-    plan = leading_nads.make_plan(_config(), workdir)
+    study = leading_nads.make_study(_config())
     for act in (
-        lambda: runner.run(plan, workdir),
-        lambda: plan.collect(0),
+        lambda: runner.run(study, workdir),
+        lambda: study.collect(Folder(workdir, study), 0),
     ):  # collect: it has gone on meanwhile
         with pytest.raises(
             InputError,
@@ -208,14 +211,14 @@ def test_figures_estimates_and_what_is_stored_so_far(finished, tmp_path, capsys)
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures)
     workdir = _copy(finished, tmp_path)
     (workdir / "units" / f"{LAST_PASS[1]}.npz").unlink()
-    plan = leading_nads.make_plan(_config(), workdir)
-    runner.describe(plan)
+    study = leading_nads.make_study(_config())
+    runner.describe(study, workdir)
     printed = capsys.readouterr().out
     assert (
         "plan: 40 networks in 8 units; stored 34 networks, missing 6 networks in 1 unit" in printed
     )
     assert "mlp: 6 networks in 1 unit" in printed
-    assert not runner.collect(plan, workdir)
+    assert not runner.collect(study, workdir)
     printed = capsys.readouterr().out
     assert (
         "mlp: leading NADs of 14 networks, input_gradient, sampled, symmetrized, passes: 2"
@@ -238,7 +241,7 @@ def test_the_null_band_of_leading_eigenvalues_needs_the_trace(finished):
 
 def test_another_configuration_is_refused(finished):
     with pytest.raises(InputError, match=r"num_networks: folder 20, command 22"):
-        leading_nads.run(_config(num_networks=22), finished)
+        run(leading_nads, _config(num_networks=22), finished)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +257,6 @@ def test_another_configuration_is_refused(finished):
 )  # fmt: skip
 def test_bad_values_are_one_line_each(changes, names, tmp_path):
     with pytest.raises(InputError) as caught:
-        leading_nads.run(_config(**changes), tmp_path / "run")
+        run(leading_nads, _config(**changes), tmp_path / "run")
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == names
     assert not (tmp_path / "run").exists()

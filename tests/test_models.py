@@ -173,3 +173,58 @@ def test_functions_are_checked_against_the_contract():
         from_nnx(NNXNet(nnx.Rngs(0)), SHAPE)
     with pytest.raises(InputError, match="image_shape"):
         from_functions(init, lambda w, x: jnp.ones((2, 1)), (4, 0, 1))
+
+
+class Summed(nn.Module):
+    """A layer that needs to know nothing of the shape of its inputs, and a read-out."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(3)(x))
+        return nn.Dense(2)(nn.relu(x).reshape(len(x), -1))
+
+
+class NNXSummed(nnx.Module):
+    def __init__(self, shape, rngs):
+        self.hidden = nnx.Linear(shape[-1], 3, rngs=rngs)
+        self.readout = nnx.Linear(3 * int(np.prod(shape[:-1])), 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.readout(nnx.relu(self.hidden(x)).reshape(len(x), -1))
+
+
+def _summed(kind, shape, **choices):
+    if kind == "linen":
+        return from_linen(Summed(), shape, **choices)
+    if kind == "nnx":
+        return from_nnx(lambda rngs: NNXSummed(shape, rngs), shape, **choices)
+    return from_functions(
+        lambda key: jax.random.normal(key, (int(np.prod(shape)), 2)),
+        lambda w, x: jnp.tanh(x.reshape(len(x), -1) @ w),
+        shape,
+        **choices,
+    )
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx", "functions"])
+@pytest.mark.parametrize("shape", [(5,), (6, 2), (2, 3, 4, 1)])
+def test_inputs_have_any_shape(kind, shape):
+    symmetries = ("flip",) if len(shape) > 1 else ()
+    model = _summed(kind, list(shape), symmetries=symmetries)
+    assert model.input_shape == model.image_shape == shape and model.num_logits == 2
+    assert model.symmetries == symmetries
+    x = jax.random.normal(make_key(1), (3, *shape))
+    assert model.apply(model.init(make_key(0)), x).shape == (3, 2)
+    with pytest.raises(AttributeError):
+        model.input_shape = (4, 4, 1)
+
+
+@pytest.mark.parametrize("kind", ["linen", "nnx", "functions"])
+def test_what_is_no_shape_of_an_input_is_refused(kind):
+    for shape in ((), (1, 2, 3, 4, 5), (4, 0), (4.5,), 5, "ab"):
+        with pytest.raises(
+            InputError, match=r"^image_shape: must be one to four positive integers"
+        ):
+            _summed(kind, shape)
+    with pytest.raises(InputError, match="'flip' needs signals, images or volumes, got vectors 5"):
+        _summed(kind, (5,), symmetries=("flip",))

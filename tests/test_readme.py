@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 import experiments.main
-from experiments.benchmark import format_table
+from experiments.benchmark.benchmark import format_table
 from experiments.launch.__main__ import TEMPLATES, render
 from nad_jax import basis_random
 from tests.test_configs import CONFIGS, ROOT, load_config

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import compute_nads, ensembles, leading_nads
+from experiments import compute_nads, geometry, leading_nads
 from nad_jax import (
     estimate_leading_nads,
     estimate_nads,
@@ -20,7 +20,7 @@ from nad_jax.moments import halves_from_arrays
 from nad_jax.nads import degenerate_groups, null_band
 from nad_jax.scaling import LARGEST, SMALLEST, find_exponent, power_of_two
 from nad_jax.symmetries import permutations, representations
-from tests.test_configs import load_config
+from tests.test_configs import load_config, run
 
 WIDTH = 6
 
@@ -185,11 +185,10 @@ def test_the_largest_networks_of_an_ensemble_rule_it():
 def test_stored_units_of_such_networks_merge(tmp_path, monkeypatch):
     records = {}
     for factor in (1.0, 1e-30, 1e30):
-        for module in (ensembles, compute_nads, leading_nads):
-            create = lambda config, factor=factor: _model(factor)._replace(  # noqa: E731
-                description={"architecture": "mlp"}
-            )
-            monkeypatch.setattr(module, "read_model", create)
+        create = lambda config, factor=factor: _model(factor)._replace(  # noqa: E731
+            description={"architecture": "mlp"}
+        )
+        monkeypatch.setattr(geometry, "read_model", create)
         for experiment, module in (("compute_nads", compute_nads), ("leading_nads", leading_nads)):
             config = load_config(experiment).get_config("mlp")
             config.update(image_shape=(3, 4, 1), num_networks=16, unit_size=10, symmetrized=False)
@@ -199,7 +198,7 @@ def test_stored_units_of_such_networks_merge(tmp_path, monkeypatch):
             if experiment == "leading_nads":
                 config.update(num_directions=4, num_extra=8, num_passes=2)
             workdir = tmp_path / f"{experiment}_{factor}"
-            assert module.run(config, workdir)
+            assert run(module, config, workdir)
             assert len(list((workdir / "units").glob("*networks*"))) == 2
             records[experiment, factor] = load_nads(workdir / "nads.npz")
             if factor == 1e-30:
@@ -213,14 +212,14 @@ def test_stored_units_of_such_networks_merge(tmp_path, monkeypatch):
 def test_what_an_earlier_version_stored_is_refused(tmp_path):
     config = load_config("compute_nads").get_config("mlp")
     config.update(image_shape=(4, 4, 1), num_networks=4, unit_size=4, derivative="input_gradient")
-    assert compute_nads.run(config, tmp_path)
+    assert run(compute_nads, config, tmp_path)
     (path,) = (tmp_path / "units").iterdir()
     arrays = {name: array for name, array in store.read_npz(path).items() if name != "networks"}
     store.write_npz(path, arrays)
     with pytest.raises(
         InputError, match=r"networks_0.*: does not count its networks, an earlier version wrote it"
     ):
-        compute_nads.run(config, tmp_path)
+        run(compute_nads, config, tmp_path)
     assert path.exists()
     with pytest.raises(InputError, match="state: does not count its networks"):
         halves_from_arrays(arrays, None)

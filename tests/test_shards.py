@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from experiments.shards import Shard, find_shard, join_cluster
+from experiments.run.shards import Shard, find_shard, join_cluster
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT
 
@@ -81,7 +81,7 @@ def test_a_cluster_counts_its_processes_itself():
 
 JOIN = """
 import os, sys, time
-from experiments.shards import join_cluster
+from experiments.run.shards import join_cluster
 shard = join_cluster(sys.argv[1])
 import jax
 assert jax.device_count() > len(jax.local_devices()) == 2, jax.devices()

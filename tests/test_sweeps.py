@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,16 +23,18 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import compute_nads, directional_bias, main, runner, units
+from experiments import compute_nads, directional_bias, geometry, main, results
 from experiments.main import EXPERIMENTS
-from experiments.shards import Shard
+from experiments.run import runner
+from experiments.run.folder import Folder
+from experiments.run.shards import Shard
 from nad_jax import Estimator, Execution, create_model, ensemble, from_functions, store
 from nad_jax.errors import InputError
 from nad_jax.estimation import make_dense
 from nad_jax.geometry import make_accumulate
 from nad_jax.moments import halves_to_arrays, init_halves
 from tests.commands import ROOT, Command
-from tests.test_configs import load_config
+from tests.test_configs import load_config, run
 
 SWEEP = [
     "--config=configs/directional_bias.py:accuracy_map,logreg",
@@ -184,7 +187,7 @@ LONG = [*SWEEP[:-1], "--config.num_epochs=100000", "--config.indices=0,"]
     "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
 )
 def test_a_signal_that_is_not_ignored_asks_for_the_same_command_again(number):
-    program = "import os, sys, time; from experiments import interruption; interruption.watch()"
+    program = "import os, sys, time; from experiments.run import interruption; interruption.watch()"
     program += "; os.kill(os.getpid(), int(sys.argv[1])); time.sleep(2)"
     ignored = f"trap '' {number.name[3:]}; exec \"$@\""  # as `nohup` does
     for prefix in ([], ["bash", "-c", ignored, "bash"]):
@@ -286,7 +289,7 @@ CASES = {"directional_bias": _config, "compute_nads": _nads_config}
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     for name, config in CASES.items():
-        EXPERIMENTS[name].run(config(), folder / name)
+        run(EXPERIMENTS[name], config(), folder / name)
         EXPERIMENTS[name].draw(config(), folder / name)
     return folder
 
@@ -320,7 +323,7 @@ def test_every_damaged_file_is_computed_again_or_refused(name, kind, finished, t
                 if draw_only:
                     experiment.draw(config, workdir)
                 else:
-                    experiment.run(config, workdir)
+                    run(experiment, config, workdir)
             except InputError as error:
                 assert file.name in str(error) or str(workdir) in str(error)
                 assert file.suffix != ".npz" or draw_only  # units are computed again
@@ -378,23 +381,23 @@ def test_a_folder_that_cannot_be_written_is_named(finished):
         os.seteuid(65534)
         try:
             with pytest.raises(InputError, match=r"units/networks_\w+\.npz: Permission denied$"):
-                directional_bias.run(_config(), workdir)
+                run(directional_bias, _config(), workdir)
             with pytest.raises(InputError, match=r"new: Permission denied$"):
-                directional_bias.run(_config(), Path(folder) / "new")
+                run(directional_bias, _config(), Path(folder) / "new")
         finally:
             os.seteuid(0)
-        directional_bias.run(_config(), workdir)
+        run(directional_bias, _config(), workdir)
         assert _arrays(workdir) == _arrays(finished / "directional_bias")
 
 
 def test_units_of_another_configuration_are_never_mixed_in(finished, tmp_path):
     workdir = Path(shutil.copytree(finished / "directional_bias", tmp_path / "run"))
-    directional_bias.run(_config(learning_rate=0.1), tmp_path / "other")
+    run(directional_bias, _config(learning_rate=0.1), tmp_path / "other")
     stranger = next((tmp_path / "other" / "units").iterdir())
     shutil.copy(stranger, workdir / "units" / "networks_stranger.npz")
     for act in (
-        directional_bias.run,
-        lambda *args: runner.collect(directional_bias.make_plan(*args), args[1]),
+        partial(run, directional_bias),
+        lambda config, workdir: runner.collect(directional_bias.make_study(config), workdir),
     ):
         with pytest.raises(
             InputError, match=r"networks_stranger\.npz: is of another configuration"
@@ -402,56 +405,57 @@ def test_units_of_another_configuration_are_never_mixed_in(finished, tmp_path):
             act(_config(), workdir)
     other = sorted((finished / "compute_nads" / "units").iterdir())
     workdir = Path(shutil.copytree(finished / "compute_nads", tmp_path / "nads"))
-    compute_nads.run(_nads_config(seed=1), tmp_path / "seed")
+    run(compute_nads, _nads_config(seed=1), tmp_path / "seed")
     shutil.copy(tmp_path / "seed" / "units" / other[0].name, workdir / "units" / other[0].name)
     with pytest.raises(InputError, match=rf"{other[0].name}: is of another configuration"):
-        compute_nads.run(_nads_config(), workdir)
+        run(compute_nads, _nads_config(), workdir)
 
 
 def test_a_unit_under_the_name_of_another_is_not_counted_twice(finished, tmp_path):
     workdir = Path(shutil.copytree(finished / "compute_nads", tmp_path / "run"))
     first, second = sorted((workdir / "units").iterdir())
     shutil.copy(first, second)
-    compute_nads.run(_nads_config(), workdir)
+    run(compute_nads, _nads_config(), workdir)
     assert _arrays(workdir) == _arrays(finished / "compute_nads")
     assert second.with_name(second.name + ".corrupt").exists()
 
 
-def test_a_unit_that_does_not_hold_its_networks_is_computed_again(finished, tmp_path):
+def test_a_unit_that_does_not_hold_its_networks_is_computed_again(finished, tmp_path, caplog):
     workdir = Path(shutil.copytree(finished / "compute_nads", tmp_path / "run"))
     path = workdir / "units" / "networks_0000004_0000008.npz"
     arrays = store.read_npz(path)
-    (point,) = compute_nads.make_points(_nads_config(), workdir)
-    rows = point.ensemble.num_rows
+    folder = Folder(workdir, compute_nads.make_study(_nads_config()), repair=False)
+    member, rows = folder.study.members[1], geometry.read_ensemble(_nads_config()).num_rows
     assert rows > 1 and arrays["even_count"] == 2 * rows
     for changes in ({"even_count": rows}, {"even_count": 2 * rows - 1}, {"diverged": 1}):
         store.write_npz(
             path, {**arrays, **{name: np.int32(value) for name, value in changes.items()}}
         )
+        assert folder.read(member) is None and path.exists()
         with pytest.raises(
-            store.DamagedError,
-            match=r"0008\.npz: holds [35]\.?\d* networks, counted or diverged, not 4",
+            store.DamagedError, match=r"holds [35]\.?\d* networks, counted or diverged, not 4"
         ):
-            compute_nads._read_unit(point, (4, 8))
+            folder.study.check(member, store.read_npz(path))
     counts = {"even_count": rows, "networks": 3, "diverged": 1}
     store.write_npz(path, {**arrays, **{name: np.int32(n) for name, n in counts.items()}})
-    assert compute_nads._read_unit(point, (4, 8)).diverged == 1
+    assert folder.read(member)["diverged"] == 1
     store.write_npz(path, {**arrays, "even_count": np.int32(rows)})
-    compute_nads.run(_nads_config(), workdir)
+    run(compute_nads, _nads_config(), workdir)
     assert _arrays(workdir) == _arrays(finished / "compute_nads")
     assert path.with_name(path.name + ".corrupt").exists()
+    assert "0008.npz: holds 3 networks, counted or diverged, not 4" in caplog.text
 
 
 def test_a_command_that_ends_leaves_units_and_snapshots_of_others(finished, tmp_path):
     workdir = Path(shutil.copytree(finished / "compute_nads", tmp_path / "run"))
     longer = _nads_config(num_networks=14)
     straight = tmp_path / "straight"
-    compute_nads.run(longer, straight)
-    plan = compute_nads.make_plan(_nads_config(num_networks=10), workdir)
+    run(compute_nads, longer, straight)
+    study = compute_nads.make_study(_nads_config(num_networks=10))
 
     def collect(meanwhile):
         """The end of the shorter command, after the longer one has done something."""
-        return plan._replace(collect=lambda missing: (meanwhile(), plan.collect(missing)))
+        return study._replace(collect=lambda *how: (meanwhile(), study.collect(*how)))
 
     (
         workdir / "snapshots"
@@ -462,13 +466,13 @@ def test_a_command_that_ends_leaves_units_and_snapshots_of_others(finished, tmp_
         "networks_0000012_0000014.0",
     ):
         (workdir / "snapshots" / f"{name}.npz").write_text("")
-    runner.run(collect(lambda: compute_nads.run(longer, workdir, Shard(0, 2))), workdir)
+    runner.run(collect(lambda: run(compute_nads, longer, workdir, Shard(0, 2))), workdir)
     assert [path.stem[9:] for path in sorted(workdir.glob("units/*.npz"))] == [
         "0000000_0000004", "0000004_0000008", "0000008_0000010", "0000008_0000012",
     ]  # fmt: skip
     assert store.load_nads(workdir / "nads.npz").num_networks == 10
     assert [path.stem for path in workdir.glob("snapshots/*.npz")] == ["networks_0000012_0000014.0"]
-    compute_nads.run(longer, workdir)
+    run(compute_nads, longer, workdir)
     assert _arrays(workdir) == _arrays(straight) and not list(workdir.glob("snapshots/*.npz"))
     (
         workdir / "units" / "networks_0000008_0000012.npz"
@@ -477,14 +481,13 @@ def test_a_command_that_ends_leaves_units_and_snapshots_of_others(finished, tmp_
     with pytest.raises(
         InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 10"
     ):
-        runner.run(collect(lambda: compute_nads.run(longer, workdir)), workdir)
+        runner.run(collect(lambda: run(compute_nads, longer, workdir)), workdir)
     assert _arrays(workdir) == _arrays(straight)  # not a record of what the other has left
     with pytest.raises(
         InputError, match=r"num_networks: can be raised, not lowered; .* holds 14, got 8"
     ):
-        compute_nads.make_plan(_nads_config(num_networks=8), workdir).collect(
-            0
-        )  # whose units are all there
+        shorter = compute_nads.make_study(_nads_config(num_networks=8))
+        shorter.collect(Folder(workdir, shorter), 0)  # whose units are all there
     assert _arrays(workdir) == _arrays(straight)
 
 
@@ -496,12 +499,12 @@ def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(
     here = store.versions()
     monkeypatch.setattr(store, "versions", lambda: {**here, "jax": "99"})
     experiment, before = EXPERIMENTS[name], _arrays(workdir)
-    experiment.run(config, workdir)  # there is nothing to add
+    run(experiment, config, workdir)  # there is nothing to add
     assert _arrays(workdir) == before
     lost = sorted(workdir.glob("units/*.npz"))[0]
     lost.unlink()
-    plan = experiment.make_plan(config, workdir)
-    assert not runner.collect(plan, workdir)
+    study = experiment.make_study(config)
+    assert not runner.collect(study, workdir)
     for changed, line in (
         ("versions", rf"  jax: folder '{here['jax']}', command '99'"),
         ("device_kind", "  device: .*"),
@@ -514,7 +517,7 @@ def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(
                 InputError,
                 match=rf"\.npz: was computed .*; --allow_other_versions adds .*\n{line}$",
             ):
-                runner.run(plan, workdir)
+                runner.run(study, workdir)
         assert not lost.exists()
     flags = {
         "_FIGURES_ONLY": False,
@@ -534,8 +537,8 @@ def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(
 
 
 def test_versions_of_units_that_others_store_meanwhile_are_seen(finished, tmp_path, monkeypatch):
-    plan, units = (
-        compute_nads.make_plan(_nads_config(), tmp_path),
+    study, units = (
+        compute_nads.make_study(_nads_config()),
         finished / "compute_nads" / "units",
     )
     here = store.versions()
@@ -545,15 +548,13 @@ def test_versions_of_units_that_others_store_meanwhile_are_seen(finished, tmp_pa
         shutil.copy(
             units / "networks_0000004_0000008.npz", tmp_path / "units"
         )  # of another command
-        return plan.make_program(*how)
+        return study.make_program(*how)
 
     with pytest.raises(
         InputError, match=r"0008\.npz: was computed with other versions .*\n  numpy: folder .*'99'"
     ):
         runner.run(
-            plan._replace(
-                make_program=make_program, find_missing=lambda *how: plan.list_units(Shard())
-            ),
+            study._replace(make_program=make_program, is_done=lambda *_: False),
             tmp_path,
         )
     assert len(list(tmp_path.glob("units/*"))) == 2
@@ -604,7 +605,7 @@ def test_a_process_with_too_little_memory_halves_the_chunk(tmp_path):
 def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, monkeypatch):
     make_train_many, make_accumulate = (
         directional_bias.make_train_many,
-        compute_nads.make_accumulate,
+        geometry.make_accumulate,
     )
 
     def make_train_one(model, recipe, mapping, chunk_size, num_devices):
@@ -612,7 +613,7 @@ def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, mon
         return run if chunk_size == 1 else _out_of_memory
 
     monkeypatch.setattr(directional_bias, "make_train_many", make_train_one)
-    directional_bias.run(_config(chunk_size=4), tmp_path / "run")
+    run(directional_bias, _config(chunk_size=4), tmp_path / "run")
     (unit,) = (tmp_path / "run" / "units").iterdir()
     assert json.loads(str(store.read_npz(unit)["config"]))["chunk_size"] == 1
     expected = (finished / "directional_bias" / "results.csv").read_bytes()
@@ -633,8 +634,8 @@ def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, mon
         accumulate, resolved = make_accumulate(*args)
         return (accumulate if resolved.chunk_size == 2 else _out_of_memory), resolved
 
-    monkeypatch.setattr(compute_nads, "make_accumulate", make_accumulate_two)
-    compute_nads.run(_nads_config(chunk_size=4), tmp_path / "nads")
+    monkeypatch.setattr(geometry, "make_accumulate", make_accumulate_two)
+    run(compute_nads, _nads_config(chunk_size=4), tmp_path / "nads")
     for unit in (tmp_path / "nads" / "units").iterdir():
         arrays, expected = (
             store.read_npz(unit),
@@ -647,7 +648,7 @@ def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, mon
     with pytest.raises(
         InputError, match=r"logreg default sgd 200: the device has not enough memory for 1 networks"
     ):
-        directional_bias.run(_config(chunk_size=2), tmp_path / "none")
+        run(directional_bias, _config(chunk_size=2), tmp_path / "none")
 
 
 def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
@@ -656,12 +657,12 @@ def test_other_errors_of_the_device_are_not_taken_for_a_lack_of_memory(tmp_path,
 
     monkeypatch.setattr(directional_bias, "make_train_many", lambda *args: broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        directional_bias.run(_config(chunk_size=4), tmp_path / "run")
+        run(directional_bias, _config(chunk_size=4), tmp_path / "run")
 
 
 def test_diverged_networks_are_contained_and_counted(tmp_path, capsys, monkeypatch):
     config = _config(optimizers=("sgd", "sgd:learning_rate=1e38"), clip_norm=0.0, sigmas=(1e3,))
-    directional_bias.run(config, tmp_path / "run")
+    run(directional_bias, config, tmp_path / "run")
     assert "4 networks, 4 diverged" in capsys.readouterr().out
     events = [
         json.loads(line)
@@ -685,9 +686,11 @@ def test_diverged_networks_are_contained_and_counted(tmp_path, capsys, monkeypat
     model = from_functions(
         init, lambda weights, x: x.reshape(len(x), -1) @ weights, (4, 4, 1), check=False
     )
-    monkeypatch.setattr(compute_nads, "read_model", lambda config: model)
-    compute_nads.run(
-        _nads_config(num_networks=40, readout="sampled", symmetrized=False), tmp_path / "nads"
+    monkeypatch.setattr(geometry, "read_model", lambda config: model)
+    run(
+        compute_nads,
+        _nads_config(num_networks=40, readout="sampled", symmetrized=False),
+        tmp_path / "nads",
     )
     record = store.load_nads(tmp_path / "nads" / "nads.npz")
     key = ensemble.named_key(ensemble.make_key(0), "networks")
@@ -712,7 +715,7 @@ def test_shards_compute_what_one_process_computes(name, finished, tmp_path):
     config = CASES[name]()
     for count in (2, 4):
         complete = [
-            EXPERIMENTS[name].run(config, tmp_path / str(count), Shard(i, count))
+            run(EXPERIMENTS[name], config, tmp_path / str(count), Shard(i, count))
             for i in range(count)
         ]
         assert not complete[0] and complete[-1]  # the last one collects
@@ -724,12 +727,12 @@ def test_shards_compute_what_one_process_computes(name, finished, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_collecting_takes_what_is_there_and_says_what_is_missing(name, finished, tmp_path, capsys):
     config, experiment = CASES[name](), EXPERIMENTS[name]
-    plan = experiment.make_plan(config, tmp_path)
+    study = experiment.make_study(config)
     with pytest.raises(runner.RunAgain, match="new: nothing of this command is stored yet"):
-        runner.collect(experiment.make_plan(config, tmp_path / "new"), tmp_path / "new")
+        runner.collect(study, tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    experiment.run(config, tmp_path, Shard(0, 2))
-    assert runner.collect(plan, tmp_path) is False
+    run(experiment, config, tmp_path, Shard(0, 2))
+    assert runner.collect(study, tmp_path) is False
     printed = capsys.readouterr().err
     assert "missing: " in printed and (
         "mlp: 4 networks in 1 unit" in printed or ": 2 networks in 2 units" in printed
@@ -740,17 +743,19 @@ def test_collecting_takes_what_is_there_and_says_what_is_missing(name, finished,
     else:
         assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
         assert (
-            units.check_command(tmp_path, directional_bias._command(config))
+            results.read_table(
+                tmp_path, directional_bias.COLUMNS, directional_bias._command(config)
+            )[1]
             == "\n2 networks missing"
         )
-    experiment.run(config, tmp_path, Shard(1, 2))
+    run(experiment, config, tmp_path, Shard(1, 2))
     assert _arrays(tmp_path) == _arrays(finished / name)
 
 
 def test_a_dry_run_says_what_there_is_to_do_and_touches_nothing(finished, tmp_path, capsys):
     for name, config in CASES.items():
-        plan = EXPERIMENTS[name].make_plan(config(), tmp_path / name)
-        runner.describe(plan, Shard(0, 2))
+        study = EXPERIMENTS[name].make_study(config())
+        runner.describe(study, tmp_path / name, Shard(0, 2))
         printed = capsys.readouterr().out
         assert "stored 0 networks" in printed and "shards: 2; shard 0-of-2 misses" in printed
         assert (
@@ -763,7 +768,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_touches_nothing(finished, tmp_pa
         (first, *_) = workdir.glob("units/*.npz")
         first.write_bytes(b"damaged")
         before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-        runner.describe(EXPERIMENTS[name].make_plan(config(), workdir))
+        runner.describe(study, workdir)
         assert "missing" in capsys.readouterr().out
         assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 
@@ -771,18 +776,18 @@ def test_a_dry_run_says_what_there_is_to_do_and_touches_nothing(finished, tmp_pa
 def test_an_ensemble_is_swept_over_its_fields(tmp_path, capsys):
     config = _nads_config()
     config.sweep.update(seed=(0, 1), readout=("marginalized", "sampled"))
-    compute_nads.run(config, tmp_path / "run")
+    run(compute_nads, config, tmp_path / "run")
     table = (tmp_path / "run" / "results.csv").read_text().splitlines()
     assert len(table) == 5 and table[0].startswith(
         "readout,seed,num_networks,diverged,trace,eigenvalue_0,split_half"
     )
-    compute_nads.run(_nads_config(seed=1, readout="sampled"), tmp_path / "one")
+    run(compute_nads, _nads_config(seed=1, readout="sampled"), tmp_path / "one")
     point = tmp_path / "run" / "readout=sampled,seed=1"
     assert _arrays(point) == _arrays(tmp_path / "one")
     assert len(compute_nads.draw(config, tmp_path / "run")) == 12
     with pytest.raises(InputError, match="another configuration"):
         config.sweep.seed = ()
-        compute_nads.run(config, tmp_path / "run")
+        run(compute_nads, config, tmp_path / "run")
     for changes, message in [
         ({"seed": (0, 0)}, r"sweep\.seed: must be a non-empty tuple of different values"),
         ({"step": ("ten",)}, r"sweep\.step: must hold values of the type of step, got 'ten'"),
@@ -791,7 +796,7 @@ def test_an_ensemble_is_swept_over_its_fields(tmp_path, capsys):
         config = _nads_config()
         config.sweep.update(changes)
         with pytest.raises(InputError, match=message):
-            compute_nads.run(config, tmp_path / "bad")
+            run(compute_nads, config, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
 
 
@@ -880,7 +885,7 @@ def test_a_derivative_that_is_not_finite_is_left_out_and_long_ones_are_not():
 def test_a_file_that_another_process_moves_aside_is_no_error(finished, tmp_path, monkeypatch):
     for name, config in CASES.items():
         workdir = Path(shutil.copytree(finished / name, tmp_path / name))
-        plan = EXPERIMENTS[name].make_plan(config(), workdir)
+        folder = Folder(workdir, EXPERIMENTS[name].make_study(config()))
         read, moved = store.read_npz, []
 
         def vanishing(path, *args, read=read, moved=moved):
@@ -889,7 +894,7 @@ def test_a_file_that_another_process_moves_aside_is_no_error(finished, tmp_path,
             return read(path, *args)
 
         monkeypatch.setattr(store, "read_npz", vanishing)
-        missing = plan.find_missing(Shard(), True)
+        missing = folder.missing()
         monkeypatch.undo()
         assert len(moved) == 1 and len(missing) == 1
 
@@ -898,18 +903,18 @@ def test_a_shard_does_not_depend_on_how_networks_are_grouped(tmp_path):
     for shard in (Shard(0, 3), Shard(1, 3)):
         names = []
         for unit_size in (1, 4):
-            plan = directional_bias.make_plan(
-                _config(unit_size=unit_size, indices=tuple(range(20))), tmp_path
+            study = directional_bias.make_study(
+                _config(unit_size=unit_size, indices=tuple(range(20)))
             )
             names.append(
-                [network.name for unit in plan.list_units(shard) for network in unit.members]
+                [m.name for unit in Folder(tmp_path, study).units(shard) for m in unit.members]
             )
         assert names[0] == names[1] and len(names[0]) == 7
 
 
 def test_a_reader_of_messages_that_is_gone_does_not_keep_the_process_alive(tmp_path):
     program = (
-        "from experiments import main, runner; runner.SNAPSHOT_SECONDS = 0.0; "
+        "from experiments import main; from experiments.run import runner; runner.SNAPSHOT_SECONDS = 0.0; "
         "main.app.run(main.main, flags_parser=main._parse_flags)"
     )
     command = [sys.executable, "-c", program, *LONG, f"--workdir={tmp_path}"]

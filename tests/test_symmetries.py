@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,37 @@ def test_eigenvectors_are_those_of_the_mean_over_the_group_and_belong_to_its_rep
     for direction in found.directions:
         largest = np.flatnonzero(np.abs(direction) >= np.abs(direction).max() * (1 - 1e-6))
         assert direction[largest[0]] > 0
+
+
+@pytest.mark.parametrize("shape", [(6, 2), (5, 1), (1, 3), (2, 3, 4, 1), (2, 2, 2, 2)])
+def test_reversals_of_signals_and_volumes_have_eigenvectors_of_every_sign(shape):
+    dimension, axes = int(np.prod(shape)), range(len(shape) - 1)
+    group = permutations(("flip",), shape)
+    image = np.random.default_rng(0).standard_normal(shape)
+    assert {tuple(image.reshape(-1)[moved]) for moved in group} == {
+        tuple(np.flip(image, reversed_).reshape(-1))
+        for count in range(len(shape))
+        for reversed_ in itertools.combinations(axes, count)
+    }
+    rows = np.random.default_rng(1).standard_normal((3 * dimension, dimension))
+    matrix = rows.T @ rows
+    found = eigh_symmetric(matrix, representations(("flip",), shape))
+    mean = _mean(matrix, ("flip",), shape)
+    np.testing.assert_allclose(found.eigenvalues, np.linalg.eigvalsh(mean)[::-1], rtol=1e-10)
+    np.testing.assert_allclose(
+        mean @ found.directions.T, found.directions.T * found.eigenvalues, atol=1e-4
+    )
+    for direction, label in zip(found.directions, found.symmetry, strict=True):
+        image = direction.reshape(shape)
+        for axis, sign in zip(axes, label, strict=True):
+            np.testing.assert_allclose(
+                np.flip(image, axis), int(f"{sign}1".replace("−", "-")) * image, atol=1e-6
+            )
+
+
+def test_a_vector_has_no_symmetry():
+    assert [one.label for one in representations((), (5,))] == [""]
+    np.testing.assert_array_equal(permutations((), (5,)), np.arange(5)[None])
 
 
 def test_rounding_does_not_choose_among_eigenvectors_that_symmetry_makes_equal():
@@ -208,6 +240,10 @@ def test_every_architecture_is_among_the_cases():
     for architecture, side in (("resnet18", 32), ("resnet18_imagenet", 64)):
         assert create_model(architecture, (side, side, 1)).symmetries == ("transpose",)
     assert create_model("lenet", (32, 28, 1)).symmetries == ("flip",)
+    for architecture in ("logreg", "mlp"):
+        for shape in ((6, 2), (3, 3, 3, 1), (3, 4, 1)):
+            assert create_model(architecture, shape).symmetries == ("flip",)
+        assert create_model(architecture, (9,)).symmetries == ()
 
 
 @functools.cache
@@ -267,7 +303,13 @@ def test_what_is_not_a_symmetry_is_refused():
         InputError, match=r"symmetries: must be among flip, transpose, got 'rotate'"
     ):
         _functions(("rotate",))
-    with pytest.raises(InputError, match=r"symmetries: 'transpose' needs square images, got 4×5"):
+    for shape, shown in (((4, 5, 1), "4×5×1"), ((4, 4), "4×4"), ((4, 4, 4, 1), "4×4×4×1")):
+        match = f"symmetries: 'transpose' needs square images, got inputs {shown}$"
+        with pytest.raises(InputError, match=match):
+            permutations(("transpose",), shape)
+    with pytest.raises(InputError, match=r"symmetries: 'flip' needs signals, .* got vectors 4$"):
+        representations(("flip",), (4,))
+    with pytest.raises(InputError, match=r"symmetries: 'transpose' needs square images"):
         _functions(("transpose",), (4, 5, 1))
     for pooling, refused in (("max", True), ("avg", False)):
         estimator = Estimator("input_gradient", point_scale=0.0, symmetrized=True)

@@ -9,12 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import interruption, results, runner, time_to_accuracy
-from experiments.shards import Shard
+from experiments import results, time_to_accuracy
+from experiments.run import interruption, runner
+from experiments.run.folder import Folder
+from experiments.run.shards import Shard
 from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.snapshots import Snapshots
-from tests.test_configs import load_config
+from tests.test_configs import load_config, run
 
 VARIANTS = ("sampled", "sampled_4", "marginalized", "marginalized_symmetrized")
 COLUMNS = ("derivative", "variant", "seed", "networks", "seconds", "overlap_4", "overlap_32")
@@ -38,7 +40,7 @@ def _config(**changes):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    assert time_to_accuracy.run(_config(), workdir)
+    assert run(time_to_accuracy, _config(), workdir)
     return workdir
 
 
@@ -95,17 +97,17 @@ def test_an_interrupted_run_ends_with_the_same_directions_and_a_rerun_computes_n
         patch.setattr(runner, "SNAPSHOT_SECONDS", 0.0)
         patch.setattr(interruption, "check", check)
         with pytest.raises(interruption.Interrupted):
-            time_to_accuracy.run(_config(), workdir)
+            run(time_to_accuracy, _config(), workdir)
     assert path.with_name(path.name + ".corrupt").exists() and not path.exists()
     assert list((workdir / "snapshots").iterdir())
-    time_to_accuracy.run(_config(), workdir)
+    run(time_to_accuracy, _config(), workdir)
     was, now = (store.read_npz(folder / "units" / path.name) for folder in (finished, workdir))
     for name in ("networks", "marginalized", "marginalized_symmetrized"):
         np.testing.assert_array_equal(was[name], now[name])
     monkeypatch.setattr(
         time_to_accuracy, "_make_program", lambda *args: pytest.fail("a unit was computed again")
     )
-    time_to_accuracy.run(_config(), workdir)
+    run(time_to_accuracy, _config(), workdir)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +125,10 @@ def test_a_reference_resumed_on_other_devices_has_all_its_networks(
     def compute(workdir, devices):
         monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * devices)
         monkeypatch.setattr(jax, "local_device_count", lambda: devices)
-        plan = time_to_accuracy.make_plan(config, workdir)
-        plan.open_folder()
-        (reference, *_) = plan.list_units(Shard())
-        plan = plan._replace(
-            list_units=lambda shard: [reference], find_missing=lambda *how: [reference]
-        )
-        runner._compute(plan, workdir, Shard(), False)
+        study = time_to_accuracy.make_study(config)
+        (reference, *_) = study.members
+        study = study._replace(members=[reference], is_done=lambda *_: False)
+        runner._compute(Folder(workdir, study).open(), Shard(), False)
         return store.read_npz(workdir / "units" / f"{reference.name}.npz")
 
     def check():
@@ -155,23 +154,23 @@ def test_a_reference_resumed_on_other_devices_has_all_its_networks(
 
 def test_a_unit_that_ends_before_its_networks_and_its_time_is_damaged(finished, tmp_path):
     workdir = _copy(finished, tmp_path)
-    plan = time_to_accuracy.make_plan(_config(), workdir)
+    folder = Folder(workdir, time_to_accuracy.make_study(_config()), repair=False)
     for name in ("reference,seed=1000", "sampled,seed=0"):
         path = workdir / "units" / f"input_gradient,{name}.npz"
         arrays = store.read_npz(path)
         short = {key: array if key == "config" else array[:-1] for key, array in arrays.items()}
         store.write_npz(path, short)
-        (missing,) = plan.find_missing(Shard(), False)
+        ((missing,),) = (unit.members for unit in folder.missing())
         assert missing.name == path.stem
         store.write_npz(path, {**short, "networks": arrays["networks"][1:]})
-        assert not plan.find_missing(Shard(), False)
+        assert not folder.missing()
         first, second, *others = arrays["networks"]
         store.write_npz(path, {**arrays, "networks": np.array([second, first, *others])})
-        assert plan.find_missing(Shard(), False)
+        assert folder.missing()
         store.write_npz(
             path, {**short, "seconds": short["seconds"] + 999}
         )  # its time was over, a reference has none
-        assert bool(plan.find_missing(Shard(), False)) == name.startswith("reference")
+        assert bool(folder.missing()) == name.startswith("reference")
         store.write_npz(path, arrays)
 
 
@@ -179,8 +178,8 @@ def test_a_unit_that_ends_before_its_networks_and_its_time_is_damaged(finished, 
 def hurried(tmp_path_factory):
     """Two shards, two derivatives, no time."""
     workdir = tmp_path_factory.mktemp("run")
-    assert not time_to_accuracy.run(_config(**HURRIED), workdir, Shard(0, 2))
-    assert time_to_accuracy.run(_config(**HURRIED), workdir, Shard(1, 2))
+    assert not run(time_to_accuracy, _config(**HURRIED), workdir, Shard(0, 2))
+    assert run(time_to_accuracy, _config(**HURRIED), workdir, Shard(1, 2))
     return workdir
 
 
@@ -190,14 +189,14 @@ def test_time_ends_an_ensemble_but_not_the_reference(hurried):
             assert _curve(hurried, variant, "networks", derivative).tolist() == [16]
         assert _curve(hurried, "reference", "networks", derivative).tolist() == [16, 32, 48]
     with pytest.raises(InputError, match=r"max_seconds: folder 1e-06, command 5\.0"):
-        time_to_accuracy.run(_config(**{**HURRIED, "max_seconds": 5.0}), hurried)
+        run(time_to_accuracy, _config(**{**HURRIED, "max_seconds": 5.0}), hurried)
 
 
 def test_what_is_there_is_collected_once_there_is_a_reference(hurried, tmp_path, capsys):
     workdir, config = _copy(hurried, tmp_path), _config(**HURRIED, target_overlap=1.0)
     for name in ("central_difference,reference,seed=1000", "input_gradient,sampled,seed=0"):
         (workdir / "units" / f"{name}.npz").unlink()
-    assert not runner.collect(time_to_accuracy.make_plan(config, workdir), workdir)
+    assert not runner.collect(time_to_accuracy.make_study(config), workdir)
     printed = capsys.readouterr()
     assert "the best: not reached" in printed.out and "central_difference" not in printed.out
     assert "missing: lenet input_gradient sampled: 96 networks in 1 unit" in printed.err
@@ -205,7 +204,7 @@ def test_what_is_there_is_collected_once_there_is_a_reference(hurried, tmp_path,
     assert time_to_accuracy.draw(config, workdir)
     (workdir / "units" / "input_gradient,reference,seed=1000.npz").unlink()
     with pytest.raises(runner.RunAgain, match="no reference is stored yet"):
-        runner.collect(time_to_accuracy.make_plan(config, workdir), workdir)
+        runner.collect(time_to_accuracy.make_study(config), workdir)
 
 
 def test_the_table_says_the_first_look_at_or_above_the_target_and_the_figure_is_drawn(
@@ -214,7 +213,7 @@ def test_the_table_says_the_first_look_at_or_above_the_target_and_the_figure_is_
     workdir = _copy(finished, tmp_path)
     overlaps = _curve(workdir, "marginalized", "overlap_32")
     config = _config(target_overlap=float(overlaps[2]) - 1e-6)
-    assert runner.collect(time_to_accuracy.make_plan(config, workdir), workdir)
+    assert runner.collect(time_to_accuracy.make_study(config), workdir)
     block = capsys.readouterr().out.split("input_gradient, size 32")[1]
     line = next(line for line in block.splitlines() if line.split()[0] == "marginalized")
     assert "48 networks" in line and "not reached" not in line
@@ -225,20 +224,18 @@ def test_the_table_says_the_first_look_at_or_above_the_target_and_the_figure_is_
 
 
 def test_a_model_without_symmetries_has_no_symmetrized_variant(tmp_path):
-    units = time_to_accuracy.make_plan(
-        _config(image_shape=(16, 18, 1), seeds=(0, 1)), tmp_path
-    ).list_units(Shard())
-    assert {variant for unit in units for variant in unit.members.variants} == {
+    members = time_to_accuracy.make_study(_config(image_shape=(16, 18, 1), seeds=(0, 1))).members
+    assert {variant for member in members for variant in member.what.variants} == {
         *VARIANTS[:3],
         "reference",
     }
-    assert len({unit.name for unit in units}) == len(units) == 1 + 3 * 2
+    assert len({member.name for member in members}) == len(members) == 1 + 3 * 2
 
 
 def test_all_bad_values_are_reported_at_once(tmp_path):
     def lines(**changes):
         with pytest.raises(InputError) as caught:
-            time_to_accuracy.run(_config(**changes), tmp_path / "run")
+            run(time_to_accuracy, _config(**changes), tmp_path / "run")
         return str(caught.value).splitlines()
 
     assert lines(sizes=(), derivatives=("input_gradient",) * 2) == [

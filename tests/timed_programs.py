@@ -2,7 +2,7 @@
 
 import time
 
-from experiments.stopwatch import Timed, peak_host_bytes, serve
+from experiments.benchmark.stopwatch import Timed, peak_host_bytes, serve
 
 
 def make(spec):

@@ -2,15 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nad_jax.convolution import map_images, pool, product_convolution
+from nad_jax.architectures.network import ImageNetwork
+from nad_jax.convolution import map_images, product_convolution
+from nad_jax.pooling import pool
 
-GROWTH = 32
 BLOCKS = (6, 12, 24, 16)
 # Layers that are one program, run in a loop: each counts as wide as the last of them. The 1×1
 # convolutions then take 30 % more products, and ten programs are compiled instead of 58.
@@ -60,6 +61,7 @@ class DenseBlock(nn.Module):
 
     num_layers: int
     convolution: Callable
+    growth: int = 32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -69,7 +71,7 @@ class DenseBlock(nn.Module):
 
     def _loop(self, x: jax.Array, numbers: range, train: bool) -> jax.Array:
         channels = x.shape[-1]
-        width = channels + GROWTH * (len(numbers) - 1)  # of what the last layer reads
+        width = channels + self.growth * (len(numbers) - 1)  # of what the last layer reads
 
         def padded(array: jax.Array, axis: int = -1) -> jax.Array:
             missing = [(0, 0)] * array.ndim
@@ -78,9 +80,9 @@ class DenseBlock(nn.Module):
 
         def declare(number: int, inputs: int) -> tuple[_Layer, list[nn.Variable]]:
             norm1, running1 = _Normalization(name=f"norm{number}_1")(inputs)
-            kernel1 = _Kernel(name=f"conv{number}_1")((1, 1, inputs, 4 * GROWTH))
-            norm2, running2 = _Normalization(name=f"norm{number}_2")(4 * GROWTH)
-            kernel2 = _Kernel(name=f"conv{number}_2")((3, 3, 4 * GROWTH, GROWTH))
+            kernel1 = _Kernel(name=f"conv{number}_1")((1, 1, inputs, 4 * self.growth))
+            norm2, running2 = _Normalization(name=f"norm{number}_2")(4 * self.growth)
+            kernel2 = _Kernel(name=f"conv{number}_2")((3, 3, 4 * self.growth, self.growth))
             layer = _Layer(
                 _Norm(*map(padded, norm1)),
                 padded(kernel1[0, 0], 0),
@@ -91,7 +93,7 @@ class DenseBlock(nn.Module):
             return layer, [*running1, *running2]
 
         layers, running = zip(
-            *(declare(n, channels + GROWTH * i) for i, n in enumerate(numbers)), strict=True
+            *(declare(n, channels + self.growth * i) for i, n in enumerate(numbers)), strict=True
         )
         mean, var = _statistics(
             x
@@ -104,7 +106,7 @@ class DenseBlock(nn.Module):
             # there already.
             read, added = state
             x, mean, var = read = tuple(
-                jax.lax.dynamic_update_slice_in_dim(array, part, layer.index - GROWTH, -1)
+                jax.lax.dynamic_update_slice_in_dim(array, part, layer.index - self.growth, -1)
                 for array, part in zip(read, added, strict=True)
             )
             norm1 = layer.norm1._replace(mean=mean, var=var) if train else layer.norm1
@@ -117,7 +119,7 @@ class DenseBlock(nn.Module):
 
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
         given = (x, mean, var)
-        state = (tuple(map(padded, given)), tuple(array[..., -GROWTH:] for array in given))
+        state = (tuple(map(padded, given)), tuple(array[..., -self.growth :] for array in given))
         ((x, _, _), (y, _, _)), statistics = jax.lax.scan(run, state, stacked)
         x = jnp.concatenate([x, y], -1)
         if train and not self.is_initializing():
@@ -154,7 +156,7 @@ class DenseBlock(nn.Module):
 
 
 class _Normalization(nn.Module):
-    """The variables of `flax.linen.BatchNorm`: their values, and the running statistics to update."""
+    """The variables of `flax.linen.BatchNorm`: their values, and the running statistics."""
 
     reference_law: ClassVar[str] = "normalization"
 
@@ -178,14 +180,13 @@ class _Kernel(nn.Module):
         return self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
 
 
-class DenseNet(nn.Module):
-    """3×3 stem, four dense blocks with bottlenecks of 4·growth, transitions that halve channels and
-    pool by 2.
+class DenseNet(ImageNetwork):
+    """3×3 stem of 2·width, four dense blocks that grow by `width` with bottlenecks of 4·width,
+    transitions that halve channels and pool by 2. The published network grows by 32.
     """
 
-    num_logits: int
-    pooling: str
-    convolution: Callable
+    pooling: Literal["avg", "max"] = "avg"
+    width: int = 32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -193,9 +194,11 @@ class DenseNet(nn.Module):
         norm = functools.partial(
             nn.BatchNorm, use_running_average=not train, momentum=_MOMENTUM, epsilon=_EPSILON
         )
-        x = conv(2 * GROWTH, (3, 3), padding=1)(x)
+        x = conv(2 * self.width, (3, 3), padding=1)(x)
         for block, num_layers in enumerate(BLOCKS):
-            x = DenseBlock(num_layers, self.convolution, name=f"block{block + 1}")(x, train)
+            x = DenseBlock(num_layers, self.convolution, self.width, name=f"block{block + 1}")(
+                x, train
+            )
             if block < len(BLOCKS) - 1:
                 x = conv(x.shape[-1] // 2, (1, 1), padding=0)(nn.relu(norm()(x)))
                 x = pool(x, self.pooling, 2)

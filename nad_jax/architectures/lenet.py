@@ -1,33 +1,37 @@
 """LeNet with ReLU and max-pooling (NAD, reference code)."""
 
-from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
 
-from nad_jax.convolution import max_pooled, pool
+from nad_jax.architectures.network import ImageNetwork
+from nad_jax.convolution import max_pooled
+from nad_jax.pooling import pool
 
 
-class LeNet(nn.Module):
-    """conv 5×5 (6) – pool 2 – conv 5×5 (16) – pool 2 – dense 120 – 84 – K; valid convolutions, ReLU
-    throughout.
+class LeNet(ImageNetwork):
+    """conv 5×5 (w) – pool 2 – conv 5×5 (⌊8w/3⌋) – pool 2 – dense 20w – 14w – K; valid convolutions,
+    ReLU throughout. The published width w = 6 gives 6, 16, 120 and 84.
     """
 
-    num_logits: int
-    pooling: str
-    convolution: Callable
+    pooling: Literal["max", "avg", "none"] = "max"
+    width: int = 6
+
+    def flips(self, length: int) -> bool:
+        return length % 4 == 0 or self.pooling == "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         # Max-pooling commutes with the bias and ReLU, so it can be part of the convolution.
         convolution = max_pooled(self.convolution) if self.pooling == "max" else self.convolution
-        for features in (6, 16):
+        for features in (self.width, 8 * self.width // 3):
             x = nn.relu(
                 nn.Conv(features, (5, 5), padding="VALID", conv_general_dilated=convolution)(x)
             )
             if self.pooling == "avg":
                 x = pool(x, "avg", 2)
         x = x.reshape(len(x), -1)
-        for width in (120, 84):
-            x = nn.relu(nn.Dense(width)(x))
+        for features in (20 * self.width, 14 * self.width):
+            x = nn.relu(nn.Dense(features)(x))
         return nn.Dense(self.num_logits)(x)

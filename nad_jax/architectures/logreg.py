@@ -3,10 +3,10 @@
 import flax.linen as nn
 import jax
 
+from nad_jax.architectures.network import Network
 
-class LogReg(nn.Module):
-    num_logits: int
 
+class LogReg(Network):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         return nn.Dense(self.num_logits)(x.reshape(len(x), -1))

@@ -1,18 +1,19 @@
-"""Multi-layer perceptron: two hidden ReLU layers of 512 units. Not in the NAD paper; the control
-without locality.
+"""Multi-layer perceptron: two hidden ReLU layers of `width` units, 512 by default. Not in the NAD
+paper; the control without locality.
 """
 
 import flax.linen as nn
 import jax
 
+from nad_jax.architectures.network import Network
 
-class MLP(nn.Module):
-    num_logits: int
-    widths: tuple[int, ...] = (512, 512)
+
+class MLP(Network):
+    width: int = 512
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         x = x.reshape(len(x), -1)
-        for width in self.widths:
-            x = nn.relu(nn.Dense(width)(x))
+        for _ in range(2):
+            x = nn.relu(nn.Dense(self.width)(x))
         return nn.Dense(self.num_logits)(x)

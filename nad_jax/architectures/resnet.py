@@ -4,11 +4,13 @@ torchvision).
 
 import functools
 from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 
-from nad_jax.convolution import pool
+from nad_jax.architectures.network import ImageNetwork
+from nad_jax.pooling import pool
 
 
 class BasicBlock(nn.Module):
@@ -51,17 +53,18 @@ def _stages(
     return x
 
 
-class ResNet18(nn.Module):
+class ResNet18(ImageNetwork):
     """3×3 stem of `width` features, stages of 1, 2, 4, 8 times as many with two blocks each,
     average pool of 4, dense.
 
     The published network has a width of 64.
     """
 
-    num_logits: int
-    pooling: str
-    convolution: Callable
+    pooling: Literal["avg", "max", "none"] = "avg"
     width: int = 64
+
+    def flips(self, length: int) -> bool:
+        return self.pooling == "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -76,24 +79,27 @@ class ResNet18(nn.Module):
         return nn.Dense(self.num_logits)(x.reshape(len(x), -1))
 
 
-class ResNet18ImageNet(nn.Module):
-    """7×7 stem of 64 features with stride 2, 3×3 pooling with stride 2, the stages of ResNet18,
-    global average, dense.
+class ResNet18ImageNet(ImageNetwork):
+    """7×7 stem of `width` features with stride 2, 3×3 pooling with stride 2, the stages of
+    ResNet18, global average, dense. The published network has a width of 64.
 
     `pooling` is the kind of the 3×3 pooling.
     """
 
-    num_logits: int
-    pooling: str
-    convolution: Callable
+    pooling: Literal["max", "avg"] = "max"
+    width: int = 64
+    reference_convolution: ClassVar[str] = "normal_fan_out"
+
+    def flips(self, length: int) -> bool:
+        return length % 32 == 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
-        x = conv(64, (7, 7), 2, padding=3, name="stem")(x)
+        x = conv(self.width, (7, 7), 2, padding=3, name="stem")(x)
         x = nn.BatchNorm(
             use_running_average=not train, momentum=0.9, epsilon=1e-5, name="stem_norm"
         )(x)
         x = pool(nn.relu(x), self.pooling, 3, stride=2, padding=1)
-        x = _stages(x, 64, self.convolution, train)
+        x = _stages(x, self.width, self.convolution, train)
         return nn.Dense(self.num_logits)(x.mean((1, 2)))

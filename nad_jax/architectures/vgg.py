@@ -2,37 +2,39 @@
 use it).
 """
 
-from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 
-from nad_jax.convolution import pool
+from nad_jax.architectures.network import ImageNetwork
+from nad_jax.pooling import pool
 
-STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # in units of the width
 
 
-class VGG11(nn.Module):
-    """Five stages of 3×3 convolutions, each ending in a pooling of 2, then dense 512 – 512 – K with
-    dropout.
+class VGG11(ImageNetwork):
+    """Five stages of 3×3 convolutions of `width` times 1, 2, 4, 8 and 8 features, each ending in a
+    pooling of 2, then dense 8·width – 8·width – K with dropout.
     """
 
-    num_logits: int
-    pooling: str
-    convolution: Callable
-    batch_norm: bool = True
+    pooling: Literal["max", "avg"] = "max"
+    width: int = 64
+    normalization: Literal["batch", "none"] = "batch"
+    reference_convolution: ClassVar[str] = "normal_fan_out"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         for stage in STAGES:
-            for features in stage:
+            for multiple in stage:
+                features = multiple * self.width
                 x = nn.Conv(features, (3, 3), padding=1, conv_general_dilated=self.convolution)(x)
-                if self.batch_norm:
+                if self.normalization == "batch":
                     x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
                 x = nn.relu(x)
             x = pool(x, self.pooling, 2)
         x = x.reshape(len(x), -1)
         for _ in range(2):
-            x = nn.relu(nn.Dense(512)(x))
+            x = nn.relu(nn.Dense(8 * self.width)(x))
             x = nn.Dropout(0.5, deterministic=not train)(x)
         return nn.Dense(self.num_logits)(x)

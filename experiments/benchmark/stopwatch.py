@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 class Timed(NamedTuple):
@@ -108,7 +108,7 @@ class Stopwatch:
     after use.
 
     Args:
-      module: a module of this project that calls `serve`, e.g. "experiments.jax_programs".
+      module: a module of this project that calls `serve`, e.g. "experiments.benchmark.jax_programs".
       specifications: of its programs, JSON objects with `seconds`, about how long one timing should
         take.
       python: the interpreter.

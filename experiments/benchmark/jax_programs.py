@@ -12,8 +12,8 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.estimate import choose_chunk, compile_ensemble, make_ensemble, program_bytes
-from experiments.stopwatch import Timed, peak_host_bytes, serve
+from experiments.benchmark.stopwatch import Timed, peak_host_bytes, serve
+from experiments.run.costs import choose_chunk, compile_ensemble, make_ensemble, program_bytes
 from nad_jax import ensemble, separable
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator

@@ -4,7 +4,7 @@ time.
 The published protocol (NAD, reference code) without its slow parts: no data loader, no printing.
 Networks, their initialization and the training recipe are those of the paper; derivatives are with
 respect to one sampled read-out. Needs torch and nothing else of this project but
-`experiments.stopwatch`.
+`experiments.benchmark.stopwatch`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.stopwatch import Timed, peak_host_bytes, serve
+from experiments.benchmark.stopwatch import Timed, peak_host_bytes, serve
 
 
 def _places(shape: tuple[int, int, int]) -> int:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.plan import Cost
+from experiments.run.plan import Cost
 from nad_jax.choices import Estimator
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.fitting import Stages, make_chunk

@@ -1,0 +1,1 @@
+"""Timings of nad_jax against PyTorch and against the arithmetic."""

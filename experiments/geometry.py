@@ -1,0 +1,282 @@
+"""The geometry of an ensemble, in stored units of networks: what `compute_nads` and `leading_nads`
+share.
+
+A unit holds the state that its networks add up to: that of the even and that of the odd ones.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import results
+from experiments.run.config import HOW, check_all, check_integers, check_seeds, read_model
+from experiments.run.costs import Ensemble, choose_chunk, make_ensemble, measure_ensemble
+from experiments.run.folder import Folder
+from experiments.run.plan import Arrays, Cost, Member, Program
+from nad_jax import nads, plotting, store
+from nad_jax.choices import Estimator, check_num_networks, check_symmetrized, record_choices
+from nad_jax.ensemble import Execution, make_key
+from nad_jax.errors import InputError, check_integer
+from nad_jax.estimation import Passes, make_dense
+from nad_jax.geometry import find_problems, make_accumulate, resolve_execution
+from nad_jax.moments import (
+    Halves,
+    halves_from_arrays,
+    halves_to_arrays,
+    merge_halves,
+)
+from nad_jax.nads import NADs
+from nad_jax.snapshots import Snapshots
+from nad_jax.store import DamagedError
+
+GEOMETRY_HOW = (*HOW, "block_size")
+Check = Callable[[], Any]  # raises `InputError`
+MakeEmpty = Callable[[], Halves]  # the state that has seen no networks
+
+
+class Networks(NamedTuple):
+    """Networks first … stop − 1 of a seed, and the number of their point in a sweep."""
+
+    seed: int
+    first: int
+    stop: int
+    point: int = 0
+
+
+def read_estimator(config: ConfigDict) -> Estimator:
+    """What a config says is measured."""
+    return Estimator(**{name: config[name] for name in Estimator.__dataclass_fields__})
+
+
+def read_ensemble(config: ConfigDict, passes: Passes | None = None) -> Ensemble:
+    """What a config says is accumulated: all directions, or with `passes` the leading ones; raises
+    `InputError` for what does not fit the model.
+    """
+    model, estimator = read_model(config), read_estimator(config)
+    dimension, how = int(np.prod(model.image_shape)), Execution(config.mapping, config.chunk_size)
+    if passes is None:
+        accumulator, shape = make_dense(model, estimator), (0, 0)
+    else:
+        accumulator = passes.make_accumulator(model, estimator)
+        shape = passes.count_tests(dimension), dimension
+    return make_ensemble(model, estimator, accumulator, how, config.unit_size, shape)
+
+
+def check_measured(estimator: Estimator, execution: Execution) -> None:
+    """Raises one `InputError` with a line for each value that is wrong."""
+    if problems := estimator.problems() + find_problems(execution):
+        raise InputError("\n".join(problems))
+
+
+def validate(config: ConfigDict, *own_checks: Check) -> None:
+    """Raises one `InputError` with a line per problem; `own_checks` are of the experiment."""
+    estimator = read_estimator(config)
+
+    def check_unit_size() -> None:
+        check_integer("unit_size", config.unit_size, 2)
+        if config.unit_size % 2:
+            raise InputError(
+                f"unit_size: must be even (halves of even and odd members), got {config.unit_size}"
+            )
+
+    check_all(
+        lambda: check_measured(estimator, Execution(config.mapping, config.chunk_size)),
+        lambda: check_symmetrized(estimator, read_model(config)),
+        lambda: check_num_networks(config.num_networks, estimator),
+        *own_checks,
+        check_unit_size,
+        lambda: check_seeds("seed", config.seed),
+        lambda: check_integers(config, figure_directions=1),
+    )
+
+
+def list_units(config: ConfigDict, number: int = 0, prefix: str = "") -> dict[str, Networks]:
+    """The units of an ensemble by their names: every `unit_size` networks, the last one cut short."""
+    size, stop = config.unit_size, config.num_networks
+    units = [Networks(config.seed, n, min(n + size, stop), number) for n in range(0, stop, size)]
+    return {f"{prefix}networks_{unit.first:07}_{unit.stop:07}": unit for unit in units}
+
+
+def parse_units(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """First and stop of the networks of those names that are a unit's."""
+    found = (re.fullmatch(r"networks_(\d{7})_(\d{7})", name) for name in names)
+    return {match[0]: (int(match[1]), int(match[2])) for match in found if match}
+
+
+def state_shapes(make_empty: MakeEmpty) -> dict[str, tuple[int, ...]]:
+    """The shapes of the arrays of a unit."""
+    state = jax.eval_shape(make_empty)
+    halves = {"even": state.even._asdict(), "odd": state.odd._asdict()}
+    sums = {f"{half}_{n}": leaf.shape for half in halves for n, leaf in halves[half].items()}
+    kept = {name: shape for name, shape in sums.items() if not name.endswith("_basis")}
+    return {**kept, "networks": (), "diverged": ()}
+
+
+def check_counted(member: Member, arrays: Arrays, num_rows: int) -> None:
+    """Raises `DamagedError` where a unit holds more or fewer networks, of `num_rows` rows each."""
+    rows = int(arrays["even_count"]) + int(arrays["odd_count"])
+    counted, diverged = int(arrays["networks"]), int(arrays["diverged"])
+    if counted + diverged != member.num_networks or rows != counted * num_rows:
+        held = rows / num_rows + diverged
+        raise DamagedError(
+            f"holds {held:g} networks, counted or diverged, not {member.num_networks}"
+        )
+
+
+def make_program(ensemble: Ensemble, make_empty: MakeEmpty, chunk_size: int) -> Program:
+    """What computes the units of ensembles that differ in their seed at most; `what` of a member is
+    `Networks`.
+    """
+    if chunk_size:
+        ensemble = ensemble._replace(execution=ensemble.execution._replace(chunk_size=chunk_size))
+    how = choose_chunk(ensemble), ensemble.num_networks
+    accumulate, execution = make_accumulate(*ensemble[:3], *how)
+
+    def compute(
+        members: list[Member], progress: Callable[[float], None], snapshots: Snapshots
+    ) -> tuple[Arrays, int]:
+        seed, first, stop, _ = members[0].what
+        halves = accumulate(make_key(seed), make_empty(), first, stop, progress, snapshots)
+        return halves_to_arrays(halves), int(halves.diverged)
+
+    how = {"mapping": execution.mapping, "chunk_size": execution.chunk_size}
+    return Program(compute, execution.chunk_size, 2, how)
+
+
+def measure_cost(ensemble: Ensemble) -> Cost:
+    """What a program of `make_program` costs."""
+    return measure_ensemble(ensemble._replace(execution=choose_chunk(ensemble)))
+
+
+def merge(
+    folder: Folder, members: Iterable[Member], ensemble: Ensemble, make_empty: MakeEmpty
+) -> tuple[Halves, list[Networks]]:
+    """The state of those of the members that are stored, in their order, so that an interruption
+    cannot change a bit; and the networks that are missing.
+    """
+    empty, missing = make_empty(), []
+    total = empty
+    for member in members:
+        arrays = folder.read(member)
+        if arrays is None:
+            missing.append(member.what)
+        else:
+            halves = halves_from_arrays(dict(arrays), empty)
+            total = merge_halves(ensemble.accumulator, total, halves)
+    return total, missing
+
+
+def is_empty(halves: Halves) -> bool:
+    """Whether a state has seen no networks."""
+    return not int(halves.networks) + int(halves.diverged)
+
+
+def describe(
+    ensemble: Ensemble, seed: int, halves: Halves, origins: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Every choice that was made, for a record, and what computed the units."""
+    model, estimator, _, execution, num_networks, *_ = ensemble
+    execution, _ = resolve_execution(model, estimator, execution, num_networks)
+    choices = record_choices(model, estimator, execution, make_key(seed))
+    choices |= {"seed": seed, "diverged": int(halves.diverged)}
+    return {**choices, **join_origins(origins)}
+
+
+def join_origins(origins: list[dict[str, Any]]) -> dict[str, Any]:
+    """What units say of themselves: versions, device and chunk size; sorted lists of them where
+    units differ.
+    """
+
+    def join(said: list[dict[str, Any]], name: str) -> Any:
+        values = [
+            value for one in said if name in one for value in np.atleast_1d(one[name]).tolist()
+        ]
+        return values[0] if len(set(values)) == 1 else sorted(set(values))
+
+    versions = [origin["versions"] for origin in origins]
+    names = sorted({name for one in versions for name in one})
+    return {
+        "versions": {name: join(versions, name) for name in names},
+        **{name: join(origins, name) for name in ("device", "chunk_size")},
+    }
+
+
+def report_eigenvalues(result: NADs) -> None:
+    """Prints the first eigenvalues, and which directions they do not determine."""
+    if result.config["diverged"]:
+        print(
+            f"  {result.config['diverged']} more networks have derivatives that are not finite and "
+            "are left out"
+        )
+
+    def label(index: int) -> str:
+        return f" ({result.symmetry[index]})" if result.symmetry[index] else ""
+
+    for index in range(min(4, len(result.eigenvalues))):
+        values = f"{result.eigenvalues[index]:.4g} ± {result.eigenvalue_sem[index]:.1g}"
+        print(f"  eigenvalue {index}{label(index)}: {values}")
+    groups, tolerance = nads.degenerate_groups(result)
+    for group in groups:
+        equal = f"eigenvalues equal within {tolerance:.0%}, single ones are not determined"
+        print(f"  directions {_name_indices(group)}{label(group[0])}: {equal}")
+
+
+def _name_indices(group: list[int]) -> str:
+    """Ascending indices as text, runs as 3–7; the end of a long list is left out."""
+    runs: list[list[int]] = []
+    for index in group:
+        if runs and runs[-1][1] == index - 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    text = [str(first) if first == last else f"{first}–{last}" for first, last in runs]
+    return ", ".join(text if len(text) <= 8 else [*text[:6], "…", text[-1]])
+
+
+def write_record(workdir: Path, result: NADs) -> None:
+    """Writes `nads.npz`, and `nads.csv`, a row for each direction: index, eigenvalue, its standard
+    error and representation.
+    """
+    store.save_nads(workdir / "nads.npz", result)
+    names = ("eigenvalue_sem", "symmetry")
+    columns = {"index": range(len(result.eigenvalues)), "eigenvalue": result.eigenvalues}
+    columns |= {name: getattr(result, name) for name in names}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    store.write_text(workdir / "nads.csv", results.format_table(rows, tuple(columns)))
+
+
+def draw_record(
+    workdir: Path,
+    result: NADs,
+    num_directions: int,
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    compared: np.ndarray | None = None,
+) -> list[Path]:
+    """Draws a record: `nads.png`, `spectrum.png` and `overlap.png`.
+
+    Args:
+      num_directions: how many of them are shown.
+      curves: sizes and overlaps beside those of the halves.
+      compared: eigenvalues of others.
+    """
+    choices, halves = result.config, (result.overlap_sizes, result.split_half_overlap)
+    title = f"{choices['architecture']}, {result.num_networks} networks, {choices['derivative']}"
+    band = nads.null_band(result) if nads.has_null_band(result) else None
+    shown, shape = result.directions[:num_directions], tuple(choices["image_shape"])
+    figures = {
+        "nads.png": plotting.plot_directions(
+            shown, shape, f"Leading NADs: {title}", result.symmetry
+        ),
+        "spectrum.png": plotting.plot_spectrum(
+            result.eigenvalues, result.eigenvalue_sem, title, band, compared
+        ),
+        "overlap.png": plotting.plot_overlap(
+            {"even against odd members": halves, **curves}, result.directions.shape[1], title
+        ),
+    }
+    return results.save_figures(workdir, figures)

@@ -1,0 +1,1 @@
+"""What carries out every experiment: plans of units, run folders, configs, costs, shards and interruptions."""

@@ -1,0 +1,123 @@
+"""The fields of a config: which of them say what is computed, and the checks that several share.
+
+A field is declared once, in the recipe file of its experiment. It belongs to the identity of a run
+folder, unless the experiment names it in one of three sets, see `Fields`.
+"""
+
+import functools
+import runpy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from nad_jax import errors
+from nad_jax.architectures import create_model
+from nad_jax.errors import InputError, check_integer, unknown
+from nad_jax.models import Model
+
+RECIPES = Path(__file__).parents[2] / "configs"
+LARGEST_SEED = 2**32 - 1
+HOW = ("mapping", "chunk_size")
+CheckValue = Callable[..., Any]  # of `errors`: takes a field's name, its value and bounds
+# Fields that came later, with the value that folders from before them have: it is not written down.
+LATER = {"width": 0, "widths": (0,)}
+
+
+class Fields(NamedTuple):
+    """The fields of an experiment: those of its recipe file, and what three sets of them are for.
+
+    experiment: the name of the recipe file in `configs`.
+    how: how it is executed, which changes numbers by rounding at most: recorded beside them.
+    grows: what extends a folder: sizes of ensembles, axes of sweeps.
+    reports: what is only shown: comparisons, figures.
+    All others are the identity of a folder: they determine the numbers of every unit in it.
+    """
+
+    experiment: str
+    how: tuple[str, ...]
+    grows: tuple[str, ...]
+    reports: tuple[str, ...] = ()
+
+    def identity(self, config: ConfigDict) -> dict[str, Any]:
+        """The fields that determine the numbers of every unit."""
+        return _without(config, (*self.how, *self.grows, *self.reports))
+
+    def command(self, config: ConfigDict) -> dict[str, Any]:
+        """The fields that say what is in the table of a run."""
+        return _without(config, (*self.how, *self.reports))
+
+    def check_known(self, config: Mapping[str, Any], *place: str) -> None:
+        """Raises `InputError` with a line for each field that is missing or not in the recipe file.
+
+        place: of these fields in the config, where they are not its own.
+        """
+        known = functools.reduce(lambda fields, name: fields[name], place, _recipe(self.experiment))
+        lines = [f"{name}: field is missing" for name in known if name not in config]
+        lines += [str(unknown("config field", n, known)) for n in config if n not in known]
+        if lines:
+            raise InputError("\n".join(lines))
+
+
+def _without(config: ConfigDict, left_out: tuple[str, ...]) -> dict[str, Any]:
+    values = config.to_dict().items()
+    return {n: v for n, v in values if n not in left_out and not (n in LATER and v == LATER[n])}
+
+
+@functools.cache
+def _recipe(experiment: str) -> ConfigDict:
+    return runpy.run_path(str(RECIPES / f"{experiment}.py"))["get_config"]()
+
+
+def check_all(*checks: Callable[[], Any]) -> None:
+    """Raises one `InputError` with the lines of all checks that raise one."""
+    problems = errors.problems(*checks)
+    if problems:
+        raise InputError("\n".join(dict.fromkeys(problems)))
+
+
+def check_sweep(field: str, values: Any) -> None:
+    """Raises `InputError` unless a sweep axis is a non-empty tuple of different values."""
+    repeated = isinstance(values, tuple | list) and any(
+        value in values[:i] for i, value in enumerate(values)
+    )
+    if not isinstance(values, tuple | list) or not len(values) or repeated:
+        raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
+    for value in values:
+        if isinstance(value, str) and "," in value:
+            several = ", ".join(repr(part.strip()) for part in value.split(","))
+            raise InputError(
+                f'{field}: several names are written --config.{field}="({several})", got {value!r}'
+            )
+
+
+def check_sweeps(config: Mapping[str, Any], fields: Iterable[str]) -> None:
+    """Raises one `InputError` with a line for each sweep axis that is none."""
+    check_all(*(functools.partial(check_sweep, field, config[field]) for field in fields))
+
+
+def check_each(config: Mapping[str, Any], field: str, check: CheckValue, *bounds: Any) -> None:
+    """Checks every value of a sweep axis."""
+    check_all(*(functools.partial(check, field, value, *bounds) for value in config[field]))
+
+
+def check_integers(config: Mapping[str, Any], **minimum: int) -> None:
+    """Raises `InputError` unless fields are integers of at least so much."""
+    check_all(
+        *(functools.partial(check_integer, n, config[n], least) for n, least in minimum.items())
+    )
+
+
+def check_seeds(field: str, *seeds: Any) -> None:
+    """Raises `InputError` unless seeds are integers that give different keys."""
+    for seed in seeds:
+        check_integer(field, seed, 0, LARGEST_SEED)
+
+
+def read_model(config: Mapping[str, Any], **fields: Any) -> Model:
+    """The model that a config says; `fields` stand in place of its own."""
+    fields = {**config, **fields}
+    names = ("architecture", "image_shape", "num_logits", "pooling", "initialization")
+    width = {"width": fields["width"]} if fields["width"] != 0 else {}
+    return create_model(**{n: fields[n] for n in (*names, "convolution")}, **width)

@@ -1,0 +1,216 @@
+"""A run folder: the units of a study, written at once, read with suspicion, found by their names.
+
+A member's name is what determines it, so a folder is extended by any sweep axis and nothing is
+computed twice.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from experiments.run.plan import Arrays, Member, Study, Unit
+from experiments.run.shards import Shard
+from nad_jax import store
+from nad_jax.errors import InputError
+from nad_jax.store import DamagedError
+
+ALONE = Shard()
+EARLIER = {"networks", "even_exponent", "odd_exponent"}  # what units of earlier versions lack
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """A name for the content of arrays."""
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(f"{array.dtype.str} {array.shape} ".encode())
+        content.update(np.ascontiguousarray(array))
+    return content.hexdigest()[:16]
+
+
+def read_intact(path: Path, read: Callable[[], Any], repair: bool) -> Any:
+    """What `read()` gives of a stored file; None where there is no intact one, damaged ones moved
+    aside if `repair`.
+    """
+    try:
+        return read()
+    except DamagedError as error:
+        if repair:
+            logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
+    except InputError:
+        if path.exists():
+            raise
+        # Another process has just moved it aside, or removed it.
+    return None
+
+
+class Folder(NamedTuple):
+    """The run folder of a study; damaged files in it are moved aside if `repair`."""
+
+    workdir: Path
+    study: Study
+    repair: bool = True
+
+    def open(self, create: bool = True) -> "Folder":
+        """Checks that it holds this study, and makes it where there is none, if `create`; it as
+        `under_way`.
+        """
+        check = store.open_run_folder if create else store.check_run_folder
+        for name, identity in self.study.identities.items():
+            check(self.workdir / name, identity)
+        found = self.under_way()
+        for name in {member.folder for member in self.study.members} if create else ():
+            store.make_folder(self.workdir / name / "units")
+        return found
+
+    def under_way(self) -> "Folder":
+        """It with the study that is under way, of those that follow each other."""
+        return self._replace(study=self.study.resume(self)) if self.study.resume else self
+
+    def units(self, shard: Shard = ALONE) -> list[Unit]:
+        """The units of a shard: which networks a shard has does not depend on the machine."""
+        return self._group(self.study.members[shard.index :: shard.count])
+
+    def missing(self, shard: Shard = ALONE) -> list[Unit]:
+        """Those, or the rest of them, that are not stored intact."""
+        mine = self.study.members[shard.index :: shard.count]
+        stored = self.stored(mine)
+        done = {(m.folder, m.name) for m, arrays in stored if self.study.is_done(m, arrays)}
+        return self._group([m for m in mine if (m.folder, m.name) not in done])
+
+    def _group(self, members: list[Member]) -> list[Unit]:
+        size = self.study.unit_size
+        if not size:
+            return [Unit(",".join(filter(None, (m.folder, m.name))), [m]) for m in members]
+        units = []
+        for _, group in itertools.groupby(members, lambda member: member.program):
+            same = list(group)
+            for chosen in (same[i : i + size] for i in range(0, len(same), size)):
+                names = "\n".join(member.name for member in chosen)
+                name = hashlib.sha256(names.encode()).hexdigest()[:16]
+                units.append(Unit(f"networks_{name}", chosen))
+        return units
+
+    def stored(self, members: Iterable[Member] | None = None) -> Iterator[tuple[Member, Arrays]]:
+        """The members (default: all) that are stored intact, and their arrays, one after another."""
+        table = self._read_table() if self.study.unit_size else None
+        for member in self.study.members if members is None else members:
+            arrays = self.read(member) if table is None else table.get(member.name)
+            if arrays is not None:
+                yield member, arrays
+
+    def read(self, member: Member) -> Arrays | None:
+        """The arrays of a member that is a file of its own; None where there is no intact one."""
+        path, shapes = self.path(member.name, member.folder), self.study.shapes(member)
+
+        def read() -> Arrays:
+            arrays, said = self._read_file(path, shapes, member.folder)
+            own = {"unit": member.name, **member.says}
+            if any(said.get(name) != value for name, value in own.items()):
+                raise DamagedError(f"{path}: is a unit of something else")
+            try:
+                self.study.check(member, arrays)
+            except DamagedError as error:
+                raise DamagedError(f"{path}: {error}") from error
+            return arrays
+
+        return read_intact(path, read, self.repair)
+
+    def _read_table(self) -> dict[str, Arrays]:
+        """The arrays of every stored member by its name."""
+        found = {}
+        shapes = self.study.shapes(self.study.members[0])
+        shapes = {name: ("networks", *shape) for name, shape in {**shapes, "names": ()}.items()}
+        for path in sorted((self.workdir / "units").glob("networks_*.npz")):
+            stored = read_intact(path, partial(self._read_file, path, shapes), self.repair)
+            for row in zip(*stored[0].values(), strict=True) if stored else ():
+                arrays = dict(zip(shapes, row, strict=True))
+                found[str(arrays.pop("names"))] = arrays
+        return found
+
+    def _read_file(
+        self, path: Path, shapes: dict[str, tuple[int | str, ...]], folder: str = ""
+    ) -> tuple[Arrays, dict[str, Any]]:
+        """The arrays of a file, of these shapes, and what it says of itself.
+
+        Raises:
+          DamagedError: where it is not intact.
+          InputError: where it is of another configuration, or of an earlier version, which did not
+            count networks.
+        """
+        identity = self.study.identities[folder]
+        if path.suffix == ".json":
+            text = store.read_text(path)
+            try:
+                content = json.loads(text)
+                content = {name: content[name] for name in shapes}
+            except (ValueError, KeyError, TypeError) as error:
+                raise DamagedError(f"{path}: damaged ({error!r})") from error
+            return content, store.check_origin(path, np.asarray(text), identity)
+        arrays = store.read_npz(path)
+        missing = [name for name in (*shapes, "config") if name not in arrays]
+        if missing and {*missing} <= EARLIER:
+            raise InputError(
+                f"{path}: does not count its networks, an earlier version wrote it; name another "
+                "folder"
+            )
+        if missing:
+            raise DamagedError(f"{path}: array {missing[0]!r} is missing")
+        said = store.check_origin(path, arrays["config"], identity)
+        lengths: dict[str, int] = {}
+        for name, shape in shapes.items():
+            array, kinds = arrays[name], "U" if name == "names" else "iuf"
+            wanted = [
+                lengths.setdefault(axis, length) if isinstance(axis, str) else axis
+                for axis, length in zip(shape, array.shape, strict=False)
+            ]
+            if [len(shape), *wanted] != [array.ndim, *array.shape] or array.dtype.kind not in kinds:
+                raise DamagedError(f"{path}: {name} has shape {array.shape} of {array.dtype}")
+        return {name: arrays[name] for name in shapes}, said
+
+    def path(self, name: str, folder: str = "") -> Path:
+        """The file of this name."""
+        return self.workdir / folder / "units" / f"{name}{self.study.suffix}"
+
+    def names(self, folder: str = "") -> list[str]:
+        """The names of the files that are stored."""
+        files = (self.workdir / folder / "units").glob(f"*{self.study.suffix}")
+        return sorted(path.stem for path in files)
+
+    def describe(self, unit: Unit, how: dict[str, Any]) -> np.ndarray:
+        """What a unit says of itself, see `store.describe_origin`."""
+        name, member = self._name(unit), unit.members[0]
+        identity = self.study.identities[member.folder]
+        return store.describe_origin(identity, unit=name, **member.says, **how)
+
+    def _name(self, unit: Unit) -> str:
+        """The name of its file."""
+        return unit.name if self.study.unit_size else unit.members[0].name
+
+    def write(self, unit: Unit, arrays: Arrays, how: dict[str, Any]) -> None:
+        """Stores the arrays of a unit, at once, and what computed them."""
+        origin, path = self.describe(unit, how), self.path(self._name(unit), unit.members[0].folder)
+        if path.suffix == ".json":
+            content = {**json.loads(str(origin)), **arrays}
+            store.write_text(path, json.dumps(content, indent=1) + "\n")
+            return
+        if self.study.unit_size:
+            arrays = {**arrays, "names": [member.name for member in unit.members]}
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        store.write_npz(path, {**arrays, "config": origin})
+
+    def read_origins(self, members: Iterable[Member]) -> list[dict[str, Any]]:
+        """What the stored ones of these members, files of their own, say of themselves."""
+        paths = [self.path(member.name, member.folder) for member in members]
+        said = [read_intact(path, partial(store.read_origin, path), False) for path in paths]
+        return [origin for origin in said if origin is not None]
+
+    def remove(self, name: str, folder: str = "") -> None:
+        """Removes a file that other ones stand in place of."""
+        store.remove(self.path(name, folder))

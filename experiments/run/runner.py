@@ -1,0 +1,290 @@
+"""Carries out a study: computes the missing units of one shard, collects the results, or says what
+there is to do.
+"""
+
+import glob
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from experiments.run import interruption
+from experiments.run.folder import ALONE, Folder, read_intact
+from experiments.run.plan import Study, Unit
+from experiments.run.progress import Progress, clock, compile_seconds
+from experiments.run.shards import Shard
+from nad_jax import store
+from nad_jax.errors import InputError
+from nad_jax.snapshots import Snapshots
+
+SNAPSHOT_SECONDS = 60.0  # a unit that takes longer keeps snapshots of its state
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory allocating")  # of accelerators; of a CPU
+
+
+class RunAgain(Exception):
+    """The same command will do what this one could not."""
+
+
+def damaged_meanwhile(workdir: Path) -> RunAgain:
+    """The error of units that were written, and then not there."""
+    return RunAgain(
+        f"{workdir}: units were damaged after they had been written; run the same command again"
+    )
+
+
+def run(
+    study: Study, workdir: Path, shard: Shard = ALONE, allow_other_versions: bool = False
+) -> bool:
+    """Computes what is missing of a shard, and collects if then nothing of the study is missing:
+    whether that is so.
+
+    Raises:
+      InputError: where it would add to units of other versions, or of another kind of device, and
+        must not.
+      RunAgain: where units were damaged after they had been written, or need those that other
+        shards compute.
+    """
+    _check_shard(study, shard)
+    folder = Folder(workdir, study).open()
+    folder = _compute(folder, shard, allow_other_versions)
+    missing = folder.missing()
+    if missing:
+        if folder.missing(shard):
+            raise damaged_meanwhile(workdir)
+        print(f"shard {shard.name} is done; other shards have {_count(study, missing)} to go")
+        return False
+    folder.study.collect(folder, 0)
+    return True
+
+
+def collect(study: Study, workdir: Path) -> bool:
+    """Collects what is stored, and says what is missing: whether that is nothing.
+
+    Raises:
+      RunAgain: where nothing is stored.
+    """
+    folder = Folder(workdir, study).open(create=False)
+    missing = _to_go(folder)
+    num_missing = _num_networks(missing)
+    if num_missing == _num_networks(_everything(folder)):
+        raise RunAgain(f"{workdir}: nothing of this command is stored yet")
+    folder.study.collect(folder, num_missing)
+    for line in _describe_missing(study, missing):
+        sys.stderr.write(line + "\n")
+    return not num_missing
+
+
+def _check_shard(study: Study, shard: Shard) -> None:
+    if study.alone and shard.count > 1:
+        raise InputError(f"shard: {study.alone}")
+
+
+def _everything(folder: Folder, shard: Shard = ALONE) -> list[Unit]:
+    """The units of a shard, of all studies that follow each other."""
+    return folder.study.round[1] * folder.units(shard)
+
+
+def _to_go(folder: Folder, shard: Shard = ALONE) -> list[Unit]:
+    """Those that are missing: of the study under way, and all of those that follow."""
+    number, rounds = folder.study.round
+    return folder.missing(shard) + (rounds - 1 - number) * folder.units(shard)
+
+
+def _snapshots_path(folder: Folder, unit: Unit) -> Path:
+    return folder.workdir / "snapshots" / unit.name
+
+
+def _check_versions(folder: Folder, checked: set[str]) -> None:
+    """Raises `InputError` where other versions, or another kind of device, computed a stored unit.
+
+    What is in `checked` is not read again.
+    """
+    # Names, not paths: there may be thousands, and this is asked before every unit.
+    names = {
+        name
+        for place in dict.fromkeys(member.folder for member in folder.study.members)
+        for name in glob.iglob(f"{glob.escape(str(folder.workdir / place))}/units/*")
+    }
+    for name in sorted(names - checked):
+        path = Path(name)
+        if path.suffix != folder.study.suffix:
+            continue
+        origin = read_intact(path, partial(store.read_origin, path), False)
+        if origin is None:
+            continue
+        checked.add(name)
+        if lines := store.compare_versions(origin):
+            message = f"{path}: was computed with other versions or on another kind of device"
+            raise InputError(
+                "\n".join(
+                    [f"{message}; --allow_other_versions adds to its folder nevertheless", *lines]
+                )
+            )
+
+
+def _compute(folder: Folder, shard: Shard, allow_other_versions: bool) -> Folder:
+    """Computes what is missing of a shard, of this study and of those that follow it; the folder
+    with the last of them.
+    """
+    checked: set[str] = set()
+
+    def check_versions() -> None:  # before every unit: others may be at work in the folder
+        if not allow_other_versions:
+            _check_versions(folder, checked)
+
+    total, to_go = (_num_networks(units(folder, shard)) for units in (_everything, _to_go))
+    progress = Progress(
+        folder.workdir / "progress" / f"{shard.name}.jsonl",
+        total,
+        total - to_go,
+        speaks=shard.index == 0,
+        counts=folder.study.counts,
+    )
+    says = {"pid": os.getpid(), "shard": shard.name, "source": shard.source}
+    says |= {"device": jax.local_devices()[0].device_kind, "jax": jax.__version__}
+    progress.event("start", **says, networks=total, missing=to_go)
+    try:
+        with interruption.resumable():
+            while True:
+                missing = folder.missing(shard)
+                for key, group in itertools.groupby(missing, lambda unit: unit.program):
+                    _compute_group(folder, key, list(group), progress, check_versions)
+                for unit in folder.units(shard):  # of a process killed after it had stored its unit
+                    Snapshots(_snapshots_path(folder, unit), {}, SNAPSHOT_SECONDS).clear()
+                if folder.study.then is None:
+                    break
+                check_versions()
+                folder = _go_on(folder)
+    except interruption.Interrupted:
+        progress.event("interrupted")
+        raise
+    progress.event("end")
+    return folder
+
+
+def _go_on(folder: Folder) -> Folder:
+    """The folder with the study that follows, or with a later one where another process is there."""
+    try:
+        return folder._replace(study=folder.study.then(folder))
+    except (RunAgain, InputError):  # its units are removed when the next study begins
+        later = folder.under_way()
+        if later.study.round <= folder.study.round:
+            raise
+        return later
+
+
+def _compute_group(
+    folder: Folder,
+    key: Any,
+    units: list[Unit],
+    progress: Progress,
+    check_versions: Callable[[], None],
+) -> None:
+    """Computes and stores the units of one program, in smaller chunks from where the device is out
+    of memory.
+    """
+
+    def report(networks_done: float) -> None:
+        progress.show(networks_done)
+        interruption.check()
+
+    program, chunk_size = None, 0
+    for unit in units:
+        if folder.study.then and folder.under_way().study.round > folder.study.round:
+            return  # another process has gone on
+        check_versions()
+        compiled, done = compile_seconds(), None
+        while done is None:
+            program = program or folder.study.make_program(key, chunk_size)
+            chunk_size = program.chunk_size
+            identity = {"says": str(folder.describe(unit, program.how)), "chunk_size": chunk_size}
+            path = _snapshots_path(folder, unit)
+            snapshots = Snapshots(path, identity, SNAPSHOT_SECONDS, interruption.requested)
+            try:
+                done = program.compute(unit.members, report, snapshots)
+            except jax.errors.JaxRuntimeError as error:
+                if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+                    raise
+                smallest = program.smallest_chunk
+                program = None  # frees what it holds before the smaller one takes its place
+            if done is None:
+                progress.event("out of memory", unit=unit.name, chunk_size=chunk_size)
+                chunk_size = _halved(key, chunk_size, smallest)
+        arrays, diverged = done
+        folder.write(unit, arrays, program.how)
+        snapshots.clear()
+        fields = {"unit": unit.name, "networks": unit.num_networks, "diverged": diverged}
+        seconds = round(compile_seconds() - compiled, 3)
+        progress.event("unit", **fields, chunk_size=chunk_size, compile_seconds=seconds)
+        progress.unit(unit.num_networks, diverged)
+        interruption.check()
+
+
+def _halved(key: Any, chunk_size: int, smallest: int) -> int:
+    """Half the chunk size, as a multiple of the smallest one; raises `InputError` where there is
+    none.
+    """
+    smaller = chunk_size // 2 // smallest * smallest
+    if smaller == 0:
+        raise InputError(
+            f"{_name(key)}: the device has not enough memory for {chunk_size} networks at once, "
+            "and there is no smaller chunk"
+        )
+    logging.warning("out of memory with %d networks at once: %d from now on", chunk_size, smaller)
+    return smaller
+
+
+def _name(program: Any) -> str:
+    return " ".join(str(part) for part in program) if isinstance(program, tuple) else str(program)
+
+
+def _num_networks(units: list[Unit]) -> int:
+    return sum(unit.num_networks for unit in units)
+
+
+def _count(study: Study, units: list[Unit]) -> str:
+    networks = _num_networks(units)
+    counts = study.counts if networks != 1 else study.counts.removesuffix("s")
+    return f"{networks} {counts} in {len(units)} unit{'s' * (len(units) != 1)}"
+
+
+def _describe_missing(study: Study, missing: list[Unit]) -> list[str]:
+    groups: dict[str, list[Unit]] = {}
+    for unit in missing:
+        groups.setdefault(_name(unit.program), []).append(unit)
+    lines = [f"missing: {name}: {_count(study, units)}" for name, units in groups.items()]
+    return [*lines, "the command without --collect computes them"] if lines else []
+
+
+def describe(study: Study, workdir: Path, shard: Shard = ALONE) -> None:
+    """Prints what there is to do and an estimate of what it takes; computes one batch of each
+    program to measure it.
+    """
+    _check_shard(study, shard)
+    folder = Folder(workdir, study, repair=False).open(create=False)
+    everything, missing = _everything(folder), _to_go(folder)
+    stored = _num_networks(everything) - _num_networks(missing)
+    print(
+        f"plan: {_count(study, everything)}; stored {stored} {study.counts}, missing "
+        f"{_count(study, missing)}"
+    )
+    mine = _to_go(folder, shard) if shard.count > 1 else missing
+    print(f"shards: {shard.count}; shard {shard.name} misses {_count(study, mine)}")
+    seconds = 0.0
+    for key in dict.fromkeys(unit.program for unit in missing):
+        cost = study.measure_cost(key)
+        networks = _num_networks([unit for unit in mine if unit.program == key])
+        seconds += networks * cost.network_seconds + (cost.compile_seconds if networks else 0.0)
+        print(
+            f"{_name(key)}: {_count(study, [unit for unit in missing if unit.program == key])}; "
+            f"compilation {cost.compile_seconds:.1f} s, {cost.network_seconds:.3g} s a "
+            f"{study.counts.removesuffix('s')}, {cost.bytes / 2**20:.0f} MiB of arrays"
+        )
+    if missing:
+        print(f"estimate on this machine: {clock(seconds)} for shard {shard.name}")

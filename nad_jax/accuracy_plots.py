@@ -1,0 +1,173 @@
+"""Figures of accuracies on D(v), from arrays: over frequencies, NAD indices, energies of v, and as
+histograms.
+"""
+
+import textwrap
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from nad_jax.subspaces import rank_correlation
+
+
+def _panels(count: int, ratio: float) -> tuple[Figure, list]:
+    """Panels side by side, of equal area whatever their shape; `ratio` is the height of one over
+    its width.
+    """
+    width, height = 3.0 / ratio**0.5, 3.0 * ratio**0.5
+    columns = max(1, min(count, int(12.0 / width)))
+    rows = -(-count // columns)
+    figure = Figure(
+        figsize=(width * columns + 1.2, max(height * rows + 0.6, 2.8)), layout="constrained"
+    )
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for panel in list(axes)[count:]:
+        panel.set_visible(False)
+    return figure, list(figure.axes[:count])
+
+
+def _edges(frequencies: np.ndarray) -> tuple[float, float]:
+    """Where the cells of ascending, equally spaced frequencies begin and end."""
+    half = (frequencies[1] - frequencies[0]) / 2 if len(frequencies) > 1 else 0.5
+    return frequencies[0] - half, frequencies[-1] + half
+
+
+def _plot_maps(
+    maps: dict[str, np.ndarray],
+    frequencies: tuple[np.ndarray, np.ndarray],
+    title: str,
+    label: str,
+    **scale: object,
+) -> Figure:
+    """One panel per map over (vertical, horizontal) frequency, all on one scale; cells without a
+    value are grey.
+    """
+    rows, columns = frequencies
+    ratio = float(np.clip(len(rows) / len(columns), 0.25, 4.0))
+    figure, panels = _panels(len(maps), ratio)
+    width = int(10 * figure.get_figwidth())  # letters
+    figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()))
+    (left, right), (low, high) = _edges(columns), _edges(rows)
+    for panel, (name, values) in zip(panels, maps.items(), strict=True):
+        panel.set_facecolor("lightgray")
+        drawn = panel.imshow(
+            values, extent=(left, right, high, low), interpolation="nearest", aspect="auto", **scale
+        )
+        panel.set_box_aspect(ratio)
+        panel.set_title(name, fontsize=9)
+        panel.set(
+            xticks=columns[:: max(1, len(columns) // 8)], yticks=rows[:: max(1, len(rows) // 8)]
+        )
+        panel.tick_params(labelsize=7)
+        panel.label_outer()
+    figure.supxlabel("horizontal frequency", fontsize="medium")
+    figure.supylabel("vertical frequency", fontsize="medium")
+    figure.colorbar(drawn, ax=panels, label=label, shrink=0.8)
+    return figure
+
+
+def plot_accuracy_maps(
+    maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str
+) -> Figure:
+    """Test accuracies on D(v), one map [R, C] per label, v the real Fourier vector of (vertical,
+    horizontal) frequency.
+
+    Frequencies, [R] and [C], ascend, in cycles per image. The scale is always 50 to 100 %, so that
+    figures compare.
+    """
+    percent = {name: 100 * values for name, values in maps.items()}
+    return _plot_maps(
+        percent, frequencies, title, "test accuracy (%)", vmin=50, vmax=100, cmap="viridis"
+    )
+
+
+def plot_steps_maps(
+    maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str
+) -> Figure:
+    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; grey: nan,
+    never reached.
+    """
+    finite = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
+    norm = LogNorm(finite.min(), max(finite.max(), finite.min() * 1.01))
+    return _plot_maps(maps, frequencies, title, "steps (grey: never)", norm=norm, cmap="magma_r")
+
+
+def plot_accuracy_by_index(
+    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    eigenvalues: np.ndarray | None,
+    title: str,
+) -> Figure:
+    """Accuracy on D(u_i) against the NAD index, (indices, means, standard errors) per label, over
+    the eigenvalues.
+    """
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, (indices, means, sem) in curves.items():
+        axes.errorbar(
+            indices,
+            100 * means,
+            100 * np.nan_to_num(sem),
+            fmt="o-",
+            capsize=3,
+            label=label or "accuracy",
+        )
+    axes.axhline(50, color="gray", linestyle=":", linewidth=1)
+    lowest = min(
+        float(100 * (means - np.nan_to_num(sem)).min()) for _, means, sem in curves.values()
+    )
+    axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
+    axes.set(
+        xlabel="NAD index $i$",
+        ylabel="test accuracy on $D(u_i)$ (%)",
+        ylim=(min(45, lowest - 2), 101.5),
+        title=title,
+    )
+    handles, labels = axes.get_legend_handles_labels()
+    if eigenvalues is not None:
+        shown = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
+        other = axes.twinx()
+        other.plot(np.arange(len(eigenvalues))[shown], eigenvalues[shown], "k--", linewidth=1)
+        other.set(yscale="log", ylabel=r"eigenvalue $\lambda_i$")
+        handles, labels = [*handles, other.lines[0]], [*labels, "eigenvalue"]
+    axes.legend(handles, labels, loc="lower left")
+    return figure
+
+
+def plot_accuracy_histogram(groups: dict[str, np.ndarray], title: str) -> Figure:
+    """How the test accuracies [N] of each label are distributed, in bins of 2.5 points; the first
+    one has all below.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    bins = np.arange(45, 102.5, 2.5)
+    for label, accuracies in groups.items():
+        name = f"{label + ': ' if label else ''}mean {100 * accuracies.mean():.1f} %"
+        axes.hist(np.maximum(100 * accuracies, bins[0]), bins, alpha=0.6, label=name)
+    axes.set(xlabel="test accuracy (%)", ylabel="directions", title=title)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    return figure
+
+
+def plot_accuracy_by_energy(points: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
+    """Accuracy on D(v) against vᵀ E[g gᵀ] v, (energies [N], accuracies [N]) per label, with their
+    rank correlation.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, (energies, accuracies) in points.items():
+        correlation = (
+            float(rank_correlation(energies, accuracies)) if len(energies) > 1 else float("nan")
+        )
+        name = f"{label + ': ' if label else ''}rank correlation {correlation:.2f}"
+        axes.plot(energies, 100 * accuracies, "o", markersize=3, label=name)
+    axes.set(
+        xscale="log",
+        xlabel=r"$v^\top \mathbb{E}[g g^\top] v$",
+        ylabel="test accuracy on $D(v)$ (%)",
+        title=title,
+    )
+    axes.legend(fontsize=8)
+    return figure
