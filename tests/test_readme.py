@@ -57,7 +57,7 @@ SMOKE = {
 }
 # Python blocks are made small in the same way.
 SMALL = (
-    (r'"lenet"', '"logreg"'),
+    (r'"lenet", image_shape', '"logreg", image_shape'),
     (r"num_networks=\d+", "num_networks=40"),
     (r"10_000", "60"),
     (r"num_train=\d+, num_test=\d+, num_epochs=\d+", "num_train=256, num_test=64, num_epochs=1"),
