@@ -46,36 +46,34 @@ TASK |= {"optimizers": "sgd", "num_epochs": 2, "batch_size": 8, "loss_window": 2
 TASK |= {"sigmas": 3.0, "seeds": 0, "frequency_range": "-3,3", "frequency_step": 3}
 ENSEMBLE = {"architecture": "logreg", "image_shape": "6,6,1", "num_networks": 8, "unit_size": 4}
 ENSEMBLE |= {"figure_directions": 2}
+# Kinds of estimates have a test of their own, in `test_experiments`.
+KIND = {"derivative": "central_difference", "readout": "marginalized", "centred": False}
+KIND |= {"symmetrized": True, "point_scale": 1.0, "pooling": "default", "seed": 0}
 SMOKE = {
-    "compute_nads.py": {**ENSEMBLE, "seed": 0, "pooling": "default", "sweep.seed": 0},
+    "compute_nads.py": {**ENSEMBLE, **KIND, "sweep.seed": 0},
     "leading_nads.py": {**ENSEMBLE, "num_directions": 2, "num_extra": 2, "num_passes": 2},
     "directional_bias.py:accuracy_map": TASK,
     "directional_bias.py:nad_accuracy": {**TASK, "indices": "0,10"},
 }
 # Python blocks are made small in the same way.
 SMALL = (
-    (r'"lenet"', '"logreg"'),
-    (r'"logreg", num_logits=2', '"logreg", (16, 16, 1), num_logits=2'),
-    (r"32, 32, 1", "16, 16, 1"),
+    (r'"lenet", image_shape', '"logreg", image_shape'),
     (r"num_networks=\d+", "num_networks=40"),
     (r"10_000", "60"),
     (r"num_train=\d+, num_test=\d+, num_epochs=\d+", "num_train=256, num_test=64, num_epochs=1"),
-    (r"\bRecipe\(num_epochs=\d+\)", "Recipe(num_train=256, num_test=64, num_epochs=1)"),
     (r"cifar_recipe\(num_epochs=\d+\)", "cifar_recipe(num_epochs=1)"),
     (r"random\(\(500, ", "random((200, "),
     (r"np.arange\(500\)", "np.arange(200)"),
-    (r"\(8, 32, 128\)", "(2, 3)"),
 )
 PRINTED = {
     "README.md": ["preferred frequency: ["],
     "docs/start.md": ["preferred frequencies: [[", "the same: True"],
-    "docs/nads.md": ["preferred frequencies: [[", "noise alone would fill (", "bounds of the "],
-    "docs/training.md": ["accuracies: [", "accuracy by direction and σ: [["],
+    "docs/nads.md": ["preferred frequencies: [[", "bounds of the "],
+    "docs/training.md": ["accuracies: ["],
     "docs/cifar.md": ["accuracy on poisoned and on clean images: ["],
     "docs/models.md": ["largest over smallest eigenvalue: 1."],
     "docs/extending.md": ["known: logreg, ", "stated symmetries: ('flip', 'transpose')"],
     "docs/changelog.md": ["version: "],
-    "docs/directional_bias.md": ["3 "],
 }
 
 
@@ -165,8 +163,10 @@ def test_every_command_of_an_experiment_is_read_and_valid(called):
     for arguments in commands:
         config, others = _parse(arguments)
         assert others.workdir, arguments
-        # Recipes as they are, tracing large networks, are the part of `test_configs`.
-        if any(text.startswith("--config.") for text in arguments) or "gpu" in arguments[0]:
+        # The others are validated when they are carried out; recipes as they are, which takes
+        # tracing large networks, by `test_configs`.
+        changed = any(text.startswith("--config.") for text in arguments)
+        if _reduce(arguments) is None and (changed or "gpu" in arguments[0]):
             experiments.main.EXPERIMENTS[config.experiment].validate(config)
     assert len(commands) > 30
 
