@@ -170,7 +170,7 @@ def sketched(
     are fewer than K where the rows seen, or what of them the test directions meet, span fewer.
 
     Args:
-      num_directions: K, of at most as many test directions.
+      num_directions: K; of fewer test directions there are fewer eigenvectors.
       group: permutations [S, D] of pixels; every row counts S times, moved by each of them.
       representations: of that group, see `symmetries.representations`.
     """
@@ -191,11 +191,6 @@ def sketched(
         return _merge_sketches(state, new)
 
     def read(state: Sketch, centered: bool = False) -> Reading:
-        if not 1 <= num_directions <= len(state.basis):
-            raise InputError(
-                f"num_directions: must be in 1 … {len(state.basis)} test directions, "
-                f"got {num_directions}"
-            )
         basis, product, trace = _product(state, centered)
         # One representation may hold rounding alone.
         found, scale = [], np.einsum("ld,ld->l", basis, product).max()

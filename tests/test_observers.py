@@ -126,9 +126,9 @@ def test_bad_observers_are_refused():
 
 
 def test_weights_that_a_run_stores_are_those_of_its_networks(tmp_path):
-    config = load_config("directional_bias").get_config("accuracy_map:mlp")
+    config = load_config("directional_bias").get_config("accuracy_map,mlp")
     config.update(
-        image_shape=SHAPE, source="pixel", indices=(0, 1, 2), nums_train=(64,), num_test=32,
+        image_shape=SHAPE, source="pixel", indices=(0, 1, 2), nums_train=(64,), num_test=32, frequency_range=(-2, 3),
         num_epochs=3, batch_size=16, sigmas=(1.0,), widths=(8,), loss_window=2, keep_weights=True,
     )  # fmt: skip
     from experiments.run import runner
@@ -145,4 +145,4 @@ def test_weights_that_a_run_stores_are_those_of_its_networks(tmp_path):
     with pytest.raises(InputError, match="holds weights of another model"):
         read_weights(tmp_path, create_model("mlp", SHAPE, 2, width=4))
     with pytest.raises(InputError, match="holds no units of trained networks"):
-        read_weights(tmp_path / "nowhere", MODEL)
+        read_weights(tmp_path / "progress", MODEL)

@@ -97,6 +97,8 @@ def test_fewer_rows_than_test_directions_are_spanned_exactly():
 def test_bad_sizes_are_refused():
     with pytest.raises(InputError, match="size: must be in 1 … D = 10, got 11"):
         moments.random_basis(jax.random.key(0), 11, 10)
-    with pytest.raises(InputError, match="num_directions: must be in 1 … 4 test directions, got 5"):
-        basis = moments.random_basis(jax.random.key(0), 4, DIMENSION)
-        _sketched(5).read(_see(_rows(9), basis), False)
+
+
+def test_fewer_test_directions_give_fewer_eigenvectors():
+    basis = moments.random_basis(jax.random.key(0), 4, DIMENSION)
+    assert len(_sketched(5).read(_see(_rows(9), basis), False).directions) == 4
