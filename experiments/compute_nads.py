@@ -22,7 +22,7 @@ from experiments.run.config import Fields, check_all, check_integers, check_swee
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Member, Program, Study
-from nad_jax import nads, store, subspaces
+from nad_jax import nads, records, store, subspaces
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.directions import check_orthonormal
 from nad_jax.ensemble import make_key
@@ -94,7 +94,7 @@ def validate(config: ConfigDict) -> None:
 def _read_comparison(
     config: ConfigDict, dimension: int
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    directions = store.read_directions(config.compare, dimension) if config.compare else None
+    directions = records.read_directions(config.compare, dimension) if config.compare else None
     if directions is not None:
         try:
             check_orthonormal(directions)
@@ -103,7 +103,7 @@ def _read_comparison(
             raise InputError(f"{config.compare}: {error}") from error
     values = None
     if config.compare_singular_values:
-        values = store.read_singular_values(config.compare_singular_values)
+        values = records.read_singular_values(config.compare_singular_values)
         if len(values) > dimension:
             raise InputError(
                 f"{config.compare_singular_values}: {len(values)} singular values, expected at "
@@ -128,7 +128,7 @@ def _check_not_extended(folder: Folder, point: Point) -> None:
     record would be lost.
     """
     try:
-        record = store.load_nads(folder.workdir / point.name / "nads.npz")
+        record = records.load_nads(folder.workdir / point.name / "nads.npz")
     except InputError:  # none, or one that is damaged and written again
         return
     if record.num_networks + record.config.get("diverged", 0) > point.config.num_networks:
@@ -316,7 +316,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
 
 
 def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
-    result, comparison = store.load_nads(workdir / "nads.npz"), {}
+    result, comparison = records.load_nads(workdir / "nads.npz"), {}
     path = workdir / "comparison.npz"
     if path.exists():
         stored = store.read_npz(path)

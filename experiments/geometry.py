@@ -19,7 +19,7 @@ from experiments.run.config import HOW, check_all, check_integers, check_seeds, 
 from experiments.run.costs import Ensemble, choose_chunk, make_ensemble, measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Work
-from nad_jax import nads, plotting, store
+from nad_jax import nads, plotting, records, store
 from nad_jax.choices import Estimator, check_num_networks, check_symmetrized, record_choices
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_integer
@@ -255,7 +255,7 @@ def write_record(workdir: Path, result: NADs) -> None:
     """Writes `nads.npz`, and `nads.csv`, a row for each direction: index, eigenvalue, its standard
     error and representation.
     """
-    store.save_nads(workdir / "nads.npz", result)
+    records.save_nads(workdir / "nads.npz", result)
     names = ("eigenvalue_sem", "symmetry")
     columns = {"index": range(len(result.eigenvalues)), "eigenvalue": result.eigenvalues}
     columns |= {name: getattr(result, name) for name in names}

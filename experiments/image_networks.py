@@ -26,7 +26,7 @@ from experiments.run.config import (
 from experiments.run.folder import Folder, digest
 from experiments.run.plan import Arrays, Member, Study
 from experiments.trained import Network, read_recipe
-from nad_jax import cifar, store, tasks
+from nad_jax import cifar, records, store, tasks
 from nad_jax.cifar import ImageData
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError, check_integer, check_number
@@ -116,7 +116,7 @@ def read_nads(config: ConfigDict) -> dict[str, np.ndarray]:
     nads = {}
     for architecture in config.architectures:
         path = config.nads.replace("{architecture}", architecture)
-        nads[architecture] = store.read_directions(path, IMAGE_SHAPE[0] * IMAGE_SHAPE[1])
+        nads[architecture] = records.read_directions(path, IMAGE_SHAPE[0] * IMAGE_SHAPE[1])
         try:
             check_orthonormal(nads[architecture])
         except InputError as error:

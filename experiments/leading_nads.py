@@ -26,7 +26,7 @@ from experiments.run.config import Fields
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder, digest
 from experiments.run.plan import Member, Program, Study, Unit
-from nad_jax import store
+from nad_jax import records
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_input_shape
@@ -289,7 +289,7 @@ def make_study(config: ConfigDict) -> Study:
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws the stored results of `workdir`: `nads.png`, `spectrum.png`, `overlap.png`."""
     validate(config)
-    result = store.load_nads(workdir / "nads.npz")
+    result = records.load_nads(workdir / "nads.npz")
     sizes, overlap = result.overlap_sizes, result.pass_overlap
     curves = {"last pass against the one before": (sizes, overlap[-1])} if len(overlap) else {}
     return geometry.draw_record(workdir, result, config.figure_directions, curves)

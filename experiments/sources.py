@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments.run.config import check_all, check_each, check_integers, check_seeds
 from nad_jax import directions as bases
-from nad_jax import nads, store
+from nad_jax import nads, records
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_choice, check_integer
 
@@ -131,17 +131,17 @@ def read_spectrum(config: ConfigDict) -> nads.Spectrum | None:
         return None
     dimension = int(np.prod(config.image_shape))
     if Path(config.nads).suffix == ".npz":
-        record = store.load_nads(config.nads)
+        record = records.load_nads(config.nads)
         if record.directions.shape[1] != dimension:
             raise InputError(
                 f"{config.nads}: directions have D = {record.directions.shape[1]}, expected "
                 f"{dimension}"
             )
         return nads.Spectrum(record.directions, record.eigenvalues)
-    directions = store.read_directions(config.nads, dimension)
+    directions = records.read_directions(config.nads, dimension)
     if not config.singular_values:
         return None
-    values = store.read_singular_values(config.singular_values)
+    values = records.read_singular_values(config.singular_values)
     if len(values) != len(directions):
         raise InputError(
             f"{config.singular_values}: {len(values)} singular values for {len(directions)} "
@@ -157,8 +157,8 @@ def make_directions(config: ConfigDict) -> Directions:
         found = _fourier_directions(config)
     else:
         rows = {
-            "nads": lambda: store.read_directions(config.nads, dimension),
-            "file": lambda: store.read_directions(config.directions, dimension),
+            "nads": lambda: records.read_directions(config.nads, dimension),
+            "file": lambda: records.read_directions(config.directions, dimension),
             "dct": lambda: np.asarray(bases.basis_dct(config.image_shape)),
             "pixel": lambda: np.asarray(bases.basis_pixel(config.image_shape)),
             "random": lambda: np.asarray(

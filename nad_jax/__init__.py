@@ -42,9 +42,9 @@ from nad_jax.nads import LeadingNADs, NADs, directional_energy, null_band, singu
 from nad_jax.nnx import from_nnx
 from nad_jax.points import Points, at_origin, gaussian, images
 from nad_jax.recipe import Recipe
+from nad_jax.records import load_nads, read_directions, save_nads
 from nad_jax.snapshots import Snapshots
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
-from nad_jax.store import load_nads, read_directions, save_nads
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
 from nad_jax.tasks import separable
 from nad_jax.tasks.images import cifar_recipe

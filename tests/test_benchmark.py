@@ -12,10 +12,10 @@ import pytest
 
 from experiments.benchmark import benchmark, jax_programs
 from experiments.benchmark.stopwatch import FailedError, Stopwatch
-from experiments.run import runner
+from experiments.run import origin, runner
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard
-from nad_jax import architectures, store
+from nad_jax import architectures
 from nad_jax.errors import InputError
 from tests.test_configs import ROOT, load_config, run
 
@@ -276,8 +276,8 @@ def test_units_of_different_machines_make_no_table(finished, tmp_path, monkeypat
 
 def test_timings_of_other_versions_are_not_added_to(finished, tmp_path, monkeypatch):
     workdir = Path(shutil.copytree(finished, tmp_path / "run"))
-    here = store.versions()
-    monkeypatch.setattr(store, "versions", lambda: {**here, "jaxlib": "99"})
+    here = origin.versions()
+    monkeypatch.setattr(origin, "versions", lambda: {**here, "jaxlib": "99"})
     with pytest.raises(
         InputError,
         match=rf"--allow_other_versions .*\n  jaxlib: folder '{here['jaxlib']}', command '99'",

@@ -8,7 +8,7 @@ from nad_jax.directions import basis_dft, basis_random
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
 from nad_jax.plotting import plot_directions
-from nad_jax.store import read_directions
+from nad_jax.records import read_directions
 
 SHAPES = [(4, 4, 1), (5, 4, 2), (1, 7, 1), (6, 3, 3), (9,), (8, 3), (4, 3, 2, 2)]
 

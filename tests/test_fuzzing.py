@@ -18,7 +18,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.main import EXPERIMENTS
-from nad_jax import cifar, store
+from nad_jax import cifar, records, store
 from nad_jax.errors import InputError
 from tests.cifar_files import BINARY, PICKLED, make_batches, write_folder
 from tests.test_configs import load_config
@@ -115,7 +115,7 @@ def test_no_header_of_an_array_takes_more_than_its_file(tmp_path_factory, header
     length = struct.pack("<H" if version == 1 else "<I", len(text))
     path = tmp_path_factory.getbasetemp() / "array.npy"
     path.write_bytes(b"\x93NUMPY" + bytes([version, 0]) + length + text + body)
-    for read in (store.read_npy, store.read_directions, store.read_singular_values):
+    for read in (store.read_npy, records.read_directions, records.read_singular_values):
         assert _allocation(read, path) < path.stat().st_size + CONSTANT
 
 
@@ -138,7 +138,7 @@ def test_no_change_of_an_archive_takes_more_than_its_file(tmp_path_factory, reco
         changed = changed or bytearray(b"x")
     path = tmp_path_factory.getbasetemp() / "unit.npz"
     path.write_bytes(changed)
-    for read in (store.read_npz, store.read_directions, store.load_nads):
+    for read in (store.read_npz, records.read_directions, records.load_nads):
         assert _allocation(read, path) < len(changed) + CONSTANT
 
 

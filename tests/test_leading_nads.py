@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import leading_nads
-from experiments.run import interruption, runner
+from experiments.run import interruption, origin, runner
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard
 from nad_jax import create_model, estimate_leading_nads, load_nads, null_band, store
@@ -167,9 +167,9 @@ def test_shards_wait_for_each_other_and_give_the_same_file(finished, tmp_path):
 
 
 def test_a_folder_goes_on_with_more_passes(finished, tmp_path, monkeypatch):
-    workdir, here = _copy(finished, tmp_path), store.versions()
+    workdir, here = _copy(finished, tmp_path), origin.versions()
     with monkeypatch.context() as patch:
-        patch.setattr(store, "versions", lambda: {**here, "flax": "99"})
+        patch.setattr(origin, "versions", lambda: {**here, "flax": "99"})
         with pytest.raises(
             InputError,
             match=rf"--allow_other_versions .*\n  flax: folder '{here['flax']}', command '99'",

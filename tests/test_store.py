@@ -10,7 +10,16 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from nad_jax import create_model, estimate_nads, load_nads, read_directions, save_nads, store
+from experiments.run import origin
+from nad_jax import (
+    create_model,
+    estimate_nads,
+    load_nads,
+    read_directions,
+    records,
+    save_nads,
+    store,
+)
 from nad_jax.errors import InputError
 
 
@@ -163,11 +172,11 @@ def test_incomplete_and_compressed_archives_are_refused(tmp_path, nads):
 def test_singular_values_must_descend(tmp_path):
     path = tmp_path / "s.npy"
     np.save(path, np.array([3.0, 2.0]))
-    np.testing.assert_array_equal(store.read_singular_values(path), [3, 2])
+    np.testing.assert_array_equal(records.read_singular_values(path), [3, 2])
     for bad in (np.array([1.0, 2.0]), np.array([1.0, -1.0]), np.array([np.nan]), np.eye(2)):
         np.save(path, bad)
         with pytest.raises(InputError, match=r"s\.npy: singular values"):
-            store.read_singular_values(path)
+            records.read_singular_values(path)
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
@@ -193,29 +202,31 @@ def test_of_two_configurations_that_open_a_folder_at_once_one_is_refused(
 
     def first_another(theirs, temporary, path):
         monkeypatch.setattr(store.os, "link", link if links else _no_links)
-        store.open_run_folder(path.parent, theirs)
+        origin.open_run_folder(path.parent, theirs)
         store.os.link(temporary, path)
 
     for name, theirs in (("equal", {"seed": 0}), ("other", {"seed": 1, "step": 2})):
         monkeypatch.setattr(store.os, "link", partial(first_another, theirs))
         if theirs == {"seed": 0}:
-            store.open_run_folder(tmp_path / name, {"seed": 0})
+            origin.open_run_folder(tmp_path / name, {"seed": 0})
         else:
             with pytest.raises(
                 InputError,
                 match=r"another configuration\n  seed: folder 1, command 0\n  step: folder 2",
             ):
-                store.open_run_folder(tmp_path / name, {"seed": 0})
+                origin.open_run_folder(tmp_path / name, {"seed": 0})
         assert [path.name for path in (tmp_path / name).iterdir()] == ["config.json"]
         assert json.loads((tmp_path / name / "config.json").read_text()) == theirs
 
 
 def test_units_from_before_packages_were_told_apart_are_of_no_other_version():
-    origin = json.loads(str(store.describe_origin({})))
-    assert store.compare_versions(origin) == []
-    versions = {name: version for name, version in origin["versions"].items() if name != "nad_jax"}
-    assert store.compare_versions({**origin, "versions": versions}) == []
-    differing = store.compare_versions({"device": "abacus", "versions": {**versions, "jax": "0.1"}})
+    said = json.loads(str(origin.describe_origin({})))
+    assert origin.compare_versions(said) == []
+    versions = {name: version for name, version in said["versions"].items() if name != "nad_jax"}
+    assert origin.compare_versions({**said, "versions": versions}) == []
+    differing = origin.compare_versions(
+        {"device": "abacus", "versions": {**versions, "jax": "0.1"}}
+    )
     assert [line.split(":")[0].strip() for line in differing] == ["device", "jax"]
 
 
@@ -225,28 +236,28 @@ def _no_links(*args):
 
 def test_a_run_folder_refuses_another_configuration(tmp_path):
     folder = tmp_path / "new" / "run"
-    store.open_run_folder(folder, {"seed": 0, "shape": (1, 2)})
-    store.open_run_folder(folder, {"seed": 0, "shape": (1, 2)})
+    origin.open_run_folder(folder, {"seed": 0, "shape": (1, 2)})
+    origin.open_run_folder(folder, {"seed": 0, "shape": (1, 2)})
     with pytest.raises(InputError, match=r"another configuration\n  seed: folder 0, command 1"):
-        store.open_run_folder(folder, {"seed": 1, "shape": (1, 2)})
+        origin.open_run_folder(folder, {"seed": 1, "shape": (1, 2)})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "nads.npz").write_text("")
     with pytest.raises(InputError, match=r"holds 'nads\.npz' but no config\.json"):
-        store.open_run_folder(tmp_path / "other", {"seed": 0})
+        origin.open_run_folder(tmp_path / "other", {"seed": 0})
     (folder / "units").mkdir()
     path = folder / "units" / "networks_0.npz"
-    store.write_npz(path, {"config": store.describe_origin({"seed": 0})})
+    store.write_npz(path, {"config": origin.describe_origin({"seed": 0})})
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"networks_0\.npz: is of another configuration"):
-        store.open_run_folder(folder, {"seed": 1})
+        origin.open_run_folder(folder, {"seed": 1})
     assert (folder / "config.json").read_text() == "{"
-    store.open_run_folder(folder, {"seed": 0})  # as its units say
-    assert (folder / "config.json.corrupt").read_text() == "{" and store.check_run_folder(
+    origin.open_run_folder(folder, {"seed": 0})  # as its units say
+    assert (folder / "config.json.corrupt").read_text() == "{" and origin.check_run_folder(
         folder, {"seed": 0}
     )
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
-        store.open_run_folder(tmp_path / "file" / "run", {})
+        origin.open_run_folder(tmp_path / "file" / "run", {})
 
 
 def test_directions_are_unit_vectors_to_a_thousandth(tmp_path):

@@ -25,10 +25,10 @@ import pytest
 
 from experiments import compute_nads, directional_bias, geometry, main, results, trained
 from experiments.main import EXPERIMENTS
-from experiments.run import runner
+from experiments.run import origin, runner
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard
-from nad_jax import Estimator, Execution, create_model, ensemble, from_functions, store
+from nad_jax import Estimator, Execution, create_model, ensemble, from_functions, records, store
 from nad_jax.errors import InputError
 from nad_jax.estimation import make_dense
 from nad_jax.geometry import make_accumulate
@@ -471,7 +471,7 @@ def test_a_command_that_ends_leaves_units_and_snapshots_of_others(finished, tmp_
     assert [path.stem[9:] for path in sorted(workdir.glob("units/*.npz"))] == [
         "0000000_0000004", "0000004_0000008", "0000008_0000010", "0000008_0000012",
     ]  # fmt: skip
-    assert store.load_nads(workdir / "nads.npz").num_networks == 10
+    assert records.load_nads(workdir / "nads.npz").num_networks == 10
     assert [path.stem for path in workdir.glob("snapshots/*.npz")] == ["networks_0000012_0000014.0"]
     run(compute_nads, longer, workdir)
     assert _arrays(workdir) == _arrays(straight) and not list(workdir.glob("snapshots/*.npz"))
@@ -497,8 +497,8 @@ def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(
     name, finished, tmp_path, monkeypatch
 ):
     config, workdir = CASES[name](), Path(shutil.copytree(finished / name, tmp_path / "run"))
-    here = store.versions()
-    monkeypatch.setattr(store, "versions", lambda: {**here, "jax": "99"})
+    here = origin.versions()
+    monkeypatch.setattr(origin, "versions", lambda: {**here, "jax": "99"})
     experiment, before = EXPERIMENTS[name], _arrays(workdir)
     run(experiment, config, workdir)  # there is nothing to add
     assert _arrays(workdir) == before
@@ -512,8 +512,8 @@ def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(
     ):
         with monkeypatch.context() as patch:
             if changed == "device_kind":
-                patch.setattr(store, "versions", lambda: here)
-                patch.setattr(store, "device_kind", lambda: "abacus")
+                patch.setattr(origin, "versions", lambda: here)
+                patch.setattr(origin, "device_kind", lambda: "abacus")
             with pytest.raises(
                 InputError,
                 match=rf"\.npz: was computed .*; --allow_other_versions adds .*\n{line}$",
@@ -529,12 +529,12 @@ def test_units_of_other_versions_or_devices_are_added_to_on_request_alone(
     for flag, value in flags.items():
         monkeypatch.setattr(main, flag, SimpleNamespace(value=value))
     assert main._carry_out(experiment, config, workdir, Shard()) == 0
-    said = store.read_origin(lost)
-    assert said["versions"] == {**here, "jax": "99"} and said["device"] == store.device_kind()
+    said = origin.read_origin(lost)
+    assert said["versions"] == {**here, "jax": "99"} and said["device"] == origin.device_kind()
     if name == "compute_nads":
-        said = store.load_nads(workdir / "nads.npz").config
+        said = records.load_nads(workdir / "nads.npz").config
         assert said["versions"] == {**here, "jax": sorted([here["jax"], "99"])}
-        assert (said["device"], said["chunk_size"]) == (store.device_kind(), 2)
+        assert (said["device"], said["chunk_size"]) == (origin.device_kind(), 2)
 
 
 def test_versions_of_units_that_others_store_meanwhile_are_seen(finished, tmp_path, monkeypatch):
@@ -542,8 +542,8 @@ def test_versions_of_units_that_others_store_meanwhile_are_seen(finished, tmp_pa
         compute_nads.make_study(_nads_config()),
         finished / "compute_nads" / "units",
     )
-    here = store.versions()
-    monkeypatch.setattr(store, "versions", lambda: {**here, "numpy": "99"})
+    here = origin.versions()
+    monkeypatch.setattr(origin, "versions", lambda: {**here, "numpy": "99"})
 
     def make_program(*how):
         shutil.copy(
@@ -690,7 +690,7 @@ def test_diverged_networks_are_contained_and_counted(tmp_path, capsys, monkeypat
         _nads_config(num_networks=40, readout="sampled", symmetrized=False),
         tmp_path / "nads",
     )
-    record = store.load_nads(tmp_path / "nads" / "nads.npz")
+    record = records.load_nads(tmp_path / "nads" / "nads.npz")
     key = ensemble.named_key(ensemble.make_key(0), "networks")
     keys = ensemble.member_keys(key, jax.numpy.arange(40))
     weights = np.stack([init(jax.random.split(key, 3)[0])[:, 0] for key in keys])
@@ -737,7 +737,7 @@ def test_collecting_takes_what_is_there_and_says_what_is_missing(name, finished,
     )
     assert experiment.draw(config, tmp_path)
     if name == "compute_nads":
-        assert store.load_nads(tmp_path / "nads.npz").num_networks == 4
+        assert records.load_nads(tmp_path / "nads.npz").num_networks == 4
     else:
         assert len((tmp_path / "results.csv").read_text().splitlines()) == 3
         assert (

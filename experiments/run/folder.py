@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from experiments.run import origin
 from experiments.run.plan import Arrays, Member, Study, Unit
 from experiments.run.shards import Shard
 from nad_jax import store
@@ -61,7 +62,7 @@ class Folder(NamedTuple):
         """Checks that it holds this study, and makes it where there is none, if `create`; it as
         `under_way`.
         """
-        check = store.open_run_folder if create else store.check_run_folder
+        check = origin.open_run_folder if create else origin.check_run_folder
         for name, identity in self.study.identities.items():
             check(self.workdir / name, identity)
         found = self.under_way()
@@ -152,7 +153,7 @@ class Folder(NamedTuple):
                 content = {name: content[name] for name in shapes}
             except (ValueError, KeyError, TypeError) as error:
                 raise DamagedError(f"{path}: damaged ({error!r})") from error
-            return content, store.check_origin(path, np.asarray(text), identity)
+            return content, origin.check_origin(path, np.asarray(text), identity)
         arrays = store.read_npz(path)
         missing = [name for name in (*shapes, "config") if name not in arrays]
         if missing and {*missing} <= EARLIER:
@@ -162,7 +163,7 @@ class Folder(NamedTuple):
             )
         if missing:
             raise DamagedError(f"{path}: array {missing[0]!r} is missing")
-        said = store.check_origin(path, arrays["config"], identity)
+        said = origin.check_origin(path, arrays["config"], identity)
         lengths: dict[str, int] = {}
         for name, shape in shapes.items():
             array, kinds = arrays[name], "U" if name == "names" else "iuf"
@@ -184,10 +185,10 @@ class Folder(NamedTuple):
         return sorted(path.stem for path in files)
 
     def describe(self, unit: Unit, how: dict[str, Any]) -> np.ndarray:
-        """What a unit says of itself, see `store.describe_origin`."""
+        """What a unit says of itself, see `origin.describe_origin`."""
         name, member = self._name(unit), unit.members[0]
         identity = self.study.identities[member.folder]
-        return store.describe_origin(identity, unit=name, **member.says, **how)
+        return origin.describe_origin(identity, unit=name, **member.says, **how)
 
     def _name(self, unit: Unit) -> str:
         """The name of its file."""
@@ -195,21 +196,21 @@ class Folder(NamedTuple):
 
     def write(self, unit: Unit, arrays: Arrays, how: dict[str, Any]) -> None:
         """Stores the arrays of a unit, at once, and what computed them."""
-        origin, path = self.describe(unit, how), self.path(self._name(unit), unit.members[0].folder)
+        said, path = self.describe(unit, how), self.path(self._name(unit), unit.members[0].folder)
         if path.suffix == ".json":
-            content = {**json.loads(str(origin)), **arrays}
+            content = {**json.loads(str(said)), **arrays}
             store.write_text(path, json.dumps(content, indent=1) + "\n")
             return
         if self.study.unit_size:
             arrays = {**arrays, "names": [member.name for member in unit.members]}
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        store.write_npz(path, {**arrays, "config": origin})
+        store.write_npz(path, {**arrays, "config": said})
 
     def read_origins(self, members: Iterable[Member]) -> list[dict[str, Any]]:
         """What the stored ones of these members, files of their own, say of themselves."""
         paths = [self.path(member.name, member.folder) for member in members]
-        said = [read_intact(path, partial(store.read_origin, path), False) for path in paths]
-        return [origin for origin in said if origin is not None]
+        said = [read_intact(path, partial(origin.read_origin, path), False) for path in paths]
+        return [one for one in said if one is not None]
 
     def remove(self, name: str, folder: str = "") -> None:
         """Removes a file that other ones stand in place of."""

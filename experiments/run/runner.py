@@ -14,12 +14,11 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments.run import interruption
+from experiments.run import interruption, origin
 from experiments.run.folder import ALONE, Folder, read_intact
 from experiments.run.plan import Study, Unit, Work
 from experiments.run.progress import Progress, clock, compile_seconds
 from experiments.run.shards import Shard
-from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.snapshots import Snapshots
 
@@ -115,17 +114,14 @@ def _check_versions(folder: Folder, checked: set[str]) -> None:
         path = Path(name)
         if path.suffix != folder.study.suffix:
             continue
-        origin = read_intact(path, partial(store.read_origin, path), False)
-        if origin is None:
+        said = read_intact(path, partial(origin.read_origin, path), False)
+        if said is None:
             continue
         checked.add(name)
-        if lines := store.compare_versions(origin):
+        if lines := origin.compare_versions(said):
             message = f"{path}: was computed with other versions or on another kind of device"
-            raise InputError(
-                "\n".join(
-                    [f"{message}; --allow_other_versions adds to its folder nevertheless", *lines]
-                )
-            )
+            message += "; --allow_other_versions adds to its folder nevertheless"
+            raise InputError("\n".join([message, *lines]))
 
 
 def _compute(folder: Folder, shard: Shard, allow_other_versions: bool) -> Folder:

@@ -1,0 +1,173 @@
+"""Records in files: NADs, and directions and singular values from anywhere."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from nad_jax.errors import (
+    InputError,
+    as_path,
+    check_integer,
+    check_record,
+    number_array,
+    plain,
+)
+from nad_jax.nads import NADs
+from nad_jax.store import DamagedError, read_npy, read_npz, write_npz
+
+
+def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
+    """Writes the record as `.npz`, its config as a JSON string; `beside` are further arrays of the
+    file.
+
+    Raises:
+      InputError: for a record that `load_nads` would not read, for what is no array beside it or
+        has the name of one of its own, and where the file cannot be written.
+    """
+    path = as_path("path", path)
+    check_record("nads", nads, NADs)
+    for name, value in beside.items():
+        if name in (*NADs._fields, "file"):
+            raise InputError(f"{name}: an array beside the record must have another name")
+        beside[name] = np.asarray(number_array(name, value))
+    try:
+        config = json.dumps(plain(nads.config))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"nads: config must be JSON values ({error})") from error
+    arrays = {
+        name: np.asarray(number_array(f"nads: {name}", value))
+        for name, value in nads._asdict().items()
+        if name not in ("config", "symmetry", "trace")
+    }
+    arrays["trace"] = np.asarray(np.nan if nads.trace is None else nads.trace)
+    arrays |= {"config": np.asarray(config), "symmetry": np.asarray(nads.symmetry)}
+    _check_nads(dict(arrays), "nads")
+    write_npz(path, {**arrays, **beside})
+
+
+def load_nads(path: str | Path) -> NADs:
+    """Reads a record written by `save_nads`; raises `InputError` naming the file and what is wrong
+    with it.
+    """
+    later = ("symmetry", "trace", "pass_overlap")  # earlier versions did not write them
+    required = tuple(name for name in NADs._fields if name not in later)
+    arrays = read_npz(path, required, optional=later)
+    if ("trace" in arrays) != ("pass_overlap" in arrays):
+        raise DamagedError(f"{path}: trace and pass_overlap are written together, one is missing")
+    # Directions of earlier versions are of no representation in particular.
+    symmetry = np.full(len(np.atleast_1d(arrays["directions"])), "")
+    return _check_nads({"symmetry": symmetry, **arrays}, str(path))
+
+
+def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
+    """The record of the arrays of a file; raises `InputError` naming the file and what is wrong
+    with it.
+    """
+    directions = _check_directions(arrays["directions"], path)
+    num_directions, num_sizes = len(directions), arrays["overlap_sizes"].size
+    expected = {
+        "eigenvalues": (num_directions,),
+        "eigenvalue_sem": (num_directions,),
+        "overlap_sizes": (num_sizes,),
+        "split_half_overlap": (num_sizes,),
+        "num_networks": (),
+        "config": (),
+        "symmetry": (num_directions,),
+        "trace": (),
+        "pass_overlap": (len(np.atleast_1d(arrays.get("pass_overlap", ()))), num_sizes),
+    }
+    if arrays.get("pass_overlap", np.zeros(1)).size == 0:  # of one pass
+        arrays["pass_overlap"] = np.zeros((0, num_sizes))
+    for name, shape in expected.items():
+        if name not in arrays:
+            continue
+        if arrays[name].shape != shape:
+            raise InputError(f"{path}: {name} has shape {arrays[name].shape}, expected {shape}")
+        if name in ("config", "symmetry"):
+            continue
+        if arrays[name].dtype.kind not in "iuf":
+            raise InputError(f"{path}: {name} is not an array of finite numbers")
+        # Overlaps beyond the rank of a half, and a trace that is not known.
+        undefined = np.isnan(arrays[name]) & (name in ("split_half_overlap", "trace"))
+        if not (np.isfinite(arrays[name]) | undefined).all():
+            raise InputError(f"{path}: {name} is not an array of finite numbers")
+    if arrays["symmetry"].dtype.kind != "U":
+        raise InputError(f"{path}: symmetry is not an array of text")
+    try:
+        config = json.loads(str(arrays.pop("config")))
+    except ValueError as error:
+        raise InputError(f"{path}: config is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: config is not a JSON object")
+    numbers = {"num_networks": int(arrays["num_networks"]), "config": config}
+    if not np.isnan(arrays.get("trace", np.nan)):
+        numbers["trace"] = float(arrays["trace"])
+    arrays.pop("trace", None)
+    return NADs(**{**arrays, **numbers})
+
+
+def _check_directions(
+    directions: np.ndarray, name: str, dimension: int | None = None
+) -> np.ndarray:
+    if directions.dtype.kind not in "iuf" or directions.ndim != 2 or min(directions.shape) == 0:
+        raise InputError(
+            f"{name}: directions must be a non-empty array [K, D] of real numbers, "
+            f"got shape {directions.shape} of {directions.dtype}"
+        )
+    if dimension is not None and directions.shape[1] != dimension:
+        raise InputError(
+            f"{name}: directions have D = {directions.shape[1]}, expected D = {dimension}"
+        )
+    if len(directions) > directions.shape[1]:
+        raise InputError(
+            f"{name}: {len(directions)} directions of D = {directions.shape[1]} cannot be "
+            "orthogonal"
+        )
+    with np.errstate(over="ignore"):
+        directions = directions.astype(np.float32)
+        norms = np.linalg.norm(directions, axis=1)
+    for index, norm in enumerate(norms):
+        if not np.isfinite(norm):
+            raise InputError(f"{name}: direction {index} has entries that are not finite")
+        if norm == 0:
+            raise InputError(f"{name}: direction {index} is zero")
+        if abs(norm - 1) > 1e-3:
+            raise InputError(f"{name}: direction {index} has norm {norm:.4g}, expected 1")
+    return directions
+
+
+def read_directions(path: str | Path, dimension: int | None = None) -> np.ndarray:
+    """Directions as unit rows [K, D], float32, from an untrusted `.npy` file or an own `nads.npz`.
+
+    Args:
+      path: a `.npy` file of directions as rows, or a `.npz` file with an array `directions`.
+      dimension: the D the caller needs, if it needs one.
+
+    Raises:
+      InputError: naming the file and the reason: unreadable, not an array of real numbers (objects
+        are never unpickled), header and file size that disagree, wrong shape or D, entries that are
+        not finite, a direction that is zero or not of unit norm (to 1e-3).
+    """
+    path = as_path("path", path)
+    dimension = None if dimension is None else check_integer("dimension", dimension, 1)
+    if path.suffix not in (".npy", ".npz"):
+        raise InputError(f"{path}: directions are read from .npy or .npz files")
+    if path.suffix == ".npz":
+        return _check_directions(
+            read_npz(path, ("directions",))["directions"], str(path), dimension
+        )
+    return _check_directions(read_npy(path), str(path), dimension)
+
+
+def read_singular_values(path: str | Path) -> np.ndarray:
+    """Descending, non-negative singular values [K], float64, from an untrusted `.npy` file."""
+    values = read_npy(path)
+    if values.ndim != 1 or values.size == 0 or values.dtype.kind not in "iuf":
+        raise InputError(
+            f"{path}: singular values must be a list of real numbers, got shape {values.shape}"
+        )
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all() or (values < 0).any() or (np.diff(values) > 0).any():
+        raise InputError(f"{path}: singular values must be finite, non-negative and descending")
+    return values
