@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import geometry, results
+from experiments import geometry
 from experiments.geometry import Networks
 from experiments.run import runner
 from experiments.run.config import Fields, check_all, check_integers, check_sweep
@@ -29,6 +29,7 @@ from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
 from nad_jax.estimation import find_directions, finish
 from nad_jax.nads import NADs, numerical_rank
+from nad_jax.tables import format_table
 
 FIELDS = Fields(
     "compute_nads",
@@ -228,7 +229,7 @@ def _write_table(found: list[tuple[Point, NADs]], workdir: Path) -> None:
         row["eigenvalue_0"] = float(result.eigenvalues[0])
         sizes = zip(result.overlap_sizes.tolist(), result.split_half_overlap.tolist(), strict=True)
         rows.append({**row, **{f"split_half_overlap_{size}": overlap for size, overlap in sizes}})
-    store.write_text(workdir / "results.csv", results.format_table(rows, tuple(rows[0])))
+    store.write_text(workdir / "results.csv", format_table(rows, tuple(rows[0])))
 
 
 def _list_members(points: list[Point]) -> list[Member]:

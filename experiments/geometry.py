@@ -19,7 +19,7 @@ from experiments.run.config import HOW, check_all, check_integers, check_seeds, 
 from experiments.run.costs import Ensemble, choose_chunk, make_ensemble, measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Work
-from nad_jax import nads, plotting, records, store
+from nad_jax import nads, records
 from nad_jax.choices import Estimator, check_num_networks, check_symmetrized, record_choices
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_integer
@@ -256,11 +256,7 @@ def write_record(workdir: Path, result: NADs) -> None:
     error and representation.
     """
     records.save_nads(workdir / "nads.npz", result)
-    names = ("eigenvalue_sem", "symmetry")
-    columns = {"index": range(len(result.eigenvalues)), "eigenvalue": result.eigenvalues}
-    columns |= {name: getattr(result, name) for name in names}
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    store.write_text(workdir / "nads.csv", results.format_table(rows, tuple(columns)))
+    result.to_csv(workdir / "nads.csv")
 
 
 def draw_record(
@@ -277,19 +273,5 @@ def draw_record(
       curves: sizes and overlaps beside those of the halves.
       compared: eigenvalues of others.
     """
-    choices, halves = result.config, (result.overlap_sizes, result.split_half_overlap)
-    title = f"{choices['architecture']}, {result.num_networks} networks, {choices['derivative']}"
-    band = nads.null_band(result) if nads.has_null_band(result) else None
-    shown, shape = result.directions[:num_directions], tuple(choices["image_shape"])
-    figures = {
-        "nads.png": plotting.plot_directions(
-            shown, shape, f"Leading NADs: {title}", result.symmetry
-        ),
-        "spectrum.png": plotting.plot_spectrum(
-            result.eigenvalues, result.eigenvalue_sem, title, band, compared
-        ),
-        "overlap.png": plotting.plot_overlap(
-            {"even against odd members": halves, **curves}, result.directions.shape[1], title
-        ),
-    }
-    return results.save_figures(workdir, figures)
+    figures = result.plot(num_directions, curves, compared)
+    return results.save_figures(workdir, {f"{name}.png": figures[name] for name in figures})

@@ -18,23 +18,7 @@ from matplotlib.figure import Figure
 
 from nad_jax import store
 from nad_jax.errors import InputError
-
-Row = dict[str, Any]
-
-
-def format_table(rows: list[Row], columns: tuple[str, ...]) -> str:
-    """The rows as CSV; numbers with the digits that a float32 has."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(
-            {
-                name: f"{value:.7g}" if isinstance(value, float | np.floating) else value
-                for name, value in row.items()
-            }
-        )
-    return text.getvalue()
+from nad_jax.tables import Row, format_table
 
 
 def read_results(path: Path, columns: tuple[str, ...]) -> list[Row]:

@@ -171,3 +171,17 @@ def plot_accuracy_by_energy(points: dict[str, tuple[np.ndarray, np.ndarray]], ti
     )
     axes.legend(fontsize=8)
     return figure
+
+
+def plot_training(losses: np.ndarray, accuracies: np.ndarray) -> Figure:
+    """Minibatch losses [N, T] of N networks by step, and their test accuracies [N]."""
+    figure = Figure(figsize=(8.5, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = np.arange(1, losses.shape[1] + 1)
+    left.plot(steps, losses.T, color="tab:blue", alpha=max(0.1, 1 / len(losses)), linewidth=0.8)
+    left.plot(steps, np.nanmedian(losses, 0), color="black", label="median")
+    left.set(xlabel="step", ylabel="minibatch loss", ylim=(0, None))
+    left.legend()
+    right.plot(accuracies, "o", markersize=3)
+    right.set(xlabel="network", ylabel="test accuracy", ylim=(0, 1.03))
+    return figure

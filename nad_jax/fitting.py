@@ -21,6 +21,7 @@ from nad_jax.contract import check_training
 from nad_jax.errors import check_record, raise_problems
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import PRECISIONS, Recipe
+from nad_jax.tables import Metrics
 
 Arrays = Mapping[str, jax.Array]
 SPLITS = ("train", "test")
@@ -62,6 +63,13 @@ class FitMetrics(NamedTuple):
     losses: jax.Array
     variables: Any = None
     observed: Mapping[str, Any] | None = None
+
+    rows, to_csv, plot, __repr__ = (
+        Metrics.rows,
+        Metrics.to_csv,
+        Metrics.plot,
+        Metrics.__repr__,
+    )
 
 
 class Observer(Protocol):

@@ -36,17 +36,8 @@ _ROWS = 2**20  # numbers of a chunk, 4 MB: amortizes the update, and progress is
 _VARIABLES = 2**20  # numbers of networks that are initialized together, which draws at full speed
 
 
-class Rows(Protocol):
-    """The rows of one network."""
-
-    def __call__(self, variables: Any, key: jax.Array, pool: Any) -> jax.Array:
-        """Rows [P, R, D] at P points.
-
-        Args:
-          variables: of the network.
-          key: of the network, see `split_member`.
-          pool: from `Points.prepare`.
-        """
+Rows = Callable[[Any, jax.Array, Any], jax.Array]
+Measure = Callable[[Any, jax.Array, Halves, jax.Array, Any], Halves]
 
 
 def split_member(key: jax.Array) -> jax.Array:
@@ -55,8 +46,10 @@ def split_member(key: jax.Array) -> jax.Array:
 
 
 def make_rows(model: Model, estimator: Estimator, points: Points | None = None) -> Rows:
-    """Builds the function that gives the rows of one network; the mean of g gᵀ over all rows of all
-    networks is the geometry.
+    """Builds `rows(variables, key, pool) -> [P, R, D]`, of one network at P points.
+
+    The mean of g gᵀ over all rows of all networks is the geometry. `key` is of the network, see
+    `split_member`; `pool` from `Points.prepare`.
 
     Raises:
       InputError: where the estimator's values are wrong or do not fit the model.
@@ -110,22 +103,6 @@ def add_rows(
     return Halves(even, odd, halves.networks + networks, halves.diverged + diverged)
 
 
-class Measure(Protocol):
-    """The geometry of given networks, added to what has been seen."""
-
-    def __call__(
-        self, variables: Any, keys: jax.Array, halves: Halves, valid: jax.Array, pool: Any
-    ) -> Halves:
-        """The state that has also seen these networks.
-
-        Args:
-          variables: of N networks, every leaf [N, …].
-          keys: [N], of read-outs and points.
-          valid: [N]; others are left out.
-          pool: from `Points.prepare`.
-        """
-
-
 def make_measure(
     model: Model,
     estimator: Estimator,
@@ -133,7 +110,12 @@ def make_measure(
     points: Points | None = None,
     mapping: str = "sequential",
 ) -> Measure:
-    """Builds the function that measures given networks, initialized or trained; pure.
+    """Builds `measure(variables, keys, halves, valid, pool) -> halves` of given networks,
+    initialized or trained; pure.
+
+    The state has then also seen the N networks of `variables`, every leaf [N, …], of which those
+    that are not `valid` [N] are left out; `keys` [N] are of their read-outs and points, `pool` is
+    from `Points.prepare`.
 
     Raises:
       InputError: where the estimator's values are wrong or do not fit the model.
@@ -211,29 +193,6 @@ def _count_rows(model: Model, estimator: Estimator, points: Points | None) -> in
     return drawn.shape[0] * rows.shape[0]
 
 
-class AddChunk(Protocol):
-    """The compiled program that adds a chunk of networks."""
-
-    def __call__(
-        self,
-        key: jax.Array,
-        halves: Halves,
-        first: jax.Array,
-        stop: jax.Array,
-        data: Any,
-        variables: Any,
-    ) -> Halves:
-        """The state that has also seen the networks first … min(stop, first + chunk_size) − 1.
-
-        Args:
-          data: that of the law of points.
-          variables: of these networks; None: as `model.init` draws them.
-        """
-
-    def lower(self, *args: Any) -> jax.stages.Lowered:
-        """As of a jitted function."""
-
-
 def make_add_chunk(
     model: Model,
     estimator: Estimator,
@@ -241,8 +200,13 @@ def make_add_chunk(
     execution: Execution,
     points: Points | None = None,
     split_points: bool = False,
-) -> AddChunk:
-    """Builds the program of `make_accumulate`, for an `execution` without automatic choices."""
+) -> jax.stages.Wrapped:
+    """Builds `add_chunk(key, halves, first, stop, data, variables) -> halves`, compiled.
+
+    It adds the networks first … min(stop, first + chunk_size) − 1, for an `execution` without
+    automatic choices. `data` is that of the law of points; `variables` are of these networks, None:
+    as `model.init` draws them.
+    """
     rows_of, points = make_rows(model, estimator, points), choose_points(model, estimator, points)
     chunk_size, mapping = execution.chunk_size, execution.mapping
     together = count_initialized(model, mapping, chunk_size)
@@ -328,24 +292,6 @@ def make_accumulate(
     data, counted = choose_points(model, estimator, points).data, num_rows * accumulator.copies
     chunk_size = execution.chunk_size
 
-    def load(halves: Halves, first: int, snapshots: Snapshots | None) -> tuple[list[Halves], int]:
-        """The states of an interrupted call and the number of its networks done, or the beginning."""
-
-        def check_kept(kept: dict[str, np.ndarray]) -> None:
-            networks = sum(int(kept[name]) for name in kept if name.endswith(_COUNTS))
-            networks -= int(halves.networks) + int(halves.diverged)
-            if networks != int(kept["done"]) - first:
-                raise DamagedError(f"it holds {networks} networks, not {int(kept['done']) - first}")
-
-        if snapshots is None or (kept := snapshots.load(check_kept)) is None:
-            return [halves], first
-        return _unpack(kept, halves), int(kept["done"])
-
-    def chunk_of(start: int) -> Any:
-        """The given variables of a chunk, those of the last network repeated beyond the end."""
-        places = np.arange(start, start + chunk_size)
-        return jax.tree.map(lambda leaf: leaf[np.minimum(places, len(leaf) - 1)], variables)
-
     def accumulate(
         key: jax.Array,
         halves: Halves,
@@ -362,7 +308,7 @@ def make_accumulate(
                 f"num_networks: at most {most} of {counted} rows each are counted, got {stop}"
             )
         # One state on each device, so that none waits for another; they are merged in the end.
-        devices, (parts, done) = execution.devices, load(halves, first, snapshots)
+        devices, (parts, done) = execution.devices, _load(halves, first, snapshots)
         parts += [clear_halves(accumulator, halves)] * (len(devices) - len(parts))
         # Of more states than there are devices now, each takes several.
         shares = [parts[place :: len(devices)] for place in range(len(devices))]
@@ -374,7 +320,7 @@ def make_accumulate(
         placed = [jax.device_put((key, data), device) for device in devices]
         for begin in range(done, stop, chunk_size * len(devices)):
             for place, start in enumerate(range(begin, stop, chunk_size)[: len(devices)]):
-                own = (np.int32(start), np.int32(stop), chunk_of(start))
+                own = (np.int32(start), np.int32(stop), _chunk_of(variables, start, chunk_size))
                 own = jax.device_put(own, devices[place])
                 states[place] = add_chunk(
                     placed[place][0], states[place], *own[:2], placed[place][1], own[2]
@@ -391,7 +337,25 @@ def make_accumulate(
     return accumulate, execution
 
 
-_COUNTS = ("_networks", "_diverged")
+def _load(halves: Halves, first: int, snapshots: Snapshots | None) -> tuple[list[Halves], int]:
+    """The states of an interrupted call and the number of its networks done, or the beginning."""
+
+    def check_kept(kept: dict[str, np.ndarray]) -> None:
+        counts = ("_networks", "_diverged")
+        networks = sum(int(kept[name]) for name in kept if name.endswith(counts))
+        networks -= int(halves.networks) + int(halves.diverged)
+        if networks != int(kept["done"]) - first:
+            raise DamagedError(f"it holds {networks} networks, not {int(kept['done']) - first}")
+
+    if snapshots is None or (kept := snapshots.load(check_kept)) is None:
+        return [halves], first
+    return _unpack(kept, halves), int(kept["done"])
+
+
+def _chunk_of(variables: Any, start: int, chunk_size: int) -> Any:
+    """The given variables of a chunk, those of the last network repeated beyond the end."""
+    places = np.arange(start, start + chunk_size)
+    return jax.tree.map(lambda leaf: leaf[np.minimum(places, len(leaf) - 1)], variables)
 
 
 def _pack(states: list[Halves]) -> dict[str, np.ndarray]:

@@ -4,12 +4,17 @@ NADs are the eigenvectors of E_θ[g gᵀ], θ drawn from an architecture's own i
 input derivative of one logit in evaluation mode (NAD, Section 3).
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nad_jax import spectral
 from nad_jax.errors import InputError, check_integer, check_number, check_record, host_array
+from nad_jax.tables import Row, Tabular, make_rows
+
+NO_CURVES: Mapping[str, Any] = MappingProxyType({})
 
 
 class NADs(NamedTuple):
@@ -53,6 +58,55 @@ class NADs(NamedTuple):
     def nads(self) -> "NADs":
         """The record itself, which leading NADs were once wrapped around."""
         return self
+
+    def rows(self) -> list[Row]:
+        """A row for each direction: its index, eigenvalue, standard error and representation."""
+        columns = {"index": range(len(self.eigenvalues)), "eigenvalue": self.eigenvalues}
+        columns |= {"eigenvalue_sem": self.eigenvalue_sem, "symmetry": self.symmetry}
+        return make_rows(columns)
+
+    to_csv = Tabular.to_csv
+
+    def plot(
+        self,
+        num_directions: int = 16,
+        curves: Mapping[str, tuple[np.ndarray, np.ndarray]] = NO_CURVES,
+        compared: np.ndarray | None = None,
+    ) -> dict[str, Any]:
+        """Figures: the leading directions ("nads"), the eigenvalues ("spectrum"), and the overlap
+        of leading subspaces of the halves ("overlap").
+
+        Args:
+          num_directions: how many directions are shown.
+          curves: sizes and overlaps that are drawn beside those of the halves, by their labels.
+          compared: eigenvalues of others.
+        """
+        from nad_jax import plotting  # matplotlib takes longer to import than all the rest
+
+        name = self.config.get("architecture", "own model")
+        title = f"{name}, {self.num_networks} networks, {self.config.get('derivative', '')}"
+        band = null_band(self) if has_null_band(self) else None
+        shown, shape = self.directions[:num_directions], tuple(self.config["image_shape"])
+        halves = {"even against odd members": (self.overlap_sizes, self.split_half_overlap)}
+        spectrum = (self.eigenvalues, self.eigenvalue_sem, title, band, compared)
+        dimension = self.directions.shape[1]
+        return {
+            "nads": plotting.plot_directions(shown, shape, f"Leading NADs: {title}", self.symmetry),
+            "spectrum": plotting.plot_spectrum(*spectrum),
+            "overlap": plotting.plot_overlap({**halves, **curves}, dimension, title),
+        }
+
+    def __repr__(self) -> str:
+        count, dimension = self.directions.shape
+        pairs = list(zip(self.eigenvalues, self.eigenvalue_sem, strict=True))[:3]
+        values = ", ".join(f"{value:.4g} ± {error:.1g}" for value, error in pairs)
+        pairs = list(zip(self.overlap_sizes, self.split_half_overlap, strict=True))[:3]
+        overlaps = ", ".join(f"{overlap:.3f} at {size}" for size, overlap in pairs)
+        return (
+            f"NADs({count} of D = {dimension} directions, {self.num_networks} networks; "
+            f"eigenvalues {values}{', …' * (count > 3)}; split-half overlap {overlaps}; "
+            f"fields: {', '.join(self._fields)})"
+        )
 
 
 LeadingNADs = NADs  # the published name of a record of leading directions

@@ -28,6 +28,7 @@ from nad_jax.errors import (
 from nad_jax.fitting import REQUIRED, Arrays, Members, Observer, Task, make_batches
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
+from nad_jax.tables import Metrics
 
 
 class Noise(NamedTuple):
@@ -202,6 +203,13 @@ class TrainMetrics(NamedTuple):
     losses: jax.Array
     variables: Any = None
     observed: Any = None
+
+    rows, to_csv, plot, __repr__ = (
+        Metrics.rows,
+        Metrics.to_csv,
+        Metrics.plot,
+        Metrics.__repr__,
+    )
 
 
 def separable() -> Task:

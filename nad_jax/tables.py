@@ -1,0 +1,82 @@
+"""Results as rows: for pandas, for CSV files, and in one line for a reader."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nad_jax import store
+from nad_jax.errors import as_path
+
+Row = dict[str, Any]
+
+
+def format_table(rows: list[Row], columns: tuple[str, ...]) -> str:
+    """The rows as CSV; numbers with the digits that a float32 has."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {
+                name: f"{value:.7g}" if isinstance(value, float | np.floating) else value
+                for name, value in row.items()
+            }
+        )
+    return text.getvalue()
+
+
+def make_rows(columns: dict[str, Any]) -> list[Row]:
+    """One row for each place of columns of equal length."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+class Tabular:
+    """Methods of records whose method `rows` gives a dictionary for each row of a table."""
+
+    def to_csv(self, path: str | Path) -> None:
+        """Writes the rows as CSV; raises `InputError` where the file cannot be written."""
+        rows = self.rows()
+        store.write_text(as_path("path", path), format_table(rows, tuple(rows[0])))
+
+
+def list_metrics(metrics: Any) -> dict[str, np.ndarray]:
+    """Those metrics that are numbers, one for each network, by name."""
+    others = ("losses", "variables", "observed")
+    return {n: np.asarray(v) for n, v in metrics._asdict().items() if n not in others}
+
+
+class Metrics(Tabular):
+    """Methods of the records of trained networks."""
+
+    def rows(self) -> list[Row]:
+        """A row for each network: its number, and every metric that is a number."""
+        columns = {n: np.atleast_1d(v) for n, v in list_metrics(self).items()}
+        return make_rows({"network": range(len(self.test_accuracy)), **columns})
+
+    def plot(self) -> Any:
+        """A figure of the minibatch losses and the test accuracies."""
+        from nad_jax import accuracy_plots  # matplotlib takes longer to import than the rest
+
+        return accuracy_plots.plot_training(np.asarray(self.losses), np.asarray(self.test_accuracy))
+
+    def __repr__(self) -> str:
+        name, accuracy = type(self).__name__, np.asarray(self.test_accuracy)
+        if accuracy.dtype == object or accuracy.ndim != 1:  # of one network, or traced
+            return f"{name}(test_accuracy={self.test_accuracy}, …)"
+        mean, low, high = accuracy.mean(), accuracy.min(), accuracy.max()
+        more = [n for n in ("variables", "observed") if getattr(self, n) is not None]
+        parts = [
+            f"{len(accuracy)} networks",
+            f"test accuracy {mean:.1%} ({low:.1%} … {high:.1%})",
+            f"{np.shape(self.losses)[-1]} steps",
+            *[
+                f"{count} diverged"
+                for count in [(np.asarray(self.diverged_at) >= 0).sum()]
+                if count
+            ],
+            *([f"with {' and '.join(more)}"] if more else []),
+        ]
+        return f"{name}({', '.join(parts)}; fields: {', '.join(list_metrics(self))}, losses)"
