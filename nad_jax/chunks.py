@@ -159,9 +159,9 @@ def map_networks(
     asked: Asked,
     progress: Progress | None = None,
     snapshots: Snapshots | None = None,
-) -> Any:
+) -> tuple[Any, dict[str, list[Any]]]:
     """The metrics of the networks of all batches [N], NumPy, by calls of `chunk` on `chunk_size` of
-    them.
+    them; and what observers of all networks read, at the start and after every epoch.
 
     Args:
       chunk: from `make_chunk`.
@@ -216,10 +216,7 @@ def map_networks(
         num_done, epochs_done, state = num_done + count, 0, None
         if progress is not None:
             progress(num_done)
-    if together:
-        read = {n: [observers[n].read(one) for one in together[n]] for n in together}
-        results = results._replace(observed={**(results.observed or {}), **read})
-    return results
+    return results, {n: [observers[n].read(one) for one in together[n]] for n in together}
 
 
 def _concatenate(*values: np.ndarray) -> np.ndarray:

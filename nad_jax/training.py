@@ -126,13 +126,9 @@ def make_run(
                 batches.append(Batch(partial(place, group), given, numbers))
         back = np.argsort(np.concatenate([batch.numbers for batch in batches]))
         how = (size, batches, asked, progress, snapshots)
-        metrics = map_networks(chunk, recipe.num_epochs, *how)
-        by_network = metrics._replace(observed={n: metrics.observed[n] for n in each} or None)
-        by_network = jax.tree.map(lambda values: values[back], by_network)
-        return by_network._replace(
-            observed={**(by_network.observed or {}), **{n: metrics.observed[n] for n in together}}
-            or None
-        )
+        metrics, read = map_networks(chunk, recipe.num_epochs, *how)
+        metrics = jax.tree.map(lambda values: values[back], metrics)
+        return metrics._replace(observed={**(metrics.observed or {}), **read}) if read else metrics
 
     return run
 
