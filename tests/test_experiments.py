@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from experiments import compute_nads, geometry
 from experiments.main import EXPERIMENTS, _read_json
 from experiments.run import runner
-from nad_jax import load_nads, store
+from nad_jax import load_nads, plotting, store
 from nad_jax.errors import InputError
 from tests.commands import Command
 from tests.test_configs import ROOT, load_config, run
@@ -179,9 +179,9 @@ def test_a_record_from_before_symmetries_is_drawn(finished, tmp_path, monkeypatc
     }
     store.write_npz(workdir / "comparison.npz", comparison)
     drawn = []
-    plot_overlap = geometry.plotting.plot_overlap
+    plot_overlap = plotting.plot_overlap
     monkeypatch.setattr(
-        geometry.plotting,
+        plotting,
         "plot_overlap",
         lambda curves, *rest: drawn.append(curves) or plot_overlap(curves, *rest),
     )
