@@ -255,6 +255,8 @@ def choose_points(model: Model, estimator: Estimator, points: Points | None = No
     shape = _shape_of_points(points)[1:]
     if shape != tuple(model.image_shape):
         raise InputError(f"points: must be of shape {model.image_shape} each, got {shape}")
+    scale = points.description.get("point_scale", 1.0)
+    check_symmetrized(dataclasses.replace(estimator, point_scale=scale), model)
     return points
 
 

@@ -145,8 +145,10 @@ def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
 
 
 def has_null_band(nads: NADs) -> bool:
-    """Whether what was averaged over are sampled read-outs alone."""
-    return nads.config.get("readout") == "sampled" and not nads.config.get("symmetrized", False)
+    """Whether what was averaged over are sampled read-outs alone, at one point."""
+    choices = nads.config
+    single = choices.get("num_points", 1) == 1  # rows of one network at several are not independent
+    return choices.get("readout") == "sampled" and not choices.get("symmetrized", False) and single
 
 
 def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[list[int]], float]:

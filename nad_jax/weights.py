@@ -45,7 +45,10 @@ def read_weights(path: str | Path, model: Model) -> tuple[list[str], Any]:
         arrays = store.read_npz(file)
         held = {name: array for name, array in arrays.items() if name.startswith(PREFIX)}
         if not held:
-            raise InputError(f"{file}: holds no weights; train with keep_weights=True")
+            raise InputError(
+                f"{file}: holds no weights; train with keep_weights=True in another folder, what is "
+                "stored is not trained again"
+            )
         stored = arrays["names"].tolist()
         shapes = {name: (len(stored), *leaf.shape) for name, leaf in wanted.items()}
         if {name: array.shape for name, array in held.items()} != shapes:
