@@ -21,4 +21,4 @@ demo: .venv/installed
 test: .venv/installed-test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -n 2 --dist loadscope
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -n 3 --dist loadscope

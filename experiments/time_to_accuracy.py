@@ -53,10 +53,10 @@ from nad_jax.estimation import find_directions, make_dense, overlap_halves
 from nad_jax.geometry import make_accumulate, resolve_execution
 from nad_jax.models import Model
 from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays, init_halves
+from nad_jax.nads import DERIVATIVES
 from nad_jax.store import DamagedError
 from nad_jax.subspaces import subspace_overlap
 from nad_jax.symmetries import representations
-from nad_jax.vector_fields import DERIVATIVES
 
 FIELDS = Fields(
     "time_to_accuracy",

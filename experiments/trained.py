@@ -131,7 +131,7 @@ def make_study(
 
     def make_example(member: Member, size: int) -> Example:
         model, task, recipe, learning_rate = make_setup(member)
-        return Example(model, task, recipe, _stack([member] * size), learning_rate)
+        return Example(model, task, recipe, _stack([member] * size), learning_rate, size)
 
     def choose_execution(member: Member, chunk_size: int) -> Execution:
         """As the config says, but no more networks at once than fit where it leaves their number

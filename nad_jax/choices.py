@@ -14,12 +14,12 @@ from nad_jax import errors, vector_fields
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, check_record
 from nad_jax.models import Model
+from nad_jax.nads import DERIVATIVES, POINTS
 from nad_jax.points import Points, gaussian
 from nad_jax.symmetries import Representation, permutations, representations
-from nad_jax.vector_fields import DERIVATIVES, Readout, VectorField, check_step
+from nad_jax.vector_fields import Readout, VectorField, check_step
 from nad_jax.versions import device_kind, versions
 
-POINTS = ("shared", "fresh")
 READOUTS = ("sampled", "marginalized")
 
 
@@ -134,7 +134,13 @@ def check_num_networks(
 
 
 def check_own_layer(estimator: Estimator) -> None:
-    """Raises `InputError` where the last layer of given networks would be replaced."""
+    """Raises `InputError` where the last layer of given networks would be replaced, or symmetries
+    of the law of initialization be taken for theirs.
+    """
+    if estimator.symmetrized:
+        raise InputError(
+            "symmetrized: must be False for given networks, whose law is not that of initialization"
+        )
     if estimator.from_features:
         raise InputError(
             "readout: must be 'sampled' with num_readouts=1 for given variables, whose last layer "
@@ -255,6 +261,8 @@ def choose_points(model: Model, estimator: Estimator, points: Points | None = No
     shape = _shape_of_points(points)[1:]
     if shape != tuple(model.image_shape):
         raise InputError(f"points: must be of shape {model.image_shape} each, got {shape}")
+    if (estimator.point, estimator.point_scale) != (Estimator.point, Estimator.point_scale):
+        raise InputError("points: are given, so point and point_scale must be left out")
     scale = points.description.get("point_scale", 1.0)
     check_symmetrized(dataclasses.replace(estimator, point_scale=scale), model)
     return points
@@ -289,11 +297,15 @@ def record_choices(
     execution: Execution,
     key: jax.Array,
     points: Points | None = None,
+    given: bool = False,
 ) -> dict[str, Any]:
     """Everything that determines an ensemble's networks and how they are measured, here and now, as
-    JSON values.
+    JSON values; whether the networks were `given` instead of drawn.
     """
     chosen = {name: getattr(estimator, name) for name in Estimator.__dataclass_fields__}
+    if points is not None:
+        del chosen["point_scale"]
+        chosen["point"] = "own law"
     if callable(estimator.derivative):
         chosen["derivative"] = getattr(estimator.derivative, "__name__", "vector field")
     choices = {
@@ -303,6 +315,7 @@ def record_choices(
         **({} if points is None else points.description),
         **{name: getattr(execution, name) for name in ("mapping", "chunk_size")},
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
+        **({"networks": "given"} if given else {}),
         "versions": versions(),
         "device": device_kind(),
     }

@@ -20,19 +20,19 @@ Progress = Callable[[float], None]
 class EnsembleObserver(NamedTuple):
     """What is measured of all networks together, at the start and after every epoch.
 
+    check(name, count): raises `InputError`, before the training, where so many networks are too few
+      for the observer of this name.
     init() -> state: that has seen no networks.
     update(state, variables, members, numbers, valid) -> state: that has also seen networks of these
       numbers [N]; every leaf of `variables` and `members` is [N, …]; those that are not `valid` [N]
-      are left out. Compiled.
+      are left out. To be compiled by the observer.
     read(state) -> result, on the host.
     """
 
+    check: Callable[[str, int], None]
     init: Callable[[], Any]
     update: Callable[[Any, Any, Members, jax.Array, jax.Array], Any]
     read: Callable[[Any], Any]
-
-
-Observers = Mapping[str, Observer | EnsembleObserver]
 
 
 def resolve_execution(execution: Execution) -> Execution:
@@ -128,11 +128,11 @@ class Batch(NamedTuple):
 class Asked(NamedTuple):
     """What is asked for besides the metrics.
 
-    each: whether networks are observed one by one. together: observers of all of them. keep:
-    whether the trained variables are returned.
+    each: the names of what is observed of networks one by one. together: observers of all of them.
+    keep: whether the trained variables are returned.
     """
 
-    each: bool = False
+    each: tuple[str, ...] = ()
     together: Mapping[str, EnsembleObserver] = {}
     keep: bool = False
 
@@ -174,9 +174,10 @@ def map_networks(
       InputError: for another `progress` than a function, and other `snapshots` than `Snapshots`.
     """
     check_function("progress", progress)
+    observers = asked.together
     if snapshots is not None:
         check_record("snapshots", snapshots, Snapshots)
-    observers = asked.together
+        snapshots.bind({"keep": asked.keep, "observed": sorted([*asked.each, *observers])})
     together = {
         name: [one.init() for _ in range(num_epochs + 1)] for name, one in observers.items()
     }

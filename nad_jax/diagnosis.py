@@ -37,7 +37,7 @@ def check_not_zero(
 
     Args:
       halves: the state, of networks of `key`.
-      others: what it was accumulated with, see `geometry.make_accumulate`.
+      model, estimator, key, points, variables: what it was accumulated with.
     """
     if is_zero(halves):
         raise InputError(explain_zero(model, estimator, key, points, variables))

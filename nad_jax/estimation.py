@@ -183,9 +183,9 @@ def estimate_nads(
     check_function("progress", progress)
     estimator, execution = read_choices("estimate_nads", choices)
     choose_readout(model, estimator)  # refuses what does not fit before anything else is asked
+    num_networks = check_num_networks(num_networks, estimator, points)
     if variables is not None:
         check_variables(model, variables, estimator, num_networks)
-    num_networks = check_num_networks(num_networks, estimator, points)
     accumulator = make_dense(model, estimator)
     accumulate, execution = make_accumulate(
         model, estimator, accumulator, execution, num_networks, points, variables
@@ -210,7 +210,7 @@ def estimate_nads(
                 break
     found = find_directions(accumulator, halves, estimator.centred)
     sizes = {*subspaces.default_sizes(dimension), *(() if stop_overlap is None else (stop_size,))}
-    config = record_choices(model, estimator, execution, key, points)
+    config = record_choices(model, estimator, execution, key, points, variables is not None)
     return finish(accumulator, halves, found, config, tuple(sorted(sizes)), estimator.centred)
 
 
@@ -226,7 +226,8 @@ def check_variables(model: Model, variables: Any, estimator: Estimator, num_netw
         raise InputError(f"variables: must be those of the model, {wanted}, got {given}")
     leaves = zip(jax.tree.leaves(variables), jax.tree.leaves(expected), strict=True)
     for leaf, one in leaves:
-        if np.shape(leaf)[1:] != one.shape or len(leaf) < num_networks:
+        shape = np.shape(leaf)
+        if not shape or shape[1:] != one.shape or shape[0] < num_networks:
             raise InputError(
                 f"variables: a leaf must be [N, {', '.join(map(str, one.shape))}] with N ≥ "
                 f"num_networks = {num_networks}, got shape {np.shape(leaf)}"
@@ -341,7 +342,7 @@ def estimate_leading_nads(
     Args:
       model, key, points, variables, **choices: as in `estimate_nads`. For large inputs:
         derivative="input_gradient", readout="sampled" with several num_readouts.
-      num_networks: N >= 2; every pass goes over all of them.
+      num_networks: N >= 2, or 1 with several points; every pass goes over all of them.
       num_directions: K.
       num_passes: P >= 1; flat spectra need more. Of a single pass the split-half overlap is too
         high and the errors are too small: both halves are read off the same random directions.
@@ -356,9 +357,9 @@ def estimate_leading_nads(
     check_function("progress", progress)
     estimator, execution = read_choices("estimate_leading_nads", choices)
     choose_readout(model, estimator)
+    num_networks = check_num_networks(num_networks, estimator, points)
     if variables is not None:
         check_variables(model, variables, estimator, num_networks)
-    num_networks = check_num_networks(num_networks, estimator, points)
     passes = Passes(*map(errors.plain, (num_directions, num_passes, num_extra)))
     dimension = int(np.prod(model.image_shape))
     passes.check(dimension, estimator)
@@ -375,8 +376,9 @@ def estimate_leading_nads(
         found = find_directions(accumulator, halves, estimator.centred, passes.num_directions)
         if number > 0:
             pass_overlap.append(compare_passes(found, basis, sizes))
-        basis = jnp.asarray(next_basis(found))
-    config = record_choices(model, estimator, execution, key, points)
+        if number < passes.num_passes - 1:
+            basis = jnp.asarray(next_basis(found))
+    config = record_choices(model, estimator, execution, key, points, variables is not None)
     config |= {"num_passes": passes.num_passes, "num_extra": passes.num_extra}
     how = (estimator.centred, pass_overlap, passes.num_directions)
     return finish(accumulator, halves, found, config, sizes, *how)

@@ -36,7 +36,7 @@ class Members(NamedTuple):
 
     key: jax.Array
     learning_rate: jax.Array
-    arrays: Arrays = MappingProxyType({})
+    arrays: Arrays
 
 
 class FitMetrics(NamedTuple):
@@ -113,11 +113,13 @@ class Task(NamedTuple):
       [B, D]; of one network, whose own `arrays` they may depend on.
     loss(outputs, targets) -> [B], correct(outputs, targets) -> [B]: of outputs [B, K].
     arrays: the names of what differs between networks, and their defaults (`REQUIRED`: none).
+    takes_others: whether `sample` also takes arrays of other names.
     prepare(model, arrays) -> arrays: arrays [N, …], checked, as `sample` takes them.
     make_keys(seeds, arrays) -> keys [N]: those of networks, from their seeds [N].
     num_outputs: K that the model must have; None: any.
     sizes: (num_train, num_test); None: those of the recipe.
     shared: whether the data are the same for all seeds.
+    mapping: of networks, where it is left open; see `Execution`.
     recipe, learning_rate: the defaults.
     make_measures(model, recipe) -> observers: what is measured after training besides, by the
       fields of `metrics`.
@@ -129,6 +131,7 @@ class Task(NamedTuple):
     loss: Callable[[jax.Array, Any], jax.Array] = cross_entropy
     correct: Callable[[jax.Array, Any], jax.Array] = has_label
     arrays: Arrays = MappingProxyType({})
+    takes_others: bool = False
     prepare: Callable[[Model, Arrays], Arrays] = lambda model, arrays: arrays
     make_keys: Callable[[np.ndarray, Arrays], jax.Array] = lambda seeds, arrays: keys_of_seeds(
         "networks", seeds
@@ -136,6 +139,7 @@ class Task(NamedTuple):
     num_outputs: int | None = None
     sizes: tuple[int, int] | None = None
     shared: bool = True
+    mapping: str = "auto"
     recipe: Recipe = Recipe()
     learning_rate: float = 0.1
     make_measures: Callable[[Model, Recipe], Mapping[str, Observer]] = lambda model, recipe: {}

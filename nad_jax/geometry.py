@@ -16,12 +16,14 @@ import numpy as np
 
 from nad_jax import ensemble
 from nad_jax.choices import Estimator, choose_points, choose_readout
+from nad_jax.contract import reported
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError
 from nad_jax.models import Model
 from nad_jax.moments import (
     Accumulator,
     Halves,
+    State,
     clear_halves,
     halves_from_arrays,
     halves_to_arrays,
@@ -37,7 +39,7 @@ _VARIABLES = 2**20  # numbers of networks that are initialized together, which d
 
 
 Rows = Callable[[Any, jax.Array, Any], jax.Array]
-Measure = Callable[[Any, jax.Array, Halves, jax.Array, Any], Halves]
+Measure = Callable[[Any, jax.Array, Halves, jax.Array, Any, jax.Array], Halves]
 
 
 def split_member(key: jax.Array) -> jax.Array:
@@ -68,9 +70,10 @@ def make_rows(model: Model, estimator: Estimator, points: Points | None = None) 
         if len(drawn) == 1:
             return at(drawn[0], field_key)[None]
         keys = jax.random.split(field_key, len(drawn))
-        return jax.lax.map(
-            lambda pair: at(*pair), (drawn, keys), batch_size=count_together(drawn.shape[1:])
-        )
+        # A field of several rows has batches of its own.
+        single = estimator.derivative == "input_gradient" and not estimator.from_features
+        together = count_together(drawn.shape[1:]) if single else None
+        return jax.lax.map(lambda pair: at(*pair), (drawn, keys), batch_size=together)
 
     return rows
 
@@ -81,11 +84,16 @@ def add_rows(
     rows: jax.Array,
     valid: jax.Array,
     split_points: bool = False,
+    numbers: jax.Array | None = None,
 ) -> Halves:
-    """Adds the rows [N, P, R, D] of networks, the first of even number, to the two halves.
+    """Adds the rows [N, P, R, D] of networks to the two halves.
 
     Those where `valid` [N] is False are left out; so are those with a row that is not finite, which
-    are counted. With `split_points` the halves are those of points of even and of odd number.
+    are counted.
+
+    Args:
+      split_points: the halves are those of points of even and of odd number.
+      numbers: [N], of the networks; None: consecutive, the first is even.
     """
     finite = jnp.isfinite(rows).all((1, 2, 3))
     networks = jnp.sum(valid & finite, dtype=jnp.int32)
@@ -95,9 +103,12 @@ def add_rows(
     members = (-1, rows.shape[2] if split_points else num_rows)
     valid, rows = valid.reshape(members), rows.reshape(*members, rows.shape[-1])
 
-    def half(state: Any, parity: int) -> Any:
-        mine = rows[parity::2].reshape(-1, rows.shape[-1])
-        return accumulator.update(state, mine, valid[parity::2].reshape(-1))
+    def half(state: State, parity: int) -> State:
+        if numbers is None:
+            mine, chosen = rows[parity::2], valid[parity::2]
+        else:
+            mine, chosen = rows, valid & (numbers % 2 == parity)[:, None]
+        return accumulator.update(state, mine.reshape(-1, rows.shape[-1]), chosen.reshape(-1))
 
     even, odd = half(halves.even, 0), half(halves.odd, 1)
     return Halves(even, odd, halves.networks + networks, halves.diverged + diverged)
@@ -110,12 +121,12 @@ def make_measure(
     points: Points | None = None,
     mapping: str = "sequential",
 ) -> Measure:
-    """Builds `measure(variables, keys, halves, valid, pool) -> halves` of given networks,
+    """Builds `measure(variables, keys, halves, valid, pool, numbers) -> halves` of given networks,
     initialized or trained; pure.
 
-    The state has then also seen the N networks of `variables`, every leaf [N, …], of which those
-    that are not `valid` [N] are left out; `keys` [N] are of their read-outs and points, `pool` is
-    from `Points.prepare`.
+    The state has then also seen the N networks of `variables`, every leaf [N, …], and `numbers`
+    [N], of which those that are not `valid` [N] are left out; `keys` [N] are of their read-outs and
+    points, `pool` is from `Points.prepare`.
 
     Raises:
       InputError: where the estimator's values are wrong or do not fit the model.
@@ -123,12 +134,17 @@ def make_measure(
     rows_of = make_rows(model, estimator, points)
 
     def measure(
-        variables: Any, keys: jax.Array, halves: Halves, valid: jax.Array, pool: Any
+        variables: Any,
+        keys: jax.Array,
+        halves: Halves,
+        valid: jax.Array,
+        pool: Any,
+        numbers: jax.Array,
     ) -> Halves:
         # TensorFloat-32 and bfloat16, the accelerators' defaults, would spoil small eigenvalues.
         with jax.default_matmul_precision("highest"):
             rows = ensemble.map_members(partial(rows_of, pool=pool), mapping, variables, keys)
-            return add_rows(accumulator, halves, rows, valid)
+            return add_rows(accumulator, halves, rows, valid, numbers=numbers)
 
     return measure
 
@@ -170,6 +186,8 @@ def resolve_execution(
         raise InputError("\n".join(problems))
     execution = execution.resolved()
     num_rows = _count_rows(model, estimator, points)
+    if num_networks == 1:
+        execution = execution._replace(chunk_size=1)
     if execution.chunk_size == 0:
         pairs = _ROWS // (2 * num_rows * math.prod(model.image_shape))
         chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
@@ -189,7 +207,11 @@ def _count_rows(model: Model, estimator: Estimator, points: Points | None) -> in
             return drawn, field(network, variables, drawn[0], key)
         return drawn, network(variables, drawn[:1]).T  # of derivatives: without tracing them
 
-    drawn, rows = jax.eval_shape(rows, jax.random.key(0), points.data)
+    with reported("derivative"):
+        drawn, rows = jax.eval_shape(rows, jax.random.key(0), points.data)
+    dimension = math.prod(model.image_shape)
+    if callable(estimator.derivative) and rows.shape[1:] != (dimension,):
+        raise InputError(f"derivative: must give rows [R, {dimension}], got shape {rows.shape}")
     return drawn.shape[0] * rows.shape[0]
 
 

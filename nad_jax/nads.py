@@ -14,6 +14,8 @@ from nad_jax import spectral
 from nad_jax.errors import InputError, check_integer, check_number, check_record, host_array
 from nad_jax.tables import Row, Tabular, make_rows
 
+DERIVATIVES = ("central_difference", "input_gradient")  # by name, and where they are taken
+POINTS = ("shared", "fresh")
 NO_CURVES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -147,8 +149,9 @@ def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
 def has_null_band(nads: NADs) -> bool:
     """Whether what was averaged over are sampled read-outs alone, at one point."""
     choices = nads.config
-    single = choices.get("num_points", 1) == 1  # rows of one network at several are not independent
-    return choices.get("readout") == "sampled" and not choices.get("symmetrized", False) and single
+    # Rows of one network at several points, or of any field, need not be independent.
+    plain = choices.get("derivative") in DERIVATIVES and choices.get("point") in POINTS
+    return choices.get("readout") == "sampled" and not choices.get("symmetrized", False) and plain
 
 
 def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[list[int]], float]:

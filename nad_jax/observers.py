@@ -9,14 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from nad_jax import ensemble
 from nad_jax.choices import check_own_layer, choose_points, read_choices, record_choices
 from nad_jax.chunks import EnsembleObserver
-from nad_jax.errors import check_choice
-from nad_jax.estimation import check_finite, find_directions, finish, make_dense
+from nad_jax.errors import InputError, check_choice
+from nad_jax.estimation import find_directions, finish, make_dense
 from nad_jax.fitting import SPLITS, Members, Observer, Task, make_evaluate
-from nad_jax.geometry import make_rows
+from nad_jax.geometry import make_measure
 from nad_jax.models import Model
 from nad_jax.moments import Halves, init_halves
 from nad_jax.nads import NADs
@@ -30,6 +31,8 @@ def accuracy(
 ) -> Observer:
     """The accuracy of one network on the samples of a split, in evaluation mode: []."""
     check_choice("split", split, SPLITS)
+    if recipe is None and task.sizes is None:
+        raise InputError("recipe: is needed for the sizes of this task, that of the training")
     evaluate = make_evaluate(model, task, task.resolve_recipe(recipe), split)
     return lambda variables, data, member: evaluate(variables, data, member)[0]
 
@@ -46,16 +49,27 @@ def geometry(
         layer is that of the network.
       key: of the points, or a seed.
 
+    An epoch whose geometry has no directions (all networks dead, say) is None, with a warning;
+    networks with rows that are not finite are counted as `diverged` in its config. The states of
+    all E + 1 epochs are held at once, 8·D² bytes each.
+
     Raises:
-      InputError: as `estimate_nads`; from the reading for fewer than two networks, and where rows
-        are not finite.
+      InputError: as `estimate_nads`, and before the training for fewer than two networks.
     """
     key = ensemble.resolve_key(key)
     estimator, execution = read_choices("geometry", choices)
     check_own_layer(estimator)
-    rows_of, law = make_rows(model, estimator, points), choose_points(model, estimator, points)
+    if execution.chunk_size or execution.num_devices:
+        raise InputError("geometry: has no chunk_size and num_devices, those of the training hold")
+    law, execution = choose_points(model, estimator, points), execution.resolved()
     accumulator = make_dense(model, estimator)
-    mapping = execution.resolved().mapping
+    measure = make_measure(model, estimator, accumulator, points, execution.mapping)
+    data = jax.tree.map(jnp.asarray, law.data)
+
+    def check(name: str, count: int) -> None:
+        fewest = 4 if estimator.centred else 2
+        if count < fewest:
+            raise InputError(f"observe[{name!r}]: needs at least {fewest} networks, got {count}")
 
     def init() -> Halves:
         return init_halves(accumulator)
@@ -64,31 +78,24 @@ def geometry(
     def add(
         halves: Halves, variables: Any, numbers: jax.Array, valid: jax.Array, data: Any
     ) -> Halves:
-        with jax.default_matmul_precision("highest"):
-            pool = law.prepare(ensemble.named_key(key, "point"), data)
-            keys = ensemble.member_keys(ensemble.named_key(key, "networks"), numbers)
-            rows = ensemble.map_members(partial(rows_of, pool=pool), mapping, variables, keys)
-            finite = jnp.isfinite(rows).all((1, 2, 3))
-            flat = rows.reshape(-1, rows.shape[-1])
-
-            def half(state: Any, parity: int) -> Any:
-                mine = valid & finite & (numbers % 2 == parity)
-                return accumulator.update(state, flat, jnp.repeat(mine, len(flat) // len(rows)))
-
-            networks, diverged = jnp.sum(valid & finite), jnp.sum(valid & ~finite)
-            counts = halves.networks + networks, halves.diverged + diverged
-            return Halves(half(halves.even, 0), half(halves.odd, 1), *counts)
+        pool = law.prepare(ensemble.named_key(key, "point"), data)
+        keys = ensemble.member_keys(ensemble.named_key(key, "networks"), numbers)
+        return measure(variables, keys, halves, valid, pool, numbers)
 
     def update(
         halves: Halves, variables: Any, members: Members, numbers: jax.Array, valid: jax.Array
     ) -> Halves:
-        return add(halves, variables, numbers, valid, law.data)
+        return add(halves, variables, numbers, valid, data)
 
-    def read(halves: Halves) -> NADs:
-        check_finite(halves)
-        found = find_directions(accumulator, halves, estimator.centred)
-        config = record_choices(model, estimator, execution, key, points)
+    def read(halves: Halves) -> NADs | None:
+        try:
+            found = find_directions(accumulator, halves, estimator.centred)
+        except InputError as error:  # of one epoch; what was trained is not lost
+            logging.warning("geometry of an epoch: %s", error)
+            return None
+        config = record_choices(model, estimator, execution, key, points, given=True)
+        config["diverged"] = int(halves.diverged)
         sizes = default_sizes(accumulator.size)
         return finish(accumulator, halves, found, config, sizes, estimator.centred)
 
-    return EnsembleObserver(init, update, read)
+    return EnsembleObserver(check, init, update, read)

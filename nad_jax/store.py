@@ -1,5 +1,4 @@
-"""Files: arrays written atomically and read with suspicion, the NADs record, and a run folder of
-  units.
+"""Files: arrays and texts written atomically and read with suspicion.
 
 Nothing is ever unpickled. A `.npy` header is checked against the file's size before anything is
 allocated, and the members of an `.npz` are stored uncompressed with a checksum each, so damage is

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nad_jax import store
-from nad_jax.errors import as_path
+from nad_jax.errors import as_path, known
 
 Row = dict[str, Any]
 
@@ -54,7 +54,7 @@ class Metrics(Tabular):
     def rows(self) -> list[Row]:
         """A row for each network: its number, and every metric that is a number."""
         columns = {n: np.atleast_1d(v) for n, v in list_metrics(self).items()}
-        return make_rows({"network": range(len(self.test_accuracy)), **columns})
+        return make_rows({"network": range(len(columns["test_accuracy"])), **columns})
 
     def plot(self) -> Any:
         """A figure of the minibatch losses and the test accuracies."""
@@ -63,8 +63,8 @@ class Metrics(Tabular):
         return accuracy_plots.plot_training(np.asarray(self.losses), np.asarray(self.test_accuracy))
 
     def __repr__(self) -> str:
-        name, accuracy = type(self).__name__, np.asarray(self.test_accuracy)
-        if accuracy.dtype == object or accuracy.ndim != 1:  # of one network, or traced
+        name, accuracy = type(self).__name__, known(self.test_accuracy)
+        if accuracy is None or accuracy.ndim != 1:  # traced, or of one network
             return f"{name}(test_accuracy={self.test_accuracy}, …)"
         mean, low, high = accuracy.mean(), accuracy.min(), accuracy.max()
         more = [n for n in ("variables", "observed") if getattr(self, n) is not None]

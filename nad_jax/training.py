@@ -28,6 +28,7 @@ from nad_jax.errors import (
 )
 from nad_jax.fitting import REQUIRED, Members, Observer, Task, make_fit
 from nad_jax.models import Model
+from nad_jax.points import Points
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
 from nad_jax.tasks import separable
@@ -98,7 +99,7 @@ def make_run(
     execution = resolve_execution(execution)
     each, together = split_observers(observe)
     chunk = make_chunk(make_fit(model, recipe, task), execution, each)
-    asked = Asked(bool(each), together, keep)
+    asked = Asked(tuple(each), together, keep)
 
     @lru_cache(maxsize=1)
     def place(seed: int) -> Any:
@@ -118,6 +119,8 @@ def make_run(
         learning_rate = task.learning_rate if learning_rate is None else learning_rate
         members, seeds = make_members(model, task, arrays, learning_rate, seed)
         groups = [0] if task.shared else list(dict.fromkeys(seeds.tolist()))
+        for name, observer in together.items():
+            observer.check(name, len(seeds))
         batches, size = [], execution.chunk_size
         for group in groups:
             mine = np.flatnonzero((seeds == group) | task.shared)
@@ -160,7 +163,7 @@ def make_members(
     for name, value in given.items():
         if value is REQUIRED:
             raise InputError(f"{name}: is needed, [N, …], one for each network")
-        if task.arrays and name not in task.arrays:
+        if name not in task.arrays and not task.takes_others:
             raise errors.unknown("array of this task", name, task.arrays)
     given = task.prepare(model, given)
     each = [name for name in given if task.arrays.get(name, REQUIRED) is REQUIRED]
@@ -229,11 +232,16 @@ def train_many(
     Raises:
       InputError: naming the argument, its value and what is allowed.
     """
-    if task is None:
-        task = arrays.pop("directions", None)
+    if isinstance(task, Points):
+        raise InputError("task: is a law of points; that of images is nad_jax.tasks.images(data)")
     if not isinstance(task, Task):
-        task, arrays = separable(), {**arrays, "direction": task}
+        given = {"task": task, **{n: arrays.pop(n, None) for n in ("directions", "direction")}}
+        given = [value for value in given.values() if value is not None]
+        if len(given) != 1:
+            raise InputError("task: must be one from `tasks`, or directions [N, D], given once")
+        task, arrays = separable(), {**arrays, "direction": given[0]}
     arrays |= {n: v for n, v in {"epsilon": epsilon, "sigma": sigma}.items() if v is not None}
+    mapping = task.mapping if mapping == "auto" else mapping
     execution = Execution(mapping, chunk_size, num_devices)
     run = make_run(model, task, recipe, execution, observe, keep)
     return run(arrays, learning_rate, seed, progress, snapshots)

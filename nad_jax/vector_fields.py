@@ -27,8 +27,6 @@ VectorField = Callable[[Network, Any, jax.Array, jax.Array], jax.Array]
 Function = Callable[[jax.Array], jax.Array]
 Derivative = Callable[[Function, jax.Array, jax.Array | None], jax.Array]
 
-DERIVATIVES = ("central_difference", "input_gradient")
-
 # Backward passes carried at a time, and the pixels of all of them together: beyond, they outgrow
 # the cache.
 _PULLBACKS = 128
@@ -162,19 +160,15 @@ class Readout(NamedTuple):
 
     draw(key) -> network: the outputs [B, R].
     scale: what rows are multiplied by, so that their mean g gᵀ is that of one logit.
-    from_features: whether the outputs are made of the features, the last layer left out.
     """
 
     draw: Callable[[jax.Array], Network]
     scale: float
-    from_features: bool
 
 
 def logit(model: Model, index: int = 0) -> Readout:
     """One logit, with the last layer as it is: R = 1."""
-    return Readout(
-        lambda key: lambda variables, x: model.apply(variables, x)[:, index, None], 1.0, False
-    )
+    return Readout(lambda key: lambda variables, x: model.apply(variables, x)[:, index, None], 1.0)
 
 
 def sampled(model: Model, num_readouts: int) -> Readout:
@@ -194,7 +188,7 @@ def sampled(model: Model, num_readouts: int) -> Readout:
 
         return network
 
-    return Readout(draw, 1.0, True)
+    return Readout(draw, 1.0)
 
 
 def marginalized(model: Model) -> Readout:
@@ -204,7 +198,7 @@ def marginalized(model: Model) -> Readout:
     independent weights of variance τ²). √F τ makes it the mean over the F rows.
     """
     scale = float(np.sqrt(num_features(model) * model.readout_variance))
-    return Readout(lambda key: model.features, scale, True)
+    return Readout(lambda key: model.features, scale)
 
 
 def num_features(model: Model) -> int:

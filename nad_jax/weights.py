@@ -49,6 +49,8 @@ def read_weights(path: str | Path, model: Model) -> tuple[list[str], Any]:
                 f"{file}: holds no weights; train with keep_weights=True in another folder, what is "
                 "stored is not trained again"
             )
+        if "names" not in arrays:
+            raise InputError(f"{file}: does not name its networks")
         stored = arrays["names"].tolist()
         shapes = {name: (len(stored), *leaf.shape) for name, leaf in wanted.items()}
         if {name: array.shape for name, array in held.items()} != shapes:

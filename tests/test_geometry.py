@@ -21,6 +21,7 @@ from nad_jax import (
     gaussian,
     images,
     make_key,
+    null_band,
     observers,
     train_many,
 )
@@ -162,6 +163,40 @@ def test_points_that_do_not_fit_are_refused():
     ]:
         with pytest.raises(InputError, match=message):
             call()
+
+
+def test_choices_that_contradict_each_other_are_refused():
+    lenet = create_model("lenet", (16, 16, 1))
+    gradient = {"derivative": "input_gradient", "symmetrized": True}
+    for call, message in [
+        (
+            lambda: estimate_nads(MODEL, 4, points=images(DATA), point_scale=5.0),
+            "points: are given",
+        ),
+        (
+            lambda: estimate_nads(lenet, 4, points=at_origin((16, 16, 1)), **gradient),
+            "symmetrized: must be False for exact gradients of this network at the origin",
+        ),
+        (
+            lambda: estimate_nads(lenet, 4, points=images(np.zeros((2, 16, 16, 1))), **gradient),
+            "symmetrized: must be False for exact gradients of this network at the origin",
+        ),
+        (
+            lambda: estimate_nads(MODEL, 4, derivative=lambda f, v, x, key: x, readout="sampled"),
+            r"derivative: must give rows \[R, 6\], got shape \(3, 2\)",
+        ),
+        (
+            lambda: estimate_nads(
+                MODEL, 4, derivative=lambda f, v, x, key: x @ x, readout="sampled"
+            ),
+            "derivative raised",
+        ),
+    ]:
+        with pytest.raises(InputError, match=message):
+            call()
+    own = estimate_nads(MODEL, 8, derivative=_weighted_input, readout="sampled", point="fresh")
+    with pytest.raises(InputError, match="null_band: belongs to sampled read-outs"):
+        null_band(own)
 
 
 def test_the_average_gradient_outer_product_of_a_linear_model_is_that_of_its_weight():

@@ -1,6 +1,7 @@
 """What is measured of networks during training, and trained weights in memory and in files."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from experiments import directional_bias
 from nad_jax import (
+    ImageData,
     Recipe,
     create_model,
     estimate_nads,
@@ -15,6 +17,7 @@ from nad_jax import (
     observers,
     read_weights,
     separable,
+    tasks,
     train_many,
 )
 from nad_jax.errors import InputError
@@ -123,6 +126,87 @@ def test_bad_observers_are_refused():
         observers.geometry(MODEL, logit=0)
     with pytest.raises(InputError, match="split: unknown value 'tset'"):
         observers.accuracy(MODEL, separable(), split="tset")
+
+
+def test_what_cannot_be_observed_is_refused_before_the_training():
+    alone = observers.geometry(MODEL, **GRADIENT)
+    for call, message in [
+        (
+            lambda: train_many(MODEL, DIRECTIONS[:1], recipe=RECIPE, observe={"g": alone}),
+            r"observe\['g'\]: needs at least 2 networks, got 1",
+        ),
+        (lambda: observers.geometry(MODEL, **GRADIENT, symmetrized=True), "symmetrized: must be F"),
+        (
+            lambda: observers.geometry(MODEL, **GRADIENT, chunk_size=2),
+            "geometry: has no chunk_size",
+        ),
+        (lambda: observers.accuracy(MODEL, separable()), "recipe: is needed for the sizes"),
+        (
+            lambda: train_many(MODEL, DIRECTIONS, direction=DIRECTIONS),
+            "task: must be .* given once",
+        ),
+        (
+            lambda: train_many(MODEL, POINTS),
+            "task: is a law of points; that of images is nad_jax.ta",
+        ),
+        (lambda: train_many(MODEL, recipe=RECIPE), "task: must be one from `tasks`, or directions"),
+        (
+            lambda: train_many(MODEL, DIRECTIONS, recipe=RECIPE, seeds=[0, 1]),
+            "array of this task: unknown value 'seeds'",
+        ),
+    ]:
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_an_epoch_without_directions_loses_nothing(caplog):
+    dead = observers.geometry(MODEL, **GRADIENT)
+    metrics = train_many(
+        MODEL, DIRECTIONS[:2], recipe=dataclasses.replace(RECIPE, clip_norm=0.0),
+        learning_rate=1e6, observe={"geometry": dead},
+    )  # fmt: skip
+    first, *others = metrics.observed["geometry"]
+    assert first.config["diverged"] == 0 and first.config["networks"] == "given"
+    assert len(others) == 3 and metrics.losses.shape == (2, RECIPE.num_steps)
+
+
+def test_a_snapshot_of_another_question_is_not_taken_up(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(done):
+        raise Stopped
+
+    def run(keep, progress=None):
+        snapshots = Snapshots(tmp_path / "unit", {}, 0.0, lambda: True)
+        how = {"recipe": RECIPE, "chunk_size": 2, "snapshots": snapshots, "progress": progress}
+        return train_many(MODEL, DIRECTIONS, keep=keep, **how)
+
+    with pytest.raises(Stopped):
+        run(False, stop)
+    assert run(True).variables["params"]["Dense_0"]["bias"].shape == (5, 8)
+
+
+def test_images_take_transforms_whose_arrays_are_bound_or_have_defaults():
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.random((32, *SHAPE), np.float32), np.arange(32) % 2
+    data = ImageData(pixels, labels, pixels, labels)
+    shifts = {"bound": partial(lambda x, y, shift: x + shift, shift=0.1)}
+    shifts["default"] = lambda x, y, shift=0.1: x + shift
+    recipe = Recipe(num_epochs=1, batch_size=8, schedule="constant")
+    found = [
+        train_many(MODEL, tasks.images(data, transform), recipe=recipe).losses
+        for transform in shifts.values()
+    ]
+    np.testing.assert_array_equal(*found)
+    given = tasks.images(data, shifts["default"])
+    shifted = train_many(MODEL, given, recipe=recipe, shift=np.float32([0.1, 3.0])).losses
+    np.testing.assert_allclose(shifted[0], found[0][0], rtol=1e-6)
+    assert not np.allclose(shifted[0], shifted[1])
+    with pytest.raises(InputError, match="array of this task: unknown value 'carriers'"):
+        train_many(MODEL, tasks.images(data), recipe=recipe, carriers=np.ones((2, 3)))
+    with pytest.raises(InputError, match="data: must be ImageData, got tuple"):
+        tasks.images((pixels, labels, pixels, labels))
 
 
 def test_weights_that_a_run_stores_are_those_of_its_networks(tmp_path):

@@ -41,7 +41,7 @@ def shorten(recipe: Recipe) -> Recipe:
 class Example(NamedTuple):
     """Networks to measure.
 
-    recipe: the whole one. arrays: of N networks, [N, …] each, by name.
+    recipe: the whole one. arrays: of N networks, [N, …] each, by name. size: N.
     """
 
     model: Model
@@ -49,13 +49,14 @@ class Example(NamedTuple):
     recipe: Recipe
     arrays: dict[str, np.ndarray]
     learning_rate: float
+    size: int
 
 
 def _make_chunk(example: Example, execution: Execution) -> tuple[Chunk, Any, Members]:
     """The compiled stages under a shortened recipe, the whole data, and the members."""
-    model, task, recipe, *differs = example
-    data = task.data(model, recipe, 0)
-    members, _ = make_members(model, task, *differs, seed=0)
+    model, task, recipe, arrays, learning_rate, size = example
+    data = jax.tree.map(jnp.asarray, task.data(model, recipe, 0))
+    members, _ = make_members(model, task, arrays, learning_rate, np.zeros(size, int))
     return make_chunk(make_fit(model, shorten(recipe), task), execution), data, members
 
 

@@ -91,9 +91,19 @@ def name_arrays(transform: Transform | None, count: int | None = None) -> list[s
     if transform is None:
         return []
     parameters = list(inspect.signature(transform).parameters.values())[2:]
-    names = [one.name for one in parameters if one.kind != one.VAR_POSITIONAL]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [one for one in parameters if one.kind in kinds]
+    names = [one.name for one in parameters if one.default is one.empty]
+    if count is not None and count > len(names):
+        names = [one.name for one in parameters]
     more = len(names) if count is None else count
     return [*names, *(f"array_{number}" for number in range(len(names), more))][:more]
+
+
+def _takes_others(transform: Transform | None) -> bool:
+    """Whether a transform takes arrays besides those that it requires."""
+    parameters = [] if transform is None else inspect.signature(transform).parameters.values()
+    return any(p.kind == p.VAR_POSITIONAL or p.default is not p.empty for p in parameters)
 
 
 def images(
@@ -120,6 +130,8 @@ def images(
         labels, `mean` or `std` that do not fit, and a transform that fails or changes the shape.
     """
     check_function("transform", transform)
+    if data is not None:
+        check_record("data", data, ImageData)
 
     def prepare_data(model: Model, recipe: Recipe, seed: int) -> ImageData:
         check_scale(model, mean, std)
@@ -147,6 +159,8 @@ def images(
         data=prepare_data,
         sample=sample,
         arrays=MappingProxyType(dict.fromkeys(name_arrays(transform), REQUIRED)),
+        takes_others=_takes_others(transform),
+        mapping="sequential",  # few and large, and a chunk is always filled up
         make_keys=lambda seeds, arrays: keys_of_seeds("image networks", seeds),
         sizes=None if data is None else (len(data.train_images), len(data.test_images)),
         recipe=cifar_recipe(),
