@@ -1,4 +1,6 @@
-"""Published functions that are special cases now: training on D(v) and on images by their own names."""
+"""Published functions that are special cases now: training on D(v) and on images by their own
+names.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -25,9 +25,9 @@ from nad_jax.moments import (
     Halves,
     State,
     clear_halves,
-    halves_from_arrays,
-    halves_to_arrays,
     merge_halves,
+    pack_states,
+    unpack_states,
 )
 from nad_jax.points import Points
 from nad_jax.snapshots import Snapshots
@@ -351,7 +351,7 @@ def make_accumulate(
             if progress is not None or snapshots is not None:
                 jax.block_until_ready(states)
             if snapshots is not None and snapshots.due():
-                snapshots.save(done, {**_pack(states), "done": np.asarray(done)})
+                snapshots.save(done, {**pack_states(states), "done": np.asarray(done)})
             if progress is not None:
                 progress(done - first)
         return merge_halves(accumulator, *(jax.device_put(state, devices[0]) for state in states))
@@ -371,33 +371,10 @@ def _load(halves: Halves, first: int, snapshots: Snapshots | None) -> tuple[list
 
     if snapshots is None or (kept := snapshots.load(check_kept)) is None:
         return [halves], first
-    return _unpack(kept, halves), int(kept["done"])
+    return unpack_states(kept, halves), int(kept["done"])
 
 
 def _chunk_of(variables: Any, start: int, chunk_size: int) -> Any:
     """The given variables of a chunk, those of the last network repeated beyond the end."""
     places = np.arange(start, start + chunk_size)
     return jax.tree.map(lambda leaf: leaf[np.minimum(places, len(leaf) - 1)], variables)
-
-
-def _pack(states: list[Halves]) -> dict[str, np.ndarray]:
-    """States as named arrays, each under its number."""
-    return {
-        f"{place}_{name}": array
-        for place, state in enumerate(states)
-        for name, array in halves_to_arrays(state).items()
-    }
-
-
-def _unpack(arrays: dict[str, np.ndarray], like: Halves) -> list[Halves]:
-    """The inverse of `_pack`, whatever the number of states; test directions are those of `like`."""
-    states = []
-    while f"{(place := len(states))}_diverged" in arrays:
-        start = f"{place}_"
-        named = {
-            name.removeprefix(start): array
-            for name, array in arrays.items()
-            if name.startswith(start)
-        }
-        states.append(halves_from_arrays(named, like))
-    return states

@@ -346,3 +346,26 @@ def halves_from_arrays(arrays: dict[str, Any], like: Halves) -> Halves:
     return Halves(
         state("even"), state("odd"), *(jnp.asarray(arrays[name]) for name in Halves._fields[2:])
     )
+
+
+def pack_states(states: list[Halves]) -> dict[str, np.ndarray]:
+    """States as named arrays, each under its number."""
+    return {
+        f"{place}_{name}": array
+        for place, state in enumerate(states)
+        for name, array in halves_to_arrays(state).items()
+    }
+
+
+def unpack_states(arrays: dict[str, np.ndarray], like: Halves) -> list[Halves]:
+    """The inverse of `pack_states`, whatever the number of states; test directions are those of `like`."""
+    states = []
+    while f"{(place := len(states))}_diverged" in arrays:
+        start = f"{place}_"
+        named = {
+            name.removeprefix(start): array
+            for name, array in arrays.items()
+            if name.startswith(start)
+        }
+        states.append(halves_from_arrays(named, like))
+    return states

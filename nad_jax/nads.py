@@ -150,7 +150,8 @@ def has_null_band(nads: NADs) -> bool:
     """Whether what was averaged over are sampled read-outs alone, at one point."""
     choices = nads.config
     # Rows of one network at several points, or of any field, need not be independent.
-    plain = choices.get("derivative") in DERIVATIVES and choices.get("point") in POINTS
+    plain = choices.get("derivative", DERIVATIVES[0]) in DERIVATIVES
+    plain = plain and choices.get("point", POINTS[0]) in POINTS
     return choices.get("readout") == "sampled" and not choices.get("symmetrized", False) and plain
 
 
@@ -203,10 +204,10 @@ def directional_energy(
       nads: K eigenvalues of D. One that is missing (the published arrays hold 1,023 of 1,024)
         counts as zero.
       directions: v, of any length.
-      trace: tr E[g gᵀ] (default: that of the record). With it the result is (lower, upper), [N] each:
-        bounds from what the other D − K eigenvalues can be, which are not above the last known one
-        and sum up to the rest of the trace. They hold as far as the K are eigenvalues: leading NADs
-        are up to what further passes would change.
+      trace: tr E[g gᵀ] (default: that of the record). With it the result is (lower, upper), [N]
+        each: bounds from what the other D − K eigenvalues can be, which are not above the last
+        known one and sum up to the rest of the trace. They hold as far as the K are eigenvalues:
+        leading NADs are up to what further passes would change.
 
     Raises:
       InputError: where D is not that of the NADs, an entry is not finite, more than one eigenvalue

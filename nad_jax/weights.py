@@ -21,7 +21,8 @@ def weights_to_arrays(variables: Any) -> dict[str, np.ndarray]:
 
 
 def read_weights(path: str | Path, model: Model) -> tuple[list[str], Any]:
-    """The trained networks of a run folder, or of one of its units, which `keep_weights` has stored.
+    """The trained networks of a run folder, or of one of its units, which `keep_weights` has
+    stored.
 
     Args:
       path: a run folder of an experiment that trains networks, or a file of its `units`.
@@ -46,8 +47,8 @@ def read_weights(path: str | Path, model: Model) -> tuple[list[str], Any]:
         held = {name: array for name, array in arrays.items() if name.startswith(PREFIX)}
         if not held:
             raise InputError(
-                f"{file}: holds no weights; train with keep_weights=True in another folder, what is "
-                "stored is not trained again"
+                f"{file}: holds no weights; train with keep_weights=True in another folder, what "
+                "is stored is not trained again"
             )
         if "names" not in arrays:
             raise InputError(f"{file}: does not name its networks")
