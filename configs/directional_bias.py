@@ -1,9 +1,8 @@
 """Directional bias: how well networks learn D(v), for v on a grid of Fourier vectors, along NADs,
 at random.
 
-    python -m experiments.main --config=configs/directional_bias.py:accuracy_map
-    --workdir=runs/accuracy_map python -m experiments.main
-    --config=configs/directional_bias.py:accuracy_map,resnet18 --workdir=...
+    python -m experiments.main --config=configs/directional_bias.py:accuracy_map --workdir=runs/map
+    python -m experiments.main --config=configs/directional_bias.py:accuracy_map,vgg11 --workdir=...
 
 The argument after the colon is a recipe of `RECIPES` and, after a comma, an architecture in place
 of LeNet. Every number is overridden by name, e.g. --config.seeds=0,1 --config.frequency_step=4
