@@ -32,6 +32,7 @@ from nad_jax import accuracy_plots, nads, store
 from nad_jax.errors import check_image_shape, check_number
 from nad_jax.models import Model
 from nad_jax.subspaces import rank_correlation
+from nad_jax.tables import list_metrics
 from nad_jax.tasks import separable
 from nad_jax.tasks.separable import TrainMetrics, check_num_samples
 
@@ -46,7 +47,7 @@ SWEEPS = {
     "sigmas": "sigma",
     "epsilons": "epsilon",
 }
-METRICS = trained.list_metrics(TrainMetrics)
+METRICS = list_metrics(TrainMetrics)
 COLUMNS = (
     "architecture", "pooling", "width", "optimizer", "num_train", "source", "index",
     "frequency_row", "frequency_column", "phase", "direction", "sigma", "epsilon", "seed", *METRICS,

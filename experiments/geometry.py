@@ -22,7 +22,7 @@ from experiments.run.plan import Arrays, Cost, Member, Program, Work
 from nad_jax import nads, records
 from nad_jax.choices import Estimator, check_num_networks, check_symmetrized, record_choices
 from nad_jax.ensemble import Execution, make_key
-from nad_jax.errors import InputError, check_integer
+from nad_jax.errors import InputError, check_integer, raise_problems
 from nad_jax.estimation import Passes, make_dense
 from nad_jax.geometry import find_problems, make_accumulate, resolve_execution
 from nad_jax.moments import (
@@ -72,8 +72,7 @@ def read_ensemble(config: ConfigDict, passes: Passes | None = None) -> Ensemble:
 
 def check_measured(estimator: Estimator, execution: Execution) -> None:
     """Raises one `InputError` with a line for each value that is wrong."""
-    if problems := estimator.problems() + find_problems(execution):
-        raise InputError("\n".join(problems))
+    raise_problems(estimator.problems() + find_problems(execution))
 
 
 def validate(config: ConfigDict, *own_checks: Check) -> None:

@@ -32,9 +32,10 @@ from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError, check_integer, check_number
 from nad_jax.fitting import FitMetrics
 from nad_jax.models import Model
+from nad_jax.tables import list_metrics
 
 IMAGE_SHAPE = (32, 32, 3)
-METRICS = trained.list_metrics(FitMetrics)
+METRICS = list_metrics(FitMetrics)
 NONE: Mapping[str, np.ndarray] = MappingProxyType({})
 
 

@@ -84,8 +84,7 @@ def check_training(
     lines = (line.split(":", 1) for line in recipe.problems())
     problems = [f"{names.get(name, name)}:{rest}" for name, rest in lines]
     problems += errors.problems(lambda: check_number("learning_rate", learning_rate, 0.0))
-    if problems:
-        raise InputError("\n".join(problems))
+    errors.raise_problems(problems)
 
 
 def check_execution(config: ConfigDict) -> None:
@@ -181,12 +180,6 @@ def _stack(members: list[Member]) -> dict[str, np.ndarray]:
         name: np.stack([member.what.arrays[name] for member in members])
         for name in members[0].what.arrays
     }
-
-
-def list_metrics(record: type[NamedTuple]) -> tuple[str, ...]:
-    """The names of those metrics of a record that are numbers, which go into the table."""
-    others = ("losses", "variables", "observed")
-    return tuple(name for name in record._fields if name not in others)
 
 
 def list_rows(folder: Folder) -> list[results.Row]:

@@ -128,7 +128,7 @@ def check_num_networks(
     than two. One network is enough where it is measured at as many points.
     """
     fewest = 4 if estimator.centred and estimator.num_readouts == 1 else 2
-    if isinstance(points, Points) and _shape_of_points(points)[0] >= fewest:
+    if isinstance(points, Points) and shape_of_points(points)[0] >= fewest:
         fewest = 1
     return check_integer("num_networks", num_networks, fewest)
 
@@ -206,8 +206,7 @@ def choose_readout(model: Model, estimator: Estimator) -> Readout:
     """
     check_record("model", model, Model)
     check_integer("num_logits", model.num_logits, 1)  # None where no adapter has completed it
-    if problems := estimator.problems():
-        raise InputError("\n".join(problems))
+    errors.raise_problems(estimator.problems())
     last = model.num_logits - 1
     if estimator.logit is None and last > 0:
         raise InputError(
@@ -258,7 +257,7 @@ def choose_points(model: Model, estimator: Estimator, points: Points | None = No
     if points is None:
         return gaussian(model.image_shape, estimator.point_scale, estimator.point == "shared")
     check_record("points", points, Points)
-    shape = _shape_of_points(points)[1:]
+    shape = shape_of_points(points)[1:]
     if shape != tuple(model.image_shape):
         raise InputError(f"points: must be of shape {model.image_shape} each, got {shape}")
     if (estimator.point, estimator.point_scale) != (Estimator.point, Estimator.point_scale):
@@ -268,7 +267,9 @@ def choose_points(model: Model, estimator: Estimator, points: Points | None = No
     return points
 
 
-def _shape_of_points(points: Points) -> tuple[int, ...]:
+def shape_of_points(points: Points) -> tuple[int, ...]:
+    """[P, *input_shape], of the points that a law gives a network."""
+
     def draw(key: jax.Array, data: Any) -> jax.Array:
         return points.draw(points.prepare(key, data), key)
 

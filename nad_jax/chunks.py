@@ -213,15 +213,13 @@ def map_networks(
                 progress(num_done + count * (epoch + 1) / num_epochs)
         metrics = _describe(chunk, state, data, members, asked, series)
         metrics = jax.tree.map(lambda values, count=count: values[:count], metrics)
-        results = metrics if results is None else jax.tree.map(_concatenate, results, metrics)
+        if results is not None:
+            metrics = jax.tree.map(lambda *parts: np.concatenate(parts), results, metrics)
+        results = metrics
         num_done, epochs_done, state = num_done + count, 0, None
         if progress is not None:
             progress(num_done)
     return results, {n: [observers[n].read(one) for one in together[n]] for n in together}
-
-
-def _concatenate(*values: np.ndarray) -> np.ndarray:
-    return np.concatenate(values)
 
 
 def _describe(

@@ -270,8 +270,7 @@ class Passes(NamedTuple):
             lambda: check_integer("num_passes", self.num_passes, 1),
             lambda: check_integer("num_extra", self.num_extra, 0),
         )
-        if problems:
-            raise InputError("\n".join(problems))
+        errors.raise_problems(problems)
 
     def count_tests(self, dimension: int) -> int:
         """How many random test directions the first pass has."""

@@ -121,8 +121,9 @@ class Task(NamedTuple):
     shared: whether the data are the same for all seeds.
     mapping: of networks, where it is left open; see `Execution`.
     recipe, learning_rate: the defaults.
-    make_measures(model, recipe) -> observers: what is measured after training besides, by the
-      fields of `metrics`.
+    probe(outputs) -> [B]: a number of the outputs, whose gradient in the inputs, averaged over the
+      test samples, goes to `describe`; None: there is none.
+    describe(gradient, arrays) -> more fields of `metrics`, of the gradient [*input_shape].
     metrics: the record that is made of it all.
     """
 
@@ -142,7 +143,8 @@ class Task(NamedTuple):
     mapping: str = "auto"
     recipe: Recipe = Recipe()
     learning_rate: float = 0.1
-    make_measures: Callable[[Model, Recipe], Mapping[str, Observer]] = lambda model, recipe: {}
+    probe: Callable[[jax.Array], jax.Array] | None = None
+    describe: Callable[[jax.Array, Arrays], Arrays] = lambda gradient, arrays: {}
     metrics: Callable[..., NamedTuple] = FitMetrics
 
     def resolve_recipe(self, recipe: Recipe | None = None) -> Recipe:
@@ -222,25 +224,40 @@ def _as_before(new: jax.Array, old: jax.Array) -> jax.Array:
 
 
 def make_evaluate(model: Model, task: Task, recipe: Recipe, split: str) -> Observer:
-    """An observer of (accuracy, mean loss) of a split, in evaluation mode."""
+    """An observer of (accuracy, mean loss, gradient) of a split, in evaluation mode.
+
+    The mean gradient of the task's probe, of the test samples alone, comes from the same pass.
+    """
+    probe = task.probe if split == "test" else None
     num_samples = dict(zip(SPLITS, (recipe.num_train, recipe.num_test), strict=True))[split]
 
     def evaluate(variables: Any, data: Any, member: Members) -> tuple[jax.Array, ...]:
         def add_batch(sums: tuple[jax.Array, ...], batch: Batch) -> tuple[Any, None]:
             x, targets = task.sample(data, split, batch.indices, member.arrays)
-            outputs = model.apply(variables, x.reshape(-1, *model.image_shape))
+            x = x.reshape(-1, *model.image_shape)
+
+            def probed(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+                outputs = model.apply(variables, x)
+                return jnp.sum(jnp.where(batch.valid, probe(outputs), 0)), outputs
+
+            if probe is None:
+                outputs, gradient = model.apply(variables, x), jnp.float32(0)
+            else:
+                (_, outputs), gradients = jax.value_and_grad(probed, has_aux=True)(x)
+                gradient = gradients.sum(0)
             losses, correct = task.loss(outputs, targets), task.correct(outputs, targets)
             parts = (batch.valid, correct & batch.valid, jnp.where(batch.valid, losses, 0))
-            new = (part.sum(dtype=jnp.float32) for part in parts)
+            new = (*(part.sum(dtype=jnp.float32) for part in parts), gradient.astype(jnp.float32))
             return tuple(total + part for total, part in zip(sums, new, strict=True)), None
 
-        zero = (jnp.float32(0),) * 3
+        gradient = jnp.zeros(() if probe is None else model.image_shape, jnp.float32)
+        zero = (*(jnp.float32(0),) * 3, gradient)
         batches = make_batches(num_samples, recipe.batch_size)
         (count, *sums), _ = jax.lax.scan(add_batch, zero, batches)
         # By a constant, XLA would multiply: all of n would be 0.9999999.
         return tuple(total / count for total in sums)
 
-    return evaluate
+    return _in_precision(recipe, evaluate)
 
 
 class Batch(NamedTuple):
@@ -279,7 +296,6 @@ def make_fit(model: Model, recipe: Recipe, task: Task) -> Stages:
     check_recipe(recipe)
     check_model(model, recipe.batch_size, task.num_outputs)
     evaluate = [make_evaluate(model, task, recipe, split) for split in SPLITS]
-    measures = task.make_measures(model, recipe)
     num_full = recipe.num_train // recipe.batch_size * recipe.batch_size  # samples in full batches
     *_, join = split_trainable(model, jax.eval_shape(model.init, jax.random.key(0)))
     make_step = _make_stepper(model, recipe, task)
@@ -304,7 +320,7 @@ def make_fit(model: Model, recipe: Recipe, task: Task) -> Stages:
 
     def finish(state: FitState, data: Any, member: Members) -> Any:
         losses, variables = state.losses.reshape(-1), join(state.trained, state.others)
-        (train_accuracy, train_loss), (test_accuracy, test_loss) = (
+        (train_accuracy, train_loss, _), (test_accuracy, test_loss, gradient) = (
             one(variables, data, member) for one in evaluate
         )
         return task.metrics(
@@ -315,7 +331,7 @@ def make_fit(model: Model, recipe: Recipe, task: Task) -> Stages:
             steps_to_loss=_first_step_below(losses, recipe.loss_window, recipe.loss_threshold),
             diverged_at=state.diverged_at,
             losses=losses,
-            **{name: measure(variables, data, member) for name, measure in measures.items()},
+            **task.describe(gradient, member.arrays),
         )
 
     def variables(state: FitState) -> Any:

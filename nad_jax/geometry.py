@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax import ensemble
-from nad_jax.choices import Estimator, choose_points, choose_readout
+from nad_jax.choices import Estimator, choose_points, choose_readout, shape_of_points
 from nad_jax.contract import reported
 from nad_jax.ensemble import Execution
-from nad_jax.errors import InputError
+from nad_jax.errors import InputError, raise_problems
 from nad_jax.models import Model
 from nad_jax.moments import (
     Accumulator,
@@ -182,8 +182,7 @@ def resolve_execution(
     Raises:
       InputError: where values are wrong or do not fit the model.
     """
-    if problems := find_problems(execution):
-        raise InputError("\n".join(problems))
+    raise_problems(find_problems(execution))
     execution = execution.resolved()
     num_rows = _count_rows(model, estimator, points)
     if num_networks == 1:
@@ -197,22 +196,20 @@ def resolve_execution(
 
 def _count_rows(model: Model, estimator: Estimator, points: Points | None) -> int:
     """How many rows a network gives, P·R."""
-    readout, points = choose_readout(model, estimator), choose_points(model, estimator, points)
-    field = estimator.make_field()
+    readout, law = choose_readout(model, estimator), choose_points(model, estimator, points)
+    num_points, *_ = shape_of_points(law)
+    if not callable(estimator.derivative):  # a row of each output
+        return num_points * readout.num_outputs
+    field, dimension = estimator.make_field(), math.prod(model.image_shape)
 
-    def rows(key: jax.Array, data: Any) -> tuple[jax.Array, jax.Array]:
-        drawn = points.draw(points.prepare(key, data), key)
-        network, variables = readout.draw(key), model.init(key)
-        if callable(estimator.derivative):
-            return drawn, field(network, variables, drawn[0], key)
-        return drawn, network(variables, drawn[:1]).T  # of derivatives: without tracing them
+    def rows(key: jax.Array) -> jax.Array:
+        return field(readout.draw(key), model.init(key), jnp.zeros(model.image_shape), key)
 
     with reported("derivative"):
-        drawn, rows = jax.eval_shape(rows, jax.random.key(0), points.data)
-    dimension = math.prod(model.image_shape)
-    if callable(estimator.derivative) and rows.shape[1:] != (dimension,):
-        raise InputError(f"derivative: must give rows [R, {dimension}], got shape {rows.shape}")
-    return drawn.shape[0] * rows.shape[0]
+        shape = jax.eval_shape(rows, jax.random.key(0)).shape
+    if len(shape) != 2 or shape[1] != dimension:
+        raise InputError(f"derivative: must give rows [R, {dimension}], got shape {shape}")
+    return num_points * shape[0]
 
 
 def make_add_chunk(

@@ -338,10 +338,8 @@ def halves_from_arrays(arrays: dict[str, Any], like: Halves) -> Halves:
 
     def state(half: str) -> State:
         given = getattr(like, half)
-        fields = {
-            name: arrays[f"{half}_{name}"] for name in given._fields if f"{half}_{name}" in arrays
-        }
-        return given._replace(**{name: jnp.asarray(value) for name, value in fields.items()})
+        stored = {*given._fields} - {"basis"}
+        return given._replace(**{n: jnp.asarray(arrays[f"{half}_{n}"]) for n in stored})
 
     return Halves(
         state("even"), state("odd"), *(jnp.asarray(arrays[name]) for name in Halves._fields[2:])

@@ -24,6 +24,7 @@ from nad_jax.nads import NADs
 from nad_jax.points import Points
 from nad_jax.recipe import Recipe
 from nad_jax.subspaces import default_sizes
+from nad_jax.tasks import separable
 
 
 def accuracy(
@@ -35,6 +36,20 @@ def accuracy(
         raise InputError("recipe: is needed for the sizes of this task, that of the training")
     evaluate = make_evaluate(model, task, task.resolve_recipe(recipe), split)
     return lambda variables, data, member: evaluate(variables, data, member)[0]
+
+
+def gradient_cosine(model: Model, recipe: Recipe) -> Observer:
+    """|cos| between v and the mean input gradient of one network trained on D(v), as in
+    `TrainMetrics`: [].
+    """
+    task = separable()
+    evaluate = make_evaluate(model, task, task.resolve_recipe(recipe), "test")
+
+    def observe(variables: Any, data: Any, member: Members) -> jax.Array:
+        _, _, gradient = evaluate(variables, data, member)
+        return task.describe(gradient, member.arrays)["gradient_cosine"]
+
+    return observe
 
 
 def geometry(

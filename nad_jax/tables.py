@@ -42,10 +42,10 @@ class Tabular:
         store.write_text(as_path("path", path), format_table(rows, tuple(rows[0])))
 
 
-def list_metrics(metrics: Any) -> dict[str, np.ndarray]:
-    """Those metrics that are numbers, one for each network, by name."""
+def list_metrics(record: Any) -> tuple[str, ...]:
+    """The names of those metrics of a record, or its type, that are numbers, one a network."""
     others = ("losses", "variables", "observed")
-    return {n: np.asarray(v) for n, v in metrics._asdict().items() if n not in others}
+    return tuple(name for name in record._fields if name not in others)
 
 
 class Metrics(Tabular):
@@ -53,7 +53,7 @@ class Metrics(Tabular):
 
     def rows(self) -> list[Row]:
         """A row for each network: its number, and every metric that is a number."""
-        columns = {n: np.atleast_1d(v) for n, v in list_metrics(self).items()}
+        columns = {name: np.atleast_1d(getattr(self, name)) for name in list_metrics(self)}
         return make_rows({"network": range(len(columns["test_accuracy"])), **columns})
 
     def plot(self) -> Any:

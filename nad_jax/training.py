@@ -1,5 +1,6 @@
 """Training many networks at once: on D(v), one for each direction, on images, on any task."""
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any, Protocol
@@ -53,7 +54,7 @@ def broadcast_members(count: int, **values: Any) -> dict[str, np.ndarray]:
             if name == "seed":
                 check_integer(name, entry, 0, 2**32 - 1)
             else:
-                check_number(name, entry, 0.0)
+                check_number(name, entry, 0.0 if name == "learning_rate" else -math.inf)
         arrays[name] = array
     return arrays
 

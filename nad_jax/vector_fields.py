@@ -159,16 +159,17 @@ class Readout(NamedTuple):
     """A law of the outputs of a network whose derivatives are taken.
 
     draw(key) -> network: the outputs [B, R].
-    scale: what rows are multiplied by, so that their mean g gᵀ is that of one logit.
+    num_outputs: R. scale: what rows are multiplied by, so that their mean g gᵀ is that of one logit.
     """
 
     draw: Callable[[jax.Array], Network]
-    scale: float
+    num_outputs: int
+    scale: float = 1.0
 
 
 def logit(model: Model, index: int = 0) -> Readout:
     """One logit, with the last layer as it is: R = 1."""
-    return Readout(lambda key: lambda variables, x: model.apply(variables, x)[:, index, None], 1.0)
+    return Readout(lambda key: lambda variables, x: model.apply(variables, x)[:, index, None], 1)
 
 
 def sampled(model: Model, num_readouts: int) -> Readout:
@@ -188,7 +189,7 @@ def sampled(model: Model, num_readouts: int) -> Readout:
 
         return network
 
-    return Readout(draw, 1.0)
+    return Readout(draw, num_readouts)
 
 
 def marginalized(model: Model) -> Readout:
@@ -197,8 +198,9 @@ def marginalized(model: Model) -> Readout:
     E[g gᵀ | φ] = τ² JᵀJ, J the derivative of the features φ (derived: NAD, equation 5, with
     independent weights of variance τ²). √F τ makes it the mean over the F rows.
     """
-    scale = float(np.sqrt(num_features(model) * model.readout_variance))
-    return Readout(lambda key: model.features, scale)
+    count = num_features(model)
+    scale = float(np.sqrt(count * model.readout_variance))
+    return Readout(lambda key: model.features, count, scale)
 
 
 def num_features(model: Model) -> int:

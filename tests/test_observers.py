@@ -41,6 +41,7 @@ def _observe():
     return {
         "norm": _norm,
         "accuracy": observers.accuracy(MODEL, separable(), RECIPE),
+        "cosine": observers.gradient_cosine(MODEL, RECIPE),
         "geometry": observers.geometry(MODEL, **GRADIENT),
     }
 
@@ -62,6 +63,9 @@ def test_observations_begin_at_initialization_and_end_with_the_trained_network(m
     accuracy, kernels = metrics.observed["accuracy"], metrics.variables["params"]["Dense_0"]
     assert accuracy.shape == (5, 4)
     np.testing.assert_array_equal(accuracy[:, -1], metrics.test_accuracy)
+    np.testing.assert_allclose(
+        metrics.observed["cosine"][:, -1], metrics.gradient_cosine, rtol=1e-5
+    )
     for index in range(5):
         np.testing.assert_allclose(
             metrics.observed["norm"]["kernel"][index, -1],
@@ -107,7 +111,7 @@ def test_an_interrupted_training_keeps_what_was_observed(metrics, tmp_path, stop
     with pytest.raises(Stopped):
         run(stop, True)
     resumed = run(None, False)
-    for name in ("norm", "accuracy"):
+    for name in ("norm", "accuracy", "cosine"):
         both = (found.observed[name] for found in (resumed, metrics))
         jax.tree.map(np.testing.assert_array_equal, *both)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, metrics.variables)

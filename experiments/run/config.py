@@ -56,8 +56,7 @@ class Fields(NamedTuple):
         known = functools.reduce(lambda fields, name: fields[name], place, _recipe(self.experiment))
         lines = [f"{name}: field is missing" for name in known if name not in config]
         lines += [str(unknown("config field", n, known)) for n in config if n not in known]
-        if lines:
-            raise InputError("\n".join(lines))
+        errors.raise_problems(lines)
 
 
 def _without(config: ConfigDict, left_out: tuple[str, ...]) -> dict[str, Any]:
@@ -72,9 +71,7 @@ def _recipe(experiment: str) -> ConfigDict:
 
 def check_all(*checks: Callable[[], Any]) -> None:
     """Raises one `InputError` with the lines of all checks that raise one."""
-    problems = errors.problems(*checks)
-    if problems:
-        raise InputError("\n".join(dict.fromkeys(problems)))
+    errors.raise_problems(errors.problems(*checks))
 
 
 def check_sweep(field: str, values: Any) -> None:

@@ -20,12 +20,14 @@ from nad_jax.errors import (
     InputError,
     check_integer,
     check_labels,
+    check_number,
     check_scalar,
     check_units,
     host_array,
+    number_array,
     real_array,
 )
-from nad_jax.fitting import REQUIRED, Arrays, Members, Observer, Task, make_batches
+from nad_jax.fitting import REQUIRED, Arrays, Task
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.tables import Metrics
@@ -227,7 +229,10 @@ def separable() -> Task:
         num_outputs=2,
         shared=False,
         learning_rate=0.5,
-        make_measures=lambda model, recipe: {"gradient_cosine": gradient_cosine(model, recipe)},
+        probe=lambda logits: logits[:, 0] - logits[:, 1],
+        describe=lambda gradient, arrays: {
+            "gradient_cosine": _cosine(gradient.reshape(-1), arrays["direction"])
+        },
         metrics=TrainMetrics,
     )
 
@@ -248,7 +253,12 @@ def _sample(
 
 
 def _prepare(model: Model, arrays: Arrays) -> Arrays:
-    """Unit directions [N, D] float32, of norm 1 to rounding; `InputError` for others."""
+    """Unit directions [N, D] float32, of norm 1 to rounding; `InputError` for others, and for ε or
+    σ below 0.
+    """
+    for name in ("epsilon", "sigma"):
+        for value in np.ravel(number_array(name, arrays[name])).tolist():
+            check_number(name, value, 0.0)
     dimension = int(np.prod(model.image_shape))
     directions = host_array("directions", arrays["direction"], f"[N, {dimension}]")
     directions = check_units("directions", directions).astype(np.float32)
@@ -268,26 +278,6 @@ def network_keys(seeds: np.ndarray, arrays: Arrays) -> jax.Array:
         return portable_key(jax.random.fold_in(named_key(key_of_seed(seed), "networks"), name))
 
     return jax.vmap(network_key)(jnp.asarray(seeds, jnp.uint32), jnp.asarray(names, jnp.uint32))
-
-
-def gradient_cosine(model: Model, recipe: Recipe) -> Observer:
-    """The observer of |cos| between v and the mean over the test set of ∇ₓ(logit₀ − logit₁)."""
-
-    def observe(variables: Any, noise: Noise, member: Members) -> jax.Array:
-        def add_batch(total: jax.Array, batch: Any) -> tuple[jax.Array, None]:
-            x, _ = _sample(noise, "test", batch.indices, member.arrays)
-
-            def difference(x: jax.Array) -> jax.Array:
-                logits = model.apply(variables, x.reshape(-1, *model.image_shape))
-                return jnp.sum(jnp.where(batch.valid, logits[:, 0] - logits[:, 1], 0))
-
-            return total + jax.grad(difference)(x).sum(0).astype(jnp.float32), None
-
-        batches = make_batches(recipe.num_test, recipe.batch_size)
-        zero = jnp.zeros(member.arrays["direction"].size, jnp.float32)
-        return _cosine(jax.lax.scan(add_batch, zero, batches)[0], member.arrays["direction"])
-
-    return observe
 
 
 def _cosine(left: jax.Array, right: jax.Array) -> jax.Array:
