@@ -10,10 +10,12 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Programs that several tests compile are compiled once, also by processes that tests start.
+# Large programs that several tests compile are compiled once, also by processes that tests start.
+# Keeping the many small ones costs a fifth of the time, and almost none is asked for again.
+_KEPT_FROM = 0.5  # seconds of compilation
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nad_jax_programs_")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(_KEPT_FROM)
     # Most of the time goes into compilation: a fifth less where programs are not optimized, and
     # again less than half without fusion emitters, which newer versions of JAX cannot do without,
     # and again a third less where a program is not split into parts for threads to compile.
@@ -22,7 +24,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {whole}{emitters}")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core has a process of its own
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", _KEPT_FROM)
 
 
 @pytest.fixture(scope="session")
