@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
+Specification = dict[str, Any]  # of a program, JSON values
 
 
 class Timed(NamedTuple):
@@ -55,7 +56,7 @@ def peak_host_bytes() -> int:
         )
 
 
-def serve(make: Callable[[dict[str, Any]], Timed]) -> None:
+def serve(make: Callable[[Specification], Timed]) -> None:
     """The timed process: builds the programs specified on the command line, then answers until its
     input ends.
     """
@@ -119,7 +120,7 @@ class Stopwatch:
     def __init__(
         self,
         module: str,
-        specifications: list[dict],
+        specifications: list[Specification],
         python: str,
         processes: int = 1,
         environment: Any = (),
