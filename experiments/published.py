@@ -53,9 +53,8 @@ def read_table(path: str, architecture: str) -> Table:
         row = dict(zip(names, cells, strict=True))
         if not row[column]:
             continue
-        highest = _PLACES[places]
-        numbers = (_number(f"{where}: {n}", row[n], highest, whole=True) for n in places)
-        place = tuple(map(int, numbers))
+        last = _PLACES[places]
+        place = tuple(int(_number(f"{where}: {n}", row[n], last, whole=True)) for n in places)
         if place in found:
             raise InputError(
                 f"{where}: {', '.join(places)} = {', '.join(map(str, place))} is there twice"
@@ -65,14 +64,10 @@ def read_table(path: str, architecture: str) -> Table:
     found = {place: found[place] for place in order if _is_measured(*place)}
     if not found:
         raise InputError(f"{path}: holds no measured accuracies of {architecture!r}")
-    if max(found.values()) <= 0.01:
-        raise InputError(
-            f"{path}: {column} must be in percent, the largest is {100 * max(found.values()):g}"
-        )
-    return [
-        {**dict(zip(places, place, strict=True)), "accuracy": accuracy}
-        for place, accuracy in found.items()
-    ]
+    if (highest := max(found.values())) <= 0.01:
+        raise InputError(f"{path}: {column} must be in percent, the largest is {100 * highest:g}")
+    columns = (*places, "accuracy")
+    return [dict(zip(columns, (*place, found[place]), strict=True)) for place in found]
 
 
 def _is_measured(first: int, *others: int) -> bool:

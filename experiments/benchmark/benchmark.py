@@ -26,7 +26,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.benchmark.jax_programs import FORWARD_PASSES
+from experiments.benchmark import jax_programs
 from experiments.benchmark.report import format_table, make_rows
 from experiments.benchmark.stopwatch import FailedError, Specification, Stopwatch
 from experiments.run.config import Fields, check_all, check_each, check_integers, check_sweeps
@@ -45,7 +45,7 @@ from nad_jax.errors import (
 from nad_jax.recipe import PRECISIONS
 
 ARCHITECTURES = ("lenet", "vgg11", "resnet18", "densenet121")  # those that the baseline has
-TASKS = tuple(FORWARD_PASSES)
+TASKS = tuple(task for task in jax_programs.TASKS if task not in jax_programs.RATES)
 # Tasks that a precision applies to: NADs are always computed in the highest.
 TRAINING = ("step", "directions")
 SWEEPS = {  # axes, in the order of `Variant`, and what is allowed on each
@@ -156,31 +156,31 @@ def measure(spec: Specification, python: str, progress: Callable[[float], None])
       InputError: where a program fails.
     """
     started: dict[str, Stopwatch] = {}
-    rates = [{**spec, "task": task} for task in ("product", "numbers")]
-    baselines = _baselines(spec) if python else {}
+    baselines, rounds = _baselines(spec) if python else {}, spec["num_rounds"]
+    labels = ("ours", *baselines)
     try:
         started["ours"] = _start_ours([spec])
-        started["rates"] = _start_ours(rates)
+        started["rates"] = _start_ours([{**spec, "task": task} for task in jax_programs.RATES])
         for label, (processes, threads) in baselines.items():
             settings = {"threads": threads, "accelerator": jax.default_backend() != "cpu"}
             started[label] = Stopwatch(
                 "experiments.benchmark.torch_programs", [{**spec, **settings}], python, processes
             )
         facts = started["ours"].facts[0]
-        seconds: dict[str, list[float]] = {name: [] for name in ("ours", "floor", *baselines)}
+        seconds: dict[str, list[float]] = {name: [] for name in (*labels, "floor")}
         begun = time.monotonic()
-        for done in range(spec["num_rounds"]):
-            for label in ("ours", *baselines):
+        for done in range(1, rounds + 1):
+            for label in labels:
                 seconds[label].append(started[label].run())
-            product, number = started["rates"].run(0), started["rates"].run(1)
+            product, number = map(started["rates"].run, range(2))
             seconds["floor"].append(facts["operations"] * product + facts["numbers"] * number)
-            progress((done + 1) / spec["num_rounds"])
+            progress(done / rounds)
         return {
             "seconds": seconds,
-            "peak_bytes": {label: started[label].peak_bytes for label in ("ours", *baselines)},
+            "peak_bytes": {label: started[label].peak_bytes for label in labels},
             "facts": facts,
             "baseline": started["all threads"].facts[0] if baselines else None,
-            "round_seconds": (time.monotonic() - begun) / spec["num_rounds"],
+            "round_seconds": (time.monotonic() - begun) / rounds,
             "cores": os.cpu_count(),
         }
     except FailedError as error:

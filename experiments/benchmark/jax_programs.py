@@ -52,7 +52,7 @@ def make(spec: Specification) -> Timed:
         "compile_seconds": compile_seconds,
         "program_bytes": num_bytes,
     }
-    if spec["task"] in FORWARD_PASSES:
+    if spec["task"] not in RATES:
         facts |= dict(zip(("operations", "numbers"), _floor(spec), strict=True))
 
     def peak_bytes() -> int:
@@ -150,15 +150,7 @@ TASKS: dict[str, Callable[[Specification], Program]] = {
     "numbers": _draw,
 }
 
-# Of one image, that a unit of work needs: forward and backward passes cost the same. D and B are
-# filled in.
-FORWARD_PASSES = {
-    "initialization": lambda dimension, batch_size: 0,
-    "gradient": lambda dimension, batch_size: 2,
-    "central_difference": lambda dimension, batch_size: 2 * dimension,
-    "step": lambda dimension, batch_size: 3 * batch_size,
-    "directions": lambda dimension, batch_size: 3 * batch_size,
-}
+RATES = ("product", "numbers")  # tasks that measure the machine
 
 
 def _floor(spec: Specification) -> tuple[int, int]:
@@ -174,11 +166,12 @@ def _floor(spec: Specification) -> tuple[int, int]:
         layers = list(count_operations(jax.make_jaxpr(model.apply)(variables, image).jaxpr))
     finally:
         densenet.LOOPED = looped
-    passes = FORWARD_PASSES[spec["task"]](image.size, spec["batch_size"])
-    operations = passes * sum(layers)
-    if spec["task"] in ("step", "directions"):  # images need no gradient
-        return operations - spec["batch_size"] * layers[0], 0
-    return operations, sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    # Forward and backward passes of one image cost the same.
+    passes = {"initialization": 0, "gradient": 2, "central_difference": 2 * image.size}
+    if spec["task"] not in passes:  # training: images need no gradient
+        return spec["batch_size"] * (3 * sum(layers) - layers[0]), 0
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return passes[spec["task"]] * sum(layers), num_parameters
 
 
 def count_operations(jaxpr: Any) -> Iterator[int]:

@@ -8,6 +8,7 @@ respect to one sampled read-out. Needs torch and nothing else of this project bu
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,8 +34,8 @@ def _normalize(width: int) -> list[nn.Module]:
 
 
 def _lenet(shape: Shape, logits: int) -> nn.Module:
-    height, width, channels = shape
-    flat = 16 * (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
+    *sides, channels = shape
+    flat = 16 * math.prod(((side - 4) // 2 - 4) // 2 for side in sides)
     convolutions = []
     for before, after in ((channels, 6), (6, 16)):
         convolutions += [nn.Conv2d(before, after, 5), nn.ReLU(), nn.MaxPool2d(2)]
@@ -52,10 +53,10 @@ def _vgg11(shape: Shape, logits: int) -> nn.Module:
             layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         layers.append(nn.MaxPool2d(2))
-    layers += [nn.Flatten(), nn.Linear(512 * _places(shape), 512), nn.ReLU(), nn.Dropout()]
-    return nn.Sequential(
-        *layers, nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, logits)
-    )
+    layers.append(nn.Flatten())
+    for width in (512 * _places(shape), 512):
+        layers += [nn.Linear(width, 512), nn.ReLU(), nn.Dropout()]
+    return nn.Sequential(*layers, nn.Linear(512, logits))
 
 
 class _Residual(nn.Module):
@@ -138,7 +139,7 @@ def make(spec: Specification) -> Timed:
         "initialization": create,
         "gradient": lambda: _gradient(create(), image),
         "central_difference": lambda: _central_difference(create(), image),
-        "step": lambda: _train(create(), spec, device),
+        "step": lambda: _train(create(), image, spec),
     }
     calls["directions"] = calls["step"]
 
@@ -170,14 +171,13 @@ def _central_difference(
     return (network(image + pixels) - network(image - pixels))[:, 0] / (2 * step)
 
 
-def _train(network: nn.Module, spec: Specification, device: torch.device) -> None:
+def _train(network: nn.Module, image: torch.Tensor, spec: Specification) -> None:
     """One epoch on D(v): SGD, clipped, with a linear schedule (NAD, reference code)."""
-    height, width, channels = spec["image_shape"]
-    count, batch_size = spec["num_steps"] * spec["batch_size"], spec["batch_size"]
-    samples, labels = _samples(count, (channels, height, width), device)
+    count, device = spec["num_steps"] * spec["batch_size"], image.device
+    samples, labels = _samples(count, image.shape[1:], device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     loss = nn.CrossEntropyLoss()
-    for step, batch in enumerate(torch.randperm(count, device=device).split(batch_size)):
+    for step, batch in enumerate(torch.randperm(count, device=device).split(spec["batch_size"])):
         optimizer.param_groups[0]["lr"] = 0.5 * (1 - (step + 1) / spec["num_steps"])
         optimizer.zero_grad()
         loss(network(samples[batch]), labels[batch]).backward()
