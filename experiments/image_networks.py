@@ -165,9 +165,8 @@ def make_study(
     """
 
     def make_setup(member: Member) -> trained.Setup:
-        sizes = len(data.train_images), len(data.test_images)
-        recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, *sizes)
         task = tasks.images(make_data(*member.program), transform, config.mean, config.std)
+        recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, *task.sizes)
         return trained.Setup(create_network(config, member.program[0]), task, recipe, learning_rate)
 
     def collect(folder: Folder, num_missing: int) -> None:

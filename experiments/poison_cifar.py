@@ -58,8 +58,7 @@ def make_networks(config: ConfigDict, nads: Arrays) -> list[Member]:
             for epsilon in map(float, config.epsilons):
                 kinds.append((index, epsilon, key, carriers, np.float32(epsilon) * signs))
         for seed, (index, epsilon, key, carriers, signed) in itertools.product(config.seeds, kinds):
-            place = {"architecture": architecture, "nad_index": index}
-            place |= {"epsilon": epsilon, "seed": seed}
+            place = dict(zip(COLUMNS, (architecture, index, epsilon, seed), strict=False))
             arrays = {"carriers": carriers, "coefficients": signed}
             networks.append(make_network(place, key, "poisoned", **arrays))
     return networks

@@ -17,12 +17,12 @@ from nad_jax.errors import InputError
 from nad_jax.subspaces import rank_correlation
 
 # The columns of the tables in the paper's repository; accuracy_<architecture> is known as well.
-COLUMNS = {
-    "logreg": "acc_lr",
-    "lenet": "acc_ln",
-    "resnet18": "acc_rn",
-    "densenet121": "acc_dn",
-    "vgg11": "acc_vgg",
+_ARCHITECTURES = {
+    "acc_lr": "logreg",
+    "acc_ln": "lenet",
+    "acc_rn": "resnet18",
+    "acc_dn": "densenet121",
+    "acc_vgg": "vgg11",
 }
 # What names a row, and the highest value of each: cells of the map, or NADs of 32×32 pixels.
 _PLACES = {("x", "y"): 15, ("index",): 1023}
@@ -82,8 +82,7 @@ def _find_columns(path: str, names: list[str], architecture: str) -> tuple[str, 
         raise InputError(
             f"{path}: needs columns x, y or index, has {', '.join(names)[:200] or 'none'}"
         )
-    published = {short: name for name, short in COLUMNS.items()}
-    owners = {name: published.get(name, name.removeprefix("accuracy_")) for name in names}
+    owners = {name: _ARCHITECTURES.get(name, name.removeprefix("accuracy_")) for name in names}
     owners = {name: owner for name, owner in owners.items() if owner != name}
     columns = [name for name in names if owners.get(name) == architecture]
     if not columns:

@@ -112,8 +112,13 @@ def save_figures(workdir: Path, figures: Mapping[str, Figure]) -> list[Path]:
     return [workdir / name for name in figures]
 
 
-_SYMBOLS = {"sigma": "σ = ", "epsilon": "ε = ", "num_train": "samples "}
-_SYMBOLS |= {name: f"{name} " for name in ("pooling", "width")}
+_SYMBOLS = {
+    "sigma": "σ = ",
+    "epsilon": "ε = ",
+    "num_train": "samples ",
+    "pooling": "pooling ",
+    "width": "width ",
+}
 _USUAL = {"pooling": "default", "width": 0, "optimizer": "sgd", "num_train": 10_000, "epsilon": 1}
 _AXES = ("architecture", "pooling", "width", "optimizer", "num_train", "sigma", "epsilon")
 

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -46,18 +46,17 @@ from experiments.run.config import (
 )
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
-from nad_jax import moments, plotting
+from nad_jax import plotting
 from nad_jax.choices import Estimator, check_symmetrized
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_choice, check_input_shape, check_integer, check_number
 from nad_jax.estimation import find_directions, make_dense, overlap_halves
 from nad_jax.geometry import make_accumulate, resolve_execution
 from nad_jax.models import Model
-from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays, init_halves
+from nad_jax.moments import Accumulator, Halves, halves_from_arrays, halves_to_arrays, init_halves
 from nad_jax.nads import DERIVATIVES
 from nad_jax.store import DamagedError
 from nad_jax.subspaces import subspace_overlap
-from nad_jax.symmetries import representations
 
 FIELDS = Fields(
     "time_to_accuracy",
@@ -91,7 +90,7 @@ def validate(config: ConfigDict) -> None:
     check_sweeps(config, ("derivatives", "seeds", "sizes"))
 
     def check_sizes() -> None:
-        largest = int(np.prod(check_input_shape(config.image_shape))) - 1
+        largest = math.prod(check_input_shape(config.image_shape)) - 1
         check_each(config, "sizes", check_integer, 1, largest)
 
     def check_target() -> None:
@@ -197,20 +196,20 @@ def _check_looks(member: Member, arrays: Arrays) -> None:
 
 
 def _read_off(
-    config: ConfigDict, ensemble: Ensemble, halves: Halves, symmetries: tuple[str, ...]
-) -> dict[str, Any]:
+    sizes: tuple[int, ...],
+    variants: tuple[str, ...],
+    halves: Halves,
+    plain: Accumulator,
+    symmetrized: Accumulator,
+) -> Arrays:
     """The arrays of `_shapes` that an accumulated state gives."""
-    largest, shape = max(config.sizes), tuple(config.image_shape)
-    plain, symmetrized = (
-        moments.dense(math.prod(shape), representations(names, shape)) for names in ((), symmetries)
-    )
-    if ensemble.readout == "reference":
+    if variants == ("reference",):
         found = find_directions(symmetrized, halves, centered=False)
-        overlap = overlap_halves(found.even, found.odd, tuple(config.sizes)).astype(np.float32)
-        return {"reference": found.whole.directions[:largest], "split_half_overlap": overlap}
+        overlap = overlap_halves(found.even, found.odd, sizes).astype(np.float32)
+        return {"reference": found.whole.directions[: max(sizes)], "split_half_overlap": overlap}
     total = plain.merge(halves.even, halves.odd)
-    readers = zip(ensemble.variants, (plain, symmetrized), strict=False)
-    return {variant: one.read(total, False).directions[:largest] for variant, one in readers}
+    readers = zip(variants, (plain, symmetrized), strict=False)
+    return {name: one.read(total, False).directions[: max(sizes)] for name, one in readers}
 
 
 def _stack(curve: dict[str, list]) -> Arrays:
@@ -225,6 +224,7 @@ def _make_program(config: ConfigDict, like: Member, chunk_size: int) -> Program:
     looks, names = _plan_looks(like.num_networks, at_once), tuple(_shapes(config, like))
     execution = execution._replace(chunk_size=chunk_size or execution.chunk_size)
     accumulate, _ = make_accumulate(model, estimator, accumulator, execution, size)
+    readers = accumulator, make_dense(model, dataclasses.replace(estimator, symmetrized=True))
     how = {"mapping": execution.mapping, "chunk_size": execution.chunk_size}
 
     def check_kept(kept: Arrays) -> None:
@@ -251,7 +251,7 @@ def _make_program(config: ConfigDict, like: Member, chunk_size: int) -> Program:
             begun = time.perf_counter()
             halves = jax.block_until_ready(accumulate(key, halves, done, look, report))
             done, seconds = look, seconds + time.perf_counter() - begun
-            found = _read_off(config, ensemble, halves, model.symmetries)
+            found = _read_off(tuple(config.sizes), ensemble.variants, halves, *readers)
             for name, value in {"networks": done, "seconds": seconds, **found}.items():
                 curve[name].append(value)
             if snapshots.due():

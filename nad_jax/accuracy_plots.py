@@ -39,11 +39,6 @@ def _edges(frequencies: np.ndarray) -> tuple[float, float]:
     return frequencies[0] - half, frequencies[-1] + half
 
 
-def _thin_out(frequencies: np.ndarray) -> np.ndarray:
-    """Those of them that ticks are drawn at."""
-    return frequencies[:: max(1, len(frequencies) // 8)]
-
-
 def _plot_maps(
     maps: ByLabel, frequencies: Frequencies, title: str, label: str, **scale: object
 ) -> Figure:
@@ -63,7 +58,8 @@ def _plot_maps(
         )
         panel.set_box_aspect(ratio)
         panel.set_title(name, fontsize=9)
-        panel.set(xticks=_thin_out(columns), yticks=_thin_out(rows))
+        panel.set_xticks(columns[:: max(1, len(columns) // 8)])
+        panel.set_yticks(rows[:: max(1, len(rows) // 8)])
         panel.tick_params(labelsize=7)
         panel.label_outer()
     figure.supxlabel("horizontal frequency", fontsize="medium")
@@ -110,14 +106,14 @@ def plot_accuracy_by_index(
     axes.axhline(50, color="gray", linestyle=":", linewidth=1)
     axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
     axes.set_ylim(bottom, 101.5)
-    handles, labels = axes.get_legend_handles_labels()
+    handles, _ = axes.get_legend_handles_labels()
     if eigenvalues is not None:
         shown = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
         other = axes.twinx()
-        other.plot(np.arange(len(eigenvalues))[shown], eigenvalues[shown], "k--", linewidth=1)
+        line = np.flatnonzero(shown), eigenvalues[shown]
+        handles += other.plot(*line, "k--", linewidth=1, label="eigenvalue")
         other.set(yscale="log", ylabel=r"eigenvalue $\lambda_i$")
-        handles, labels = [*handles, other.lines[0]], [*labels, "eigenvalue"]
-    axes.legend(handles, labels, loc="lower left")
+    axes.legend(handles=handles, loc="lower left")
     return figure
 
 

@@ -2,7 +2,6 @@
 networks here.
 """
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -170,19 +169,18 @@ def plot_time_to_accuracy(
     """Overlap with a reference against seconds, logarithmic.
 
     Args:
-      panels: for each derivative (a column) and subspace size (a row) the lines (seconds [T],
-        overlaps [T]) of each variant, of one seed or several.
+      panels: for each derivative (a column) and in it each subspace size (a row) the lines
+        (seconds [T], overlaps [T]) of each variant, of one seed or several.
       halves: for each of them, how much the halves of the reference overlap; dotted.
       target: the overlap that is asked for; dashed.
     """
-    derivatives, sizes = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
-    figsize = max(4.2 * len(derivatives) + 0.6, 8.0), 2.6 * len(sizes) + 1.2
+    columns = len({derivative for derivative, _ in panels})
+    rows = len(panels) // columns
+    figsize = max(4.2 * columns + 0.6, 8.0), 2.6 * rows + 1.2
     figure = Figure(figsize=figsize, layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(len(sizes), len(derivatives), sharex=True, sharey=True, squeeze=False)
-    for panel, (size, derivative) in zip(
-        axes.flat, itertools.product(sizes, derivatives), strict=True
-    ):
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for panel, (derivative, size) in zip(axes.T.flat, panels, strict=True):
         for number, (variant, lines) in enumerate(panels[derivative, size].items()):
             for line in lines:
                 panel.plot(*line, ".-", color=f"C{number}", label=variant)
@@ -193,10 +191,8 @@ def plot_time_to_accuracy(
         panel.set_title(f"{derivative}, $k = {size}$", fontsize=10)
         panel.label_outer()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    # One entry per variant, whatever the number of seeds.
-    entries = dict(zip(labels, handles, strict=True))
-    place = "outside lower center"
-    figure.legend(handles=entries.values(), loc=place, ncols=3, fontsize=9)
+    entries = dict(zip(labels, handles, strict=True)).values()  # one of a variant, for all seeds
+    figure.legend(handles=entries, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
@@ -285,13 +281,12 @@ def plot_durations(rows: dict[str, dict[str, tuple[float, ...]]], names: tuple[s
             places = np.arange(len(labels)) + (number - (len(names) - 1) / 2) * height
             lengths = [seconds[number] for seconds in labels.values()]
             axes.barh(places, lengths, height, label=name)
-        axes.set_yticks(range(len(labels)), list(labels))
+        axes.set_yticks(range(len(labels)), labels)
         axes.set(xscale="log", title=title)
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
-    panels[-1].set_xlabel("seconds per network or step")
-    handles, _ = panels[0].get_legend_handles_labels()
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(names))
+    axes.set_xlabel("seconds per network or step")
+    figure.legend(handles=axes.containers, loc="outside upper center", ncols=len(names))
     return figure
 
 

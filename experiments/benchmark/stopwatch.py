@@ -134,7 +134,7 @@ class Stopwatch:
                 process = subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env={**os.environ, **dict(environment)},
+                    env=os.environ | dict(environment),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self._errors,
