@@ -193,6 +193,5 @@ def format_accuracy(values: list[float]) -> str:
 
 def report_diverged(rows: results.Rows) -> None:
     """Says how many networks diverged, if any did."""
-    diverged = sum(row["diverged_at"] >= 0 for row in rows)
-    if diverged:
-        print(f"{diverged} of {len(rows)} networks diverged")
+    for line in results.count_diverged(rows):
+        print(line)

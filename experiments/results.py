@@ -161,9 +161,14 @@ def describe(rows: Rows) -> str:
     """
     varying = _varying(rows)
     common = [n for n in _AXES if n not in varying and rows[0][n] != _USUAL.get(n)]
+    parts = [*_coordinates(rows[0], common), count_seeds(rows), *count_diverged(rows)]
+    return ", ".join(parts)
+
+
+def count_diverged(rows: Rows) -> list[str]:
+    """How many networks diverged, in words, if any did."""
     diverged = sum(row["diverged_at"] >= 0 for row in rows)
-    parts = [*_coordinates(rows[0], common), count_seeds(rows)]
-    return ", ".join(parts + [f"{diverged} of {len(rows)} networks diverged"] * (diverged > 0))
+    return [f"{diverged} of {len(rows)} networks diverged"] * (diverged > 0)
 
 
 def count_seeds(rows: Rows) -> str:
@@ -181,8 +186,8 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 def mean_curve(values: dict[int, list[float]]) -> Curve:
     """Indices ascending, the mean over the seeds of each, its standard error (nan for one seed)."""
     indices = sorted(values)
-    means, errors = zip(*(mean_and_error(values[index]) for index in indices), strict=True)
-    return np.array(indices), np.array(means), np.array(errors)
+    means, errors = np.transpose([mean_and_error(values[index]) for index in indices])
+    return np.array(indices), means, errors
 
 
 def by_direction(rows: Rows) -> dict[str, Rows]:

@@ -69,11 +69,8 @@ def serve(make: Callable[[Specification], Timed]) -> None:
         answers.flush()
 
     specifications = json.loads(sys.argv[1])
-    programs = [make(specification) for specification in specifications]
-    repeats = [
-        _repeats(program, spec["seconds"])
-        for program, spec in zip(programs, specifications, strict=True)
-    ]
+    programs = list(map(make, specifications))
+    repeats = list(map(_repeats, programs, specifications))
     say(facts=[program.facts for program in programs])
     for line in sys.stdin:
         program, times = programs[int(line)], repeats[int(line)]
@@ -93,8 +90,9 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _repeats(program: Timed, seconds: float) -> int:
-    """How many calls take about so long; the first ones warm up."""
+def _repeats(program: Timed, specification: Specification) -> int:
+    """How many calls take about as long as specified; the first ones warm up."""
+    seconds = specification["seconds"]
     for _ in range(2):
         begun = time.perf_counter()
         program.call()

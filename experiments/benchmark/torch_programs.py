@@ -82,15 +82,11 @@ def _resnet18(shape: Shape, logits: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-class _DenseLayer(nn.Module):
-    def __init__(self, channels: int, growth: int) -> None:
-        super().__init__()
-        narrow = *_normalize(channels), _convolve(channels, 4 * growth, 1)
-        wide = *_normalize(4 * growth), _convolve(4 * growth, growth)
-        self.new = nn.Sequential(*narrow, *wide)
+class _DenseLayer(nn.Sequential):
+    """Layers whose channels are put beside those that they are given."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x, self.new(x)], 1)
+        return torch.cat([x, super().forward(x)], 1)
 
 
 def _densenet121(shape: Shape, logits: int) -> nn.Module:
@@ -100,8 +96,11 @@ def _densenet121(shape: Shape, logits: int) -> nn.Module:
         if block:
             layers += [_convolve(width, width // 2, 1), nn.AvgPool2d(2)]
             width //= 2
-        layers += [_DenseLayer(width + growth * layer, growth) for layer in range(size)]
-        width += growth * size
+        for _ in range(size):
+            narrow = *_normalize(width), _convolve(width, 4 * growth, 1)
+            wide = *_normalize(4 * growth), _convolve(4 * growth, growth)
+            layers.append(_DenseLayer(*narrow, *wide))
+            width += growth
         layers += _normalize(width)
     layers += [nn.AvgPool2d(4), nn.Flatten(), nn.Linear(width * _places(shape), logits)]
     return nn.Sequential(*layers)
