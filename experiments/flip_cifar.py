@@ -122,7 +122,6 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     flipped = (
         f"In the flipped basis of {config.architectures[0]} (each image scaled to its own range)"
     )
-
     figures = {
         "flip_bars.png": plotting.plot_bars(bars, BASES, PUBLISHED, title),
         "examples.png": plotting.plot_images(shown, flipped),

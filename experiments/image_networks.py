@@ -170,7 +170,7 @@ def make_study(
         return trained.Setup(create_network(config, member.program[0]), task, recipe, learning_rate)
 
     def collect(folder: Folder, num_missing: int) -> None:
-        store.write_npz(folder.workdir / "examples.npz", dict(show()))
+        store.write_npz(folder.workdir / "examples.npz", show())
         rows, columns = trained.list_rows(folder), (*networks[0].what.coordinates, *METRICS)
         table = (folder.workdir, rows, columns, fields.command(config), num_missing)
         report(results.write_table(*table))

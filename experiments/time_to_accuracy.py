@@ -305,7 +305,7 @@ def _columns(config: ConfigDict) -> tuple[str, ...]:
 
 def _list_panels(
     config: ConfigDict, rows: results.Rows
-) -> Iterator[tuple[tuple[str, int], results.Row, dict[tuple[str, int], results.Rows]]]:
+) -> Iterator[tuple[plotting.Panel, results.Row, dict[tuple[str, int], results.Rows]]]:
     """Of each derivative and size, (these, the last row of the reference, the rows of each variant
     and seed).
     """

@@ -50,12 +50,11 @@ def _plot_maps(
     figure, panels = _panels(len(maps), ratio)
     width = int(10 * figure.get_figwidth())  # letters
     figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()))
-    (left, right), (low, high) = _edges(columns), _edges(rows)
+    extent = (*_edges(columns), *reversed(_edges(rows)))
     for panel, (name, values) in zip(panels, maps.items(), strict=True):
         panel.set_facecolor("lightgray")
-        drawn = panel.imshow(
-            values, extent=(left, right, high, low), interpolation="nearest", aspect="auto", **scale
-        )
+        how = {"extent": extent, "interpolation": "nearest", "aspect": "auto", **scale}
+        drawn = panel.imshow(values, **how)
         panel.set_box_aspect(ratio)
         panel.set_title(name, fontsize=9)
         panel.set_xticks(columns[:: max(1, len(columns) // 8)])

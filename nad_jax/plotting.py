@@ -105,7 +105,8 @@ def _draw_image(pixel: Axes, fourier: Axes, image: np.ndarray) -> None:
 def _draw_lines(entries: Axes, fourier: Axes, signal: np.ndarray) -> None:
     """A signal [L, C], a line for each channel, and its Fourier energy."""
     entries.plot(signal, linewidth=0.8)
-    entries.set_ylim(*(1.1 * np.abs(signal).max() * np.array([-1, 1])))
+    limit = 1.1 * np.abs(signal).max()
+    entries.set_ylim(-limit, limit)
     length = len(signal)
     fourier.plot(np.arange(length) - length // 2, fourier_energy(signal), "k", linewidth=0.8)
 

@@ -16,11 +16,10 @@ import numpy as np
 
 from experiments.benchmark.stopwatch import Specification, Timed, peak_host_bytes, serve
 from experiments.run.costs import choose_chunk, compile_ensemble, make_ensemble, program_bytes
-from nad_jax import ensemble
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
 from nad_jax.chunks import make_chunk, resolve_execution
-from nad_jax.ensemble import Execution
+from nad_jax.ensemble import Execution, make_key, member_keys
 from nad_jax.estimation import make_dense
 from nad_jax.fitting import make_fit
 from nad_jax.geometry import count_initialized
@@ -78,7 +77,7 @@ def _create_model(spec: Specification, num_logits: int = 1) -> Model:
 def _initialize(spec: Specification) -> Program:
     model = _create_model(spec)
     networks = count_initialized(model, "sequential", 1000)
-    keys = ensemble.member_keys(ensemble.make_key(0), jnp.arange(networks))
+    keys = member_keys(make_key(0), jnp.arange(networks))
     return _compile(jax.vmap(model.init), networks, keys)
 
 
@@ -137,7 +136,7 @@ def _multiply(spec: Specification) -> Program:
 
 def _draw(spec: Specification) -> Program:
     count = 2**23
-    return _compile(lambda key: jax.random.uniform(key, (count,)), count, ensemble.make_key(0))
+    return _compile(lambda key: jax.random.uniform(key, (count,)), count, make_key(0))
 
 
 TASKS: dict[str, Callable[[Specification], Program]] = {
