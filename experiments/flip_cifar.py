@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments import image_networks, results
 from experiments.image_networks import METRICS, make_network
-from experiments.run.config import check_each, check_sweep
+from experiments.run.config import check_each
 from experiments.run.folder import digest
 from experiments.run.plan import Arrays, Member, Study
 from nad_jax import plotting, store
@@ -29,28 +29,25 @@ COLUMNS = ("architecture", "basis", "seed", *METRICS)
 BASES = ("original", "flipped")
 # Test accuracies in the two bases (NAD, Section 5.2).
 PUBLISHED = {
-    "lenet": (0.69, 0.48),
-    "vgg11": (0.87, 0.53),
-    "resnet18": (0.89, 0.58),
-    "densenet121": (0.92, 0.56),
+    "lenet": {"original": 0.69, "flipped": 0.48},
+    "vgg11": {"original": 0.87, "flipped": 0.53},
+    "resnet18": {"original": 0.89, "flipped": 0.58},
+    "densenet121": {"original": 0.92, "flipped": 0.56},
 }
 
 
 def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
-
-    def check_bases() -> None:
-        check_sweep("bases", config.bases)
-        check_each(config, "bases", check_choice, BASES)
-
-    image_networks.validate(config, FIELDS, check_bases)
+    axes = ("bases",)
+    own_check = partial(check_each, config, "bases", check_choice, BASES)
+    image_networks.validate(config, FIELDS, axes, own_check)
 
 
-def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Member]:
+def make_networks(config: ConfigDict, nads: Arrays) -> list[Member]:
     """Every network of a config."""
     networks = []
     for axes in itertools.product(config.architectures, config.bases, config.seeds):
-        coordinates = dict(zip(COLUMNS[: len(axes)], axes, strict=True))
+        coordinates = dict(zip(COLUMNS, axes, strict=False))
         architecture, basis, _ = axes
         key = "original" if basis == "original" else digest(nads[architecture])
         networks.append(make_network(coordinates, key, basis))
@@ -59,14 +56,13 @@ def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Membe
 
 def flip_data(data: ImageData, nads: np.ndarray) -> ImageData:
     """The same task with train and test images, in [0, 1], in the flipped basis."""
-    images = (
-        np.asarray(flip(images / np.float32(255), nads))
-        for images in (data.train_images, data.test_images)
-    )
-    return data._replace(**dict(zip(("train_images", "test_images"), images, strict=True)))
+    flipped = {}
+    for name in ("train_images", "test_images"):
+        flipped[name] = np.asarray(flip(getattr(data, name) / np.float32(255), nads))
+    return data._replace(**flipped)
 
 
-def _make_examples(config: ConfigDict, data: ImageData, nads: dict[str, np.ndarray]) -> Arrays:
+def _make_examples(config: ConfigDict, data: ImageData, nads: Arrays) -> Arrays:
     """Six images, of different classes, as they are and in the flipped basis of the first
     architecture.
     """
@@ -75,22 +71,19 @@ def _make_examples(config: ConfigDict, data: ImageData, nads: dict[str, np.ndarr
     return {"original": images, "flipped": flipped}
 
 
-def _accuracies(rows: list[results.Row], split: str) -> dict[str, dict[str, list[float]]]:
+def _accuracies(rows: results.Rows, split: str) -> dict[str, dict[str, list[float]]]:
     """Accuracies over seeds by architecture and basis, in the order of the table."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        found.setdefault(row["architecture"], {}).setdefault(row["basis"], []).append(
-            row[f"{split}_accuracy"]
-        )
-    return found
+    groups = results.group(rows, lambda row: row["architecture"])
+    metric = f"{split}_accuracy"
+    return {name: results.values_by(chosen, "basis", metric) for name, chosen in groups.items()}
 
 
-def _report(rows: list[results.Row]) -> None:
+def _report(rows: results.Rows) -> None:
     train = _accuracies(rows, "train")
     for architecture, bases in _accuracies(rows, "test").items():
         print(f"{architecture}: accuracy (mean ± standard error over seeds)")
         for basis, accuracies in bases.items():
-            published = dict(zip(BASES, PUBLISHED.get(architecture, ()), strict=False)).get(basis)
+            published = PUBLISHED.get(architecture, {}).get(basis)
             print(
                 f"  {basis}: test {image_networks.format_accuracy(accuracies)}"
                 + (f" (published {published:.0%})" if published else "")
@@ -129,9 +122,8 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     flipped = (
         f"In the flipped basis of {config.architectures[0]} (each image scaled to its own range)"
     )
-    published = {name: dict(zip(BASES, values, strict=True)) for name, values in PUBLISHED.items()}
     figures = {
-        "flip_bars.png": plotting.plot_bars(bars, BASES, published, title),
+        "flip_bars.png": plotting.plot_bars(bars, BASES, PUBLISHED, title),
         "examples.png": plotting.plot_images(shown, flipped),
     }
     return results.save_figures(workdir, figures)

@@ -4,10 +4,9 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +35,10 @@ from nad_jax.tables import list_metrics
 
 IMAGE_SHAPE = (32, 32, 3)
 METRICS = list_metrics(FitMetrics)
-NONE: Mapping[str, np.ndarray] = MappingProxyType({})
+# `make_data(architecture, data)`: the images of that name for networks of an architecture.
+MakeData = Callable[[str, str], ImageData]
+# `transform(images, labels, carriers, coefficients)`: the images that networks are trained on.
+Transform = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def make_fields(experiment: str, *axes: str) -> Fields:
@@ -47,31 +49,32 @@ def make_fields(experiment: str, *axes: str) -> Fields:
     return Fields(experiment, how=("data_dir", *trained.TRAINED_HOW), grows=grows)
 
 
-def make_network(
-    coordinates: dict[str, Any], key: str, data: str, arrays: Mapping[str, np.ndarray] = NONE
-) -> Member:
+def make_network(coordinates: dict[str, Any], key: str, data: str, **arrays: np.ndarray) -> Member:
     """One network of a sweep.
 
     Args:
       coordinates: its place in the table.
       key: what determines its images, besides those of the folder: part of its name.
       data: the name of its images, for `make_study`.
-      arrays: what the transformation of its training images takes besides these, by name.
+      arrays: what the transformation of its training images takes besides these.
     """
     name = json.dumps({**coordinates, "images": key}, sort_keys=True)
-    return Member(name, (coordinates["architecture"], data), Network(coordinates, dict(arrays)))
+    return Member(name, (coordinates["architecture"], data), Network(coordinates, arrays))
 
 
 def create_network(config: ConfigDict, architecture: str) -> Model:
     """The model of an architecture with ten logits."""
-    axes = {"architecture": architecture, "image_shape": IMAGE_SHAPE}
-    return read_model(config, num_logits=10, **axes)
+    return read_model(config, num_logits=10, architecture=architecture, image_shape=IMAGE_SHAPE)
 
 
-def validate(config: ConfigDict, fields: Fields, *own_checks: Callable[[], None]) -> None:
-    """Raises one `InputError` with a line per problem; `own_checks` are of the experiment."""
+def validate(
+    config: ConfigDict, fields: Fields, axes: tuple[str, ...], *own_checks: Callable[[], None]
+) -> None:
+    """Raises one `InputError` with a line per problem; `axes`, to be swept, and `own_checks` are of
+    the experiment.
+    """
     fields.check_known(config)
-    check_sweeps(config, ("architectures", "seeds"))
+    check_sweeps(config, ("architectures", "seeds", *axes))
 
     def check_channels(field: str) -> None:
         if not isinstance(config[field], tuple | list) or len(config[field]) != IMAGE_SHAPE[2]:
@@ -112,7 +115,7 @@ def validate(config: ConfigDict, fields: Fields, *own_checks: Callable[[], None]
     )
 
 
-def read_nads(config: ConfigDict) -> dict[str, np.ndarray]:
+def read_nads(config: ConfigDict) -> Arrays:
     """The NADs of each architecture, [K, 1024]; `{architecture}` in the path stands for its name."""
     nads = {}
     for architecture in config.architectures:
@@ -128,9 +131,9 @@ def read_nads(config: ConfigDict) -> dict[str, np.ndarray]:
 def read_images(config: ConfigDict) -> ImageData:
     """The first `num_train` and `num_test` images (0: all) of CIFAR-10."""
     data = cifar.read_cifar10(config.data_dir)
-    for field, images in (("num_train", data.train_images), ("num_test", data.test_images)):
-        check_integer(field, config[field], 0, len(images))
     sizes = len(data.train_images), len(data.test_images)
+    for field, size in zip(("num_train", "num_test"), sizes, strict=True):
+        check_integer(field, config[field], 0, size)
     if sizes != (50_000, 10_000):
         logging.warning(
             "%s: %d and %d images; CIFAR-10 has 50000 to train and 10000 to test",
@@ -138,18 +141,8 @@ def read_images(config: ConfigDict) -> ImageData:
             *sizes,
         )
     train, test = config.num_train or None, config.num_test or None
-    return ImageData(
-        data.train_images[:train],
-        data.train_labels[:train],
-        data.test_images[:test],
-        data.test_labels[:test],
-    )
-
-
-class MakeData(Protocol):
-    """The images of the networks of an architecture, by their name."""
-
-    def __call__(self, architecture: str, data: str) -> ImageData: ...
+    ends = zip(data, (train, train, test, test), strict=True)
+    return ImageData(*(array[:end] for array, end in ends))
 
 
 def make_study(
@@ -159,8 +152,8 @@ def make_study(
     networks: list[Member],
     make_data: MakeData,
     show: Callable[[], Arrays],
-    report: Callable[[list[results.Row]], None],
-    transform: Callable[..., jax.Array] | None = None,
+    report: Callable[[results.Rows], None],
+    transform: Transform | None = None,
 ) -> Study:
     """The networks of a config; when they are trained `examples.npz` and `results.csv` are written.
 
@@ -172,16 +165,15 @@ def make_study(
     """
 
     def make_setup(member: Member) -> trained.Setup:
-        sizes = len(data.train_images), len(data.test_images)
-        recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, *sizes)
         task = tasks.images(make_data(*member.program), transform, config.mean, config.std)
+        recipe, learning_rate = read_recipe(config, "optimizer", config.optimizer, *task.sizes)
         return trained.Setup(create_network(config, member.program[0]), task, recipe, learning_rate)
 
     def collect(folder: Folder, num_missing: int) -> None:
-        store.write_npz(folder.workdir / "examples.npz", dict(show()))
+        store.write_npz(folder.workdir / "examples.npz", show())
         rows, columns = trained.list_rows(folder), (*networks[0].what.coordinates, *METRICS)
-        command = fields.command(config)
-        report(results.write_table(folder.workdir, rows, columns, command, num_missing))
+        table = (folder.workdir, rows, columns, fields.command(config), num_missing)
+        report(results.write_table(*table))
 
     identity = {"images": digest(*data), **fields.identity(config)}
     return trained.make_study(config, identity, networks, METRICS, make_setup, collect)
@@ -199,8 +191,7 @@ def format_accuracy(values: list[float]) -> str:
     return f"{100 * mean:.1f}%" + (f" ± {100 * error:.1f}" if np.isfinite(error) else "")
 
 
-def report_diverged(rows: list[dict[str, Any]]) -> None:
+def report_diverged(rows: results.Rows) -> None:
     """Says how many networks diverged, if any did."""
-    diverged = sum(row["diverged_at"] >= 0 for row in rows)
-    if diverged:
-        print(f"{diverged} of {len(rows)} networks diverged")
+    for line in results.count_diverged(rows):
+        print(line)

@@ -13,8 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import image_networks, results
-from experiments.image_networks import METRICS, make_network
-from experiments.run.config import check_each, check_sweep
+from experiments.image_networks import IMAGE_SHAPE, METRICS, make_network
+from experiments.run.config import check_each
 from experiments.run.folder import digest
 from experiments.run.plan import Arrays, Member, Study
 from nad_jax import plotting, store
@@ -26,56 +26,45 @@ FIELDS = image_networks.make_fields("poison_cifar", "nad_indices", "epsilons", "
 # Test accuracies of ResNet18 by NAD index, first and last, lowest and highest (NAD, Section 5.1).
 PUBLISHED = ((0, 0, 0.18, 0.18), (10, 60, 0.33, 0.47), (400, 1022, 0.76, 0.86))
 COLUMNS = ("architecture", "nad_index", "epsilon", "seed", *METRICS)
+EXAMPLES = ("original", "poisoned", "indices", "carriers")  # the arrays of `examples.npz`
 
 
 def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
-
-    def check_indices() -> None:
-        check_sweep("nad_indices", config.nad_indices)
-        check_each(config, "nad_indices", check_integer, 0)
-
-    def check_epsilons() -> None:
-        check_sweep("epsilons", config.epsilons)
-        check_each(config, "epsilons", check_number, 0.0, True)
-
-    def check_clean() -> None:
-        check_choice("clean", config.clean, (True, False))
-
-    image_networks.validate(config, FIELDS, check_indices, check_epsilons, check_clean)
+    image_networks.validate(
+        config,
+        FIELDS,
+        ("nad_indices", "epsilons"),
+        lambda: check_each(config, "nad_indices", check_integer, 0),
+        lambda: check_each(config, "epsilons", check_number, 0.0, True),
+        lambda: check_choice("clean", config.clean, (True, False)),
+    )
 
 
-def make_networks(config: ConfigDict, nads: dict[str, np.ndarray]) -> list[Member]:
+def make_networks(config: ConfigDict, nads: Arrays) -> list[Member]:
     """Every network of a config, one seed after the other, the clean one first."""
     networks = []
     for architecture in config.architectures:
         kinds = []  # index, amplitude, key, carriers and coefficients
         if config.clean:  # carriers that are zero change nothing
-            nothing = make_arrays(np.zeros((10, 3072), np.float32), np.zeros(10, np.float32))
-            kinds.append(("", "", "clean", nothing))
+            nothing = np.zeros((10, 3072), np.float32), np.zeros(10, np.float32)
+            kinds.append(("", "", "clean", *nothing))
         for index in config.nad_indices:
             try:
-                carriers, signs = published_carriers(
-                    nads[architecture], index, image_networks.IMAGE_SHAPE
-                )
+                carriers, signs = published_carriers(nads[architecture], index, IMAGE_SHAPE)
             except InputError as error:
                 raise InputError(str(error).replace("index:", "nad_indices:", 1)) from error
+            key = digest(carriers, signs)
             for epsilon in map(float, config.epsilons):
-                arrays = make_arrays(carriers, np.float32(epsilon) * signs)
-                kinds.append((index, epsilon, digest(carriers, signs), arrays))
-        for seed, (index, epsilon, key, arrays) in itertools.product(config.seeds, kinds):
-            values = (architecture, index, epsilon, seed)
-            coordinates = dict(zip(COLUMNS[: len(values)], values, strict=True))
-            networks.append(make_network(coordinates, key, "poisoned", arrays))
+                kinds.append((index, epsilon, key, carriers, np.float32(epsilon) * signs))
+        for seed, (index, epsilon, key, carriers, signed) in itertools.product(config.seeds, kinds):
+            place = dict(zip(COLUMNS, (architecture, index, epsilon, seed), strict=False))
+            arrays = {"carriers": carriers, "coefficients": signed}
+            networks.append(make_network(place, key, "poisoned", **arrays))
     return networks
 
 
-def make_arrays(carriers: np.ndarray, coefficients: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays that `interventions.poison` takes, by name."""
-    return {"carriers": carriers, "coefficients": coefficients}
-
-
-def _make_examples(config: ConfigDict, data: ImageData, nads: dict[str, np.ndarray]) -> Arrays:
+def _make_examples(config: ConfigDict, data: ImageData, nads: Arrays) -> Arrays:
     """Four images, of different classes, as they are and poisoned along up to four of the NADs, and
     these NADs.
     """
@@ -85,36 +74,34 @@ def _make_examples(config: ConfigDict, data: ImageData, nads: dict[str, np.ndarr
     indices = sorted(config.nad_indices[place] for place in places)
     poisoned = []
     for index in indices:
-        carriers, signs = published_carriers(nads[architecture], index, image_networks.IMAGE_SHAPE)
-        poisoned.append(np.asarray(poison(images, labels, carriers, np.float32(epsilon) * signs)))
-    arrays = {"original": images, "poisoned": np.stack(poisoned), "indices": np.array(indices)}
-    carriers = nads[architecture][indices].reshape(-1, *image_networks.IMAGE_SHAPE[:2])
-    return {**arrays, "carriers": carriers}
+        carriers, signs = published_carriers(nads[architecture], index, IMAGE_SHAPE)
+        poisoned.append(poison(images, labels, carriers, np.float32(epsilon) * signs))
+    carriers = nads[architecture][indices].reshape(-1, *IMAGE_SHAPE[:2])
+    arrays = (images, np.stack(poisoned), np.array(indices), carriers)
+    return dict(zip(EXAMPLES, arrays, strict=True))
 
 
-def _curves(rows: list[results.Row]) -> dict[str, dict[int, list[float]]]:
+def _curves(rows: results.Rows) -> dict[str, dict[int, list[float]]]:
     """Test accuracies by NAD index, for each architecture and, where there are several, each
     amplitude.
     """
     rows = sorted((r for r in rows if r["nad_index"] != ""), key=lambda row: row["nad_index"])
     several = len({row["epsilon"] for row in rows}) > 1
-    curves: dict[str, dict[int, list[float]]] = {}
-    for row in rows:
-        label = row["architecture"] + (f", ε = {row['epsilon']:g}" if several else "")
-        curves.setdefault(label, {}).setdefault(row["nad_index"], []).append(row["test_accuracy"])
-    return curves
+
+    def label(row: results.Row) -> str:
+        return row["architecture"] + (f", ε = {row['epsilon']:g}" if several else "")
+
+    curves = results.group(rows, label)
+    return {name: results.values_by(curve, "nad_index") for name, curve in curves.items()}
 
 
-def _clean(rows: list[results.Row]) -> dict[str, list[float]]:
+def _clean(rows: results.Rows) -> dict[str, list[float]]:
     """Test accuracies of the networks trained on clean images, for each architecture."""
-    clean: dict[str, list[float]] = {}
-    for row in rows:
-        if row["nad_index"] == "":
-            clean.setdefault(f"{row['architecture']}, clean", []).append(row["test_accuracy"])
-    return clean
+    clean = results.values_by((row for row in rows if row["nad_index"] == ""), "architecture")
+    return {f"{architecture}, clean": values for architecture, values in clean.items()}
 
 
-def _report(rows: list[results.Row]) -> None:
+def _report(rows: results.Rows) -> None:
     for label, accuracies in _clean(rows).items():
         print(f"{label}: test accuracy {image_networks.format_accuracy(accuracies)}")
     for label, curve in _curves(rows).items():
@@ -136,33 +123,20 @@ def make_study(config: ConfigDict) -> Study:
     nads = image_networks.read_nads(config)
     networks = make_networks(config, nads)
     data = image_networks.read_images(config)
-
-    def make_data(architecture: str, name: str) -> ImageData:
-        return data
-
     show = partial(_make_examples, config, data, nads)
-    how = (make_data, show, _report, poison)
+    how = (lambda architecture, name: data, show, _report, poison)
     return image_networks.make_study(config, FIELDS, data, networks, *how)
 
 
 def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` and `examples.npz` of `workdir`."""
     rows, missing = results.read_table(workdir, COLUMNS, FIELDS.command(config))
-    curves = {}
-    for label, curve in _curves(rows).items():
-        means, errors = zip(*map(results.mean_and_error, curve.values()), strict=True)
-        curves[label] = (np.array(list(curve)), np.array(means), np.array(errors))
-    clean = {
-        label: results.mean_and_error(accuracies) for label, accuracies in _clean(rows).items()
-    }
-    examples = store.read_npz(
-        workdir / "examples.npz", ("original", "poisoned", "indices", "carriers")
-    )
+    curves = {label: results.mean_curve(curve) for label, curve in _curves(rows).items()}
+    clean = {label: results.mean_and_error(values) for label, values in _clean(rows).items()}
+    examples = store.read_npz(workdir / "examples.npz", EXAMPLES)
     labels = [f"NAD {index}" for index in examples["indices"]]
-    shown = {
-        "original": examples["original"],
-        **dict(zip(labels, examples["poisoned"].clip(0, 1), strict=True)),
-    }
+    shown = {"original": examples["original"]}
+    shown |= zip(labels, examples["poisoned"].clip(0, 1), strict=True)
     carriers = dict(zip(labels, examples["carriers"], strict=True))
     title = f"CIFAR-10 poisoned along one NAD, {results.count_seeds(rows)}{missing}"
     poisoned = f"Poisoned along one NAD of {config.architectures[0]}, ε = {config.epsilons[0]:g} (clipped to [0, 1])"

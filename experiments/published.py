@@ -11,24 +11,25 @@ import io
 
 import numpy as np
 
-from experiments.results import Row, by_frequency
+from experiments.results import Rows, by_frequency, values_by
 from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.subspaces import rank_correlation
 
 # The columns of the tables in the paper's repository; accuracy_<architecture> is known as well.
-COLUMNS = {
-    "logreg": "acc_lr",
-    "lenet": "acc_ln",
-    "resnet18": "acc_rn",
-    "densenet121": "acc_dn",
-    "vgg11": "acc_vgg",
+_ARCHITECTURES = {
+    "acc_lr": "logreg",
+    "acc_ln": "lenet",
+    "acc_rn": "resnet18",
+    "acc_dn": "densenet121",
+    "acc_vgg": "vgg11",
 }
 # What names a row, and the highest value of each: cells of the map, or NADs of 32×32 pixels.
 _PLACES = {("x", "y"): 15, ("index",): 1023}
+Table = list[dict[str, float]]
 
 
-def read_table(path: str, architecture: str) -> list[dict[str, float]]:
+def read_table(path: str, architecture: str) -> Table:
     """The measured rows of a published table, as numbers, accuracy in [0, 1], curves in the order
     of their indices.
 
@@ -52,35 +53,26 @@ def read_table(path: str, architecture: str) -> list[dict[str, float]]:
         row = dict(zip(names, cells, strict=True))
         if not row[column]:
             continue
-        place = tuple(
-            int(_number(f"{where}: {name}", row[name], _PLACES[places], whole=True))
-            for name in places
-        )
+        last = _PLACES[places]
+        place = tuple(int(_number(f"{where}: {n}", row[n], last, whole=True)) for n in places)
         if place in found:
             raise InputError(
                 f"{where}: {', '.join(places)} = {', '.join(map(str, place))} is there twice"
             )
         found[place] = _number(f"{where}: {column}", row[column], 100) / 100
-    if places == ("index",):
-        found = {
-            place: found[place]
-            for place in sorted(found)
-            if place[0] <= 10 or (place[0] - 10) % 4 == 0
-        }
-    else:
-        found = {
-            place: accuracy for place, accuracy in found.items() if place[0] == 0 or place[0] >= 8
-        }
+    order = sorted(found) if places == ("index",) else found
+    found = {place: found[place] for place in order if _is_measured(*place)}
     if not found:
         raise InputError(f"{path}: holds no measured accuracies of {architecture!r}")
-    if max(found.values()) <= 0.01:
-        raise InputError(
-            f"{path}: {column} must be in percent, the largest is {100 * max(found.values()):g}"
-        )
-    return [
-        {**dict(zip(places, place, strict=True)), "accuracy": accuracy}
-        for place, accuracy in found.items()
-    ]
+    if (highest := max(found.values())) <= 0.01:
+        raise InputError(f"{path}: {column} must be in percent, the largest is {100 * highest:g}")
+    columns = (*places, "accuracy")
+    return [dict(zip(columns, (*place, found[place]), strict=True)) for place in found]
+
+
+def _is_measured(first: int, *others: int) -> bool:
+    """Whether a cell of the map is no copy, or an index not interpolated."""
+    return first == 0 or first >= 8 if others else first <= 10 or first % 4 == 2
 
 
 def _find_columns(path: str, names: list[str], architecture: str) -> tuple[str, tuple[str, ...]]:
@@ -90,8 +82,7 @@ def _find_columns(path: str, names: list[str], architecture: str) -> tuple[str, 
         raise InputError(
             f"{path}: needs columns x, y or index, has {', '.join(names)[:200] or 'none'}"
         )
-    published = {short: name for name, short in COLUMNS.items()}
-    owners = {name: published.get(name, name.removeprefix("accuracy_")) for name in names}
+    owners = {name: _ARCHITECTURES.get(name, name.removeprefix("accuracy_")) for name in names}
     owners = {name: owner for name, owner in owners.items() if owner != name}
     columns = [name for name in names if owners.get(name) == architecture]
     if not columns:
@@ -107,47 +98,44 @@ def _number(where: str, text: str, highest: int, whole: bool = False) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = float("nan")
+        value = np.nan
     if not 0 <= value <= highest or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
         raise InputError(f"{where}: must be {kind} in 0 … {highest}, got {text[:50]!r}")
     return value
 
 
-def compare(
-    table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int], source: str
-) -> list[str]:
+def compare(table: Table, rows: Rows, shape: tuple[int, int], source: str) -> list[str]:
     """What there is to say about the agreement of measured networks with a published table, line by
     line.
     """
-    first, sigma = rows[0], 3 if "x" in table[0] else 1
-    if (first["pooling"], first["sigma"], first["epsilon"]) != ("default", sigma, 1) or shape != (
-        32,
-        32,
-    ):
+    first, is_map = rows[0], "x" in table[0]
+    sigma = 3 if is_map else 1
+    setting = first["pooling"], first["sigma"], first["epsilon"], shape
+    if setting != ("default", sigma, 1, (32, 32)):
         return [
             f"published at 32x32, σ = {sigma}, ε = 1, with the networks' own pooling: not compared"
         ]
-    if source == "dft" and "x" in table[0] and first["phase"] == "cosine":
+    if source == "dft" and is_map and first["phase"] == "cosine":
         return _compare_map(table, rows, shape)
-    if source == "nads" and "index" in table[0]:
+    if source == "nads" and not is_map:
         return _compare_curve(table, rows)
     return [
         "published are cosine Fourier vectors (columns x, y) or NADs (column index): not compared"
     ]
 
 
-def _compare_map(
-    table: list[dict[str, float]], rows: list[Row], shape: tuple[int, int]
-) -> list[str]:
-    height, width = shape
-    own = by_frequency(rows, "test_accuracy", shape)
-    cells = [(2 * (row["y"] - 8), 2 * (row["x"] - 8), row["accuracy"]) for row in table]
-    cells = [(r, c, accuracy) for r, c, accuracy in cells if (r % height, c % width) in own]
+def _compare_map(table: Table, rows: Rows, shape: tuple[int, int]) -> list[str]:
+    own, cells = by_frequency(rows, "test_accuracy", shape), []
+    for cell in table:
+        frequency = 2 * (cell["y"] - 8), 2 * (cell["x"] - 8)
+        place = frequency[0] % shape[0], frequency[1] % shape[1]
+        if place in own:
+            cells.append((frequency, own[place], cell["accuracy"]))
     if len(cells) < 3:
         return ["fewer than three cells of the published map were measured: not compared"]
-    ours = np.array([own[r % height, c % width] for r, c, _ in cells])
-    theirs = np.array([accuracy for _, _, accuracy in cells])
+    frequencies, *accuracies = zip(*cells, strict=True)
+    ours, theirs = map(np.array, accuracies)
     difference = 100 * np.abs(ours - theirs).mean()
     lines = [f"published map, {len(cells)} cells: mean absolute difference {difference:.2f} points"]
     if ours.std() > 0 and theirs.std() > 0:
@@ -161,28 +149,20 @@ def _compare_map(
             )
     lines.append("largest deviations (row, column frequency): ours, published")
     for place in np.argsort(-np.abs(ours - theirs))[:8]:
-        row, column, _ = cells[place]
-        lines.append(f"  ({row}, {column}): {ours[place]:.1%}, {theirs[place]:.1%}")
+        lines.append(f"  {frequencies[place]}: {ours[place]:.1%}, {theirs[place]:.1%}")
     return lines
 
 
-def _compare_curve(table: list[dict[str, float]], rows: list[Row]) -> list[str]:
-    own: dict[int, list[float]] = {}
-    for row in rows:
-        own.setdefault(row["index"], []).append(row["test_accuracy"])
+def _compare_curve(table: Table, rows: Rows) -> list[str]:
+    measured = np.array([[row["index"], row["accuracy"]] for row in table]).T
     lines = [
         "NAD index: ours, published (from 50 on the mean of those measured within ±10 indices), "
         "points between"
     ]
-    for index, values in sorted(own.items()):
-        reach = 10 if index >= 50 else 0
-        near = [row["accuracy"] for row in table if abs(row["index"] - index) <= reach]
-        if not near:  # between two measured indices
-            near = [
-                np.interp(
-                    index, [row["index"] for row in table], [row["accuracy"] for row in table]
-                )
-            ]
-        ours, theirs = np.mean(values), np.mean(near)
+    for index, values in sorted(values_by(rows, "index").items()):
+        near = np.abs(measured[0] - index) <= (10 if index >= 50 else 0)
+        # Where none is near, it is between two measured indices.
+        theirs = measured[1, near].mean() if near.any() else np.interp(index, *measured)
+        ours = np.mean(values)
         lines.append(f"  {index:5}: {ours:.1%}, {theirs:.1%}, {(ours - theirs) * 100:+.1f}")
     return lines

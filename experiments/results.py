@@ -5,10 +5,12 @@ Everything here is a function of such rows: writing and reading them, grouping t
 over seeds. `command.json` beside the table says which command made it.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
+import operator
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,40 +19,38 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nad_jax import store
+from nad_jax.accuracy_plots import Curve, Frequencies
 from nad_jax.errors import InputError
 from nad_jax.tables import Row, format_table
 
+Rows = list[Row]
 
-def read_results(path: Path, columns: tuple[str, ...]) -> list[Row]:
+
+def read_results(path: Path, columns: tuple[str, ...]) -> Rows:
     """The rows of a `results.csv`: numbers where there are numbers, empty text where a column does
     not apply.
     """
-    rows = []
-    for row in csv.DictReader(io.StringIO(store.read_text(path))):
-        if set(row) != set(columns) or None in row.values():
-            raise InputError(
-                f"{path}: not a results.csv of this version: columns must be {', '.join(columns)}"
-            )
-        rows.append(
-            {name: value if name == "direction" else _number(value) for name, value in row.items()}
+    rows = list(csv.DictReader(io.StringIO(store.read_text(path))))
+    if any(set(row) != set(columns) or None in row.values() for row in rows):
+        raise InputError(
+            f"{path}: not a results.csv of this version: columns must be {', '.join(columns)}"
         )
     if not rows:
         raise InputError(f"{path}: holds no networks")
-    return rows
+    texts = ("direction",)  # which may look like numbers
+    return [{n: v if n in texts else _number(v) for n, v in row.items()} for row in rows]
 
 
 def _number(text: str) -> Any:
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text
 
 
 def write_table(
-    workdir: Path, rows: list[Row], columns: tuple[str, ...], command: dict[str, Any], missing: int
-) -> list[Row]:
+    workdir: Path, rows: Rows, columns: tuple[str, ...], command: dict[str, Any], missing: int
+) -> Rows:
     """Writes `results.csv` and the fields of the command that say which networks are in it, and how
     many are not yet; the rows as they are read.
     """
@@ -69,7 +69,7 @@ def _digest(workdir: Path, command: dict[str, Any], missing: int) -> str:
 
 def read_table(
     workdir: Path, columns: tuple[str, ...], command: dict[str, Any]
-) -> tuple[list[Row], str]:
+) -> tuple[Rows, str]:
     """The rows of `results.csv`, and what figures of it say of missing networks.
 
     Raises:
@@ -112,47 +112,66 @@ def save_figures(workdir: Path, figures: Mapping[str, Figure]) -> list[Path]:
     return [workdir / name for name in figures]
 
 
-_SYMBOLS = {"sigma": "σ = ", "epsilon": "ε = ", "num_train": "samples "}
-_SYMBOLS |= {name: f"{name} " for name in ("pooling", "width")}
+_SYMBOLS = {
+    "sigma": "σ = ",
+    "epsilon": "ε = ",
+    "num_train": "samples ",
+    "pooling": "pooling ",
+    "width": "width ",
+}
 _USUAL = {"pooling": "default", "width": 0, "optimizer": "sgd", "num_train": 10_000, "epsilon": 1}
 _AXES = ("architecture", "pooling", "width", "optimizer", "num_train", "sigma", "epsilon")
 
 
-def group(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
+def group(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, Rows]:
     """The rows of each key, in their order."""
-    groups: dict[Any, list[Row]] = {}
+    groups: dict[Any, Rows] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return groups
+
+
+def values_by(
+    rows: Iterable[Row], column: str, metric: str = "test_accuracy"
+) -> dict[Any, list[float]]:
+    """The values of a metric, one for each seed, of each entry of a column, in their order."""
+    groups = group(rows, operator.itemgetter(column))
+    return {entry: [row[metric] for row in seeds] for entry, seeds in groups.items()}
+
+
+def _varying(rows: Rows) -> list[str]:
+    return [name for name in (*_AXES, "phase") if len({row[name] for row in rows}) > 1]
 
 
 def _coordinates(row: Row, names: list[str]) -> list[str]:
     return [f"{_SYMBOLS.get(name, '')}{row[name]}" for name in names if row[name] != ""]
 
 
-def group_rows(rows: list[Row]) -> dict[str, list[Row]]:
+def group_rows(rows: Rows) -> dict[str, Rows]:
     """The rows of each curve or panel: equal in every coordinate but direction and seed, labelled
     by what varies.
     """
-    varying = [name for name in (*_AXES, "phase") if len({row[name] for row in rows}) > 1]
+    varying = _varying(rows)
     return group(rows, lambda row: ", ".join(_coordinates(row, varying)))
 
 
-def describe(rows: list[Row]) -> str:
+def describe(rows: Rows) -> str:
     """What all rows have in common, for a title: the architecture, σ, what is not as usual, and how
     many seeds.
     """
-    common = [
-        name
-        for name in _AXES
-        if len({row[name] for row in rows}) == 1 and rows[0][name] != _USUAL.get(name)
-    ]
+    varying = _varying(rows)
+    common = [n for n in _AXES if n not in varying and rows[0][n] != _USUAL.get(n)]
+    parts = [*_coordinates(rows[0], common), count_seeds(rows), *count_diverged(rows)]
+    return ", ".join(parts)
+
+
+def count_diverged(rows: Rows) -> list[str]:
+    """How many networks diverged, in words, if any did."""
     diverged = sum(row["diverged_at"] >= 0 for row in rows)
-    parts = [*_coordinates(rows[0], common), count_seeds(rows)]
-    return ", ".join(parts + [f"{diverged} of {len(rows)} networks diverged"] * (diverged > 0))
+    return [f"{diverged} of {len(rows)} networks diverged"] * (diverged > 0)
 
 
-def count_seeds(rows: list[Row]) -> str:
+def count_seeds(rows: Rows) -> str:
     """How many seeds there are, in words."""
     seeds = len({row["seed"] for row in rows})
     return f"{seeds} seed" + "s" * (seeds > 1)
@@ -164,21 +183,24 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(error)
 
 
-def by_direction(rows: list[Row]) -> dict[str, list[Row]]:
+def mean_curve(values: dict[int, list[float]]) -> Curve:
+    """Indices ascending, the mean over the seeds of each, its standard error (nan for one seed)."""
+    indices = sorted(values)
+    means, errors = np.transpose([mean_and_error(values[index]) for index in indices])
+    return np.array(indices), means, errors
+
+
+def by_direction(rows: Rows) -> dict[str, Rows]:
     """The rows of each direction, one per seed, under the direction's name."""
-    return group(rows, lambda row: row["direction"])
+    return group(rows, operator.itemgetter("direction"))
 
 
-def mean_accuracies(rows: list[Row]) -> np.ndarray:
+def mean_accuracies(rows: Rows) -> np.ndarray:
     """The test accuracy of each direction, averaged over seeds, in the order of `by_direction`."""
-    return np.array(
-        [np.mean([row["test_accuracy"] for row in seeds]) for seeds in by_direction(rows).values()]
-    )
+    return np.array(list(map(np.mean, values_by(rows, "direction").values())))
 
 
-def by_frequency(
-    rows: list[Row], metric: str, shape: tuple[int, int]
-) -> dict[tuple[int, int], float]:
+def by_frequency(rows: Rows, metric: str, shape: tuple[int, int]) -> dict[tuple[int, int], float]:
     """The mean of a metric of Fourier directions by their frequency modulo (H, W); ±f is one
     direction.
     """
@@ -192,9 +214,9 @@ def by_frequency(
 
 
 def map_panels(
-    groups: dict[str, list[Row]],
+    groups: dict[str, Rows],
     metric: str,
-    frequencies: tuple[np.ndarray, np.ndarray],
+    frequencies: Frequencies,
     shape: tuple[int, int],
 ) -> dict[str, np.ndarray]:
     """For each group the mean of a metric over seeds at (vertical, horizontal) frequencies; nan
@@ -210,17 +232,6 @@ def map_panels(
     return panels
 
 
-def curves(groups: dict[str, list[Row]]) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each group: indices ascending, mean test accuracy over seeds, its standard error (nan for
-    one seed).
-    """
-    found = {}
-    for label, chosen in groups.items():
-        values = {
-            seeds[0]["index"]: [row["test_accuracy"] for row in seeds]
-            for seeds in by_direction(chosen).values()
-        }
-        indices = np.array(sorted(values))
-        means, errors = zip(*(mean_and_error(values[i]) for i in indices), strict=True)
-        found[label] = (indices, np.array(means), np.array(errors))
-    return found
+def curves(groups: dict[str, Rows]) -> dict[str, Curve]:
+    """For each group the mean test accuracy by index, see `mean_curve`."""
+    return {label: mean_curve(values_by(chosen, "index")) for label, chosen in groups.items()}

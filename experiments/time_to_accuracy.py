@@ -23,9 +23,10 @@ import dataclasses
 import itertools
 import math
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -45,18 +46,17 @@ from experiments.run.config import (
 )
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
-from nad_jax import moments, plotting
+from nad_jax import plotting
 from nad_jax.choices import Estimator, check_symmetrized
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_choice, check_input_shape, check_integer, check_number
 from nad_jax.estimation import find_directions, make_dense, overlap_halves
 from nad_jax.geometry import make_accumulate, resolve_execution
 from nad_jax.models import Model
-from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays, init_halves
+from nad_jax.moments import Accumulator, Halves, halves_from_arrays, halves_to_arrays, init_halves
 from nad_jax.nads import DERIVATIVES
 from nad_jax.store import DamagedError
 from nad_jax.subspaces import subspace_overlap
-from nad_jax.symmetries import representations
 
 FIELDS = Fields(
     "time_to_accuracy",
@@ -69,17 +69,19 @@ FIELDS = Fields(
 class Ensemble(NamedTuple):
     """What a unit is.
 
-    readout: sampled, sampled_<M> (M read-outs a network), marginalized or reference.
     variants: what is read off it; a marginalized one twice, where the model states symmetries.
-    num_networks, max_seconds: where it ends.
+    max_seconds: where it ends, if it does not have all its networks before.
     """
 
     derivative: str
-    readout: str
-    seed: int
     variants: tuple[str, ...]
-    num_networks: int
+    seed: int
     max_seconds: float
+
+    @property
+    def readout(self) -> str:
+        """sampled, sampled_<M> (M read-outs a network), marginalized or reference."""
+        return self.variants[0]
 
 
 def validate(config: ConfigDict) -> None:
@@ -88,12 +90,11 @@ def validate(config: ConfigDict) -> None:
     check_sweeps(config, ("derivatives", "seeds", "sizes"))
 
     def check_sizes() -> None:
-        largest = int(np.prod(check_input_shape(config.image_shape))) - 1
+        largest = math.prod(check_input_shape(config.image_shape)) - 1
         check_each(config, "sizes", check_integer, 1, largest)
 
     def check_target() -> None:
-        check_number("target_overlap", config.target_overlap, 0.0, exclusive=True)
-        if config.target_overlap > 1:
+        if check_number("target_overlap", config.target_overlap, 0.0, exclusive=True) > 1:
             raise InputError(f"target_overlap: must be at most 1, got {config.target_overlap!r}")
 
     def check_reference_seed() -> None:
@@ -141,18 +142,21 @@ def _create_estimator(config: ConfigDict, derivative: str, readout: str) -> Esti
     return Estimator(derivative=derivative, point="fresh", **choices)
 
 
-def _make_ensembles(config: ConfigDict) -> list[Ensemble]:
+def _list_members(config: ConfigDict) -> list[Member]:
     """The reference of each derivative, and after it what is compared with it."""
     symmetrized = ("marginalized_symmetrized",) * bool(_create_model(config).symmetries)
     variants = ("sampled",), (f"sampled_{config.num_readouts}",), ("marginalized", *symmetrized)
-    ends = config.max_networks, config.max_seconds
-    ensembles = []
-    for derivative in config.derivatives:
-        reference = (config.reference_seed, ("reference",), config.reference_networks, math.inf)
-        ensembles.append(Ensemble(derivative, "reference", *reference))
-        for chosen, seed in itertools.product(variants, config.seeds):
-            ensembles.append(Ensemble(derivative, chosen[0], seed, chosen, *ends))
-    return ensembles
+    reference = ("reference",), config.reference_seed, math.inf
+    compared = itertools.product(variants, config.seeds, [config.max_seconds])
+    members = []
+    for derivative, chosen in itertools.product(config.derivatives, [reference, *compared]):
+        ensemble = Ensemble(derivative, *chosen)
+        readout = ensemble.readout
+        name = f"{derivative},{readout},seed={ensemble.seed}"
+        size = config.reference_networks if readout == "reference" else config.max_networks
+        program = (config.architecture, derivative, readout)
+        members.append(Member(name, program, ensemble, size))
+    return members
 
 
 def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:
@@ -166,14 +170,14 @@ def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:
     return [*looks, num_networks]
 
 
-def _shapes(config: ConfigDict, ensemble: Ensemble) -> dict[str, tuple[int | str, ...]]:
+def _shapes(config: ConfigDict, member: Member) -> dict[str, tuple[int | str, ...]]:
     """What a unit holds of every look: the leading directions [K, D] of each variant, of a
     reference its split half.
     """
-    directions = "looks", max(config.sizes), int(np.prod(config.image_shape))
+    directions = "looks", max(config.sizes), math.prod(config.image_shape)
     shapes = {"networks": ("looks",), "seconds": ("looks",)}
-    shapes |= dict.fromkeys(ensemble.variants, directions)
-    if ensemble.readout == "reference":
+    shapes |= dict.fromkeys(member.what.variants, directions)
+    if member.what.readout == "reference":
         shapes["split_half_overlap"] = ("looks", len(config.sizes))
     return shapes
 
@@ -192,37 +196,38 @@ def _check_looks(member: Member, arrays: Arrays) -> None:
 
 
 def _read_off(
-    config: ConfigDict, ensemble: Ensemble, halves: Halves, symmetries: tuple[str, ...]
-) -> dict[str, Any]:
+    sizes: tuple[int, ...],
+    variants: tuple[str, ...],
+    halves: Halves,
+    plain: Accumulator,
+    symmetrized: Accumulator,
+) -> Arrays:
     """The arrays of `_shapes` that an accumulated state gives."""
-    largest, shape = max(config.sizes), tuple(config.image_shape)
-    plain, symmetrized = (
-        moments.dense(math.prod(shape), representations(names, shape)) for names in ((), symmetries)
-    )
-    if ensemble.readout == "reference":
+    if variants == ("reference",):
         found = find_directions(symmetrized, halves, centered=False)
-        overlap = overlap_halves(found.even, found.odd, tuple(config.sizes)).astype(np.float32)
-        return {"reference": found.whole.directions[:largest], "split_half_overlap": overlap}
+        overlap = overlap_halves(found.even, found.odd, sizes).astype(np.float32)
+        return {"reference": found.whole.directions[: max(sizes)], "split_half_overlap": overlap}
     total = plain.merge(halves.even, halves.odd)
-    readers = zip(ensemble.variants, (plain, symmetrized), strict=False)
-    return {variant: one.read(total, False).directions[:largest] for variant, one in readers}
+    readers = zip(variants, (plain, symmetrized), strict=False)
+    return {name: one.read(total, False).directions[: max(sizes)] for name, one in readers}
 
 
-def _stack(curve: dict[str, list]) -> dict[str, np.ndarray]:
+def _stack(curve: dict[str, list]) -> Arrays:
     return {name: np.array(values) for name, values in curve.items()}
 
 
-def _make_program(config: ConfigDict, ensemble: Ensemble, chunk_size: int) -> Program:
-    """What computes the ensembles that differ from `ensemble` in their seed at most."""
-    model, estimator, accumulator, execution, size, *_ = _read_ensemble(config, ensemble)
+def _make_program(config: ConfigDict, like: Member, chunk_size: int) -> Program:
+    """What computes the ensembles that differ from this one in their seed at most."""
+    model, estimator, accumulator, execution, size, *_ = _read_ensemble(config, like.what)
     execution, _ = resolve_execution(model, estimator, execution, size)
     at_once = execution.chunk_size * jax.local_device_count()
-    looks, names = _plan_looks(ensemble.num_networks, at_once), tuple(_shapes(config, ensemble))
+    looks, names = _plan_looks(like.num_networks, at_once), tuple(_shapes(config, like))
     execution = execution._replace(chunk_size=chunk_size or execution.chunk_size)
     accumulate, _ = make_accumulate(model, estimator, accumulator, execution, size)
+    readers = accumulator, make_dense(model, dataclasses.replace(estimator, symmetrized=True))
     how = {"mapping": execution.mapping, "chunk_size": execution.chunk_size}
 
-    def check_kept(kept: dict[str, np.ndarray]) -> None:
+    def check_kept(kept: Arrays) -> None:
         seen = int(kept["state_networks"]) + int(kept["state_diverged"])
         networks, whole = kept["networks"], {len(kept[name]) for name in names}
         if not len(networks) or seen != networks[-1] or len(whole) > 1:
@@ -230,24 +235,23 @@ def _make_program(config: ConfigDict, ensemble: Ensemble, chunk_size: int) -> Pr
 
     def compute(work: Work) -> tuple[Arrays, int]:
         (member,), progress, snapshots = work
-        key, halves = make_key(member.what.seed), init_halves(accumulator)
+        ensemble, halves, done, seconds = member.what, init_halves(accumulator), 0, 0.0
+        key, curve = make_key(ensemble.seed), {name: [] for name in names}
         jax.block_until_ready(accumulate(key, halves, 0, looks[0]))  # compiles
-        curve: dict[str, list] = {name: [] for name in names}
         if (kept := snapshots.load(check_kept)) is not None:
             state = {name.removeprefix("state_"): kept[name] for name in kept if "state_" in name}
             halves = halves_from_arrays(state, halves)
             curve = {name: list(kept[name]) for name in names}
-        done, seconds = (curve[name][-1] if kept else 0 for name in ("networks", "seconds"))
-        for look in looks:
-            if look <= done:  # looks of a snapshot are those of as many devices as there were then
-                continue
+            done, seconds = kept["networks"][-1], kept["seconds"][-1]
+        # Looks of a snapshot are those of as many devices as there were then.
+        for look in [look for look in looks if look > done]:
             if done and seconds * look / done > ensemble.max_seconds:
                 break
             report = partial(lambda before, networks: progress(before + networks), done)
             begun = time.perf_counter()
             halves = jax.block_until_ready(accumulate(key, halves, done, look, report))
             done, seconds = look, seconds + time.perf_counter() - begun
-            found = _read_off(config, ensemble, halves, model.symmetries)
+            found = _read_off(tuple(config.sizes), ensemble.variants, halves, *readers)
             for name, value in {"networks": done, "seconds": seconds, **found}.items():
                 curve[name].append(value)
             if snapshots.due():
@@ -266,32 +270,29 @@ def _read_ensemble(config: ConfigDict, ensemble: Ensemble) -> costs.Ensemble:
     return costs.make_ensemble(model, estimator, make_dense(model, estimator), *how)
 
 
-def _measure_cost(config: ConfigDict, ensemble: Ensemble) -> Cost:
+def _measure_cost(config: ConfigDict, member: Member) -> Cost:
     """What a network costs; where an ensemble ends with its time, this divided by the networks it
     counts as.
     """
-    cost = costs.measure_ensemble(_read_ensemble(config, ensemble))
-    share = ensemble.max_seconds / ensemble.num_networks
+    cost = costs.measure_ensemble(_read_ensemble(config, member.what))
+    share = member.what.max_seconds / member.num_networks
     return cost._replace(network_seconds=min(cost.network_seconds, share))
 
 
 def _make_rows(
-    config: ConfigDict, ensemble: Ensemble, arrays: dict[str, np.ndarray], reference: np.ndarray
-) -> list[results.Row]:
+    config: ConfigDict, ensemble: Ensemble, arrays: Arrays, reference: np.ndarray
+) -> results.Rows:
     """The rows of the table that a unit gives, with the overlaps of its variants with a reference
     [K, D].
     """
-    rows = []
+    rows, sizes, networks = [], tuple(config.sizes), arrays["networks"]
     for variant in ensemble.variants:
-        overlaps = [
-            subspace_overlap(directions, reference, tuple(config.sizes))
-            for directions in arrays[variant]
-        ]
+        overlaps = [subspace_overlap(leading, reference, sizes) for leading in arrays[variant]]
         overlaps = np.array(arrays.get("split_half_overlap", overlaps))
         if variant.startswith("sampled"):  # so many directions are all that have been seen
-            seen = arrays["networks"] * (1 if variant == "sampled" else config.num_readouts)
-            overlaps = np.where(np.array(config.sizes)[None] <= seen[:, None], overlaps, np.nan)
-        for look in zip(arrays["networks"], arrays["seconds"], *overlaps.T, strict=True):
+            seen = networks * (1 if variant == "sampled" else config.num_readouts)
+            overlaps = np.where(np.less_equal.outer(sizes, seen).T, overlaps, np.nan)
+        for look in zip(networks, arrays["seconds"], *overlaps.T, strict=True):
             values = (ensemble.derivative, variant, ensemble.seed, *look)
             rows.append(dict(zip(_columns(config), values, strict=True)))
     return rows
@@ -302,42 +303,41 @@ def _columns(config: ConfigDict) -> tuple[str, ...]:
     return "derivative", "variant", "seed", "networks", "seconds", *overlaps
 
 
-def _curves(rows: list[results.Row], derivative: str) -> dict[tuple[str, int], list[results.Row]]:
-    """The rows of each variant and seed, in the order of the table; the reference comes first."""
-    chosen = (row for row in rows if row["derivative"] == derivative)
-    return results.group(chosen, lambda row: (row["variant"], row["seed"]))
+def _list_panels(
+    config: ConfigDict, rows: results.Rows
+) -> Iterator[tuple[plotting.Panel, results.Row, dict[tuple[str, int], results.Rows]]]:
+    """Of each derivative and size, (these, the last row of the reference, the rows of each variant
+    and seed).
+    """
+    for derivative, chosen in results.group(rows, lambda row: row["derivative"]).items():
+        curves = results.group(chosen, lambda row: (row["variant"], row["seed"]))
+        last = curves.pop(("reference", config.reference_seed))[-1]
+        for size in config.sizes:
+            yield (derivative, size), last, curves
 
 
-def _report(config: ConfigDict, rows: list[results.Row]) -> None:
+def _report(config: ConfigDict, rows: results.Rows) -> None:
     """Prints the first look of each curve that reaches the target; nothing is interpolated."""
     target = config.target_overlap
     print(
         f"{config.architecture}: networks and seconds until leading subspaces overlap with the "
         f"reference by {target}"
     )
-    for derivative in dict.fromkeys(row["derivative"] for row in rows):
-        curves = _curves(rows, derivative)
-        last = curves.pop(("reference", config.reference_seed))[-1]
-        for size in config.sizes:
-            overlap = f"overlap_{size}"
-            halves = f"{last['networks']} networks, halves overlap by {last[overlap]:.3f}"
-            print(f"  {derivative}, size {size} (reference: {halves})")
-            for (variant, seed), curve in curves.items():
-                best = max(curve, key=lambda row: np.nan_to_num(row[overlap]))
-                row = next((row for row in curve if row[overlap] >= target), best)
-                text = f"{row['networks']:6} networks {row['seconds']:8.2f} s   {row[overlap]:.3f}"
-                end = "" if row[overlap] >= target else ", the best: not reached"
-                print(f"    {variant:24} seed {seed} {text}{end}")
+    for (derivative, size), last, curves in _list_panels(config, rows):
+        overlap = f"overlap_{size}"
+        halves = f"{last['networks']} networks, halves overlap by {last[overlap]:.3f}"
+        print(f"  {derivative}, size {size} (reference: {halves})")
+        for (variant, seed), curve in curves.items():
+            reached = (row for row in curve if row[overlap] >= target)
+            row = next(reached, None) or max(curve, key=lambda row: np.nan_to_num(row[overlap]))
+            text = f"{row['networks']:6} networks {row['seconds']:8.2f} s   {row[overlap]:.3f}"
+            end = "" if row[overlap] >= target else ", the best: not reached"
+            print(f"    {variant:24} seed {seed} {text}{end}")
 
 
 def make_study(config: ConfigDict) -> Study:
     """The ensembles of a config."""
     validate(config)
-    members = []
-    for ensemble in _make_ensembles(config):
-        name = f"{ensemble.derivative},{ensemble.readout},seed={ensemble.seed}"
-        program = (config.architecture, ensemble.derivative, ensemble.readout)
-        members.append(Member(name, program, ensemble, ensemble.num_networks))
 
     def collect(folder: Folder, num_missing: int) -> None:
         rows, references = [], {}
@@ -349,16 +349,16 @@ def make_study(config: ConfigDict) -> Study:
                 rows += _make_rows(config, ensemble, arrays, references[ensemble.derivative])
         if not rows:
             raise runner.RunAgain(f"{folder.workdir}: no reference is stored yet")
-        columns, command = _columns(config), FIELDS.command(config)
-        results.write_table(folder.workdir, rows, columns, command, num_missing)
+        table = (folder.workdir, rows, _columns(config), FIELDS.command(config), num_missing)
+        results.write_table(*table)
         _report(config, rows)
 
     return Study(
         {"": FIELDS.identity(config)},
-        members,
-        lambda member: _shapes(config, member.what),
-        lambda member, chunk_size: _make_program(config, member.what, chunk_size),
-        lambda member: _measure_cost(config, member.what),
+        _list_members(config),
+        partial(_shapes, config),
+        partial(_make_program, config),
+        partial(_measure_cost, config),
         collect,
         check=_check_looks,
     )
@@ -368,17 +368,14 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     """Draws `results.csv` of `workdir`."""
     validate(config)
     rows, missing = results.read_table(workdir, _columns(config), FIELDS.command(config))
-    panels: dict[tuple[str, int], dict[str, list[tuple[np.ndarray, np.ndarray]]]] = {}
-    halves: dict[tuple[str, int], float] = {}
-    for derivative in dict.fromkeys(row["derivative"] for row in rows):
-        curves = _curves(rows, derivative)
-        last = curves.pop(("reference", config.reference_seed))[-1]
-        for size in config.sizes:
-            lines = panels.setdefault((derivative, size), {})
-            halves[derivative, size] = last[f"overlap_{size}"]
-            for (variant, _), curve in curves.items():
-                points = [(row["seconds"], row[f"overlap_{size}"]) for row in curve]
-                lines.setdefault(variant, []).append(tuple(np.transpose(points)))
+    panels: dict[plotting.Panel, dict[str, list[plotting.Line]]] = {}
+    halves: dict[plotting.Panel, float] = {}
+    for panel, last, curves in _list_panels(config, rows):
+        overlap, lines = f"overlap_{panel[1]}", panels.setdefault(panel, {})
+        halves[panel] = last[overlap]
+        for (variant, _), curve in curves.items():
+            points = [(row["seconds"], row[overlap]) for row in curve]
+            lines.setdefault(variant, []).append(tuple(np.transpose(points)))
     reference = f"a reference of {config.reference_networks} networks"
     title = f"{config.architecture}: leading subspaces against {reference}"
     figure = plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title + missing)

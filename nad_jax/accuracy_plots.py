@@ -9,7 +9,13 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nad_jax.plotting import Curve, Line, one_panel
 from nad_jax.subspaces import rank_correlation
+
+Frequencies = tuple[
+    np.ndarray, np.ndarray
+]  # vertical and horizontal frequencies, [R] and [C], ascending
+ByLabel = dict[str, np.ndarray]  # of each label
 
 
 def _panels(count: int, ratio: float) -> tuple[Figure, list]:
@@ -19,13 +25,12 @@ def _panels(count: int, ratio: float) -> tuple[Figure, list]:
     width, height = 3.0 / ratio**0.5, 3.0 * ratio**0.5
     columns = max(1, min(count, int(12.0 / width)))
     rows = -(-count // columns)
-    figure = Figure(
-        figsize=(width * columns + 1.2, max(height * rows + 0.6, 2.8)), layout="constrained"
-    )
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for panel in list(axes)[count:]:
+    size = width * columns + 1.2, max(height * rows + 0.6, 2.8)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.subplots(rows, columns)
+    for panel in figure.axes[count:]:
         panel.set_visible(False)
-    return figure, list(figure.axes[:count])
+    return figure, figure.axes[:count]
 
 
 def _edges(frequencies: np.ndarray) -> tuple[float, float]:
@@ -35,11 +40,7 @@ def _edges(frequencies: np.ndarray) -> tuple[float, float]:
 
 
 def _plot_maps(
-    maps: dict[str, np.ndarray],
-    frequencies: tuple[np.ndarray, np.ndarray],
-    title: str,
-    label: str,
-    **scale: object,
+    maps: ByLabel, frequencies: Frequencies, title: str, label: str, **scale: object
 ) -> Figure:
     """One panel per map over (vertical, horizontal) frequency, all on one scale; cells without a
     value are grey.
@@ -49,17 +50,15 @@ def _plot_maps(
     figure, panels = _panels(len(maps), ratio)
     width = int(10 * figure.get_figwidth())  # letters
     figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()))
-    (left, right), (low, high) = _edges(columns), _edges(rows)
+    extent = (*_edges(columns), *reversed(_edges(rows)))
     for panel, (name, values) in zip(panels, maps.items(), strict=True):
         panel.set_facecolor("lightgray")
-        drawn = panel.imshow(
-            values, extent=(left, right, high, low), interpolation="nearest", aspect="auto", **scale
-        )
+        how = {"extent": extent, "interpolation": "nearest", "aspect": "auto", **scale}
+        drawn = panel.imshow(values, **how)
         panel.set_box_aspect(ratio)
         panel.set_title(name, fontsize=9)
-        panel.set(
-            xticks=columns[:: max(1, len(columns) // 8)], yticks=rows[:: max(1, len(rows) // 8)]
-        )
+        panel.set_xticks(columns[:: max(1, len(columns) // 8)])
+        panel.set_yticks(rows[:: max(1, len(rows) // 8)])
         panel.tick_params(labelsize=7)
         panel.label_outer()
     figure.supxlabel("horizontal frequency", fontsize="medium")
@@ -68,9 +67,7 @@ def _plot_maps(
     return figure
 
 
-def plot_accuracy_maps(
-    maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str
-) -> Figure:
+def plot_accuracy_maps(maps: ByLabel, frequencies: Frequencies, title: str) -> Figure:
     """Test accuracies on D(v), one map [R, C] per label, v the real Fourier vector of (vertical,
     horizontal) frequency.
 
@@ -78,14 +75,11 @@ def plot_accuracy_maps(
     figures compare.
     """
     percent = {name: 100 * values for name, values in maps.items()}
-    return _plot_maps(
-        percent, frequencies, title, "test accuracy (%)", vmin=50, vmax=100, cmap="viridis"
-    )
+    scale = {"vmin": 50, "vmax": 100, "cmap": "viridis"}
+    return _plot_maps(percent, frequencies, title, "test accuracy (%)", **scale)
 
 
-def plot_steps_maps(
-    maps: dict[str, np.ndarray], frequencies: tuple[np.ndarray, np.ndarray], title: str
-) -> Figure:
+def plot_steps_maps(maps: ByLabel, frequencies: Frequencies, title: str) -> Figure:
     """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; grey: nan,
     never reached.
     """
@@ -95,80 +89,58 @@ def plot_steps_maps(
 
 
 def plot_accuracy_by_index(
-    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
-    eigenvalues: np.ndarray | None,
-    title: str,
+    curves: dict[str, Curve], eigenvalues: np.ndarray | None, title: str
 ) -> Figure:
     """Accuracy on D(u_i) against the NAD index, (indices, means, standard errors) per label, over
     the eigenvalues.
     """
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.subplots()
+    labels = {"xlabel": "NAD index $i$", "ylabel": "test accuracy on $D(u_i)$ (%)"}
+    figure, axes = one_panel((6.5, 4), title=title, **labels)
+    bottom = 45.0
     for label, (indices, means, sem) in curves.items():
-        axes.errorbar(
-            indices,
-            100 * means,
-            100 * np.nan_to_num(sem),
-            fmt="o-",
-            capsize=3,
-            label=label or "accuracy",
-        )
+        percent, error = 100 * means, 100 * np.nan_to_num(sem)
+        name = label or "accuracy"
+        axes.errorbar(indices, percent, error, fmt="o-", capsize=3, label=name)
+        bottom = min(bottom, (percent - error).min() - 2)
     axes.axhline(50, color="gray", linestyle=":", linewidth=1)
-    lowest = min(
-        float(100 * (means - np.nan_to_num(sem)).min()) for _, means, sem in curves.values()
-    )
     axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
-    axes.set(
-        xlabel="NAD index $i$",
-        ylabel="test accuracy on $D(u_i)$ (%)",
-        ylim=(min(45, lowest - 2), 101.5),
-        title=title,
-    )
-    handles, labels = axes.get_legend_handles_labels()
+    axes.set_ylim(bottom, 101.5)
+    handles, _ = axes.get_legend_handles_labels()
     if eigenvalues is not None:
         shown = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
         other = axes.twinx()
-        other.plot(np.arange(len(eigenvalues))[shown], eigenvalues[shown], "k--", linewidth=1)
+        line = np.flatnonzero(shown), eigenvalues[shown]
+        handles += other.plot(*line, "k--", linewidth=1, label="eigenvalue")
         other.set(yscale="log", ylabel=r"eigenvalue $\lambda_i$")
-        handles, labels = [*handles, other.lines[0]], [*labels, "eigenvalue"]
-    axes.legend(handles, labels, loc="lower left")
+    axes.legend(handles=handles, loc="lower left")
     return figure
 
 
-def plot_accuracy_histogram(groups: dict[str, np.ndarray], title: str) -> Figure:
+def plot_accuracy_histogram(groups: ByLabel, title: str) -> Figure:
     """How the test accuracies [N] of each label are distributed, in bins of 2.5 points; the first
     one has all below.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(title=title, xlabel="test accuracy (%)", ylabel="directions")
     bins = np.arange(45, 102.5, 2.5)
     for label, accuracies in groups.items():
         name = f"{label + ': ' if label else ''}mean {100 * accuracies.mean():.1f} %"
         axes.hist(np.maximum(100 * accuracies, bins[0]), bins, alpha=0.6, label=name)
-    axes.set(xlabel="test accuracy (%)", ylabel="directions", title=title)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     return figure
 
 
-def plot_accuracy_by_energy(points: dict[str, tuple[np.ndarray, np.ndarray]], title: str) -> Figure:
+def plot_accuracy_by_energy(points: dict[str, Line], title: str) -> Figure:
     """Accuracy on D(v) against vᵀ E[g gᵀ] v, (energies [N], accuracies [N]) per label, with their
     rank correlation.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    ylabel = "test accuracy on $D(v)$ (%)"
+    figure, axes = one_panel(title=title, xlabel=r"$v^\top \mathbb{E}[g g^\top] v$", ylabel=ylabel)
     for label, (energies, accuracies) in points.items():
-        correlation = (
-            float(rank_correlation(energies, accuracies)) if len(energies) > 1 else float("nan")
-        )
+        correlation = rank_correlation(energies, accuracies) if len(energies) > 1 else np.nan
         name = f"{label + ': ' if label else ''}rank correlation {correlation:.2f}"
         axes.plot(energies, 100 * accuracies, "o", markersize=3, label=name)
-    axes.set(
-        xscale="log",
-        xlabel=r"$v^\top \mathbb{E}[g g^\top] v$",
-        ylabel="test accuracy on $D(v)$ (%)",
-        title=title,
-    )
+    axes.set_xscale("log")
     axes.legend(fontsize=8)
     return figure
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from nad_jax import spectral
 from nad_jax.errors import InputError, check_integer, check_number, check_record, host_array
-from nad_jax.tables import Row, Tabular, make_rows
+from nad_jax.tables import Row, Tabular, zip_columns
 
 DERIVATIVES = ("central_difference", "input_gradient")  # by name, and where they are taken
 POINTS = ("shared", "fresh")
@@ -65,7 +65,7 @@ class NADs(NamedTuple):
         """A row for each direction: its index, eigenvalue, standard error and representation."""
         columns = {"index": range(len(self.eigenvalues)), "eigenvalue": self.eigenvalues}
         columns |= {"eigenvalue_sem": self.eigenvalue_sem, "symmetry": self.symmetry}
-        return make_rows(columns)
+        return zip_columns(columns)
 
     to_csv = Tabular.to_csv
 

@@ -2,11 +2,43 @@
 networks here.
 """
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nad_jax.directions import spatial_shape, to_images
+
+Line = tuple[np.ndarray, np.ndarray]  # places [S] and heights [S]
+Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # indices [K], means [K], standard errors [K]
+Estimate = tuple[float, float]  # mean and standard error
+Panel = tuple[str, int]  # derivative and subspace size
+OVERLAP = r"overlap $\|U_k V_k^\top\|^2 / k$"
+
+
+def one_panel(figsize: tuple[float, float] = (6, 4), **settings: Any) -> tuple[Figure, Axes]:
+    """A figure of one panel, and this panel; `settings` are those of `Axes.set`."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    return figure, figure.subplots(subplot_kw=settings)
+
+
+def _image_panels(
+    title: str, figsize: tuple[float, float], rows: int, columns: int
+) -> tuple[Figure, np.ndarray]:
+    """A figure of panels [rows, columns] without ticks and frames."""
+    figure = Figure(figsize=figsize, layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
+    for panel in axes.flat:
+        panel.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _show_signed(panel: Axes, values: np.ndarray, **how: str) -> None:
+    """Values [H, W] in diverging colors, symmetric about 0."""
+    limit = np.abs(values).max()
+    panel.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, **how)
 
 
 def fourier_energy(image: np.ndarray) -> np.ndarray:
@@ -32,32 +64,28 @@ def plot_directions(
     (`NADs.symmetry`, [K]). Frequencies are in cycles per length of an axis.
     """
     images = np.asarray(to_images(np.asarray(directions), image_shape))
-    label = "entries" if images.ndim < 4 else "pixels"
+    draw, label, (height, width, channels) = _draw_image, "pixels", (1, 1, 1)
     if images.ndim == 5:
         images, label = images[:, images.shape[1] // 2], "middle slice"
-    if images.ndim < 4:
+    if images.ndim == 4:
+        _, height, width, channels = images.shape
+    else:
         images = images.reshape(len(images), *spatial_shape(tuple(image_shape)), -1)
-    draw = _draw_image if images.ndim == 4 else _draw_lines
-    height, width, channels = images.shape[1:] if images.ndim == 4 else (1, 1, 1)
+        draw, label = _draw_lines, "entries"
     # Inches; a pixel of a large image is one of the figure, at 150 dots per inch.
     panel = max(1.35 * max(1, channels / 2), channels * width / 150)
     columns = min(8, len(images), max(1, int(18 / panel)))
     rows = -(-len(images) // columns)
     figsize = (panel * columns + 0.3, 2 * max(1.45, height / 150 + 0.25) * rows + 0.5)
-    figure = Figure(figsize=figsize, layout="constrained")
-    figure.suptitle(title)
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set(xticks=[], yticks=[])
-        panel.spines[:].set_visible(False)
-    for index, image in enumerate(images):
-        row, column = 2 * (index // columns), index % columns
-        draw(axes[row, column], axes[row + 1, column], image)
+    figure, axes = _image_panels(title, figsize, 2 * rows, columns)
+    upper, lower = axes[::2].flat, axes[1::2].flat
+    for index, (entries, fourier, image) in enumerate(zip(upper, lower, images, strict=False)):
+        draw(entries, fourier, image)
         of = f" {symmetry[index]}" if len(symmetry) else ""
-        axes[row, column].set_title(f"$u_{{{index}}}${of}", fontsize=9)
-        if column == 0:
-            axes[row, column].set_ylabel(label, fontsize=8)
-            axes[row + 1, column].set_ylabel("Fourier energy", fontsize=8)
+        entries.set_title(f"$u_{{{index}}}${of}", fontsize=9)
+        if index % columns == 0:
+            entries.set_ylabel(label, fontsize=8)
+            fourier.set_ylabel("Fourier energy", fontsize=8)
     first = axes[1, 0]
     for axis, length in zip((first.xaxis, first.yaxis), images.shape[-2:0:-1], strict=False):
         axis.set_ticks([-(length // 2), 0, length - length // 2 - 1])
@@ -67,9 +95,7 @@ def plot_directions(
 
 def _draw_image(pixel: Axes, fourier: Axes, image: np.ndarray) -> None:
     """An image [H, W, C], channels side by side, and its Fourier energy."""
-    limit = np.abs(image).max()
-    tiled = np.concatenate(list(np.moveaxis(image, -1, 0)), axis=1)
-    pixel.imshow(tiled, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    _show_signed(pixel, np.concatenate(list(np.moveaxis(image, -1, 0)), axis=1))
     height, width = image.shape[:2]
     bottom, left = -(height // 2) - 0.5, -(width // 2) - 0.5
     extent = (left, left + width, bottom + height, bottom)
@@ -79,7 +105,8 @@ def _draw_image(pixel: Axes, fourier: Axes, image: np.ndarray) -> None:
 def _draw_lines(entries: Axes, fourier: Axes, signal: np.ndarray) -> None:
     """A signal [L, C], a line for each channel, and its Fourier energy."""
     entries.plot(signal, linewidth=0.8)
-    entries.set_ylim(*(1.1 * np.abs(signal).max() * np.array([-1, 1])))
+    limit = 1.1 * np.abs(signal).max()
+    entries.set_ylim(-limit, limit)
     length = len(signal)
     fourier.plot(np.arange(length) - length // 2, fourier_energy(signal), "k", linewidth=0.8)
 
@@ -94,108 +121,85 @@ def plot_spectrum(
     """Eigenvalues [K] against their index, logarithmic, ± one standard error, with null band and
     compared spectrum.
     """
-    index = np.arange(1, len(eigenvalues) + 1)
-    positive = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    floor = eigenvalues[positive].min() / 2
-    low, high = np.maximum(eigenvalues - eigenvalue_sem, floor), eigenvalues + eigenvalue_sem
-    axes.fill_between(
-        index[positive],
-        low[positive],
-        high[positive],
-        alpha=0.35,
-        linewidth=0,
-        label="± split-half standard error",
+    figure, axes = one_panel(
+        title=title, xlabel="NAD index $i + 1$", ylabel=r"eigenvalue $\lambda_i$"
     )
-    axes.plot(index[positive], eigenvalues[positive], label="eigenvalues")
+    positive = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
+    values, sem = eigenvalues[positive], eigenvalue_sem[positive]
+    index = np.flatnonzero(positive) + 1
+    top, bottom = values[0], values.min()
+    low, high = np.maximum(values - sem, bottom / 2), values + sem
+    label = "± split-half standard error"
+    axes.fill_between(index, low, high, alpha=0.35, linewidth=0, label=label)
+    axes.plot(index, values, label="eigenvalues")
     if compared is not None:
         axes.plot(np.arange(1, len(compared) + 1), compared, "k--", linewidth=1, label="compared")
     if null_band is not None:
         axes.axhspan(*null_band, color="gray", alpha=0.3, label="null band (Marchenko–Pastur)")
-    top, bottom = eigenvalues[0], eigenvalues[positive].min()
     if top < 1.5 * bottom:  # an isotropic spectrum is drawn flat, not as its rounding errors
         axes.set_ylim(bottom / 1.5, top * 1.5)
-    axes.set(
-        xscale="log",
-        yscale="log",
-        xlabel="NAD index $i + 1$",
-        ylabel=r"eigenvalue $\lambda_i$",
-        title=title,
-    )
+    axes.loglog()
     axes.legend()
     return figure
 
 
-def plot_overlap(
-    curves: dict[str, tuple[np.ndarray, np.ndarray]], dimension: int, title: str
-) -> Figure:
+def plot_overlap(curves: dict[str, Line], dimension: int, title: str) -> Figure:
     """Subspace overlap against subspace size k, one (sizes [S], overlaps [S]) per label; k/D is
     that of chance.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = one_panel(
+        title=title, xlabel="subspace size $k$", ylabel=OVERLAP, ylim=(0, 1.02)
+    )
     for label, (sizes, overlaps) in curves.items():
         axes.plot(sizes, overlaps, "o-", label=label)
     sizes = np.unique(np.concatenate([sizes for sizes, _ in curves.values()]))
     axes.plot(sizes, sizes / dimension, ":", color="gray", label="random subspaces")
-    axes.set(xscale="log", ylim=(0, 1.02), xlabel="subspace size $k$", title=title)
-    axes.set_ylabel(r"overlap $\|U_k V_k^\top\|^2 / k$")
-    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, sizes)
     axes.minorticks_off()
     axes.legend()
     return figure
 
 
 def plot_time_to_accuracy(
-    panels: dict[tuple[str, int], dict[str, list[tuple[np.ndarray, np.ndarray]]]],
-    halves: dict[tuple[str, int], float],
+    panels: dict[Panel, dict[str, list[Line]]],
+    halves: dict[Panel, float],
     target: float,
     title: str,
 ) -> Figure:
     """Overlap with a reference against seconds, logarithmic.
 
     Args:
-      panels: for each derivative (a column) and subspace size (a row) the lines (seconds [T],
-        overlaps [T]) of each variant, of one seed or several.
+      panels: for each derivative (a column) and in it each subspace size (a row) the lines
+        (seconds [T], overlaps [T]) of each variant, of one seed or several.
       halves: for each of them, how much the halves of the reference overlap; dotted.
       target: the overlap that is asked for; dashed.
     """
-    derivatives, sizes = ({key[place]: None for key in panels} for place in (0, 1))
-    shape = len(sizes), len(derivatives)
-    figure = Figure(
-        figsize=(max(4.2 * shape[1] + 0.6, 8.0), 2.6 * shape[0] + 1.2), layout="constrained"
-    )
+    columns = len({derivative for derivative, _ in panels})
+    rows = len(panels) // columns
+    figsize = max(4.2 * columns + 0.6, 8.0), 2.6 * rows + 1.2
+    figure = Figure(figsize=figsize, layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(*shape, sharex=True, sharey=True, squeeze=False)
-    for row, size in zip(axes, sizes, strict=True):
-        for panel, derivative in zip(row, derivatives, strict=True):
-            for number, (variant, lines) in enumerate(panels[derivative, size].items()):
-                for seconds, overlaps in lines:
-                    panel.plot(seconds, overlaps, ".-", color=f"C{number}", label=variant)
-            panel.axhline(target, color="gray", linestyle="--", linewidth=1, label="target")
-            panel.axhline(
-                halves[derivative, size],
-                color="gray",
-                linestyle=":",
-                label="halves of the reference",
-            )
-            panel.set(xscale="log", ylim=(0, 1.02))
-            panel.set_title(f"{derivative}, $k = {size}$", fontsize=10)
-        row[0].set_ylabel(r"overlap $\|U_k V_k^\top\|^2 / k$")
-    for panel in axes[-1]:
-        panel.set_xlabel("seconds")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for panel, (derivative, size) in zip(axes.T.flat, panels, strict=True):
+        for number, (variant, lines) in enumerate(panels[derivative, size].items()):
+            for line in lines:
+                panel.plot(*line, ".-", color=f"C{number}", label=variant)
+        panel.axhline(target, color="gray", linestyle="--", linewidth=1, label="target")
+        agreement = halves[derivative, size]
+        panel.axhline(agreement, color="gray", linestyle=":", label="halves of the reference")
+        panel.set(xscale="log", ylim=(0, 1.02), xlabel="seconds", ylabel=OVERLAP)
+        panel.set_title(f"{derivative}, $k = {size}$", fontsize=10)
+        panel.label_outer()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    lines = dict(
-        zip(labels, handles, strict=True)
-    )  # one entry per variant, whatever the number of seeds
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=3, fontsize=9)
+    entries = dict(zip(labels, handles, strict=True)).values()  # one of a variant, for all seeds
+    figure.legend(handles=entries, loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
 def plot_poison_curve(
-    curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
-    clean: dict[str, tuple[float, float]],
+    curves: dict[str, Curve],
+    clean: dict[str, Estimate],
     published: tuple[tuple[int, int, float, float], ...],
     title: str,
 ) -> Figure:
@@ -206,36 +210,29 @@ def plot_poison_curve(
     error) of networks trained on clean images; `published` ranges for ResNet18, (first index, last,
     lowest accuracy, highest), grey.
     """
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.subplots()
-    for number, (first, last, lowest, highest) in enumerate(published):
-        label = "" if number else "published ranges, ResNet18"
-        place = [first, max(last, first + 0.1)]
-        axes.fill_between(
-            place, 100 * lowest, 100 * highest, color="lightgray", linewidth=2, label=label
-        )
+    labels = {"xlabel": "NAD index of the poison $i$", "ylabel": "test accuracy (%)"}
+    figure, axes = one_panel((6.5, 4), title=title, **labels)
+    label = "published ranges, ResNet18"
+    for first, last, lowest, highest in published:
+        place, reach = [first, max(last, first + 0.1)], (100 * lowest, 100 * highest)
+        axes.fill_between(place, *reach, color="lightgray", linewidth=2, label=label)
+        label = ""  # one entry for all
     for label, (indices, means, sem) in curves.items():
         error = 100 * sem if np.isfinite(sem).all() else None
         axes.errorbar(indices, 100 * means, error, fmt="o-", capsize=3, label=label)
     for number, (label, (mean, error)) in enumerate(clean.items()):
-        axes.axhline(100 * mean, color=f"C{number}", linestyle="--", linewidth=1, label=label)
+        color, reach = f"C{number}", (100 * (mean - error), 100 * (mean + error))
+        axes.axhline(100 * mean, color=color, linestyle="--", linewidth=1, label=label)
         if np.isfinite(error):
-            axes.axhspan(
-                100 * (mean - error),
-                100 * (mean + error),
-                color=f"C{number}",
-                alpha=0.2,
-                linewidth=0,
-            )
+            axes.axhspan(*reach, color=color, alpha=0.2, linewidth=0)
     axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
-    axes.set(xlabel="NAD index of the poison $i$", ylabel="test accuracy (%)", title=title)
     axes.set(xlim=(-0.2, 1.2 * 1023), ylim=(0, 101))
     axes.legend(loc="upper left", fontsize=8)
     return figure
 
 
 def plot_bars(
-    bars: dict[str, dict[str, tuple[float, float]]],
+    bars: dict[str, dict[str, Estimate]],
     names: tuple[str, ...],
     published: dict[str, dict[str, float]],
     title: str,
@@ -246,30 +243,27 @@ def plot_bars(
     Errors are nan where there is one seed. `published` accuracies of the same labels and names are
     marked.
     """
-    figure = Figure(figsize=(max(5.0, 2.5 + 1.5 * len(bars)), 4), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(names)
-    marks = []
+    size = max(5.0, 2.5 + 1.5 * len(bars)), 4
+    figure, axes = one_panel(size, title=title, ylabel="test accuracy (%)", ylim=(0, 101))
+    width, marks, handles = 0.8 / len(names), [], {}
     for number, name in enumerate(names):
         offset = (number - (len(names) - 1) / 2) * width
-        for place, (label, group) in enumerate(bars.items()):
-            if name in group:
-                mean, error = group[name]
-                drawn = axes.bar(place + offset, 100 * mean, width, color=f"C{number}", label=name)
-                axes.bar_label(drawn, fmt="%.1f", label_type="center", color="white", fontsize=9)
-                if np.isfinite(error):
-                    axes.errorbar(place + offset, 100 * mean, 100 * error, color="black", capsize=3)
-            if name in group and name in published.get(label, {}):
-                marks.append((place + offset, 100 * published[label][name]))
+        for place, label in enumerate(bars):
+            if name not in bars[label]:
+                continue
+            x, (mean, error) = place + offset, bars[label][name]
+            drawn = axes.bar(x, 100 * mean, width, color=f"C{number}", label=name)
+            axes.bar_label(drawn, fmt="%.1f", label_type="center", color="white", fontsize=9)
+            axes.errorbar(x, 100 * mean, 100 * error, color="black", capsize=3)
+            handles[name] = drawn  # one entry per name
+            if name in published.get(label, {}):
+                marks.append((x, 100 * published[label][name]))
     if marks:
-        axes.plot(*np.transpose(marks), "kD", markersize=5, fillstyle="none", label="published")
-    axes.set_xticks(range(len(bars)), list(bars))
-    axes.set(ylabel="test accuracy (%)", xlim=(-0.6, len(bars) - 0.4), ylim=(0, 101), title=title)
-    handles = dict(
-        reversed(list(zip(*axes.get_legend_handles_labels()[::-1], strict=True)))
-    )  # one entry per name
-    shown = [name for name in (*names, "published") if name in handles]
-    axes.legend([handles[name] for name in shown], shown, loc="upper right")
+        style = {"markersize": 5, "fillstyle": "none", "label": "published"}
+        (handles["published"],) = axes.plot(*np.transpose(marks), "kD", **style)
+    axes.set_xticks(range(len(bars)), bars)
+    axes.set_xlim(-0.6, len(bars) - 0.4)
+    axes.legend(handles=handles.values(), loc="upper right")
     return figure
 
 
@@ -286,17 +280,14 @@ def plot_durations(rows: dict[str, dict[str, tuple[float, ...]]], names: tuple[s
     for axes, (title, labels) in zip(panels, rows.items(), strict=True):
         for number, name in enumerate(names):
             places = np.arange(len(labels)) + (number - (len(names) - 1) / 2) * height
-            axes.barh(
-                places, [durations[number] for durations in labels.values()], height, label=name
-            )
-        axes.set_yticks(range(len(labels)), list(labels))
+            lengths = [seconds[number] for seconds in labels.values()]
+            axes.barh(places, lengths, height, label=name)
+        axes.set_yticks(range(len(labels)), labels)
         axes.set(xscale="log", title=title)
         axes.invert_yaxis()
         axes.grid(axis="x", alpha=0.3)
-    panels[-1].set_xlabel("seconds per network or step")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names)
-    )
+    axes.set_xlabel("seconds per network or step")
+    figure.legend(handles=axes.containers, loc="outside upper center", ncols=len(names))
     return figure
 
 
@@ -321,21 +312,14 @@ def plot_images(
     """
     carriers = carriers or {}
     columns = max(map(len, rows.values())) + bool(carriers)
-    figure = Figure(figsize=(1.2 * columns + 1, 1.25 * len(rows) + 0.6), layout="constrained")
-    figure.suptitle(title)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set(xticks=[], yticks=[])
-        panel.spines[:].set_visible(False)
+    figsize = (1.2 * columns + 1, 1.25 * len(rows) + 0.6)
+    figure, axes = _image_panels(title, figsize, len(rows), columns)
     for line, (label, images) in zip(axes, rows.items(), strict=True):
         line[0].set_ylabel(label)
         for panel, image in zip(line, images, strict=False):
             panel.imshow(_displayed(image), interpolation="nearest")
         if label in carriers:
-            limit = np.abs(carriers[label]).max()
-            line[-1].imshow(
-                carriers[label], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
-            )
-    for label in list(carriers)[:1]:
-        axes[list(rows).index(label), -1].set_title("carrier", fontsize=9)
+            _show_signed(line[-1], carriers[label], interpolation="nearest")
+            if label == next(iter(carriers)):
+                line[-1].set_title("carrier", fontsize=9)
     return figure

@@ -19,16 +19,12 @@ def format_table(rows: list[Row], columns: tuple[str, ...]) -> str:
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(
-            {
-                name: f"{value:.7g}" if isinstance(value, float | np.floating) else value
-                for name, value in row.items()
-            }
-        )
+        floats = {n: f"{v:.7g}" for n, v in row.items() if isinstance(v, float | np.floating)}
+        writer.writerow({**row, **floats})
     return text.getvalue()
 
 
-def make_rows(columns: dict[str, Any]) -> list[Row]:
+def zip_columns(columns: dict[str, Any]) -> list[Row]:
     """One row for each place of columns of equal length."""
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
@@ -54,7 +50,7 @@ class Metrics(Tabular):
     def rows(self) -> list[Row]:
         """A row for each network: its number, and every metric that is a number."""
         columns = {name: np.atleast_1d(getattr(self, name)) for name in list_metrics(self)}
-        return make_rows({"network": range(len(columns["test_accuracy"])), **columns})
+        return zip_columns({"network": range(len(columns["test_accuracy"])), **columns})
 
     def plot(self) -> Any:
         """A figure of the minibatch losses and the test accuracies."""
@@ -67,16 +63,10 @@ class Metrics(Tabular):
         if accuracy is None or accuracy.ndim != 1:  # traced, or of one network
             return f"{name}(test_accuracy={self.test_accuracy}, …)"
         mean, low, high = accuracy.mean(), accuracy.min(), accuracy.max()
-        more = [n for n in ("variables", "observed") if getattr(self, n) is not None]
-        parts = [
-            f"{len(accuracy)} networks",
-            f"test accuracy {mean:.1%} ({low:.1%} … {high:.1%})",
-            f"{np.shape(self.losses)[-1]} steps",
-            *[
-                f"{count} diverged"
-                for count in [(np.asarray(self.diverged_at) >= 0).sum()]
-                if count
-            ],
-            *([f"with {' and '.join(more)}"] if more else []),
-        ]
-        return f"{name}({', '.join(parts)}; fields: {', '.join(list_metrics(self))}, losses)"
+        text = f"{name}({len(accuracy)} networks, test accuracy {mean:.1%} ({low:.1%} … {high:.1%})"
+        text += f", {np.shape(self.losses)[-1]} steps"
+        if diverged := (np.asarray(self.diverged_at) >= 0).sum():
+            text += f", {diverged} diverged"
+        if more := [n for n in ("variables", "observed") if getattr(self, n) is not None]:
+            text += f", with {' and '.join(more)}"
+        return f"{text}; fields: {', '.join(list_metrics(self))}, losses)"

@@ -26,9 +26,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.benchmark.jax_programs import FORWARD_PASSES
+from experiments.benchmark import jax_programs
 from experiments.benchmark.report import format_table, make_rows
-from experiments.benchmark.stopwatch import FailedError, Stopwatch
+from experiments.benchmark.stopwatch import FailedError, Specification, Stopwatch
 from experiments.run.config import Fields, check_all, check_each, check_integers, check_sweeps
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
@@ -45,13 +45,16 @@ from nad_jax.errors import (
 from nad_jax.recipe import PRECISIONS
 
 ARCHITECTURES = ("lenet", "vgg11", "resnet18", "densenet121")  # those that the baseline has
-TASKS = tuple(FORWARD_PASSES)
-TRAINING = (
-    "step",
-    "directions",
-)  # tasks that a precision applies to: NADs are always computed in the highest
-SWEEPS = ("architectures", "tasks", "convolutions", "precisions")
-FIELDS = Fields("benchmark", how=("python",), grows=SWEEPS)
+TASKS = tuple(task for task in jax_programs.TASKS if task not in jax_programs.RATES)
+# Tasks that a precision applies to: NADs are always computed in the highest.
+TRAINING = ("step", "directions")
+SWEEPS = {  # axes, in the order of `Variant`, and what is allowed on each
+    "architectures": ARCHITECTURES,
+    "tasks": TASKS,
+    "convolutions": ("auto", *CONVOLUTIONS),
+    "precisions": PRECISIONS,
+}
+FIELDS = Fields("benchmark", how=("python",), grows=tuple(SWEEPS))
 STORED = ("variant", "seconds", "peak_bytes", "facts", "baseline", "cores")
 PER_ARCHITECTURE = ("num_rounds", "num_steps", "num_directions")
 
@@ -78,24 +81,19 @@ def validate(config: ConfigDict) -> None:
             raise InputError(
                 f"{field}: must have a number for each architecture, got {config[field]!r}"
             )
-        check_all(*(partial(check_choice, field, name, ARCHITECTURES) for name in config[field]))
+        check_each(config, field, check_choice, ARCHITECTURES)
 
     check_all(
         lambda: check_sweeps(config, SWEEPS),
         *(partial(check_architectures, field) for field in PER_ARCHITECTURE),
     )
-    allowed = (ARCHITECTURES, TASKS, ("auto", *CONVOLUTIONS), PRECISIONS)
     chosen = [name for name in config.architectures if name in ARCHITECTURES]
-    numbers = itertools.product(PER_ARCHITECTURE, chosen)
     check_all(
-        *(
-            partial(check_each, config, field, check_choice, names)
-            for field, names in zip(SWEEPS, allowed, strict=True)
-        ),
+        *(partial(check_each, config, axis, check_choice, SWEEPS[axis]) for axis in SWEEPS),
         lambda: check_image_shape(config.image_shape),
         *(
             partial(check_integer, f"{field}.{name}", config[field].get(name), 1)
-            for field, name in numbers
+            for field, name in itertools.product(PER_ARCHITECTURE, chosen)
         ),
         lambda: check_integers(config, batch_size=2),
         lambda: check_number("seconds", config.seconds, 0.0),
@@ -104,50 +102,32 @@ def validate(config: ConfigDict) -> None:
 
 def list_variants(config: ConfigDict) -> list[Variant]:
     """What is timed, in the order of the table."""
-    combinations = itertools.product(
-        config.architectures, config.tasks, config.convolutions, config.precisions
-    )
-    chosen = (
-        Variant(*names, precision if names[1] in TRAINING else "highest")
-        for *names, precision in combinations
-    )
+    variants = itertools.starmap(Variant, itertools.product(*(config[axis] for axis in SWEEPS)))
+    chosen = (v if v.task in TRAINING else v._replace(precision="highest") for v in variants)
     return list(dict.fromkeys(chosen))
 
 
-def _specification(config: ConfigDict, variant: Variant) -> dict[str, Any]:
+def _specify(config: ConfigDict, variant: Variant) -> Specification:
     per_architecture = {field: config[field][variant.architecture] for field in PER_ARCHITECTURE}
-    fixed = {field: config[field] for field in ("batch_size", "seconds")}
-    shape = {"image_shape": list(config.image_shape)}
-    return {**variant._asdict(), **per_architecture, **fixed, **shape}
+    shared = {field: config[field] for field in ("image_shape", "batch_size", "seconds")}
+    return {**variant._asdict(), **per_architecture, **shared}
 
 
-def _start_ours(specifications: list[dict[str, Any]]) -> Stopwatch:
+_start_ours = partial(
+    Stopwatch,
+    "experiments.benchmark.jax_programs",
+    python=sys.executable,
     # Compilation is measured, and memory is left for the other processes.
-    environment = {
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    }
-    return Stopwatch(
-        "experiments.benchmark.jax_programs",
-        specifications,
-        sys.executable,
-        environment=environment,
-    )
+    environment={"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+)
 
 
-def _baselines(spec: dict[str, Any]) -> dict[str, tuple[int, int]]:
+def _baselines(spec: Specification) -> dict[str, tuple[int, int]]:
     """The ways in which PyTorch is run: label, processes, threads of each (0: its own choice)."""
-    cores = os.cpu_count() or 1
+    ways, cores = {"all threads": (1, 0)}, os.cpu_count() or 1
     if spec["task"] == "directions" and jax.default_backend() == "cpu" and cores > 1:
-        return {"all threads": (1, 0), f"{cores} processes": (cores, 1)}
-    return {"all threads": (1, 0)}
-
-
-def _start_theirs(spec: dict[str, Any], processes: int, threads: int, python: str) -> Stopwatch:
-    settings = {"threads": threads, "accelerator": jax.default_backend() != "cpu"}
-    return Stopwatch(
-        "experiments.benchmark.torch_programs", [{**spec, **settings}], python, processes
-    )
+        ways[f"{cores} processes"] = (cores, 1)
+    return ways
 
 
 @functools.cache
@@ -163,7 +143,7 @@ def _has_torch(python: str) -> bool:
     return not done.returncode
 
 
-def measure(spec: dict[str, Any], python: str, progress: Callable[[float], None]) -> dict[str, Any]:
+def measure(spec: Specification, python: str, progress: Callable[[float], None]) -> dict[str, Any]:
     """What a unit stores: seconds per unit of work of every round, ours and of the baselines, and
     the floor of each.
 
@@ -176,28 +156,31 @@ def measure(spec: dict[str, Any], python: str, progress: Callable[[float], None]
       InputError: where a program fails.
     """
     started: dict[str, Stopwatch] = {}
-    rates = [{**spec, "task": task} for task in ("product", "numbers")]
-    baselines = _baselines(spec) if python else {}
+    baselines, rounds = _baselines(spec) if python else {}, spec["num_rounds"]
+    labels = ("ours", *baselines)
     try:
         started["ours"] = _start_ours([spec])
-        started["rates"] = _start_ours(rates)
+        started["rates"] = _start_ours([{**spec, "task": task} for task in jax_programs.RATES])
         for label, (processes, threads) in baselines.items():
-            started[label] = _start_theirs(spec, processes, threads, python)
+            settings = {"threads": threads, "accelerator": jax.default_backend() != "cpu"}
+            started[label] = Stopwatch(
+                "experiments.benchmark.torch_programs", [{**spec, **settings}], python, processes
+            )
         facts = started["ours"].facts[0]
-        seconds: dict[str, list[float]] = {name: [] for name in ("ours", "floor", *baselines)}
+        seconds: dict[str, list[float]] = {name: [] for name in (*labels, "floor")}
         begun = time.monotonic()
-        for done in range(spec["num_rounds"]):
-            for label in ("ours", *baselines):
+        for done in range(1, rounds + 1):
+            for label in labels:
                 seconds[label].append(started[label].run())
-            product, number = started["rates"].run(0), started["rates"].run(1)
+            product, number = map(started["rates"].run, range(2))
             seconds["floor"].append(facts["operations"] * product + facts["numbers"] * number)
-            progress((done + 1) / spec["num_rounds"])
+            progress(done / rounds)
         return {
             "seconds": seconds,
-            "peak_bytes": {label: started[label].peak_bytes for label in ("ours", *baselines)},
+            "peak_bytes": {label: started[label].peak_bytes for label in labels},
             "facts": facts,
-            "baseline": started[next(iter(baselines))].facts[0] if baselines else None,
-            "round_seconds": (time.monotonic() - begun) / spec["num_rounds"],
+            "baseline": started["all threads"].facts[0] if baselines else None,
+            "round_seconds": (time.monotonic() - begun) / rounds,
             "cores": os.cpu_count(),
         }
     except FailedError as error:
@@ -211,7 +194,6 @@ def measure(spec: dict[str, Any], python: str, progress: Callable[[float], None]
 
 def _collect(identity: dict[str, Any], folder: Folder, num_missing: int) -> None:
     """Writes and prints what is stored, if it is of one machine."""
-    del num_missing
     stored = [timings for _, timings in folder.stored()]
     machines = {
         json.dumps([unit["facts"]["device"], unit["facts"]["library"], unit["cores"]])
@@ -239,17 +221,13 @@ def make_study(config: ConfigDict) -> Study:
     def time_variant(
         variant: Variant, progress: Callable[[float], None], **changes: int
     ) -> dict[str, Any]:
-        specification = {**_specification(config, variant), **changes}
+        specification = {**_specify(config, variant), **changes}
         return measure(specification, python if _has_torch(python) else "", progress)
 
-    def make_program(member: Member, chunk_size: int) -> Program:
-        del chunk_size
-
-        def compute(work: Work) -> tuple[Arrays, int]:
-            timings = time_variant(member.what, work.progress)
-            return {"variant": member.what._asdict(), **timings}, 0
-
-        return Program(compute, 1, 1, {})
+    def compute(work: Work) -> tuple[Arrays, int]:
+        (member,) = work.members
+        timings = time_variant(member.what, work.progress)
+        return {"variant": member.what._asdict(), **timings}, 0
 
     def measure_cost(member: Member) -> Cost:
         begun = time.monotonic()
@@ -267,7 +245,7 @@ def make_study(config: ConfigDict) -> Study:
         {"": identity},
         [Member(variant.name, variant, variant) for variant in list_variants(config)],
         lambda _: dict.fromkeys(STORED, ()),
-        make_program,
+        lambda member, chunk_size: Program(compute, 1, 1, {}),
         measure_cost,
         partial(_collect, identity),
         is_done=is_done,

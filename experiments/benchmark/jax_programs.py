@@ -2,6 +2,8 @@
 sizes.
 """
 
+import math
+import operator
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,13 +14,12 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmark.stopwatch import Timed, peak_host_bytes, serve
+from experiments.benchmark.stopwatch import Specification, Timed, peak_host_bytes, serve
 from experiments.run.costs import choose_chunk, compile_ensemble, make_ensemble, program_bytes
-from nad_jax import ensemble
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
 from nad_jax.chunks import make_chunk, resolve_execution
-from nad_jax.ensemble import Execution
+from nad_jax.ensemble import Execution, make_key, member_keys
 from nad_jax.estimation import make_dense
 from nad_jax.fitting import make_fit
 from nad_jax.geometry import count_initialized
@@ -27,12 +28,11 @@ from nad_jax.recipe import PRECISIONS, Recipe
 from nad_jax.tasks import separable
 from nad_jax.training import make_members
 
-Program = tuple[
-    Callable[[], Any], int, float, int
-]  # call, units of work, seconds to compile, bytes of arrays
+# Call, units of work, seconds to compile, bytes of arrays.
+Program = tuple[Callable[[], Any], int, float, int]
 
 
-def make(spec: dict[str, Any]) -> Timed:
+def make(spec: Specification) -> Timed:
     """The program of a specification.
 
     task: "initialization" and "gradient" (exact, with initialization and covariance; sampled
@@ -51,42 +51,39 @@ def make(spec: dict[str, Any]) -> Timed:
         "compile_seconds": compile_seconds,
         "program_bytes": num_bytes,
     }
-    if spec["task"] in FORWARD_PASSES:
+    if spec["task"] not in RATES:
         facts |= dict(zip(("operations", "numbers"), _floor(spec), strict=True))
-    stats = device.memory_stats() or {}
-    peak = (
-        (lambda: device.memory_stats()["peak_bytes_in_use"])
-        if "peak_bytes_in_use" in stats
-        else peak_host_bytes
-    )
-    return Timed(lambda: jax.block_until_ready(call()), work, facts, peak)
+
+    def peak_bytes() -> int:
+        return (device.memory_stats() or {}).get("peak_bytes_in_use") or peak_host_bytes()
+
+    return Timed(lambda: jax.block_until_ready(call()), work, facts, peak_bytes)
 
 
-def _compile(function: Callable, *args: Any) -> tuple[Callable, float, int]:
+def _compile(function: Callable[..., Any], work: int, *args: Any) -> Program:
+    """The program that calls any function with these arguments."""
     begun = time.perf_counter()
     program = jax.jit(function).lower(*args).compile()
-    return program, time.perf_counter() - begun, program_bytes(program)
+    seconds = time.perf_counter() - begun
+    return partial(program, *args), work, seconds, program_bytes(program)
 
 
-def _create_model(spec: dict[str, Any], num_logits: int = 1) -> Model:
+def _create_model(spec: Specification, num_logits: int = 1) -> Model:
     return create_model(
         spec["architecture"], spec["image_shape"], num_logits, convolution=spec["convolution"]
     )
 
 
-def _initialize(spec: dict[str, Any]) -> Program:
+def _initialize(spec: Specification) -> Program:
     model = _create_model(spec)
     networks = count_initialized(model, "sequential", 1000)
-    keys = ensemble.member_keys(ensemble.make_key(0), jnp.arange(networks))
-    program, seconds, num_bytes = _compile(jax.vmap(model.init), keys)
-    return lambda: program(keys), networks, seconds, num_bytes
+    keys = member_keys(make_key(0), jnp.arange(networks))
+    return _compile(jax.vmap(model.init), networks, keys)
 
 
-def _estimate(spec: dict[str, Any], **choices: Any) -> Program:
-    model = _create_model(spec)
-    estimator = Estimator(**choices)
-    accumulator = make_dense(model, estimator)
-    measured = make_ensemble(model, estimator, accumulator, Execution(), 1000)
+def _estimate(spec: Specification, **choices: Any) -> Program:
+    model, estimator = _create_model(spec), Estimator(**choices)
+    measured = make_ensemble(model, estimator, make_dense(model, estimator), Execution(), 1000)
     measured = measured._replace(execution=choose_chunk(measured))
     begun = time.perf_counter()
     program, (key, *rest) = compile_ensemble(measured)
@@ -100,29 +97,24 @@ def _estimate(spec: dict[str, Any], **choices: Any) -> Program:
     return call, int(rest[1]), seconds, program_bytes(program)
 
 
-def _train(spec: dict[str, Any], num_directions: int) -> Program:
+def _train(spec: Specification, num_directions: int) -> Program:
     """The first epoch of networks on D(v), as an experiment trains them: so many at a time as it
     would.
     """
-    model, count = _create_model(spec, num_logits=2), spec["num_steps"] * spec["batch_size"]
-    recipe = Recipe(
-        num_train=count, num_test=count, batch_size=spec["batch_size"], precision=spec["precision"]
-    )
+    model, task = _create_model(spec, num_logits=2), separable()
+    sizes = dict.fromkeys(("num_train", "num_test"), spec["num_steps"] * spec["batch_size"])
+    recipe = Recipe(batch_size=spec["batch_size"], precision=spec["precision"], **sizes)
     execution = resolve_execution(Execution(num_devices=1))
     chunk_size = min(execution.chunk_size, num_directions)
-    task = separable()
     chunk = make_chunk(make_fit(model, recipe, task), execution)
-    dimension = int(np.prod(model.image_shape))
     data = task.data(model, recipe, 0)
-    directions = np.linalg.qr(
-        np.random.default_rng(0).standard_normal((dimension, num_directions))
-    )[0].T
+    shape = math.prod(model.image_shape), num_directions
+    directions = np.linalg.qr(np.random.default_rng(0).standard_normal(shape))[0].T
     members, _ = make_members(model, task, {"direction": directions}, task.learning_rate, 0)
-    # The last chunk is filled up.
-    shape = -(-num_directions // chunk_size), chunk_size
-    rows = np.resize(np.arange(num_directions), shape)
     members = jax.tree.map(jnp.asarray, members)
-    chunks = [jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen], members) for chosen in rows]
+    # The last chunk is filled up.
+    rows = np.resize(np.arange(num_directions), (-(-num_directions // chunk_size), chunk_size))
+    chunks = [jax.tree.map(operator.itemgetter(chosen), members) for chosen in rows]
     begun = time.perf_counter()
     start = chunk.start.lower(chunks[0]).compile()
     state = jax.eval_shape(chunk.start, chunks[0])
@@ -136,20 +128,18 @@ def _train(spec: dict[str, Any], num_directions: int) -> Program:
     return call, num_directions * spec["num_steps"], seconds, program_bytes(epoch)
 
 
-def _multiply(spec: dict[str, Any]) -> Program:
+def _multiply(spec: Specification) -> Program:
     matrix = jax.random.normal(jax.random.key(0), (2048, 2048))
     with jax.default_matmul_precision(PRECISIONS[spec["precision"]]):
-        program, seconds, num_bytes = _compile(jnp.matmul, matrix, matrix)
-    return lambda: program(matrix, matrix), 2 * 2048**3, seconds, num_bytes
+        return _compile(jnp.matmul, 2 * 2048**3, matrix, matrix)
 
 
-def _draw(spec: dict[str, Any]) -> Program:
-    key = ensemble.make_key(0)
-    program, seconds, num_bytes = _compile(lambda key: jax.random.uniform(key, (2**23,)), key)
-    return lambda: program(key), 2**23, seconds, num_bytes
+def _draw(spec: Specification) -> Program:
+    count = 2**23
+    return _compile(lambda key: jax.random.uniform(key, (count,)), count, make_key(0))
 
 
-TASKS: dict[str, Callable[[dict[str, Any]], Program]] = {
+TASKS: dict[str, Callable[[Specification], Program]] = {
     "initialization": _initialize,
     "gradient": partial(_estimate, derivative="input_gradient", readout="sampled"),
     "central_difference": _estimate,
@@ -159,44 +149,28 @@ TASKS: dict[str, Callable[[dict[str, Any]], Program]] = {
     "numbers": _draw,
 }
 
-# Of one image, that a unit of work needs: forward and backward passes cost the same. D and B are
-# filled in.
-FORWARD_PASSES = {
-    "initialization": lambda dimension, batch_size: 0,
-    "gradient": lambda dimension, batch_size: 2,
-    "central_difference": lambda dimension, batch_size: 2 * dimension,
-    "step": lambda dimension, batch_size: 3 * batch_size,
-    "directions": lambda dimension, batch_size: 3 * batch_size,
-}
+RATES = ("product", "numbers")  # tasks that measure the machine
 
 
-def _num_parameters(model: Model) -> int:
-    return sum(
-        leaf.size
-        for leaf in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))["params"])
-    )
-
-
-def _floor(spec: dict[str, Any]) -> tuple[int, int]:
+def _floor(spec: Specification) -> tuple[int, int]:
     """What a unit of work cannot do without: operations in plain convolutions and products, random
     numbers.
     """
-    looped, densenet.LOOPED = (
-        densenet.LOOPED,
-        1,
-    )  # loops of several layers compute with channels that are not there yet
+    # Loops of several layers compute with channels that are not there yet.
+    looped, densenet.LOOPED = densenet.LOOPED, 1
     try:
-        model = create_model(spec["architecture"], spec["image_shape"], convolution="lax")
+        model = _create_model({**spec, "convolution": "lax"})
         variables = jax.eval_shape(model.init, jax.random.key(0))
         image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
         layers = list(count_operations(jax.make_jaxpr(model.apply)(variables, image).jaxpr))
     finally:
         densenet.LOOPED = looped
-    passes = FORWARD_PASSES[spec["task"]](image.size, spec["batch_size"])
-    operations = passes * sum(layers)
-    if spec["task"] in ("step", "directions"):  # images need no gradient
-        return operations - spec["batch_size"] * layers[0], 0
-    return operations, _num_parameters(model)
+    # Forward and backward passes of one image cost the same.
+    passes = {"initialization": 0, "gradient": 2, "central_difference": 2 * image.size}
+    if spec["task"] not in passes:  # training: images need no gradient
+        return spec["batch_size"] * (3 * sum(layers) - layers[0]), 0
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return passes[spec["task"]] * sum(layers), num_parameters
 
 
 def count_operations(jaxpr: Any) -> Iterator[int]:
@@ -210,11 +184,8 @@ def count_operations(jaxpr: Any) -> Iterator[int]:
             yield 2 * output.size * kernel.size // kernel.shape[numbers.rhs_spec[0]]
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            yield (
-                2
-                * output.size
-                * int(np.prod([equation.invars[0].aval.shape[axis] for axis in contracted]))
-            )
+            lengths = equation.invars[0].aval.shape
+            yield 2 * output.size * math.prod(lengths[axis] for axis in contracted)
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             layers = list(count_operations(inner))
             yield from layers * equation.params.get("length", 1)  # of a scan

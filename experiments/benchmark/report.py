@@ -38,63 +38,54 @@ LABELS = {
 
 def make_rows(report: dict[str, Any]) -> list[Row]:
     """The rows of a `benchmark.json`."""
-    tasks = [(unit["variant"]["architecture"], unit["variant"]["task"]) for unit in report["units"]]
-    several = len(set(tasks)) < len(tasks)
-    rows = []
-    for unit in report["units"]:
-        variant, seconds = (
-            unit["variant"],
-            {name: np.array(times) for name, times in unit["seconds"].items()},
-        )
+    units, rows = report["units"], []
+    tasks = {(unit["variant"]["architecture"], unit["variant"]["task"]) for unit in units}
+    for unit in units:
+        variant = unit["variant"]
+        seconds = {name: np.array(times) for name, times in unit["seconds"].items()}
         ours, floor = seconds.pop("ours"), seconds.pop("floor")
-        label = LABELS[variant["task"]].format(
-            report["config"]["num_directions"][variant["architecture"]]
-        )
-        if several:
+        architecture, memory = variant["architecture"], unit["peak_bytes"]
+        directions = report["config"]["num_directions"][architecture]
+        label = LABELS[variant["task"]].format(directions)
+        if len(tasks) < len(units):
             label += f" ({variant['convolution']}, {variant['precision']})"
-        best = min(seconds, key=lambda name: np.median(seconds[name])) if seconds else None
-        theirs = seconds[best] if best else np.full(len(ours), np.nan)
+        best = min(seconds, key=lambda name: _median(seconds[name]), default=None)
+        theirs = seconds.get(best, np.full(len(ours), np.nan))
         ratio = ours / theirs
-        rows.append(
-            Row(
-                variant["architecture"],
-                label,
-                float(np.median(ours)),
-                (float(ours.min()), float(ours.max())),
-                float(np.median(theirs)),
-                (float(np.median(ratio)), float(ratio.min()), float(ratio.max())),
-                float(np.median(floor)),
-                float(np.median(ours / floor)),
-                unit["facts"]["compile_seconds"],
-                unit["peak_bytes"]["ours"],
-                unit["peak_bytes"].get(best, 0),
-            )
+        row = Row(
+            architecture,
+            label,
+            _median(ours),
+            (float(ours.min()), float(ours.max())),
+            _median(theirs),
+            (_median(ratio), float(ratio.min()), float(ratio.max())),
+            _median(floor),
+            _median(ours / floor),
+            unit["facts"]["compile_seconds"],
+            memory["ours"],
+            memory.get(best, 0),
         )
+        rows.append(row)
     return rows
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values))
 
 
 def _duration(seconds: float) -> str:
     """Two or three digits and a unit."""
     if not np.isfinite(seconds):
         return "–"
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= 0.995 * scale or unit == "µs":
-            return f"{_digits(seconds / scale)} {unit}"
-    raise AssertionError
-
-
-def _digits(number: float) -> str:
-    return f"{number:.0f}" if number >= 99.5 else f"{number:.1f}"
+    scales = {"s": 1.0, "ms": 1e-3, "µs": 1e-6}
+    unit = next((unit for unit in scales if seconds >= 0.995 * scales[unit]), "µs")
+    number = seconds / scales[unit]
+    return f"{number:.0f} {unit}" if number >= 99.5 else f"{number:.1f} {unit}"
 
 
 def _ratio(value: float) -> str:
-    return (
-        f"{value:.2f}"
-        if 0.0995 <= value < 9.995
-        else f"{value:.3f}"
-        if value < 1
-        else f"{value:.0f}"
-    )
+    digits = 3 if value < 0.0995 else 2 if value < 9.995 else 0
+    return f"{value:.{digits}f}"
 
 
 def format_table(report: dict[str, Any]) -> str:
@@ -103,9 +94,9 @@ def format_table(report: dict[str, Any]) -> str:
     theirs = next(
         (unit["baseline"]["library"] for unit in report["units"] if unit["baseline"]), "no PyTorch"
     )
+    facts = first["facts"]
     lines = [
-        f"{first['facts']['device']}, {first['cores']} cores, {first['facts']['library']}, "
-        f"{theirs}; medians of "
+        f"{facts['device']}, {first['cores']} cores, {facts['library']}, {theirs}; medians of "
         "rounds that alternate, lowest and highest in parentheses.",
         "",
         "| | | ours | PyTorch | ours / PyTorch | ours / floor | compilation | memory, ours and "
@@ -115,9 +106,7 @@ def format_table(report: dict[str, Any]) -> str:
     for row in make_rows(report):
         low, high = map(_duration, row.spread)
         ratio = f"{_ratio(row.ratio[0])} ({_ratio(row.ratio[1])}–{_ratio(row.ratio[2])})"
-        memory = f"{row.peak_bytes / 1e9:.2g} GB" + (
-            f", {row.baseline_bytes / 1e9:.2g} GB" if row.baseline_bytes else ""
-        )
+        memory = [f"{size / 1e9:.2g} GB" for size in (row.peak_bytes, row.baseline_bytes) if size]
         cells = (
             row.architecture,
             row.label,
@@ -126,7 +115,7 @@ def format_table(report: dict[str, Any]) -> str:
             ratio if np.isfinite(row.baseline) else "–",
             _ratio(row.above_floor),
             f"{row.compile_seconds:.1f} s",
-            memory,
+            ", ".join(memory),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
+Specification = dict[str, Any]  # of a program, JSON values
 
 
 class Timed(NamedTuple):
@@ -55,7 +56,7 @@ def peak_host_bytes() -> int:
         )
 
 
-def serve(make: Callable[[dict[str, Any]], Timed]) -> None:
+def serve(make: Callable[[Specification], Timed]) -> None:
     """The timed process: builds the programs specified on the command line, then answers until its
     input ends.
     """
@@ -68,11 +69,8 @@ def serve(make: Callable[[dict[str, Any]], Timed]) -> None:
         answers.flush()
 
     specifications = json.loads(sys.argv[1])
-    programs = [make(specification) for specification in specifications]
-    repeats = [
-        _repeats(program, spec["seconds"])
-        for program, spec in zip(programs, specifications, strict=True)
-    ]
+    programs = list(map(make, specifications))
+    repeats = list(map(_repeats, programs, specifications))
     say(facts=[program.facts for program in programs])
     for line in sys.stdin:
         program, times = programs[int(line)], repeats[int(line)]
@@ -92,8 +90,9 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _repeats(program: Timed, seconds: float) -> int:
-    """How many calls take about so long; the first ones warm up."""
+def _repeats(program: Timed, specification: Specification) -> int:
+    """How many calls take about as long as specified; the first ones warm up."""
+    seconds = specification["seconds"]
     for _ in range(2):
         begun = time.perf_counter()
         program.call()
@@ -119,7 +118,7 @@ class Stopwatch:
     def __init__(
         self,
         module: str,
-        specifications: list[dict],
+        specifications: list[Specification],
         python: str,
         processes: int = 1,
         environment: Any = (),
@@ -133,7 +132,7 @@ class Stopwatch:
                 process = subprocess.Popen(
                     command,
                     cwd=ROOT,
-                    env={**os.environ, **dict(environment)},
+                    env=os.environ | dict(environment),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self._errors,

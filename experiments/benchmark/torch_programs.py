@@ -7,23 +7,35 @@ respect to one sampled read-out. Needs torch and nothing else of this project bu
 `experiments.benchmark.stopwatch`.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from experiments.benchmark.stopwatch import Timed, peak_host_bytes, serve
+from experiments.benchmark.stopwatch import Specification, Timed, peak_host_bytes, serve
+
+Shape = tuple[int, int, int]  # of images: height, width, channels
 
 
-def _places(shape: tuple[int, int, int]) -> int:
+def _places(shape: Shape) -> int:
     """How many places are left of an image that is halved five times."""
     return (shape[0] // 32) * (shape[1] // 32)
 
 
-def _lenet(shape: tuple[int, int, int], logits: int) -> nn.Module:
-    height, width, channels = shape
-    flat = 16 * (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
+def _convolve(before: int, after: int, size: int = 3, stride: int = 1) -> nn.Module:
+    return nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False)
+
+
+def _normalize(width: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(width), nn.ReLU()]
+
+
+def _lenet(shape: Shape, logits: int) -> nn.Module:
+    *sides, channels = shape
+    flat = 16 * math.prod(((side - 4) // 2 - 4) // 2 for side in sides)
     convolutions = []
     for before, after in ((channels, 6), (6, 16)):
         convolutions += [nn.Conv2d(before, after, 5), nn.ReLU(), nn.MaxPool2d(2)]
@@ -31,7 +43,7 @@ def _lenet(shape: tuple[int, int, int], logits: int) -> nn.Module:
     return nn.Sequential(*convolutions, nn.Flatten(), *dense)
 
 
-def _vgg11(shape: tuple[int, int, int], logits: int) -> nn.Module:
+def _vgg11(shape: Shape, logits: int) -> nn.Module:
     channels, layers = shape[2], []
     for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
         for width in stage:
@@ -41,74 +53,57 @@ def _vgg11(shape: tuple[int, int, int], logits: int) -> nn.Module:
             layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         layers.append(nn.MaxPool2d(2))
-    layers += [nn.Flatten(), nn.Linear(512 * _places(shape), 512), nn.ReLU(), nn.Dropout()]
-    return nn.Sequential(
-        *layers, nn.Linear(512, 512), nn.ReLU(), nn.Dropout(), nn.Linear(512, logits)
-    )
+    layers.append(nn.Flatten())
+    for width in (512 * _places(shape), 512):
+        layers += [nn.Linear(width, 512), nn.ReLU(), nn.Dropout()]
+    return nn.Sequential(*layers, nn.Linear(512, logits))
 
 
 class _Residual(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
-            nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.Conv2d(after, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-        )
+        first = _convolve(before, after, 3, stride), *_normalize(after)
+        self.branch = nn.Sequential(*first, _convolve(after, after), nn.BatchNorm2d(after))
         self.shortcut = nn.Identity()
         if before != after:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
-            )
+            projection = _convolve(before, after, 1, stride)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(after))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.branch(x) + self.shortcut(x))
 
 
-def _resnet18(shape: tuple[int, int, int], logits: int) -> nn.Module:
-    layers = [nn.Conv2d(shape[2], 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    width = 64
-    for stage in range(4):
-        for block in range(2):
-            layers.append(_Residual(width, 64 << stage, 2 if stage and not block else 1))
-            width = 64 << stage
-    return nn.Sequential(
-        *layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512 * _places(shape), logits)
-    )
+def _resnet18(shape: Shape, logits: int) -> nn.Module:
+    layers, before = [_convolve(shape[2], 64), *_normalize(64)], 64
+    for width in (64, 128, 256, 512):
+        layers += [_Residual(before, width, width // before), _Residual(width, width, 1)]
+        before = width
+    layers += [nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512 * _places(shape), logits)]
+    return nn.Sequential(*layers)
 
 
-class _DenseLayer(nn.Module):
-    def __init__(self, channels: int, growth: int) -> None:
-        super().__init__()
-        self.new = nn.Sequential(
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, 4 * growth, 1, bias=False),
-            nn.BatchNorm2d(4 * growth),
-            nn.ReLU(),
-            nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
-        )
+class _DenseLayer(nn.Sequential):
+    """Layers whose channels are put beside those that they are given."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x, self.new(x)], 1)
+        return torch.cat([x, super().forward(x)], 1)
 
 
-def _densenet121(shape: tuple[int, int, int], logits: int) -> nn.Module:
+def _densenet121(shape: Shape, logits: int) -> nn.Module:
     growth, width = 32, 64
-    layers: list[nn.Module] = [nn.Conv2d(shape[2], width, 3, padding=1, bias=False)]
+    layers = [_convolve(shape[2], width)]
     for block, size in enumerate((6, 12, 24, 16)):
-        for _ in range(size):
-            layers.append(_DenseLayer(width, growth))
-            width += growth
-        layers += [nn.BatchNorm2d(width), nn.ReLU()]
-        if block < 3:
-            layers += [nn.Conv2d(width, width // 2, 1, bias=False), nn.AvgPool2d(2)]
+        if block:
+            layers += [_convolve(width, width // 2, 1), nn.AvgPool2d(2)]
             width //= 2
-    return nn.Sequential(
-        *layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(width * _places(shape), logits)
-    )
+        for _ in range(size):
+            narrow = *_normalize(width), _convolve(width, 4 * growth, 1)
+            wide = *_normalize(4 * growth), _convolve(4 * growth, growth)
+            layers.append(_DenseLayer(*narrow, *wide))
+            width += growth
+        layers += _normalize(width)
+    layers += [nn.AvgPool2d(4), nn.Flatten(), nn.Linear(width * _places(shape), logits)]
+    return nn.Sequential(*layers)
 
 
 ARCHITECTURES = {
@@ -119,46 +114,44 @@ ARCHITECTURES = {
 }
 
 
-def make(spec: dict[str, Any]) -> Timed:
+def make(spec: Specification) -> Timed:
     """The program of a specification; the same fields as in `jax_programs.make`."""
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
-    device = torch.device("cuda" if spec["accelerator"] else "cpu")
-    if spec["accelerator"] and not torch.cuda.is_available():
+    accelerator = spec["accelerator"]
+    device = torch.device("cuda" if accelerator else "cpu")
+    if accelerator and not torch.cuda.is_available():
         raise RuntimeError("this PyTorch has no accelerator")
     tf32 = spec["precision"] not in ("highest", "bfloat16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.manual_seed(0)
     height, width, channels = spec["image_shape"]
-    task = spec["task"]
-    training = task in ("step", "directions")
+    training = spec["task"] in ("step", "directions")
 
     def create() -> nn.Module:
-        with torch.device(device):
-            return ARCHITECTURES[spec["architecture"]](
-                spec["image_shape"], 2 if training else 1
-            ).train(training)
+        with device:
+            network = ARCHITECTURES[spec["architecture"]](spec["image_shape"], 1 + training)
+            return network.train(training)
 
     image = torch.randn(1, channels, height, width, device=device)
     calls: dict[str, Callable[[], Any]] = {
         "initialization": create,
         "gradient": lambda: _gradient(create(), image),
         "central_difference": lambda: _central_difference(create(), image),
-        "step": lambda: _train(create(), spec, device),
+        "step": lambda: _train(create(), image, spec),
     }
     calls["directions"] = calls["step"]
 
     def call() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=spec["precision"] == "bfloat16"):
-            calls[task]()
-        if spec["accelerator"]:
+            calls[spec["task"]]()
+        if accelerator:
             torch.cuda.synchronize()
 
-    peak_bytes = torch.cuda.max_memory_allocated if spec["accelerator"] else peak_host_bytes
-    device_name = torch.cuda.get_device_name() if spec["accelerator"] else "cpu"
+    peak_bytes = torch.cuda.max_memory_allocated if accelerator else peak_host_bytes
     facts = {
         "library": f"PyTorch {torch.__version__}",
-        "device": device_name,
+        "device": torch.cuda.get_device_name() if accelerator else "cpu",
         "threads": torch.get_num_threads(),
     }
     return Timed(call, spec["num_steps"] if training else 1, facts, peak_bytes)
@@ -177,14 +170,13 @@ def _central_difference(
     return (network(image + pixels) - network(image - pixels))[:, 0] / (2 * step)
 
 
-def _train(network: nn.Module, spec: dict[str, Any], device: torch.device) -> None:
+def _train(network: nn.Module, image: torch.Tensor, spec: Specification) -> None:
     """One epoch on D(v): SGD, clipped, with a linear schedule (NAD, reference code)."""
-    height, width, channels = spec["image_shape"]
-    count, batch_size = spec["num_steps"] * spec["batch_size"], spec["batch_size"]
-    samples, labels = _samples(count, (channels, height, width), device)
+    count, device = spec["num_steps"] * spec["batch_size"], image.device
+    samples, labels = _samples(count, image.shape[1:], device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     loss = nn.CrossEntropyLoss()
-    for step, batch in enumerate(torch.randperm(count, device=device).split(batch_size)):
+    for step, batch in enumerate(torch.randperm(count, device=device).split(spec["batch_size"])):
         optimizer.param_groups[0]["lr"] = 0.5 * (1 - (step + 1) / spec["num_steps"])
         optimizer.zero_grad()
         loss(network(samples[batch]), labels[batch]).backward()
@@ -192,19 +184,13 @@ def _train(network: nn.Module, spec: dict[str, Any], device: torch.device) -> No
         optimizer.step()
 
 
-_data: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-
-def _samples(
-    count: int, shape: tuple[int, int, int], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+@functools.cache
+def _samples(count: int, shape: Shape, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Samples of D(v), drawn once: what is timed is training."""
-    if count not in _data:
-        labels = torch.arange(count, device=device) % 2
-        noise = torch.randn(count, *shape, device=device)
-        noise[:, 0, 0, 0] = 1.0 - 2.0 * labels
-        _data[count] = noise, labels
-    return _data[count]
+    labels = torch.arange(count, device=device) % 2
+    noise = torch.randn(count, *shape, device=device)
+    noise[:, 0, 0, 0] = 1.0 - 2.0 * labels
+    return noise, labels
 
 
 if __name__ == "__main__":
