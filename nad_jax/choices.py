@@ -21,6 +21,18 @@ from nad_jax.vector_fields import Readout, VectorField, check_step
 from nad_jax.versions import device_kind, versions
 
 READOUTS = ("sampled", "marginalized")
+_CHECKS = {  # of fields of `Estimator`, and what is allowed
+    "derivative": (check_choice, DERIVATIVES),
+    "step": (check_step,),
+    "point": (check_choice, POINTS),
+    "point_scale": (check_number, 0.0),
+    "readout": (check_choice, READOUTS),
+    "num_readouts": (check_integer, 1),
+    "logit": (check_integer, 0),
+    "symmetrized": (check_choice, (False, True)),
+    "centred": (check_choice, (False, True)),
+    "block_size": (check_integer, 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +76,17 @@ class Estimator:
     def problems(self) -> list[str]:
         """What is wrong with these values, one line each."""
 
-        def check_derivative() -> None:
-            if not callable(self.derivative):
-                check_choice("derivative", self.derivative, DERIVATIVES)
-
+        values = vars(self)
+        checks = dict(_CHECKS)
+        if callable(self.derivative):
+            del checks["derivative"]
+        if self.logit is None:
+            del checks["logit"]
         problems = errors.problems(
-            check_derivative,
-            lambda: check_step(self.step),
-            lambda: check_choice("point", self.point, POINTS),
-            lambda: check_number("point_scale", self.point_scale, 0.0),
-            lambda: check_choice("readout", self.readout, READOUTS),
-            lambda: check_integer("num_readouts", self.num_readouts, 1),
-            lambda: None if self.logit is None else check_integer("logit", self.logit, 0),
-            lambda: check_choice("symmetrized", self.symmetrized, (False, True)),
-            lambda: check_choice("centred", self.centred, (False, True)),
-            lambda: check_integer("block_size", self.block_size, 1),
+            *(
+                functools.partial(check, name, values[name], *allowed)
+                for name, (check, *allowed) in checks.items()
+            )
         )
         marginalized = not problems and self.readout == "marginalized"
         if marginalized and self.num_readouts != 1:
@@ -114,10 +122,10 @@ def read_choices(function: str, choices: dict[str, Any]) -> tuple[Estimator, Exe
       InputError: for one that it does not have.
     """
     how = {name: choices.pop(name) for name in Execution._fields if name in choices}
-    known = [field.name for field in dataclasses.fields(Estimator)]
+    known = Estimator.__dataclass_fields__
     for name in choices:
         if name not in known:
-            raise errors.unknown(function, name, [*known, *Execution._fields])
+            raise errors.unknown(function, name, (*known, *Execution._fields))
     return Estimator(**choices), Execution(**how)
 
 
@@ -239,9 +247,7 @@ def choose_readout(model: Model, estimator: Estimator) -> Readout:
 
 def _check_real(model: Model, name: str) -> None:
     """Raises `InputError` where what a function of the model returns has no derivative."""
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    point = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    dtype = jax.eval_shape(getattr(model, name), variables, point).dtype
+    dtype = vector_fields.shape_of_outputs(model, name).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(
             f"model: {name} must return real numbers, which have a derivative, got {dtype}"
@@ -276,20 +282,12 @@ def shape_of_points(points: Points) -> tuple[int, ...]:
     return jax.eval_shape(draw, jax.random.key(0), points.data).shape
 
 
-def find_group(model: Model, estimator: Estimator) -> np.ndarray:
-    """The permutations [S, D] of pixels that an estimate is averaged over: the identity unless it
-    is symmetrized.
+def find_symmetries(model: Model, estimator: Estimator) -> tuple[np.ndarray, list[Representation]]:
+    """The permutations [S, D] of pixels that an estimate is averaged over, the identity unless it
+    is symmetrized; and the representations of this group, in which eigenvectors are found.
     """
-    return permutations(_symmetries(model, estimator), model.image_shape)
-
-
-def find_representations(model: Model, estimator: Estimator) -> list[Representation]:
-    """Those of the group of `find_group`, in which eigenvectors are found."""
-    return representations(_symmetries(model, estimator), model.image_shape)
-
-
-def _symmetries(model: Model, estimator: Estimator) -> tuple[str, ...]:
-    return model.symmetries if estimator.symmetrized else ()
+    names = model.symmetries if estimator.symmetrized else ()
+    return permutations(names, model.image_shape), representations(names, model.image_shape)
 
 
 def record_choices(
@@ -303,7 +301,7 @@ def record_choices(
     """Everything that determines an ensemble's networks and how they are measured, here and now, as
     JSON values; whether the networks were `given` instead of drawn.
     """
-    chosen = {name: getattr(estimator, name) for name in Estimator.__dataclass_fields__}
+    chosen = dict(vars(estimator))
     if points is not None:
         del chosen["point_scale"]
         chosen["point"] = "own law"
@@ -314,7 +312,8 @@ def record_choices(
         **model.description,
         **chosen,
         **({} if points is None else points.description),
-        **{name: getattr(execution, name) for name in ("mapping", "chunk_size")},
+        "mapping": execution.mapping,
+        "chunk_size": execution.chunk_size,
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         **({"networks": "given"} if given else {}),
         "versions": versions(),

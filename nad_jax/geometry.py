@@ -8,7 +8,7 @@ Each network n depends on (key, n) alone.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 
 from nad_jax import ensemble
 from nad_jax.choices import Estimator, choose_points, choose_readout, shape_of_points
-from nad_jax.contract import reported
+from nad_jax.contract import reported, shape_of_variables
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, raise_problems
 from nad_jax.models import Model
@@ -39,6 +39,9 @@ _VARIABLES = 2**20  # numbers of networks that are initialized together, which d
 
 
 Rows = Callable[[Any, jax.Array, Any], jax.Array]
+Accumulate = Callable[
+    [jax.Array, Halves, int, int, Callable[[int], None] | None, Snapshots | None], Halves
+]
 Measure = Callable[[Any, jax.Array, Halves, jax.Array, Any, jax.Array], Halves]
 
 
@@ -153,7 +156,7 @@ def count_initialized(model: Model, mapping: str, chunk_size: int) -> int:
     """How many networks are initialized at a time: small ones together, which draws at full speed."""
     if mapping == "vectorized":
         return chunk_size
-    leaves = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+    leaves = jax.tree.leaves(shape_of_variables(model))
     most = max(1, _VARIABLES // max(1, sum(leaf.size for leaf in leaves)))
     return max(size for size in range(1, min(most, chunk_size) + 1) if chunk_size % size == 0)
 
@@ -259,28 +262,6 @@ def make_add_chunk(
     return add_chunk
 
 
-class Accumulate(Protocol):
-    """An ensemble, accumulated chunk by chunk on the local devices."""
-
-    def __call__(
-        self,
-        key: jax.Array,
-        halves: Halves,
-        first: int,
-        stop: int,
-        progress: Callable[[int], None] | None = None,
-        snapshots: Snapshots | None = None,
-    ) -> Halves:
-        """The state that has also seen the networks first … stop − 1, `first` even.
-
-        Args:
-          progress: called after each chunk with the number of networks done so far.
-          snapshots: where a call that was interrupted is taken up again by the same one: to the bit
-            with as many devices, to rounding with more or fewer. What the state is before and, of a
-            sketch, its test directions must be part of their identity.
-        """
-
-
 def make_accumulate(
     model: Model,
     estimator: Estimator,
@@ -290,8 +271,8 @@ def make_accumulate(
     points: Points | None = None,
     variables: Any = None,
 ) -> tuple[Accumulate, Execution]:
-    """Builds the function that accumulates an ensemble, and says how it does without automatic
-    choices.
+    """Builds `accumulate(key, halves, first, stop, progress=None, snapshots=None) -> halves`, chunk
+    by chunk on the local devices, and says how it does without automatic choices.
 
     A network with a row that is not finite is counted and left out. Memory does not depend on the
     number of networks.
@@ -319,6 +300,14 @@ def make_accumulate(
         progress: Callable[[int], None] | None = None,
         snapshots: Snapshots | None = None,
     ) -> Halves:
+        """The state that has also seen the networks first … stop − 1, `first` even.
+
+        Args:
+          progress: called after each chunk with the number of networks done so far.
+          snapshots: where a call that was interrupted is taken up again by the same one: to the bit
+            with as many devices, to rounding with more or fewer. What the state is before and, of a
+            sketch, its test directions must be part of their identity.
+        """
         if first % 2:
             raise InputError(f"first: must be even (halves of even and odd members), got {first}")
         if stop * counted >= 2**31:
@@ -330,20 +319,21 @@ def make_accumulate(
         devices, (parts, done) = execution.devices, _load(halves, first, snapshots)
         parts += [clear_halves(accumulator, halves)] * (len(devices) - len(parts))
         # Of more states than there are devices now, each takes several.
-        shares = [parts[place :: len(devices)] for place in range(len(devices))]
         states = [
-            jax.device_put(merge_halves(accumulator, *share), device)
-            for share, device in zip(shares, devices, strict=True)
+            jax.device_put(merge_halves(accumulator, *parts[place :: len(devices)]), device)
+            for place, device in enumerate(devices)
         ]
         states = jax.tree.map(jnp.copy, states)  # the caller's arrays are not donated
         placed = [jax.device_put((key, data), device) for device in devices]
         for begin in range(done, stop, chunk_size * len(devices)):
             for place, start in enumerate(range(begin, stop, chunk_size)[: len(devices)]):
-                own = (np.int32(start), np.int32(stop), _chunk_of(variables, start, chunk_size))
-                own = jax.device_put(own, devices[place])
-                states[place] = add_chunk(
-                    placed[place][0], states[place], *own[:2], placed[place][1], own[2]
+                ends, own = (
+                    (np.int32(start), np.int32(stop)),
+                    _chunk_of(variables, start, chunk_size),
                 )
+                ends, own = jax.device_put((ends, own), devices[place])
+                own_key, own_data = placed[place]
+                states[place] = add_chunk(own_key, states[place], *ends, own_data, own)
             done = min(begin + chunk_size * len(devices), stop)
             if progress is not None or snapshots is not None:
                 jax.block_until_ready(states)

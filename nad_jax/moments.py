@@ -56,6 +56,7 @@ class Sketch(NamedTuple):
 
 
 State = Dense | Sketch
+_POWERS = {"mean": 1, "total": 1, "scatter": 2, "square": 2, "product": 2}  # of rows in each sum
 
 
 class Reading(NamedTuple):
@@ -127,6 +128,19 @@ def _divided(rows: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, j
     return count, exponent, rows * power_of_two(-exponent)
 
 
+def _align(left: State, right: State) -> tuple[State, State]:
+    """The same two with one exponent, the larger of theirs."""
+    exponent = jnp.maximum(left.exponent, right.exponent)
+
+    def rescaled(state: State) -> State:
+        change = state.exponent - exponent
+        sums = {name: getattr(state, name) for name in state._fields if name in _POWERS}
+        sums = {n: value * power_of_two(_POWERS[n] * change) for n, value in sums.items()}
+        return state._replace(exponent=exponent, **sums)
+
+    return rescaled(left), rescaled(right)
+
+
 def _update_dense(state: Dense, rows: jax.Array, valid: jax.Array) -> Dense:
     count, exponent, rows = _divided(rows, valid)
     mean = rows.sum(0) / jnp.maximum(count, 1).astype(jnp.float32)
@@ -135,19 +149,13 @@ def _update_dense(state: Dense, rows: jax.Array, valid: jax.Array) -> Dense:
 
 
 def _merge_dense(left: Dense, right: Dense) -> Dense:
-    exponent = jnp.maximum(left.exponent, right.exponent)
-
-    def rescaled(state: Dense) -> tuple[jax.Array, jax.Array]:
-        change = state.exponent - exponent
-        return state.mean * power_of_two(change), state.scatter * power_of_two(2 * change)
-
-    (left_mean, left_scatter), (right_mean, right_scatter) = rescaled(left), rescaled(right)
+    left, right = _align(left, right)
     count = left.count + right.count
     share = right.count.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
-    delta = right_mean - left_mean
+    delta = right.mean - left.mean
     between = jnp.outer(delta, delta) * (left.count.astype(jnp.float32) * share)
-    scatter = left_scatter + right_scatter + between
-    return Dense(count, exponent, left_mean + delta * share, scatter)
+    scatter = left.scatter + right.scatter + between
+    return Dense(count, left.exponent, left.mean + delta * share, scatter)
 
 
 def second_moment(state: Dense, centered: bool = False) -> np.ndarray:
@@ -220,16 +228,9 @@ def random_basis(key: jax.Array, size: int, dimension: int) -> jax.Array:
 
 def _merge_sketches(left: Sketch, right: Sketch) -> Sketch:
     """Their test directions must be the same."""
-    exponent = jnp.maximum(left.exponent, right.exponent)
-
-    def rescaled(state: Sketch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        change = state.exponent - exponent
-        once, twice = power_of_two(change), power_of_two(2 * change)
-        return state.total * once, state.square * twice, state.product * twice
-
-    sums = (one + other for one, other in zip(rescaled(left), rescaled(right), strict=True))
-    total, square, product = sums
-    return Sketch(left.count + right.count, exponent, total, square, left.basis, product)
+    left, right = _align(left, right)
+    added = ("count", "total", "square", "product")
+    return left._replace(**{name: getattr(left, name) + getattr(right, name) for name in added})
 
 
 def _product(state: Sketch, centered: bool) -> tuple[np.ndarray, np.ndarray, float]:
@@ -306,11 +307,10 @@ def merge_halves(accumulator: Accumulator, *parts: Halves) -> Halves:
 def is_zero(halves: Halves) -> bool:
     """Whether rows have been seen, and every one of them is exactly zero."""
 
-    def seen(state: State) -> bool:
-        sums = state._asdict().keys() - {"count", "exponent", "basis"}
-        return any(bool(jnp.any(getattr(state, name) != 0)) for name in sums)
-
-    return int(halves.networks) > 0 and not (seen(halves.even) or seen(halves.odd))
+    sums = [
+        value for state in halves[:2] for name, value in state._asdict().items() if name in _POWERS
+    ]
+    return int(halves.networks) > 0 and not any(bool(jnp.any(value != 0)) for value in sums)
 
 
 def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
@@ -357,13 +357,8 @@ def pack_states(states: list[Halves]) -> dict[str, np.ndarray]:
 
 def unpack_states(arrays: dict[str, np.ndarray], like: Halves) -> list[Halves]:
     """The inverse of `pack_states`, whatever the number of states; test directions are those of `like`."""
-    states = []
-    while f"{(place := len(states))}_diverged" in arrays:
-        start = f"{place}_"
-        named = {
-            name.removeprefix(start): array
-            for name, array in arrays.items()
-            if name.startswith(start)
-        }
-        states.append(halves_from_arrays(named, like))
-    return states
+    names, count = halves_to_arrays(like), sum(name.endswith("_diverged") for name in arrays)
+    return [
+        halves_from_arrays({name: arrays[f"{place}_{name}"] for name in names}, like)
+        for place in range(count)
+    ]
