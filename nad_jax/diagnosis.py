@@ -13,7 +13,7 @@ from nad_jax.geometry import split_member
 from nad_jax.models import Model
 from nad_jax.moments import Halves, is_zero
 from nad_jax.points import Points
-from nad_jax.vector_fields import Network
+from nad_jax.vector_fields import Network, logit
 
 _NETWORKS = 4  # that are looked at
 _TINY = float(np.finfo(np.float32).tiny)
@@ -22,25 +22,6 @@ _RANDOM_HEAD = (
     "readout='marginalized', with readout_variance= of the model stated, integrates over a random "
     "read-out"
 )
-
-
-def check_not_zero(
-    halves: Halves,
-    model: Model,
-    estimator: Estimator,
-    key: jax.Array,
-    points: Points | None = None,
-    variables: Any = None,
-) -> None:
-    """Raises `InputError` where every derivative seen is exactly zero, with the cause that can be
-    seen.
-
-    Args:
-      halves: the state, of networks of `key`.
-      model, estimator, key, points, variables: what it was accumulated with.
-    """
-    if is_zero(halves):
-        raise InputError(explain_zero(model, estimator, key, points, variables))
 
 
 class _Case(NamedTuple):
@@ -74,14 +55,23 @@ class _Case(NamedTuple):
         return np.nan_to_num(np.asarray(outputs, np.float64), posinf=0, neginf=0)
 
 
-def explain_zero(
+def check_not_zero(
+    halves: Halves,
     model: Model,
     estimator: Estimator,
     key: jax.Array,
     points: Points | None = None,
     variables: Any = None,
-) -> str:
-    """One line that says why the derivatives of these networks are zero, and what to do about it."""
+) -> None:
+    """Raises `InputError` where every derivative seen is exactly zero, with the cause that can be
+    seen.
+
+    Args:
+      halves: the state, of networks of `key`.
+      model, estimator, key, points, variables: what it was accumulated with.
+    """
+    if not is_zero(halves):
+        return
     keys = ensemble.member_keys(ensemble.named_key(key, "networks"), jnp.arange(_NETWORKS))
     init_keys, _, point_keys = jax.vmap(split_member, out_axes=1)(keys)
     if variables is None:
@@ -95,14 +85,12 @@ def explain_zero(
     scale = max(estimator.point_scale, 1.0)
     others = scale * jax.random.normal(jax.random.key(1), drawn.shape, jnp.float32)
 
-    def output(variables: Any, x: jax.Array) -> jax.Array:
-        return model.apply(variables, x)[:, estimator.logit or 0, None]
-
-    features = estimator.from_features
-    outputs, what = (model.features, "features") if features else (output, "outputs")
+    outputs, what = logit(model, estimator.logit or 0).draw(key), "outputs"
+    if estimator.from_features:
+        outputs, what = model.features, "features"
     case = _Case(model, estimator, variables, drawn, others, outputs, what)
     causes = (_explain_step, _explain_size, _explain_rounding, _explain_constant, _explain_point)
-    return next(filter(None, (cause(case) for cause in causes)))
+    raise InputError(next(filter(None, (cause(case) for cause in causes))))
 
 
 def _explain_step(case: _Case) -> str | None:

@@ -23,18 +23,18 @@ from nad_jax.diagnosis import check_not_zero
 from nad_jax.errors import InputError, check_function, check_integer, check_number
 from nad_jax.geometry import make_accumulate
 from nad_jax.models import Model
-from nad_jax.moments import Accumulator, Halves, Reading, init_halves
+from nad_jax.moments import Accumulator, Halves, init_halves
 from nad_jax.nads import NADs, numerical_rank
 from nad_jax.points import Points
-from nad_jax.symmetries import mean_of_pairs
+from nad_jax.symmetries import Eigenvectors, mean_of_pairs
 
 
 class Found(NamedTuple):
     """The eigenvectors found for all networks, for the even and for the odd ones."""
 
-    whole: Reading
-    even: Reading
-    odd: Reading
+    whole: Eigenvectors
+    even: Eigenvectors
+    odd: Eigenvectors
 
 
 def make_dense(model: Model, estimator: Estimator) -> Accumulator:
@@ -125,7 +125,7 @@ def finish(
     )
 
 
-def overlap_halves(even: Reading, odd: Reading, sizes: tuple[int, ...]) -> np.ndarray:
+def overlap_halves(even: Eigenvectors, odd: Eigenvectors, sizes: tuple[int, ...]) -> np.ndarray:
     """The overlaps [S] of leading subspaces of the halves; nan beyond the numerical rank of either,
     where directions are rounding.
     """

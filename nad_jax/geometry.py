@@ -98,20 +98,19 @@ def add_rows(
       split_points: the halves are those of points of even and of odd number.
       numbers: [N], of the networks; None: consecutive, the first is even.
     """
+    _, num_points, num_rows, dimension = rows.shape
     finite = jnp.isfinite(rows).all((1, 2, 3))
     networks = jnp.sum(valid & finite, dtype=jnp.int32)
     diverged = jnp.sum(valid & ~finite, dtype=jnp.int32)
-    num_rows = math.prod(rows.shape[1:3])
-    valid = jnp.repeat(valid & finite, num_rows)
-    members = (-1, rows.shape[2] if split_points else num_rows)
-    valid, rows = valid.reshape(members), rows.reshape(*members, rows.shape[-1])
+    rows = rows.reshape(-1, num_rows if split_points else num_points * num_rows, dimension)
+    valid = jnp.repeat(valid & finite, num_points * num_rows).reshape(rows.shape[:2])
 
     def half(state: State, parity: int) -> State:
         if numbers is None:
             mine, chosen = rows[parity::2], valid[parity::2]
         else:
             mine, chosen = rows, valid & (numbers % 2 == parity)[:, None]
-        return accumulator.update(state, mine.reshape(-1, rows.shape[-1]), chosen.reshape(-1))
+        return accumulator.update(state, mine.reshape(-1, dimension), chosen.reshape(-1))
 
     even, odd = half(halves.even, 0), half(halves.odd, 1)
     return Halves(even, odd, halves.networks + networks, halves.diverged + diverged)
@@ -247,7 +246,8 @@ def make_add_chunk(
             members, valid = ensemble.padded_members(first, stop, chunk_size)
             keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
 
-            def rows_of_some(keys: jax.Array, variables: Any) -> jax.Array:
+            def rows_of_block(block: tuple[jax.Array, Any]) -> jax.Array:
+                keys, variables = block
                 if variables is None:
                     variables = jax.vmap(model.init)(jax.vmap(split_member)(keys)[:, 0])
                 return ensemble.map_members(partial(rows_of, pool=pool), mapping, variables, keys)
@@ -255,8 +255,8 @@ def make_add_chunk(
             blocks = jax.tree.map(
                 lambda leaf: leaf.reshape(-1, together, *leaf.shape[1:]), (keys, variables)
             )
-            rows = jax.lax.map(lambda block: rows_of_some(*block), blocks)
-            rows = rows.reshape(-1, *rows.shape[2:])
+            rows = jax.lax.map(rows_of_block, blocks)
+            rows = rows.reshape(chunk_size, *rows.shape[2:])
             return add_rows(accumulator, halves, rows, valid, split_points)
 
     return add_chunk

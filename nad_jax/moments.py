@@ -23,7 +23,7 @@ import numpy as np
 
 from nad_jax.errors import InputError
 from nad_jax.scaling import SMALLEST, find_exponent, power_of_two
-from nad_jax.symmetries import Representation, collect, eigh_symmetric, fold
+from nad_jax.symmetries import Eigenvectors, Representation, collect, eigh_symmetric, fold
 
 
 class Dense(NamedTuple):
@@ -59,19 +59,6 @@ State = Dense | Sketch
 _POWERS = {"mean": 1, "total": 1, "scatter": 2, "square": 2, "product": 2}  # of rows in each sum
 
 
-class Reading(NamedTuple):
-    """Eigenvectors of a second moment: all of a dense one, the leading ones of a sketched one.
-
-    eigenvalues, directions, symmetry: [K], see `symmetries.Eigenvectors`. trace: of the whole
-    second moment, exact.
-    """
-
-    eigenvalues: np.ndarray
-    directions: np.ndarray
-    symmetry: np.ndarray
-    trace: float
-
-
 class Accumulator(NamedTuple):
     """How rows [B, D] become the eigenvectors of their second moment.
 
@@ -79,7 +66,8 @@ class Accumulator(NamedTuple):
     update(state, rows, valid): adds rows [B, D]; those where `valid` [B] is False are left out,
       whatever they hold.
     merge(left, right): the state that has seen the rows of both. Associative up to rounding.
-    read(state, centered): the `Reading` of E[g gᵀ], or of the covariance, divided by count − 1.
+    read(state, centered): the eigenvectors of E[g gᵀ], or of the covariance, divided by count − 1:
+      all of a dense one, the leading ones of a sketched one; the trace is exact.
     contrast(left, right, directions, centered): uᵀ(G_left − G_right)u for rows u of `directions`
       [K, D]: [K], float64.
     size: the most directions that `read` gives.
@@ -89,7 +77,7 @@ class Accumulator(NamedTuple):
     init: Callable[[jax.Array | None], State]
     update: Callable[[State, jax.Array, jax.Array], State]
     merge: Callable[[State, State], State]
-    read: Callable[[State, bool], Reading]
+    read: Callable[[State, bool], Eigenvectors]
     contrast: Callable[[State, State, np.ndarray, bool], np.ndarray]
     size: int
     copies: int
@@ -103,9 +91,8 @@ def dense(dimension: int, representations: list[Representation]) -> Accumulator:
       representations: of that group, see `symmetries.representations`.
     """
 
-    def read(state: Dense, centered: bool = False) -> Reading:
-        matrix = second_moment(state, centered)
-        return Reading(*eigh_symmetric(matrix, representations), float(np.trace(matrix)))
+    def read(state: Dense, centered: bool = False) -> Eigenvectors:
+        return eigh_symmetric(second_moment(state, centered), representations)
 
     def contrast(left: Dense, right: Dense, directions: np.ndarray, centered: bool) -> np.ndarray:
         difference = second_moment(left, centered) - second_moment(right, centered)
@@ -198,19 +185,18 @@ def sketched(
         new = Sketch(count, exponent, rows.sum(0), jnp.sum(rows**2), state.basis, product)
         return _merge_sketches(state, new)
 
-    def read(state: Sketch, centered: bool = False) -> Reading:
+    def read(state: Sketch, centered: bool = False) -> Eigenvectors:
         basis, product, trace = _product(state, centered)
         # One representation may hold rounding alone.
         found, scale = [], np.einsum("ld,ld->l", basis, product).max()
         for one in representations:
             # Of a pair either vector meets the same matrix.
-            sides = (False,) if one.turn is None else (False, True)
             tests, products = (
-                np.concatenate([fold(part, one, side) for side in sides])
+                np.concatenate([fold(part, one, turn) for turn in one.turns])
                 for part in (basis, product)
             )
             found.append((one, *_nystrom(tests, products, num_directions, scale)))
-        return Reading(*collect(found, num_directions), trace)
+        return collect(found, trace, num_directions)
 
     def contrast(left: Sketch, right: Sketch, directions: np.ndarray, centered: bool) -> np.ndarray:
         return np.subtract(*(_energies(state, directions, centered) for state in (left, right)))
