@@ -76,27 +76,26 @@ class Estimator:
     def problems(self) -> list[str]:
         """What is wrong with these values, one line each."""
 
-        values = vars(self)
-        checks = dict(_CHECKS)
+        values = dict(vars(self))
         if callable(self.derivative):
-            del checks["derivative"]
+            del values["derivative"]
         if self.logit is None:
-            del checks["logit"]
-        problems = errors.problems(
-            *(
-                functools.partial(check, name, values[name], *allowed)
-                for name, (check, *allowed) in checks.items()
-            )
-        )
-        marginalized = not problems and self.readout == "marginalized"
-        if marginalized and self.num_readouts != 1:
-            problems.append(
-                f"num_readouts: must be 1 with readout='marginalized', got {self.num_readouts}"
-            )
-        if marginalized and self.centred:
-            problems.append(
-                "centred: must be False with readout='marginalized', whose mean is exactly 0"
-            )
+            del values["logit"]
+        checks = [
+            functools.partial(check, name, values[name], *allowed)
+            for name, (check, *allowed) in _CHECKS.items()
+            if name in values
+        ]
+        problems = errors.problems(*checks)
+        if not problems and self.readout == "marginalized":
+            if self.num_readouts != 1:
+                problems.append(
+                    f"num_readouts: must be 1 with readout='marginalized', got {self.num_readouts}"
+                )
+            if self.centred:
+                problems.append(
+                    "centred: must be False with readout='marginalized', whose mean is exactly 0"
+                )
         return problems
 
     @property
@@ -167,9 +166,8 @@ def check_symmetrized(estimator: Estimator, model: Model) -> None:
         raise InputError(
             f"symmetrized: must be False, this model states no symmetries for images of {size}"
         )
-    features = estimator.from_features and model.features is not None
     at_origin = estimator.derivative == "input_gradient" and estimator.point_scale < 1e-6
-    outputs = model.features if features else model.apply
+    outputs = (estimator.from_features and model.features) or model.apply
     if at_origin and _has_ties(model.init, outputs, model.image_shape):
         raise InputError(
             "symmetrized: must be False for exact gradients of this network at the origin "
@@ -224,8 +222,7 @@ def choose_readout(model: Model, estimator: Estimator) -> Readout:
         raise InputError(f"logit: must be in 0 … {last}, got {estimator.logit}")
     _check_real(model, "apply")
     if estimator.from_features:
-        several = f" with num_readouts={estimator.num_readouts}" * (estimator.num_readouts > 1)
-        choice = f"readout={estimator.readout!r}{several}"
+        choice = f"readout={estimator.readout!r} with num_readouts={estimator.num_readouts}"
         if model.features is None:
             raise InputError(
                 f"readout: {choice} needs the input of the last linear layer, which this model "
@@ -304,14 +301,13 @@ def record_choices(
     chosen = dict(vars(estimator))
     if points is not None:
         del chosen["point_scale"]
-        chosen["point"] = "own law"
+        chosen |= {"point": "own law", **points.description}
     if callable(estimator.derivative):
         chosen["derivative"] = getattr(estimator.derivative, "__name__", "vector field")
     choices = {
         "image_shape": list(model.image_shape),
         **model.description,
         **chosen,
-        **({} if points is None else points.description),
         "mapping": execution.mapping,
         "chunk_size": execution.chunk_size,
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],

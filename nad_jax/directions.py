@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.ensemble import resolve_key
+from nad_jax.ensemble import member_keys, resolve_key
 from nad_jax.errors import (
     InputError,
     check_choice,
@@ -26,6 +26,8 @@ from nad_jax.errors import (
     real_array,
     shown,
 )
+
+PHASES = ("cosine", "sine")
 
 
 def to_images(vectors: jax.Array, image_shape: tuple[int, ...]) -> jax.Array:
@@ -102,7 +104,7 @@ def dft_direction(
     """
     shape = check_input_shape(image_shape)
     lengths = spatial_shape(shape)
-    check_choice("phase", phase, ("cosine", "sine"))
+    check_choice("phase", phase, PHASES)
     channel = check_integer("channel", channel, 0, math.prod(shape) // math.prod(lengths) - 1)
     frequency = _check_frequency(frequency, len(lengths))
     if phase == "sine" and _is_self_conjugate(frequency, lengths):
@@ -140,15 +142,11 @@ def _is_self_conjugate(frequency: tuple[int, ...], lengths: tuple[int, ...]) -> 
 def _half_space(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
     """One frequency of every conjugate pair ±f, as values in -N/2 < f <= N/2, lowest first."""
 
-    def signed(k: int, n: int) -> int:
-        return k if 2 * k <= n else k - n
-
-    seen, chosen = set(), []
-    for frequency in np.ndindex(lengths):
-        if frequency not in seen:
-            seen |= {frequency, tuple(-k % n for k, n in zip(frequency, lengths, strict=True))}
-            chosen.append(tuple(map(signed, frequency, lengths)))
-    return sorted(chosen, key=lambda f: (sum(k**2 for k in f), f))
+    frequencies = np.indices(lengths).reshape(len(lengths), -1).T
+    conjugates = np.ravel_multi_index((-frequencies % lengths).T, lengths)
+    chosen = frequencies[np.arange(len(frequencies)) <= conjugates]
+    signed = np.where(2 * chosen <= lengths, chosen, chosen - lengths)
+    return sorted(map(tuple, signed.tolist()), key=lambda f: (sum(k**2 for k in f), f))
 
 
 def basis_dft(image_shape: tuple[int, ...]) -> FourierBasis:
@@ -159,21 +157,16 @@ def basis_dft(image_shape: tuple[int, ...]) -> FourierBasis:
     """
     shape = check_input_shape(image_shape)
     lengths = spatial_shape(shape)
-    rows, frequencies, phases, owners = [], [], [], []
-    for frequency in _half_space(lengths):
-        self_conjugate = _is_self_conjugate(frequency, lengths)
-        for phase in ("cosine",) if self_conjugate else ("cosine", "sine"):
-            for channel in range(math.prod(shape) // math.prod(lengths)):
-                rows.append(np.asarray(dft_direction(shape, frequency, phase, channel)))
-                frequencies.append(frequency)
-                phases.append(phase == "sine")
-                owners.append(channel)
-    return FourierBasis(
-        jnp.asarray(np.stack(rows)),
-        np.array(frequencies),
-        np.array(phases, dtype=int),
-        np.array(owners),
-    )
+    coordinates = [
+        (frequency, phase, channel)
+        for frequency in _half_space(lengths)
+        for phase in PHASES[: 1 if _is_self_conjugate(frequency, lengths) else 2]
+        for channel in range(math.prod(shape) // math.prod(lengths))
+    ]
+    rows = [np.asarray(dft_direction(shape, *one)) for one in coordinates]
+    frequencies, phases, channels = map(np.array, zip(*coordinates, strict=True))
+    phases = (phases == "sine").astype(int)
+    return FourierBasis(jnp.asarray(np.stack(rows)), frequencies, phases, channels)
 
 
 def _dct_matrix(length: int) -> np.ndarray:
@@ -207,15 +200,11 @@ def basis_random(
       InputError: for a key that is neither one typed key nor a seed, and for numbers out of range.
     """
     key, dimension = resolve_key(key), check_integer("dimension", dimension, 1)
-    num_directions = check_integer(
-        "num_directions", dimension if num_directions is None else num_directions, 1
-    )
-    if num_directions > dimension:
-        raise InputError(f"num_directions: at most the dimension {dimension}, got {num_directions}")
-    draw = jax.vmap(
-        lambda index: jax.random.normal(jax.random.fold_in(key, index), (dimension,), jnp.float32)
-    )
-    orthogonal, triangle = jnp.linalg.qr(draw(jnp.arange(num_directions)).T)
+    num_directions = dimension if num_directions is None else num_directions
+    num_directions = check_integer("num_directions", num_directions, 1, dimension)
+    keys = member_keys(key, jnp.arange(num_directions))
+    draw = jax.vmap(lambda key: jax.random.normal(key, (dimension,), jnp.float32))
+    orthogonal, triangle = jnp.linalg.qr(draw(keys).T)
     # The sign of the triangle's diagonal makes the factorization unique and the law Haar.
     return (orthogonal * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0)[None]).T
 
@@ -224,10 +213,8 @@ def check_orthonormal(directions: jax.Array, tolerance: float = 1e-3) -> np.ndar
     """The rows [K, D] in float64; raises `InputError` where an entry of V Vᵀ − I is above
     `tolerance`.
     """
-    rows, tolerance = (
-        host_array("directions", directions, "[K, D]"),
-        check_number("tolerance", tolerance, 0.0),
-    )
+    rows = host_array("directions", directions, "[K, D]")
+    tolerance = check_number("tolerance", tolerance, 0.0)
     if len(rows) > rows.shape[1]:
         raise InputError(f"directions: must be [K, D] with K <= D, got shape {rows.shape}")
     with np.errstate(over="ignore", invalid="ignore"):

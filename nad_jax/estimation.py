@@ -253,20 +253,15 @@ class Passes(NamedTuple):
 
     def check(self, dimension: int, estimator: Estimator) -> None:
         """Raises one `InputError` with a line for each value that is wrong."""
-
-        def check_centered() -> None:  # a sketch knows the mean of all mirror images only
-            if estimator.centred and estimator.symmetrized:
-                raise InputError(
-                    "centred: must be False with symmetrized=True where leading directions are "
-                    "asked for"
-                )
-
         problems = errors.problems(
-            check_centered,
             lambda: check_integer("num_directions", self.num_directions, 1, dimension - 1),
             lambda: check_integer("num_passes", self.num_passes, 1),
             lambda: check_integer("num_extra", self.num_extra, 0),
         )
+        if estimator.centred and estimator.symmetrized:  # a sketch knows that of all mirror images
+            problems.append(
+                "centred: must be False with symmetrized=True where leading directions are asked for"
+            )
         errors.raise_problems(problems)
 
     def count_tests(self, dimension: int) -> int:
@@ -275,8 +270,7 @@ class Passes(NamedTuple):
 
     def make_accumulator(self, model: Model, estimator: Estimator) -> Accumulator:
         """The accumulator of the leading directions, those that are iterated included."""
-        kept = self.count_tests(int(np.prod(model.image_shape)))
-        kept = min(self.num_directions + self.num_extra, kept)
+        kept = min(self.num_directions + self.num_extra, int(np.prod(model.image_shape)))
         return moments.sketched(kept, *find_symmetries(model, estimator))
 
     def sizes(self, dimension: int) -> tuple[int, ...]:

@@ -185,33 +185,27 @@ def resolve_execution(
       InputError: where values are wrong or do not fit the model.
     """
     raise_problems(find_problems(execution))
-    execution = execution.resolved()
-    num_rows = _count_rows(model, estimator, points)
-    if num_networks == 1:
-        execution = execution._replace(chunk_size=1)
-    if execution.chunk_size == 0:
-        pairs = _ROWS // (2 * num_rows * math.prod(model.image_shape))
-        chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
-        execution = execution._replace(chunk_size=chunk_size)
-    return execution, num_rows
-
-
-def _count_rows(model: Model, estimator: Estimator, points: Points | None) -> int:
-    """How many rows a network gives, P·R."""
+    execution, dimension = execution.resolved(), math.prod(model.image_shape)
     readout, law = choose_readout(model, estimator), choose_points(model, estimator, points)
-    num_points, *_ = shape_of_points(law)
-    if not callable(estimator.derivative):  # a row of each output
-        return num_points * readout.num_outputs
-    field, dimension = estimator.make_field(), math.prod(model.image_shape)
+    num_rows, field = readout.num_outputs, estimator.make_field()
 
     def rows(key: jax.Array) -> jax.Array:
         return field(readout.draw(key), model.init(key), jnp.zeros(model.image_shape), key)
 
-    with reported("derivative"):
-        shape = jax.eval_shape(rows, jax.random.key(0)).shape
-    if len(shape) != 2 or shape[1] != dimension:
-        raise InputError(f"derivative: must give rows [R, {dimension}], got shape {shape}")
-    return num_points * shape[0]
+    if callable(estimator.derivative):  # others give a row of each output
+        with reported("derivative"):
+            shape = jax.eval_shape(rows, jax.random.key(0)).shape
+        if len(shape) != 2 or shape[1] != dimension:
+            raise InputError(f"derivative: must give rows [R, {dimension}], got shape {shape}")
+        num_rows = shape[0]
+    num_rows *= shape_of_points(law)[0]
+    if num_networks == 1:
+        execution = execution._replace(chunk_size=1)
+    if execution.chunk_size == 0:
+        pairs = _ROWS // (2 * num_rows * dimension)
+        chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
+        execution = execution._replace(chunk_size=chunk_size)
+    return execution, num_rows
 
 
 def make_add_chunk(
@@ -287,8 +281,9 @@ def make_accumulate(
       InputError: where values are wrong or do not fit the model.
     """
     execution, num_rows = resolve_execution(model, estimator, execution, num_networks, points)
-    single = num_networks == 1
-    add_chunk = make_add_chunk(model, estimator, accumulator, execution, points, single)
+    add_chunk = make_add_chunk(
+        model, estimator, accumulator, execution, points, split_points=num_networks == 1
+    )
     data, counted = choose_points(model, estimator, points).data, num_rows * accumulator.copies
     chunk_size = execution.chunk_size
 
@@ -325,7 +320,8 @@ def make_accumulate(
         ]
         states = jax.tree.map(jnp.copy, states)  # the caller's arrays are not donated
         placed = [jax.device_put((key, data), device) for device in devices]
-        for begin in range(done, stop, chunk_size * len(devices)):
+        together = chunk_size * len(devices)
+        for begin in range(done, stop, together):
             for place, start in enumerate(range(begin, stop, chunk_size)[: len(devices)]):
                 ends, own = (
                     (np.int32(start), np.int32(stop)),
@@ -334,7 +330,7 @@ def make_accumulate(
                 ends, own = jax.device_put((ends, own), devices[place])
                 own_key, own_data = placed[place]
                 states[place] = add_chunk(own_key, states[place], *ends, own_data, own)
-            done = min(begin + chunk_size * len(devices), stop)
+            done = min(begin + together, stop)
             if progress is not None or snapshots is not None:
                 jax.block_until_ready(states)
             if snapshots is not None and snapshots.due():

@@ -172,9 +172,8 @@ def sketched(
 
     def init(basis: jax.Array | None) -> Sketch:
         basis = jnp.asarray(basis, jnp.float32)
-        total, product = jnp.zeros(basis.shape[1], jnp.float32), jnp.zeros(basis.shape, jnp.float32)
-        zero = jnp.float32(0)
-        return Sketch(jnp.int32(0), jnp.int32(SMALLEST), total, zero, basis, product)
+        total, square, product = jnp.zeros_like(basis[0]), jnp.float32(0), jnp.zeros_like(basis)
+        return Sketch(jnp.int32(0), jnp.int32(SMALLEST), total, square, basis, product)
 
     def update(state: Sketch, rows: jax.Array, valid: jax.Array) -> Sketch:
         if len(group) > 1:
@@ -199,10 +198,17 @@ def sketched(
         return collect(found, trace, num_directions)
 
     def contrast(left: Sketch, right: Sketch, directions: np.ndarray, centered: bool) -> np.ndarray:
-        return np.subtract(*(_energies(state, directions, centered) for state in (left, right)))
+        directions = np.asarray(directions, np.float64)
 
-    merge = _merge_sketches
-    return Accumulator(init, update, merge, read, contrast, num_directions, len(group))
+        def energies(state: Sketch) -> np.ndarray:
+            """Of what lies in the span of the test directions."""
+            basis, product, _ = _product(state, centered)
+            inside = directions @ basis.T
+            return np.einsum("kd,kd->k", inside @ product, inside @ basis)
+
+        return energies(left) - energies(right)
+
+    return Accumulator(init, update, _merge_sketches, read, contrast, num_directions, len(group))
 
 
 def random_basis(key: jax.Array, size: int, dimension: int) -> jax.Array:
@@ -246,13 +252,6 @@ def _nystrom(
     values, vectors = np.linalg.eigh(root @ square @ root.T)
     order = np.argsort(values)[::-1][:most]
     return values[order], ((vectors[:, order] / np.sqrt(values[order])).T @ root) @ products
-
-
-def _energies(state: Sketch, directions: np.ndarray, centered: bool) -> np.ndarray:
-    """uᵀ G u for rows u [K, D], of what of them lies in the span of the test directions: [K]."""
-    basis, product, _ = _product(state, centered)
-    inside = np.asarray(directions, np.float64) @ basis.T
-    return np.einsum("kd,kd->k", inside @ product, inside @ basis)
 
 
 class Halves(NamedTuple):

@@ -69,8 +69,8 @@ def images(x: Any, per_network: int = 0) -> Points:
         return pool[jax.random.permutation(key, len(x))[:per_network]]
 
     digest = hashlib.sha256(x.tobytes()).hexdigest()[:16]
-    described = {"point": "given", "points": digest, "num_points": len(x)}
-    described |= {"per_network": per_network}
+    described = {"point": "given", "points": digest}
+    described |= {"num_points": len(x), "per_network": per_network}
     if not x.any():
         described["point_scale"] = 0.0
     return Points(lambda key, data: data, draw, x, described)
