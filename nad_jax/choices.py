@@ -10,14 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import errors, vector_fields
+from nad_jax import errors
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, check_record
 from nad_jax.models import Model
 from nad_jax.nads import DERIVATIVES, POINTS
 from nad_jax.points import Points, gaussian
 from nad_jax.symmetries import Representation, permutations, representations
-from nad_jax.vector_fields import Readout, VectorField, check_step
+from nad_jax.vector_fields import (
+    Network,
+    Readout,
+    VectorField,
+    central_difference,
+    check_step,
+    from_derivative,
+    input_gradient,
+    logit,
+    marginalized,
+    sampled,
+    shape_of_outputs,
+)
 from nad_jax.versions import device_kind, versions
 
 READOUTS = ("sampled", "marginalized")
@@ -106,12 +118,12 @@ class Estimator:
     def make_field(self, **changes: Any) -> VectorField:
         """The vector field of these choices, or of some with changes."""
         chosen = dataclasses.replace(self, **changes)
-        if callable(chosen.derivative):
-            return chosen.derivative
-        if chosen.derivative == "input_gradient":
-            return vector_fields.from_derivative(vector_fields.input_gradient)
-        quotient = vector_fields.central_difference(chosen.step, chosen.block_size)
-        return vector_fields.from_derivative(quotient)
+        derivative = chosen.derivative
+        if callable(derivative):
+            return derivative
+        if derivative == "input_gradient":
+            return from_derivative(input_gradient)
+        return from_derivative(central_difference(chosen.step, chosen.block_size))
 
 
 def read_choices(function: str, choices: dict[str, Any]) -> tuple[Estimator, Execution]:
@@ -179,7 +191,7 @@ def check_symmetrized(estimator: Estimator, model: Model) -> None:
 @functools.lru_cache(maxsize=64)
 def _has_ties(
     init: Callable[[jax.Array], Any],
-    outputs: Callable[[Any, jax.Array], jax.Array],
+    outputs: Network,
     input_shape: tuple[int, ...],
 ) -> bool:
     """Whether gradients of four networks jump at the origin, where a choice between equals is not
@@ -236,15 +248,15 @@ def choose_readout(model: Model, estimator: Estimator) -> Readout:
             )
     check_symmetrized(estimator, model)
     if estimator.readout == "marginalized":
-        return vector_fields.marginalized(model)
+        return marginalized(model)
     if estimator.num_readouts > 1:
-        return vector_fields.sampled(model, estimator.num_readouts)
-    return vector_fields.logit(model, estimator.logit or 0)
+        return sampled(model, estimator.num_readouts)
+    return logit(model, estimator.logit or 0)
 
 
 def _check_real(model: Model, name: str) -> None:
     """Raises `InputError` where what a function of the model returns has no derivative."""
-    dtype = vector_fields.shape_of_outputs(model, name).dtype
+    dtype = shape_of_outputs(model, name).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(
             f"model: {name} must return real numbers, which have a derivative, got {dtype}"

@@ -27,10 +27,11 @@ from nad_jax.errors import (
     shown,
 )
 
+Shape = tuple[int, ...]  # of one input, or the lengths of some of its axes
 PHASES = ("cosine", "sine")
 
 
-def to_images(vectors: jax.Array, image_shape: tuple[int, ...]) -> jax.Array:
+def to_images(vectors: jax.Array, image_shape: Shape) -> jax.Array:
     """Vectors [..., D] as inputs [..., *image_shape], images [..., H, W, C] say; raises
     `InputError` where D is not their product.
     """
@@ -44,7 +45,7 @@ def to_images(vectors: jax.Array, image_shape: tuple[int, ...]) -> jax.Array:
     return vectors.reshape(*vectors.shape[:-1], *shape)
 
 
-def to_vectors(images: jax.Array, image_shape: tuple[int, ...] | None = None) -> jax.Array:
+def to_vectors(images: jax.Array, image_shape: Shape | None = None) -> jax.Array:
     """Inputs [..., *image_shape] as vectors [..., D], by default images [..., H, W, C] of any size;
     raises `InputError` for other arrays.
     """
@@ -55,12 +56,12 @@ def to_vectors(images: jax.Array, image_shape: tuple[int, ...] | None = None) ->
     return images.reshape(*images.shape[:kept], math.prod(images.shape[kept:]))
 
 
-def spatial_shape(image_shape: tuple[int, ...]) -> tuple[int, ...]:
+def spatial_shape(image_shape: Shape) -> Shape:
     """The lengths of the axes of an input but that of channels, [A]; of a vector its own length."""
     return image_shape[:-1] or image_shape
 
 
-def basis_pixel(image_shape: tuple[int, ...]) -> jax.Array:
+def basis_pixel(image_shape: Shape) -> jax.Array:
     """The standard basis [D, D]: direction k is entry k, for images of one channel pixel k."""
     return jnp.eye(math.prod(check_input_shape(image_shape)), dtype=jnp.float32)
 
@@ -82,7 +83,7 @@ class FourierBasis(NamedTuple):
 
 
 def dft_direction(
-    image_shape: tuple[int, ...],
+    image_shape: Shape,
     frequency: tuple[int, ...] | int,
     phase: str = "cosine",
     channel: int = 0,
@@ -134,12 +135,12 @@ def _check_frequency(frequency: Any, count: int) -> tuple[int, ...]:
     return tuple(map(int, values))
 
 
-def _is_self_conjugate(frequency: tuple[int, ...], lengths: tuple[int, ...]) -> bool:
+def _is_self_conjugate(frequency: tuple[int, ...], lengths: Shape) -> bool:
     """Whether a frequency is its own negative: zero or Nyquist along every axis."""
     return all(2 * f % length == 0 for f, length in zip(frequency, lengths, strict=True))
 
 
-def _half_space(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _half_space(lengths: Shape) -> list[tuple[int, ...]]:
     """One frequency of every conjugate pair ±f, as values in -N/2 < f <= N/2, lowest first."""
 
     frequencies = np.indices(lengths).reshape(len(lengths), -1).T
@@ -149,7 +150,7 @@ def _half_space(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
     return sorted(map(tuple, signed.tolist()), key=lambda f: (sum(k**2 for k in f), f))
 
 
-def basis_dft(image_shape: tuple[int, ...]) -> FourierBasis:
+def basis_dft(image_shape: Shape) -> FourierBasis:
     """The real Fourier basis [D, D] of inputs of any shape, lowest frequencies first.
 
     Each conjugate pair of frequencies gives a cosine and a sine; a self-conjugate frequency
@@ -176,7 +177,7 @@ def _dct_matrix(length: int) -> np.ndarray:
     return matrix
 
 
-def basis_dct(image_shape: tuple[int, ...]) -> jax.Array:
+def basis_dct(image_shape: Shape) -> jax.Array:
     """The separable orthonormal DCT-II basis [D, D] of inputs of any shape.
 
     Row (k_y·W + k_x)·C + c of images is the product of cosines of vertical order k_y and horizontal
@@ -263,10 +264,8 @@ def distinct_directions(directions: np.ndarray) -> np.ndarray:
     """The indices of those rows of [K, D] that are the first of all that are equal up to sign,
     ascending.
     """
-    first: dict[bytes, int] = {}
-    for index, direction in enumerate(np.asarray(directions)):
-        first.setdefault(_quantized(direction), index)
-    return np.array(list(first.values()), dtype=int)
+    names = [_quantized(direction) for direction in np.asarray(directions)]
+    return np.sort(np.unique(names, return_index=True)[1])
 
 
 def _quantized(direction: np.ndarray) -> bytes:

@@ -1,7 +1,7 @@
 """From a model to its directions: grow an ensemble to an agreement, or refine it in passes."""
 
 import itertools
-from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ from nad_jax.choices import (
 from nad_jax.contract import shape_of_variables
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.errors import InputError, check_function, check_integer, check_number
-from nad_jax.geometry import make_accumulate
+from nad_jax.geometry import Progress, make_accumulate
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, Halves, init_halves
 from nad_jax.nads import NADs, numerical_rank
@@ -40,7 +40,7 @@ class Found(NamedTuple):
 def make_dense(model: Model, estimator: Estimator) -> Accumulator:
     """The accumulator of all D directions."""
     _, representations = find_symmetries(model, estimator)
-    return moments.dense(int(np.prod(model.image_shape)), representations)
+    return moments.dense(math.prod(model.image_shape), representations)
 
 
 def check_finite(halves: Halves) -> None:
@@ -138,7 +138,7 @@ def estimate_nads(
     model: Model,
     num_networks: int,
     key: jax.Array | int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     stop_overlap: float | None = None,
     stop_size: int = 64,
     points: Points | None = None,
@@ -211,7 +211,7 @@ def estimate_nads(
     return finish(accumulator, halves, found, config, tuple(sorted(sizes)), estimator.centred)
 
 
-def _after(before: int, progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+def _after(before: int, progress: Progress | None) -> Progress | None:
     """What reports the networks done beside those `before`."""
     return None if progress is None else lambda done: progress(before + done)
 
@@ -270,7 +270,7 @@ class Passes(NamedTuple):
 
     def make_accumulator(self, model: Model, estimator: Estimator) -> Accumulator:
         """The accumulator of the leading directions, those that are iterated included."""
-        kept = min(self.num_directions + self.num_extra, int(np.prod(model.image_shape)))
+        kept = min(self.num_directions + self.num_extra, math.prod(model.image_shape))
         return moments.sketched(kept, *find_symmetries(model, estimator))
 
     def sizes(self, dimension: int) -> tuple[int, ...]:
@@ -313,7 +313,7 @@ def estimate_leading_nads(
     num_passes: int = 3,
     num_extra: int = 32,
     key: jax.Array | int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     *,
     points: Points | None = None,
     variables: Any = None,
@@ -350,7 +350,7 @@ def estimate_leading_nads(
     if variables is not None:
         check_variables(model, variables, estimator, num_networks)
     passes = Passes(*map(errors.plain, (num_directions, num_passes, num_extra)))
-    dimension = int(np.prod(model.image_shape))
+    dimension = math.prod(model.image_shape)
     passes.check(dimension, estimator)
     accumulator = passes.make_accumulator(model, estimator)
     accumulate, execution = make_accumulate(

@@ -14,10 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import ensemble
 from nad_jax.choices import Estimator, choose_points, choose_readout, shape_of_points
 from nad_jax.contract import reported, shape_of_variables
-from nad_jax.ensemble import Execution
+from nad_jax.ensemble import (
+    Execution,
+    map_members,
+    member_keys,
+    named_key,
+    padded_members,
+)
 from nad_jax.errors import InputError, raise_problems
 from nad_jax.models import Model
 from nad_jax.moments import (
@@ -39,9 +44,8 @@ _VARIABLES = 2**20  # numbers of networks that are initialized together, which d
 
 
 Rows = Callable[[Any, jax.Array, Any], jax.Array]
-Accumulate = Callable[
-    [jax.Array, Halves, int, int, Callable[[int], None] | None, Snapshots | None], Halves
-]
+Progress = Callable[[int], None]
+Accumulate = Callable[[jax.Array, Halves, int, int, Progress | None, Snapshots | None], Halves]
 Measure = Callable[[Any, jax.Array, Halves, jax.Array, Any, jax.Array], Halves]
 
 
@@ -64,7 +68,7 @@ def make_rows(model: Model, estimator: Estimator, points: Points | None = None) 
 
     def rows(variables: Any, key: jax.Array, pool: Any) -> jax.Array:
         _, readout_key, point_key = split_member(key)
-        field_key = ensemble.named_key(readout_key, "field")
+        field_key = named_key(readout_key, "field")
         network, drawn = readout.draw(readout_key), points.draw(pool, point_key)
 
         def at(point: jax.Array, key: jax.Array) -> jax.Array:
@@ -145,7 +149,7 @@ def make_measure(
     ) -> Halves:
         # TensorFloat-32 and bfloat16, the accelerators' defaults, would spoil small eigenvalues.
         with jax.default_matmul_precision("highest"):
-            rows = ensemble.map_members(partial(rows_of, pool=pool), mapping, variables, keys)
+            rows = map_members(partial(rows_of, pool=pool), mapping, variables, keys)
             return add_rows(accumulator, halves, rows, valid, numbers=numbers)
 
     return measure
@@ -236,15 +240,15 @@ def make_add_chunk(
         variables: Any,
     ) -> Halves:
         with jax.default_matmul_precision("highest"):  # see `make_measure`
-            pool = points.prepare(ensemble.named_key(key, "point"), data)
-            members, valid = ensemble.padded_members(first, stop, chunk_size)
-            keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
+            pool = points.prepare(named_key(key, "point"), data)
+            members, valid = padded_members(first, stop, chunk_size)
+            keys = member_keys(named_key(key, "networks"), members)
 
             def rows_of_block(block: tuple[jax.Array, Any]) -> jax.Array:
                 keys, variables = block
                 if variables is None:
                     variables = jax.vmap(model.init)(jax.vmap(split_member)(keys)[:, 0])
-                return ensemble.map_members(partial(rows_of, pool=pool), mapping, variables, keys)
+                return map_members(partial(rows_of, pool=pool), mapping, variables, keys)
 
             blocks = jax.tree.map(
                 lambda leaf: leaf.reshape(-1, together, *leaf.shape[1:]), (keys, variables)
@@ -292,7 +296,7 @@ def make_accumulate(
         halves: Halves,
         first: int,
         stop: int,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
         snapshots: Snapshots | None = None,
     ) -> Halves:
         """The state that has also seen the networks first … stop − 1, `first` even.
@@ -323,12 +327,8 @@ def make_accumulate(
         together = chunk_size * len(devices)
         for begin in range(done, stop, together):
             for place, start in enumerate(range(begin, stop, chunk_size)[: len(devices)]):
-                ends, own = (
-                    (np.int32(start), np.int32(stop)),
-                    _chunk_of(variables, start, chunk_size),
-                )
-                ends, own = jax.device_put((ends, own), devices[place])
-                own_key, own_data = placed[place]
+                own = jax.device_put(_chunk_of(variables, start, chunk_size), devices[place])
+                (own_key, own_data), ends = placed[place], (np.int32(start), np.int32(stop))
                 states[place] = add_chunk(own_key, states[place], *ends, own_data, own)
             done = min(begin + together, stop)
             if progress is not None or snapshots is not None:

@@ -63,8 +63,12 @@ class NADs(NamedTuple):
 
     def rows(self) -> list[Row]:
         """A row for each direction: its index, eigenvalue, standard error and representation."""
-        columns = {"index": range(len(self.eigenvalues)), "eigenvalue": self.eigenvalues}
-        columns |= {"eigenvalue_sem": self.eigenvalue_sem, "symmetry": self.symmetry}
+        columns = {
+            "index": range(len(self.eigenvalues)),
+            "eigenvalue": self.eigenvalues,
+            "eigenvalue_sem": self.eigenvalue_sem,
+            "symmetry": self.symmetry,
+        }
         return make_rows(columns)
 
     to_csv = Tabular.to_csv
@@ -88,13 +92,13 @@ class NADs(NamedTuple):
         name = self.config.get("architecture", "own model")
         title = f"{name}, {self.num_networks} networks, {self.config.get('derivative', '')}"
         shown, shape = self.directions[:num_directions], tuple(self.config["image_shape"])
-        values, sem = self.eigenvalues, self.eigenvalue_sem
+        spectrum = (self.eigenvalues, self.eigenvalue_sem, title)
         band = null_band(self) if has_null_band(self) else None
         halves = {"even against odd members": (self.overlap_sizes, self.split_half_overlap)}
         dimension = self.directions.shape[1]
         return {
             "nads": plotting.plot_directions(shown, shape, f"Leading NADs: {title}", self.symmetry),
-            "spectrum": plotting.plot_spectrum(values, sem, title, band, compared),
+            "spectrum": plotting.plot_spectrum(*spectrum, band, compared),
             "overlap": plotting.plot_overlap({**halves, **curves}, dimension, title),
         }
 
@@ -223,12 +227,11 @@ def directional_energy(
     directions = host_array("directions", directions, f"[N, {basis.shape[1]}]")
     squares = (directions @ basis.T) ** 2
     energies = squares @ eigenvalues
-    if trace is None and missing > 1:
-        trace = getattr(nads, "trace", None)
-    if trace is None:
-        if missing > 1:
-            raise _needs_trace(basis)
+    if trace is None and missing <= 1:
         return energies
+    trace = getattr(nads, "trace", None) if trace is None else trace
+    if trace is None:
+        raise _needs_trace(basis)
     known = eigenvalues.sum()
     rest, most = check_number("trace", trace, 0.0) - known, known + missing * eigenvalues[-1]
     if not -1e-4 * known <= rest <= most * (1 + 1e-4) - known:  # beyond rounding
