@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nad_jax.contract import name_path
 from nad_jax.errors import InputError
 from nad_jax.scaling import SMALLEST, find_exponent, power_of_two
 from nad_jax.symmetries import Eigenvectors, Representation, collect, eigh_symmetric, fold
@@ -292,10 +293,9 @@ def merge_halves(accumulator: Accumulator, *parts: Halves) -> Halves:
 def is_zero(halves: Halves) -> bool:
     """Whether rows have been seen, and every one of them is exactly zero."""
 
-    sums = [
-        value for state in halves[:2] for name, value in state._asdict().items() if name in _POWERS
-    ]
-    return int(halves.networks) > 0 and not any(bool(jnp.any(value != 0)) for value in sums)
+    named = jax.tree.leaves_with_path(halves)
+    sums = [leaf for path, leaf in named if _name(path).partition("_")[2] in _POWERS]
+    return int(halves.networks) > 0 and not any(bool(jnp.any(leaf != 0)) for leaf in sums)
 
 
 def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
@@ -303,11 +303,16 @@ def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
 
     Test directions are not among them: whoever stores a sketch has them.
     """
-    arrays = {name: np.asarray(getattr(halves, name)) for name in ("networks", "diverged")}
-    for half in ("even", "odd"):
-        fields = getattr(halves, half)._asdict().items()
-        arrays |= {f"{half}_{name}": np.asarray(value) for name, value in fields if name != "basis"}
-    return arrays
+    return {
+        _name(path): np.asarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(halves)
+        if not _name(path).endswith("basis")
+    }
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The name of an array of `Halves`, as in "even_count"."""
+    return name_path(path).replace("/", "_")
 
 
 def halves_from_arrays(arrays: dict[str, Any], like: Halves) -> Halves:
@@ -321,14 +326,11 @@ def halves_from_arrays(arrays: dict[str, Any], like: Halves) -> Halves:
             "state: does not count its networks, an earlier version stored it; remove its snapshots"
         )
 
-    def state(half: str) -> State:
-        given = getattr(like, half)
-        stored = {*given._fields} - {"basis"}
-        return given._replace(**{n: jnp.asarray(arrays[f"{half}_{n}"]) for n in stored})
+    def stored(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        name = _name(path)
+        return leaf if name.endswith("basis") else jnp.asarray(arrays[name])
 
-    return Halves(
-        state("even"), state("odd"), *(jnp.asarray(arrays[name]) for name in Halves._fields[2:])
-    )
+    return jax.tree.map_with_path(stored, like)
 
 
 def pack_states(states: list[Halves]) -> dict[str, np.ndarray]:

@@ -14,8 +14,8 @@ eigenvectors are taken from there, one representation after the other: eigenvalu
 symmetry then do not leave them open.
 """
 
+import functools
 import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -64,30 +64,22 @@ def permutations(names: tuple[str, ...], image_shape: tuple[int, ...]) -> np.nda
     names = check_symmetries(names, image_shape)
     inputs = [np.arange(np.prod(image_shape)).reshape(image_shape)]
     if "flip" in names:
-        inputs = [np.flip(x, axes) for x in inputs for axes in _reversals(len(image_shape) - 1)]
+        for axis in range(len(image_shape) - 1):
+            inputs += [np.flip(x, axis) for x in inputs]
     if "transpose" in names:
         inputs = [turned for x in inputs for turned in (x, x.swapaxes(0, 1))]
     return np.stack([x.reshape(-1) for x in inputs])
 
 
-def _reversals(count: int) -> list[tuple[int, ...]]:
-    """The axes that each element of the group of reversals reverses: (), (0,), (1,), (0, 1), …"""
-    axes = range(count)
-    return [tuple(axis for axis in axes if k >> axis & 1) for k in range(2**count)]
-
-
 def _characters(count: int) -> dict[str, np.ndarray]:
-    """What each of `_reversals` multiplies vectors by that have these signs under the reversal of
-    each axis, "++", "+−", "−+", "−−" for two.
+    """What each reversal of axes, in the order of `permutations`, multiplies vectors by that have
+    these signs under the reversal of each axis: "++", "+−", "−+", "−−" for two.
     """
+    factors = {"+": [1, 1], "−": [1, -1]}  # of an axis as it is, and reversed
+    one = np.ones(1, int)
     return {
-        "".join(signs): np.array(
-            [
-                math.prod(1 if signs[axis] == "+" else -1 for axis in axes)
-                for axes in _reversals(count)
-            ]
-        )
-        for signs in itertools.product("+−", repeat=count)
+        "".join(signs): functools.reduce(np.kron, [factors[s] for s in reversed(signs)], one)
+        for signs in itertools.product(factors, repeat=count)
     }
 
 
