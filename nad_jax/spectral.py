@@ -90,7 +90,7 @@ def near_degenerate_groups(
     groups, first = [], 0
     while first < len(eigenvalues):
         within = eigenvalues[first:] >= (1.0 - tolerance) * eigenvalues[first]
-        stop = first + np.count_nonzero(within)
+        stop = first + int(np.count_nonzero(within))
         if stop - first > 1:
             groups.append((first, stop - 1))
         first = stop
