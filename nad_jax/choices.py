@@ -10,17 +10,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import errors, vector_fields
+from nad_jax import errors
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, check_record
 from nad_jax.models import Model
 from nad_jax.nads import DERIVATIVES, POINTS
 from nad_jax.points import Points, gaussian
 from nad_jax.symmetries import Representation, permutations, representations
-from nad_jax.vector_fields import Readout, VectorField, check_step
+from nad_jax.vector_fields import (
+    Network,
+    Readout,
+    VectorField,
+    central_difference,
+    check_step,
+    from_derivative,
+    input_gradient,
+    logit,
+    marginalized,
+    sampled,
+    shape_of_outputs,
+)
 from nad_jax.versions import device_kind, versions
 
 READOUTS = ("sampled", "marginalized")
+_CHECKS = {  # of fields of `Estimator`, and what is allowed
+    "derivative": (check_choice, DERIVATIVES),
+    "step": (check_step,),
+    "point": (check_choice, POINTS),
+    "point_scale": (check_number, 0.0),
+    "readout": (check_choice, READOUTS),
+    "num_readouts": (check_integer, 1),
+    "logit": (check_integer, 0),
+    "symmetrized": (check_choice, (False, True)),
+    "centred": (check_choice, (False, True)),
+    "block_size": (check_integer, 1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,31 +88,26 @@ class Estimator:
     def problems(self) -> list[str]:
         """What is wrong with these values, one line each."""
 
-        def check_derivative() -> None:
-            if not callable(self.derivative):
-                check_choice("derivative", self.derivative, DERIVATIVES)
-
-        problems = errors.problems(
-            check_derivative,
-            lambda: check_step(self.step),
-            lambda: check_choice("point", self.point, POINTS),
-            lambda: check_number("point_scale", self.point_scale, 0.0),
-            lambda: check_choice("readout", self.readout, READOUTS),
-            lambda: check_integer("num_readouts", self.num_readouts, 1),
-            lambda: None if self.logit is None else check_integer("logit", self.logit, 0),
-            lambda: check_choice("symmetrized", self.symmetrized, (False, True)),
-            lambda: check_choice("centred", self.centred, (False, True)),
-            lambda: check_integer("block_size", self.block_size, 1),
-        )
-        marginalized = not problems and self.readout == "marginalized"
-        if marginalized and self.num_readouts != 1:
-            problems.append(
-                f"num_readouts: must be 1 with readout='marginalized', got {self.num_readouts}"
-            )
-        if marginalized and self.centred:
-            problems.append(
-                "centred: must be False with readout='marginalized', whose mean is exactly 0"
-            )
+        values = dict(vars(self))
+        if callable(self.derivative):
+            del values["derivative"]
+        if self.logit is None:
+            del values["logit"]
+        checks = [
+            functools.partial(check, name, values[name], *allowed)
+            for name, (check, *allowed) in _CHECKS.items()
+            if name in values
+        ]
+        problems = errors.problems(*checks)
+        if not problems and self.readout == "marginalized":
+            if self.num_readouts != 1:
+                problems.append(
+                    f"num_readouts: must be 1 with readout='marginalized', got {self.num_readouts}"
+                )
+            if self.centred:
+                problems.append(
+                    "centred: must be False with readout='marginalized', whose mean is exactly 0"
+                )
         return problems
 
     @property
@@ -99,12 +118,12 @@ class Estimator:
     def make_field(self, **changes: Any) -> VectorField:
         """The vector field of these choices, or of some with changes."""
         chosen = dataclasses.replace(self, **changes)
-        if callable(chosen.derivative):
-            return chosen.derivative
-        if chosen.derivative == "input_gradient":
-            return vector_fields.from_derivative(vector_fields.input_gradient)
-        quotient = vector_fields.central_difference(chosen.step, chosen.block_size)
-        return vector_fields.from_derivative(quotient)
+        derivative = chosen.derivative
+        if callable(derivative):
+            return derivative
+        if derivative == "input_gradient":
+            return from_derivative(input_gradient)
+        return from_derivative(central_difference(chosen.step, chosen.block_size))
 
 
 def read_choices(function: str, choices: dict[str, Any]) -> tuple[Estimator, Execution]:
@@ -114,10 +133,10 @@ def read_choices(function: str, choices: dict[str, Any]) -> tuple[Estimator, Exe
       InputError: for one that it does not have.
     """
     how = {name: choices.pop(name) for name in Execution._fields if name in choices}
-    known = [field.name for field in dataclasses.fields(Estimator)]
+    known = Estimator.__dataclass_fields__
     for name in choices:
         if name not in known:
-            raise errors.unknown(function, name, [*known, *Execution._fields])
+            raise errors.unknown(function, name, (*known, *Execution._fields))
     return Estimator(**choices), Execution(**how)
 
 
@@ -159,9 +178,8 @@ def check_symmetrized(estimator: Estimator, model: Model) -> None:
         raise InputError(
             f"symmetrized: must be False, this model states no symmetries for images of {size}"
         )
-    features = estimator.from_features and model.features is not None
     at_origin = estimator.derivative == "input_gradient" and estimator.point_scale < 1e-6
-    outputs = model.features if features else model.apply
+    outputs = (estimator.from_features and model.features) or model.apply
     if at_origin and _has_ties(model.init, outputs, model.image_shape):
         raise InputError(
             "symmetrized: must be False for exact gradients of this network at the origin "
@@ -173,7 +191,7 @@ def check_symmetrized(estimator: Estimator, model: Model) -> None:
 @functools.lru_cache(maxsize=64)
 def _has_ties(
     init: Callable[[jax.Array], Any],
-    outputs: Callable[[Any, jax.Array], jax.Array],
+    outputs: Network,
     input_shape: tuple[int, ...],
 ) -> bool:
     """Whether gradients of four networks jump at the origin, where a choice between equals is not
@@ -216,8 +234,7 @@ def choose_readout(model: Model, estimator: Estimator) -> Readout:
         raise InputError(f"logit: must be in 0 … {last}, got {estimator.logit}")
     _check_real(model, "apply")
     if estimator.from_features:
-        several = f" with num_readouts={estimator.num_readouts}" * (estimator.num_readouts > 1)
-        choice = f"readout={estimator.readout!r}{several}"
+        choice = f"readout={estimator.readout!r} with num_readouts={estimator.num_readouts}"
         if model.features is None:
             raise InputError(
                 f"readout: {choice} needs the input of the last linear layer, which this model "
@@ -231,17 +248,15 @@ def choose_readout(model: Model, estimator: Estimator) -> Readout:
             )
     check_symmetrized(estimator, model)
     if estimator.readout == "marginalized":
-        return vector_fields.marginalized(model)
+        return marginalized(model)
     if estimator.num_readouts > 1:
-        return vector_fields.sampled(model, estimator.num_readouts)
-    return vector_fields.logit(model, estimator.logit or 0)
+        return sampled(model, estimator.num_readouts)
+    return logit(model, estimator.logit or 0)
 
 
 def _check_real(model: Model, name: str) -> None:
     """Raises `InputError` where what a function of the model returns has no derivative."""
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    point = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    dtype = jax.eval_shape(getattr(model, name), variables, point).dtype
+    dtype = shape_of_outputs(model, name).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(
             f"model: {name} must return real numbers, which have a derivative, got {dtype}"
@@ -276,20 +291,12 @@ def shape_of_points(points: Points) -> tuple[int, ...]:
     return jax.eval_shape(draw, jax.random.key(0), points.data).shape
 
 
-def find_group(model: Model, estimator: Estimator) -> np.ndarray:
-    """The permutations [S, D] of pixels that an estimate is averaged over: the identity unless it
-    is symmetrized.
+def find_symmetries(model: Model, estimator: Estimator) -> tuple[np.ndarray, list[Representation]]:
+    """The permutations [S, D] of pixels that an estimate is averaged over, the identity unless it
+    is symmetrized; and the representations of this group, in which eigenvectors are found.
     """
-    return permutations(_symmetries(model, estimator), model.image_shape)
-
-
-def find_representations(model: Model, estimator: Estimator) -> list[Representation]:
-    """Those of the group of `find_group`, in which eigenvectors are found."""
-    return representations(_symmetries(model, estimator), model.image_shape)
-
-
-def _symmetries(model: Model, estimator: Estimator) -> tuple[str, ...]:
-    return model.symmetries if estimator.symmetrized else ()
+    names = model.symmetries if estimator.symmetrized else ()
+    return permutations(names, model.image_shape), representations(names, model.image_shape)
 
 
 def record_choices(
@@ -303,18 +310,18 @@ def record_choices(
     """Everything that determines an ensemble's networks and how they are measured, here and now, as
     JSON values; whether the networks were `given` instead of drawn.
     """
-    chosen = {name: getattr(estimator, name) for name in Estimator.__dataclass_fields__}
+    chosen = dict(vars(estimator))
     if points is not None:
         del chosen["point_scale"]
-        chosen["point"] = "own law"
+        chosen |= {"point": "own law", **points.description}
     if callable(estimator.derivative):
         chosen["derivative"] = getattr(estimator.derivative, "__name__", "vector field")
     choices = {
         "image_shape": list(model.image_shape),
         **model.description,
         **chosen,
-        **({} if points is None else points.description),
-        **{name: getattr(execution, name) for name in ("mapping", "chunk_size")},
+        "mapping": execution.mapping,
+        "chunk_size": execution.chunk_size,
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         **({"networks": "given"} if given else {}),
         "versions": versions(),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.ensemble import resolve_key
+from nad_jax.ensemble import member_keys, resolve_key
 from nad_jax.errors import (
     InputError,
     check_choice,
@@ -27,8 +27,11 @@ from nad_jax.errors import (
     shown,
 )
 
+Shape = tuple[int, ...]  # of one input, or the lengths of some of its axes
+PHASES = ("cosine", "sine")
 
-def to_images(vectors: jax.Array, image_shape: tuple[int, ...]) -> jax.Array:
+
+def to_images(vectors: jax.Array, image_shape: Shape) -> jax.Array:
     """Vectors [..., D] as inputs [..., *image_shape], images [..., H, W, C] say; raises
     `InputError` where D is not their product.
     """
@@ -42,7 +45,7 @@ def to_images(vectors: jax.Array, image_shape: tuple[int, ...]) -> jax.Array:
     return vectors.reshape(*vectors.shape[:-1], *shape)
 
 
-def to_vectors(images: jax.Array, image_shape: tuple[int, ...] | None = None) -> jax.Array:
+def to_vectors(images: jax.Array, image_shape: Shape | None = None) -> jax.Array:
     """Inputs [..., *image_shape] as vectors [..., D], by default images [..., H, W, C] of any size;
     raises `InputError` for other arrays.
     """
@@ -53,12 +56,12 @@ def to_vectors(images: jax.Array, image_shape: tuple[int, ...] | None = None) ->
     return images.reshape(*images.shape[:kept], math.prod(images.shape[kept:]))
 
 
-def spatial_shape(image_shape: tuple[int, ...]) -> tuple[int, ...]:
+def spatial_shape(image_shape: Shape) -> Shape:
     """The lengths of the axes of an input but that of channels, [A]; of a vector its own length."""
     return image_shape[:-1] or image_shape
 
 
-def basis_pixel(image_shape: tuple[int, ...]) -> jax.Array:
+def basis_pixel(image_shape: Shape) -> jax.Array:
     """The standard basis [D, D]: direction k is entry k, for images of one channel pixel k."""
     return jnp.eye(math.prod(check_input_shape(image_shape)), dtype=jnp.float32)
 
@@ -80,7 +83,7 @@ class FourierBasis(NamedTuple):
 
 
 def dft_direction(
-    image_shape: tuple[int, ...],
+    image_shape: Shape,
     frequency: tuple[int, ...] | int,
     phase: str = "cosine",
     channel: int = 0,
@@ -102,7 +105,7 @@ def dft_direction(
     """
     shape = check_input_shape(image_shape)
     lengths = spatial_shape(shape)
-    check_choice("phase", phase, ("cosine", "sine"))
+    check_choice("phase", phase, PHASES)
     channel = check_integer("channel", channel, 0, math.prod(shape) // math.prod(lengths) - 1)
     frequency = _check_frequency(frequency, len(lengths))
     if phase == "sine" and _is_self_conjugate(frequency, lengths):
@@ -132,26 +135,22 @@ def _check_frequency(frequency: Any, count: int) -> tuple[int, ...]:
     return tuple(map(int, values))
 
 
-def _is_self_conjugate(frequency: tuple[int, ...], lengths: tuple[int, ...]) -> bool:
+def _is_self_conjugate(frequency: tuple[int, ...], lengths: Shape) -> bool:
     """Whether a frequency is its own negative: zero or Nyquist along every axis."""
     return all(2 * f % length == 0 for f, length in zip(frequency, lengths, strict=True))
 
 
-def _half_space(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _half_space(lengths: Shape) -> list[tuple[int, ...]]:
     """One frequency of every conjugate pair ±f, as values in -N/2 < f <= N/2, lowest first."""
 
-    def signed(k: int, n: int) -> int:
-        return k if 2 * k <= n else k - n
-
-    seen, chosen = set(), []
-    for frequency in np.ndindex(lengths):
-        if frequency not in seen:
-            seen |= {frequency, tuple(-k % n for k, n in zip(frequency, lengths, strict=True))}
-            chosen.append(tuple(map(signed, frequency, lengths)))
-    return sorted(chosen, key=lambda f: (sum(k**2 for k in f), f))
+    frequencies = np.indices(lengths).reshape(len(lengths), -1).T
+    conjugates = np.ravel_multi_index((-frequencies % lengths).T, lengths)
+    chosen = frequencies[np.arange(len(frequencies)) <= conjugates]
+    signed = np.where(2 * chosen <= lengths, chosen, chosen - lengths)
+    return sorted(map(tuple, signed.tolist()), key=lambda f: (sum(k**2 for k in f), f))
 
 
-def basis_dft(image_shape: tuple[int, ...]) -> FourierBasis:
+def basis_dft(image_shape: Shape) -> FourierBasis:
     """The real Fourier basis [D, D] of inputs of any shape, lowest frequencies first.
 
     Each conjugate pair of frequencies gives a cosine and a sine; a self-conjugate frequency
@@ -159,21 +158,16 @@ def basis_dft(image_shape: tuple[int, ...]) -> FourierBasis:
     """
     shape = check_input_shape(image_shape)
     lengths = spatial_shape(shape)
-    rows, frequencies, phases, owners = [], [], [], []
-    for frequency in _half_space(lengths):
-        self_conjugate = _is_self_conjugate(frequency, lengths)
-        for phase in ("cosine",) if self_conjugate else ("cosine", "sine"):
-            for channel in range(math.prod(shape) // math.prod(lengths)):
-                rows.append(np.asarray(dft_direction(shape, frequency, phase, channel)))
-                frequencies.append(frequency)
-                phases.append(phase == "sine")
-                owners.append(channel)
-    return FourierBasis(
-        jnp.asarray(np.stack(rows)),
-        np.array(frequencies),
-        np.array(phases, dtype=int),
-        np.array(owners),
-    )
+    coordinates = [
+        (frequency, phase, channel)
+        for frequency in _half_space(lengths)
+        for phase in PHASES[: 1 if _is_self_conjugate(frequency, lengths) else 2]
+        for channel in range(math.prod(shape) // math.prod(lengths))
+    ]
+    rows = [np.asarray(dft_direction(shape, *one)) for one in coordinates]
+    frequencies, phases, channels = map(np.array, zip(*coordinates, strict=True))
+    phases = (phases == "sine").astype(int)
+    return FourierBasis(jnp.asarray(np.stack(rows)), frequencies, phases, channels)
 
 
 def _dct_matrix(length: int) -> np.ndarray:
@@ -183,7 +177,7 @@ def _dct_matrix(length: int) -> np.ndarray:
     return matrix
 
 
-def basis_dct(image_shape: tuple[int, ...]) -> jax.Array:
+def basis_dct(image_shape: Shape) -> jax.Array:
     """The separable orthonormal DCT-II basis [D, D] of inputs of any shape.
 
     Row (k_y·W + k_x)·C + c of images is the product of cosines of vertical order k_y and horizontal
@@ -207,15 +201,11 @@ def basis_random(
       InputError: for a key that is neither one typed key nor a seed, and for numbers out of range.
     """
     key, dimension = resolve_key(key), check_integer("dimension", dimension, 1)
-    num_directions = check_integer(
-        "num_directions", dimension if num_directions is None else num_directions, 1
-    )
-    if num_directions > dimension:
-        raise InputError(f"num_directions: at most the dimension {dimension}, got {num_directions}")
-    draw = jax.vmap(
-        lambda index: jax.random.normal(jax.random.fold_in(key, index), (dimension,), jnp.float32)
-    )
-    orthogonal, triangle = jnp.linalg.qr(draw(jnp.arange(num_directions)).T)
+    num_directions = dimension if num_directions is None else num_directions
+    num_directions = check_integer("num_directions", num_directions, 1, dimension)
+    keys = member_keys(key, jnp.arange(num_directions))
+    draw = jax.vmap(lambda key: jax.random.normal(key, (dimension,), jnp.float32))
+    orthogonal, triangle = jnp.linalg.qr(draw(keys).T)
     # The sign of the triangle's diagonal makes the factorization unique and the law Haar.
     return (orthogonal * jnp.where(jnp.diagonal(triangle) < 0, -1.0, 1.0)[None]).T
 
@@ -224,10 +214,8 @@ def check_orthonormal(directions: jax.Array, tolerance: float = 1e-3) -> np.ndar
     """The rows [K, D] in float64; raises `InputError` where an entry of V Vᵀ − I is above
     `tolerance`.
     """
-    rows, tolerance = (
-        host_array("directions", directions, "[K, D]"),
-        check_number("tolerance", tolerance, 0.0),
-    )
+    rows = host_array("directions", directions, "[K, D]")
+    tolerance = check_number("tolerance", tolerance, 0.0)
     if len(rows) > rows.shape[1]:
         raise InputError(f"directions: must be [K, D] with K <= D, got shape {rows.shape}")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -276,10 +264,8 @@ def distinct_directions(directions: np.ndarray) -> np.ndarray:
     """The indices of those rows of [K, D] that are the first of all that are equal up to sign,
     ascending.
     """
-    first: dict[bytes, int] = {}
-    for index, direction in enumerate(np.asarray(directions)):
-        first.setdefault(_quantized(direction), index)
-    return np.array(list(first.values()), dtype=int)
+    names = [_quantized(direction) for direction in np.asarray(directions)]
+    return np.sort(np.unique(names, return_index=True)[1])
 
 
 def _quantized(direction: np.ndarray) -> bytes:

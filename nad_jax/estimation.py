@@ -1,7 +1,7 @@
 """From a model to its directions: grow an ensemble to an agreement, or refine it in passes."""
 
-from collections.abc import Callable
-from functools import partial
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,33 +14,33 @@ from nad_jax.choices import (
     check_num_networks,
     check_own_layer,
     choose_readout,
-    find_group,
-    find_representations,
+    find_symmetries,
     read_choices,
     record_choices,
 )
+from nad_jax.contract import shape_of_variables
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.errors import InputError, check_function, check_integer, check_number
-from nad_jax.geometry import make_accumulate
+from nad_jax.geometry import Progress, make_accumulate
 from nad_jax.models import Model
-from nad_jax.moments import Accumulator, Halves, Reading, init_halves
+from nad_jax.moments import Accumulator, Halves, init_halves
 from nad_jax.nads import NADs, numerical_rank
 from nad_jax.points import Points
-from nad_jax.symmetries import mean_of_pairs
+from nad_jax.symmetries import Eigenvectors, mean_of_pairs
 
 
 class Found(NamedTuple):
     """The eigenvectors found for all networks, for the even and for the odd ones."""
 
-    whole: Reading
-    even: Reading
-    odd: Reading
+    whole: Eigenvectors
+    even: Eigenvectors
+    odd: Eigenvectors
 
 
 def make_dense(model: Model, estimator: Estimator) -> Accumulator:
     """The accumulator of all D directions."""
-    dimension = int(np.prod(model.image_shape))
-    return moments.dense(dimension, find_representations(model, estimator))
+    _, representations = find_symmetries(model, estimator)
+    return moments.dense(math.prod(model.image_shape), representations)
 
 
 def check_finite(halves: Halves) -> None:
@@ -109,12 +109,11 @@ def finish(
       pass_overlap: [P − 1, S], see `NADs`.
       num_directions: K of those found; None: all.
     """
-    directions = found.whole.directions[:num_directions]
-    symmetry = found.whole.symmetry[:num_directions]
+    eigenvalues, directions, symmetry = (part[:num_directions] for part in found.whole[:3])
     difference = accumulator.contrast(halves.even, halves.odd, directions, centered)
     return NADs(
         directions=directions,
-        eigenvalues=found.whole.eigenvalues[:num_directions],
+        eigenvalues=eigenvalues,
         eigenvalue_sem=np.abs(mean_of_pairs(difference, symmetry)) / 2,
         overlap_sizes=np.array(sizes),
         split_half_overlap=overlap_halves(found.even, found.odd, sizes).astype(np.float32),
@@ -126,7 +125,7 @@ def finish(
     )
 
 
-def overlap_halves(even: Reading, odd: Reading, sizes: tuple[int, ...]) -> np.ndarray:
+def overlap_halves(even: Eigenvectors, odd: Eigenvectors, sizes: tuple[int, ...]) -> np.ndarray:
     """The overlaps [S] of leading subspaces of the halves; nan beyond the numerical rank of either,
     where directions are rounding.
     """
@@ -139,7 +138,7 @@ def estimate_nads(
     model: Model,
     num_networks: int,
     key: jax.Array | int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     stop_overlap: float | None = None,
     stop_size: int = 64,
     points: Points | None = None,
@@ -191,17 +190,16 @@ def estimate_nads(
         model, estimator, accumulator, execution, num_networks, points, variables
     )
     halves, dimension = init_halves(accumulator), accumulator.size
-    if stop_overlap is None:
-        looks = [num_networks]
-    else:
+    looks, sizes = [num_networks], {*subspaces.default_sizes(dimension)}
+    if stop_overlap is not None:
         stop_overlap = check_number("stop_overlap", stop_overlap, 0.0, exclusive=True)
         if stop_overlap > 1:
             raise InputError(f"stop_overlap: must be at most 1, got {stop_overlap}")
         stop_size = check_integer("stop_size", stop_size, 1, dimension - 1)
         looks = _plan_looks(num_networks, execution.chunk_size * len(execution.devices))
-    for done, look in zip([0, *looks], looks, strict=False):
-        report = None if progress is None else partial(_report, progress, done)
-        halves = accumulate(key, halves, done, look, report)
+        sizes.add(stop_size)
+    for done, look in itertools.pairwise([0, *looks]):
+        halves = accumulate(key, halves, done, look, _after(done, progress))
         check_finite(halves)
         check_not_zero(halves, model, estimator, key, points, variables)
         if look < num_networks:
@@ -209,28 +207,27 @@ def estimate_nads(
             if overlap_halves(*parts, (stop_size,))[0] >= stop_overlap:
                 break
     found = find_directions(accumulator, halves, estimator.centred)
-    sizes = {*subspaces.default_sizes(dimension), *(() if stop_overlap is None else (stop_size,))}
     config = record_choices(model, estimator, execution, key, points, variables is not None)
     return finish(accumulator, halves, found, config, tuple(sorted(sizes)), estimator.centred)
 
 
-def _report(progress: Callable[[int], None], before: int, done: int) -> None:
-    progress(before + done)
+def _after(before: int, progress: Progress | None) -> Progress | None:
+    """What reports the networks done beside those `before`."""
+    return None if progress is None else lambda done: progress(before + done)
 
 
 def check_variables(model: Model, variables: Any, estimator: Estimator, num_networks: int) -> None:
     """Raises `InputError` unless `variables` are those of so many networks of the model."""
-    expected = jax.eval_shape(model.init, jax.random.key(0))
+    expected = shape_of_variables(model)
     given, wanted = jax.tree.structure(variables), jax.tree.structure(expected)
     if given != wanted:
         raise InputError(f"variables: must be those of the model, {wanted}, got {given}")
-    leaves = zip(jax.tree.leaves(variables), jax.tree.leaves(expected), strict=True)
-    for leaf, one in leaves:
+    for leaf, one in zip(*map(jax.tree.leaves, (variables, expected)), strict=True):
         shape = np.shape(leaf)
         if not shape or shape[1:] != one.shape or shape[0] < num_networks:
             raise InputError(
                 f"variables: a leaf must be [N, {', '.join(map(str, one.shape))}] with N ≥ "
-                f"num_networks = {num_networks}, got shape {np.shape(leaf)}"
+                f"num_networks = {num_networks}, got shape {shape}"
             )
     check_own_layer(estimator)
 
@@ -256,20 +253,15 @@ class Passes(NamedTuple):
 
     def check(self, dimension: int, estimator: Estimator) -> None:
         """Raises one `InputError` with a line for each value that is wrong."""
-
-        def check_centered() -> None:  # a sketch knows the mean of all mirror images only
-            if estimator.centred and estimator.symmetrized:
-                raise InputError(
-                    "centred: must be False with symmetrized=True where leading directions are "
-                    "asked for"
-                )
-
         problems = errors.problems(
-            check_centered,
             lambda: check_integer("num_directions", self.num_directions, 1, dimension - 1),
             lambda: check_integer("num_passes", self.num_passes, 1),
             lambda: check_integer("num_extra", self.num_extra, 0),
         )
+        if estimator.centred and estimator.symmetrized:  # a sketch knows that of all mirror images
+            problems.append(
+                "centred: must be False with symmetrized=True where leading directions are asked for"
+            )
         errors.raise_problems(problems)
 
     def count_tests(self, dimension: int) -> int:
@@ -278,10 +270,8 @@ class Passes(NamedTuple):
 
     def make_accumulator(self, model: Model, estimator: Estimator) -> Accumulator:
         """The accumulator of the leading directions, those that are iterated included."""
-        kept = self.count_tests(int(np.prod(model.image_shape)))
-        kept = min(self.num_directions + self.num_extra, kept)
-        group = find_group(model, estimator)
-        return moments.sketched(kept, group, find_representations(model, estimator))
+        kept = min(self.num_directions + self.num_extra, math.prod(model.image_shape))
+        return moments.sketched(kept, *find_symmetries(model, estimator))
 
     def sizes(self, dimension: int) -> tuple[int, ...]:
         """The subspace sizes whose overlaps are reported: the default ones below K, and K."""
@@ -323,7 +313,7 @@ def estimate_leading_nads(
     num_passes: int = 3,
     num_extra: int = 32,
     key: jax.Array | int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
     *,
     points: Points | None = None,
     variables: Any = None,
@@ -360,7 +350,7 @@ def estimate_leading_nads(
     if variables is not None:
         check_variables(model, variables, estimator, num_networks)
     passes = Passes(*map(errors.plain, (num_directions, num_passes, num_extra)))
-    dimension = int(np.prod(model.image_shape))
+    dimension = math.prod(model.image_shape)
     passes.check(dimension, estimator)
     accumulator = passes.make_accumulator(model, estimator)
     accumulate, execution = make_accumulate(
@@ -368,7 +358,7 @@ def estimate_leading_nads(
     )
     sizes, basis, pass_overlap = passes.sizes(dimension), passes.first_basis(key, dimension), []
     for number in range(passes.num_passes):
-        report = None if progress is None else partial(_report, progress, number * num_networks)
+        report = _after(number * num_networks, progress)
         halves = accumulate(key, init_halves(accumulator, basis), 0, num_networks, report)
         check_finite(halves)
         check_not_zero(halves, model, estimator, key, points, variables)

@@ -8,16 +8,21 @@ Each network n depends on (key, n) alone.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import ensemble
 from nad_jax.choices import Estimator, choose_points, choose_readout, shape_of_points
-from nad_jax.contract import reported
-from nad_jax.ensemble import Execution
+from nad_jax.contract import reported, shape_of_variables
+from nad_jax.ensemble import (
+    Execution,
+    map_members,
+    member_keys,
+    named_key,
+    padded_members,
+)
 from nad_jax.errors import InputError, raise_problems
 from nad_jax.models import Model
 from nad_jax.moments import (
@@ -39,6 +44,8 @@ _VARIABLES = 2**20  # numbers of networks that are initialized together, which d
 
 
 Rows = Callable[[Any, jax.Array, Any], jax.Array]
+Progress = Callable[[int], None]
+Accumulate = Callable[[jax.Array, Halves, int, int, Progress | None, Snapshots | None], Halves]
 Measure = Callable[[Any, jax.Array, Halves, jax.Array, Any, jax.Array], Halves]
 
 
@@ -61,7 +68,7 @@ def make_rows(model: Model, estimator: Estimator, points: Points | None = None) 
 
     def rows(variables: Any, key: jax.Array, pool: Any) -> jax.Array:
         _, readout_key, point_key = split_member(key)
-        field_key = ensemble.named_key(readout_key, "field")
+        field_key = named_key(readout_key, "field")
         network, drawn = readout.draw(readout_key), points.draw(pool, point_key)
 
         def at(point: jax.Array, key: jax.Array) -> jax.Array:
@@ -95,20 +102,19 @@ def add_rows(
       split_points: the halves are those of points of even and of odd number.
       numbers: [N], of the networks; None: consecutive, the first is even.
     """
+    _, num_points, num_rows, dimension = rows.shape
     finite = jnp.isfinite(rows).all((1, 2, 3))
     networks = jnp.sum(valid & finite, dtype=jnp.int32)
     diverged = jnp.sum(valid & ~finite, dtype=jnp.int32)
-    num_rows = math.prod(rows.shape[1:3])
-    valid = jnp.repeat(valid & finite, num_rows)
-    members = (-1, rows.shape[2] if split_points else num_rows)
-    valid, rows = valid.reshape(members), rows.reshape(*members, rows.shape[-1])
+    rows = rows.reshape(-1, num_rows if split_points else num_points * num_rows, dimension)
+    valid = jnp.repeat(valid & finite, num_points * num_rows).reshape(rows.shape[:2])
 
     def half(state: State, parity: int) -> State:
         if numbers is None:
             mine, chosen = rows[parity::2], valid[parity::2]
         else:
             mine, chosen = rows, valid & (numbers % 2 == parity)[:, None]
-        return accumulator.update(state, mine.reshape(-1, rows.shape[-1]), chosen.reshape(-1))
+        return accumulator.update(state, mine.reshape(-1, dimension), chosen.reshape(-1))
 
     even, odd = half(halves.even, 0), half(halves.odd, 1)
     return Halves(even, odd, halves.networks + networks, halves.diverged + diverged)
@@ -143,7 +149,7 @@ def make_measure(
     ) -> Halves:
         # TensorFloat-32 and bfloat16, the accelerators' defaults, would spoil small eigenvalues.
         with jax.default_matmul_precision("highest"):
-            rows = ensemble.map_members(partial(rows_of, pool=pool), mapping, variables, keys)
+            rows = map_members(partial(rows_of, pool=pool), mapping, variables, keys)
             return add_rows(accumulator, halves, rows, valid, numbers=numbers)
 
     return measure
@@ -153,7 +159,7 @@ def count_initialized(model: Model, mapping: str, chunk_size: int) -> int:
     """How many networks are initialized at a time: small ones together, which draws at full speed."""
     if mapping == "vectorized":
         return chunk_size
-    leaves = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+    leaves = jax.tree.leaves(shape_of_variables(model))
     most = max(1, _VARIABLES // max(1, sum(leaf.size for leaf in leaves)))
     return max(size for size in range(1, min(most, chunk_size) + 1) if chunk_size % size == 0)
 
@@ -183,33 +189,27 @@ def resolve_execution(
       InputError: where values are wrong or do not fit the model.
     """
     raise_problems(find_problems(execution))
-    execution = execution.resolved()
-    num_rows = _count_rows(model, estimator, points)
-    if num_networks == 1:
-        execution = execution._replace(chunk_size=1)
-    if execution.chunk_size == 0:
-        pairs = _ROWS // (2 * num_rows * math.prod(model.image_shape))
-        chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
-        execution = execution._replace(chunk_size=chunk_size)
-    return execution, num_rows
-
-
-def _count_rows(model: Model, estimator: Estimator, points: Points | None) -> int:
-    """How many rows a network gives, P·R."""
+    execution, dimension = execution.resolved(), math.prod(model.image_shape)
     readout, law = choose_readout(model, estimator), choose_points(model, estimator, points)
-    num_points, *_ = shape_of_points(law)
-    if not callable(estimator.derivative):  # a row of each output
-        return num_points * readout.num_outputs
-    field, dimension = estimator.make_field(), math.prod(model.image_shape)
+    num_rows, field = readout.num_outputs, estimator.make_field()
 
     def rows(key: jax.Array) -> jax.Array:
         return field(readout.draw(key), model.init(key), jnp.zeros(model.image_shape), key)
 
-    with reported("derivative"):
-        shape = jax.eval_shape(rows, jax.random.key(0)).shape
-    if len(shape) != 2 or shape[1] != dimension:
-        raise InputError(f"derivative: must give rows [R, {dimension}], got shape {shape}")
-    return num_points * shape[0]
+    if callable(estimator.derivative):  # others give a row of each output
+        with reported("derivative"):
+            shape = jax.eval_shape(rows, jax.random.key(0)).shape
+        if len(shape) != 2 or shape[1] != dimension:
+            raise InputError(f"derivative: must give rows [R, {dimension}], got shape {shape}")
+        num_rows = shape[0]
+    num_rows *= shape_of_points(law)[0]
+    if num_networks == 1:
+        execution = execution._replace(chunk_size=1)
+    if execution.chunk_size == 0:
+        pairs = _ROWS // (2 * num_rows * dimension)
+        chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
+        execution = execution._replace(chunk_size=chunk_size)
+    return execution, num_rows
 
 
 def make_add_chunk(
@@ -240,45 +240,24 @@ def make_add_chunk(
         variables: Any,
     ) -> Halves:
         with jax.default_matmul_precision("highest"):  # see `make_measure`
-            pool = points.prepare(ensemble.named_key(key, "point"), data)
-            members, valid = ensemble.padded_members(first, stop, chunk_size)
-            keys = ensemble.member_keys(ensemble.named_key(key, "networks"), members)
+            pool = points.prepare(named_key(key, "point"), data)
+            members, valid = padded_members(first, stop, chunk_size)
+            keys = member_keys(named_key(key, "networks"), members)
 
-            def rows_of_some(keys: jax.Array, variables: Any) -> jax.Array:
+            def rows_of_block(block: tuple[jax.Array, Any]) -> jax.Array:
+                keys, variables = block
                 if variables is None:
                     variables = jax.vmap(model.init)(jax.vmap(split_member)(keys)[:, 0])
-                return ensemble.map_members(partial(rows_of, pool=pool), mapping, variables, keys)
+                return map_members(partial(rows_of, pool=pool), mapping, variables, keys)
 
             blocks = jax.tree.map(
                 lambda leaf: leaf.reshape(-1, together, *leaf.shape[1:]), (keys, variables)
             )
-            rows = jax.lax.map(lambda block: rows_of_some(*block), blocks)
-            rows = rows.reshape(-1, *rows.shape[2:])
+            rows = jax.lax.map(rows_of_block, blocks)
+            rows = rows.reshape(chunk_size, *rows.shape[2:])
             return add_rows(accumulator, halves, rows, valid, split_points)
 
     return add_chunk
-
-
-class Accumulate(Protocol):
-    """An ensemble, accumulated chunk by chunk on the local devices."""
-
-    def __call__(
-        self,
-        key: jax.Array,
-        halves: Halves,
-        first: int,
-        stop: int,
-        progress: Callable[[int], None] | None = None,
-        snapshots: Snapshots | None = None,
-    ) -> Halves:
-        """The state that has also seen the networks first … stop − 1, `first` even.
-
-        Args:
-          progress: called after each chunk with the number of networks done so far.
-          snapshots: where a call that was interrupted is taken up again by the same one: to the bit
-            with as many devices, to rounding with more or fewer. What the state is before and, of a
-            sketch, its test directions must be part of their identity.
-        """
 
 
 def make_accumulate(
@@ -290,8 +269,8 @@ def make_accumulate(
     points: Points | None = None,
     variables: Any = None,
 ) -> tuple[Accumulate, Execution]:
-    """Builds the function that accumulates an ensemble, and says how it does without automatic
-    choices.
+    """Builds `accumulate(key, halves, first, stop, progress=None, snapshots=None) -> halves`, chunk
+    by chunk on the local devices, and says how it does without automatic choices.
 
     A network with a row that is not finite is counted and left out. Memory does not depend on the
     number of networks.
@@ -306,8 +285,9 @@ def make_accumulate(
       InputError: where values are wrong or do not fit the model.
     """
     execution, num_rows = resolve_execution(model, estimator, execution, num_networks, points)
-    single = num_networks == 1
-    add_chunk = make_add_chunk(model, estimator, accumulator, execution, points, single)
+    add_chunk = make_add_chunk(
+        model, estimator, accumulator, execution, points, split_points=num_networks == 1
+    )
     data, counted = choose_points(model, estimator, points).data, num_rows * accumulator.copies
     chunk_size = execution.chunk_size
 
@@ -316,9 +296,17 @@ def make_accumulate(
         halves: Halves,
         first: int,
         stop: int,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress | None = None,
         snapshots: Snapshots | None = None,
     ) -> Halves:
+        """The state that has also seen the networks first … stop − 1, `first` even.
+
+        Args:
+          progress: called after each chunk with the number of networks done so far.
+          snapshots: where a call that was interrupted is taken up again by the same one: to the bit
+            with as many devices, to rounding with more or fewer. What the state is before and, of a
+            sketch, its test directions must be part of their identity.
+        """
         if first % 2:
             raise InputError(f"first: must be even (halves of even and odd members), got {first}")
         if stop * counted >= 2**31:
@@ -330,21 +318,19 @@ def make_accumulate(
         devices, (parts, done) = execution.devices, _load(halves, first, snapshots)
         parts += [clear_halves(accumulator, halves)] * (len(devices) - len(parts))
         # Of more states than there are devices now, each takes several.
-        shares = [parts[place :: len(devices)] for place in range(len(devices))]
         states = [
-            jax.device_put(merge_halves(accumulator, *share), device)
-            for share, device in zip(shares, devices, strict=True)
+            jax.device_put(merge_halves(accumulator, *parts[place :: len(devices)]), device)
+            for place, device in enumerate(devices)
         ]
         states = jax.tree.map(jnp.copy, states)  # the caller's arrays are not donated
         placed = [jax.device_put((key, data), device) for device in devices]
-        for begin in range(done, stop, chunk_size * len(devices)):
+        together = chunk_size * len(devices)
+        for begin in range(done, stop, together):
             for place, start in enumerate(range(begin, stop, chunk_size)[: len(devices)]):
-                own = (np.int32(start), np.int32(stop), _chunk_of(variables, start, chunk_size))
-                own = jax.device_put(own, devices[place])
-                states[place] = add_chunk(
-                    placed[place][0], states[place], *own[:2], placed[place][1], own[2]
-                )
-            done = min(begin + chunk_size * len(devices), stop)
+                own = jax.device_put(_chunk_of(variables, start, chunk_size), devices[place])
+                (own_key, own_data), ends = placed[place], (np.int32(start), np.int32(stop))
+                states[place] = add_chunk(own_key, states[place], *ends, own_data, own)
+            done = min(begin + together, stop)
             if progress is not None or snapshots is not None:
                 jax.block_until_ready(states)
             if snapshots is not None and snapshots.due():

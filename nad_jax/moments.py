@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nad_jax.contract import name_path
 from nad_jax.errors import InputError
 from nad_jax.scaling import SMALLEST, find_exponent, power_of_two
-from nad_jax.symmetries import Representation, collect, eigh_symmetric, fold
+from nad_jax.symmetries import Eigenvectors, Representation, collect, eigh_symmetric, fold
 
 
 class Dense(NamedTuple):
@@ -56,19 +57,7 @@ class Sketch(NamedTuple):
 
 
 State = Dense | Sketch
-
-
-class Reading(NamedTuple):
-    """Eigenvectors of a second moment: all of a dense one, the leading ones of a sketched one.
-
-    eigenvalues, directions, symmetry: [K], see `symmetries.Eigenvectors`. trace: of the whole
-    second moment, exact.
-    """
-
-    eigenvalues: np.ndarray
-    directions: np.ndarray
-    symmetry: np.ndarray
-    trace: float
+_POWERS = {"mean": 1, "total": 1, "scatter": 2, "square": 2, "product": 2}  # of rows in each sum
 
 
 class Accumulator(NamedTuple):
@@ -78,7 +67,8 @@ class Accumulator(NamedTuple):
     update(state, rows, valid): adds rows [B, D]; those where `valid` [B] is False are left out,
       whatever they hold.
     merge(left, right): the state that has seen the rows of both. Associative up to rounding.
-    read(state, centered): the `Reading` of E[g gᵀ], or of the covariance, divided by count − 1.
+    read(state, centered): the eigenvectors of E[g gᵀ], or of the covariance, divided by count − 1:
+      all of a dense one, the leading ones of a sketched one; the trace is exact.
     contrast(left, right, directions, centered): uᵀ(G_left − G_right)u for rows u of `directions`
       [K, D]: [K], float64.
     size: the most directions that `read` gives.
@@ -88,7 +78,7 @@ class Accumulator(NamedTuple):
     init: Callable[[jax.Array | None], State]
     update: Callable[[State, jax.Array, jax.Array], State]
     merge: Callable[[State, State], State]
-    read: Callable[[State, bool], Reading]
+    read: Callable[[State, bool], Eigenvectors]
     contrast: Callable[[State, State, np.ndarray, bool], np.ndarray]
     size: int
     copies: int
@@ -102,9 +92,8 @@ def dense(dimension: int, representations: list[Representation]) -> Accumulator:
       representations: of that group, see `symmetries.representations`.
     """
 
-    def read(state: Dense, centered: bool = False) -> Reading:
-        matrix = second_moment(state, centered)
-        return Reading(*eigh_symmetric(matrix, representations), float(np.trace(matrix)))
+    def read(state: Dense, centered: bool = False) -> Eigenvectors:
+        return eigh_symmetric(second_moment(state, centered), representations)
 
     def contrast(left: Dense, right: Dense, directions: np.ndarray, centered: bool) -> np.ndarray:
         difference = second_moment(left, centered) - second_moment(right, centered)
@@ -127,6 +116,19 @@ def _divided(rows: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, j
     return count, exponent, rows * power_of_two(-exponent)
 
 
+def _align(left: State, right: State) -> tuple[State, State]:
+    """The same two with one exponent, the larger of theirs."""
+    exponent = jnp.maximum(left.exponent, right.exponent)
+
+    def rescaled(state: State) -> State:
+        change = state.exponent - exponent
+        sums = {name: getattr(state, name) for name in state._fields if name in _POWERS}
+        sums = {n: value * power_of_two(_POWERS[n] * change) for n, value in sums.items()}
+        return state._replace(exponent=exponent, **sums)
+
+    return rescaled(left), rescaled(right)
+
+
 def _update_dense(state: Dense, rows: jax.Array, valid: jax.Array) -> Dense:
     count, exponent, rows = _divided(rows, valid)
     mean = rows.sum(0) / jnp.maximum(count, 1).astype(jnp.float32)
@@ -135,19 +137,13 @@ def _update_dense(state: Dense, rows: jax.Array, valid: jax.Array) -> Dense:
 
 
 def _merge_dense(left: Dense, right: Dense) -> Dense:
-    exponent = jnp.maximum(left.exponent, right.exponent)
-
-    def rescaled(state: Dense) -> tuple[jax.Array, jax.Array]:
-        change = state.exponent - exponent
-        return state.mean * power_of_two(change), state.scatter * power_of_two(2 * change)
-
-    (left_mean, left_scatter), (right_mean, right_scatter) = rescaled(left), rescaled(right)
+    left, right = _align(left, right)
     count = left.count + right.count
     share = right.count.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
-    delta = right_mean - left_mean
+    delta = right.mean - left.mean
     between = jnp.outer(delta, delta) * (left.count.astype(jnp.float32) * share)
-    scatter = left_scatter + right_scatter + between
-    return Dense(count, exponent, left_mean + delta * share, scatter)
+    scatter = left.scatter + right.scatter + between
+    return Dense(count, left.exponent, left.mean + delta * share, scatter)
 
 
 def second_moment(state: Dense, centered: bool = False) -> np.ndarray:
@@ -177,9 +173,8 @@ def sketched(
 
     def init(basis: jax.Array | None) -> Sketch:
         basis = jnp.asarray(basis, jnp.float32)
-        total, product = jnp.zeros(basis.shape[1], jnp.float32), jnp.zeros(basis.shape, jnp.float32)
-        zero = jnp.float32(0)
-        return Sketch(jnp.int32(0), jnp.int32(SMALLEST), total, zero, basis, product)
+        total, square, product = jnp.zeros_like(basis[0]), jnp.float32(0), jnp.zeros_like(basis)
+        return Sketch(jnp.int32(0), jnp.int32(SMALLEST), total, square, basis, product)
 
     def update(state: Sketch, rows: jax.Array, valid: jax.Array) -> Sketch:
         if len(group) > 1:
@@ -190,25 +185,31 @@ def sketched(
         new = Sketch(count, exponent, rows.sum(0), jnp.sum(rows**2), state.basis, product)
         return _merge_sketches(state, new)
 
-    def read(state: Sketch, centered: bool = False) -> Reading:
+    def read(state: Sketch, centered: bool = False) -> Eigenvectors:
         basis, product, trace = _product(state, centered)
         # One representation may hold rounding alone.
         found, scale = [], np.einsum("ld,ld->l", basis, product).max()
         for one in representations:
             # Of a pair either vector meets the same matrix.
-            sides = (False,) if one.turn is None else (False, True)
             tests, products = (
-                np.concatenate([fold(part, one, side) for side in sides])
+                np.concatenate([fold(part, one, turn) for turn in one.turns])
                 for part in (basis, product)
             )
             found.append((one, *_nystrom(tests, products, num_directions, scale)))
-        return Reading(*collect(found, num_directions), trace)
+        return collect(found, trace, num_directions)
 
     def contrast(left: Sketch, right: Sketch, directions: np.ndarray, centered: bool) -> np.ndarray:
-        return np.subtract(*(_energies(state, directions, centered) for state in (left, right)))
+        directions = np.asarray(directions, np.float64)
 
-    merge = _merge_sketches
-    return Accumulator(init, update, merge, read, contrast, num_directions, len(group))
+        def energies(state: Sketch) -> np.ndarray:
+            """Of what lies in the span of the test directions."""
+            basis, product, _ = _product(state, centered)
+            inside = directions @ basis.T
+            return np.einsum("kd,kd->k", inside @ product, inside @ basis)
+
+        return energies(left) - energies(right)
+
+    return Accumulator(init, update, _merge_sketches, read, contrast, num_directions, len(group))
 
 
 def random_basis(key: jax.Array, size: int, dimension: int) -> jax.Array:
@@ -220,16 +221,9 @@ def random_basis(key: jax.Array, size: int, dimension: int) -> jax.Array:
 
 def _merge_sketches(left: Sketch, right: Sketch) -> Sketch:
     """Their test directions must be the same."""
-    exponent = jnp.maximum(left.exponent, right.exponent)
-
-    def rescaled(state: Sketch) -> tuple[jax.Array, jax.Array, jax.Array]:
-        change = state.exponent - exponent
-        once, twice = power_of_two(change), power_of_two(2 * change)
-        return state.total * once, state.square * twice, state.product * twice
-
-    sums = (one + other for one, other in zip(rescaled(left), rescaled(right), strict=True))
-    total, square, product = sums
-    return Sketch(left.count + right.count, exponent, total, square, left.basis, product)
+    left, right = _align(left, right)
+    added = ("count", "total", "square", "product")
+    return left._replace(**{name: getattr(left, name) + getattr(right, name) for name in added})
 
 
 def _product(state: Sketch, centered: bool) -> tuple[np.ndarray, np.ndarray, float]:
@@ -259,13 +253,6 @@ def _nystrom(
     values, vectors = np.linalg.eigh(root @ square @ root.T)
     order = np.argsort(values)[::-1][:most]
     return values[order], ((vectors[:, order] / np.sqrt(values[order])).T @ root) @ products
-
-
-def _energies(state: Sketch, directions: np.ndarray, centered: bool) -> np.ndarray:
-    """uᵀ G u for rows u [K, D], of what of them lies in the span of the test directions: [K]."""
-    basis, product, _ = _product(state, centered)
-    inside = np.asarray(directions, np.float64) @ basis.T
-    return np.einsum("kd,kd->k", inside @ product, inside @ basis)
 
 
 class Halves(NamedTuple):
@@ -306,11 +293,9 @@ def merge_halves(accumulator: Accumulator, *parts: Halves) -> Halves:
 def is_zero(halves: Halves) -> bool:
     """Whether rows have been seen, and every one of them is exactly zero."""
 
-    def seen(state: State) -> bool:
-        sums = state._asdict().keys() - {"count", "exponent", "basis"}
-        return any(bool(jnp.any(getattr(state, name) != 0)) for name in sums)
-
-    return int(halves.networks) > 0 and not (seen(halves.even) or seen(halves.odd))
+    named = jax.tree.leaves_with_path(halves)
+    sums = [leaf for path, leaf in named if _name(path).partition("_")[2] in _POWERS]
+    return int(halves.networks) > 0 and not any(bool(jnp.any(leaf != 0)) for leaf in sums)
 
 
 def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
@@ -318,11 +303,16 @@ def halves_to_arrays(halves: Halves) -> dict[str, np.ndarray]:
 
     Test directions are not among them: whoever stores a sketch has them.
     """
-    arrays = {name: np.asarray(getattr(halves, name)) for name in ("networks", "diverged")}
-    for half in ("even", "odd"):
-        fields = getattr(halves, half)._asdict().items()
-        arrays |= {f"{half}_{name}": np.asarray(value) for name, value in fields if name != "basis"}
-    return arrays
+    return {
+        _name(path): np.asarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(halves)
+        if not _name(path).endswith("basis")
+    }
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The name of an array of `Halves`, as in "even_count"."""
+    return name_path(path).replace("/", "_")
 
 
 def halves_from_arrays(arrays: dict[str, Any], like: Halves) -> Halves:
@@ -336,14 +326,11 @@ def halves_from_arrays(arrays: dict[str, Any], like: Halves) -> Halves:
             "state: does not count its networks, an earlier version stored it; remove its snapshots"
         )
 
-    def state(half: str) -> State:
-        given = getattr(like, half)
-        stored = {*given._fields} - {"basis"}
-        return given._replace(**{n: jnp.asarray(arrays[f"{half}_{n}"]) for n in stored})
+    def stored(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        name = _name(path)
+        return leaf if name.endswith("basis") else jnp.asarray(arrays[name])
 
-    return Halves(
-        state("even"), state("odd"), *(jnp.asarray(arrays[name]) for name in Halves._fields[2:])
-    )
+    return jax.tree.map_with_path(stored, like)
 
 
 def pack_states(states: list[Halves]) -> dict[str, np.ndarray]:
@@ -357,13 +344,8 @@ def pack_states(states: list[Halves]) -> dict[str, np.ndarray]:
 
 def unpack_states(arrays: dict[str, np.ndarray], like: Halves) -> list[Halves]:
     """The inverse of `pack_states`, whatever the number of states; test directions are those of `like`."""
-    states = []
-    while f"{(place := len(states))}_diverged" in arrays:
-        start = f"{place}_"
-        named = {
-            name.removeprefix(start): array
-            for name, array in arrays.items()
-            if name.startswith(start)
-        }
-        states.append(halves_from_arrays(named, like))
-    return states
+    names, count = halves_to_arrays(like), sum(name.endswith("_diverged") for name in arrays)
+    return [
+        halves_from_arrays({name: arrays[f"{place}_{name}"] for name in names}, like)
+        for place in range(count)
+    ]

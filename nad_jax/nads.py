@@ -63,8 +63,12 @@ class NADs(NamedTuple):
 
     def rows(self) -> list[Row]:
         """A row for each direction: its index, eigenvalue, standard error and representation."""
-        columns = {"index": range(len(self.eigenvalues)), "eigenvalue": self.eigenvalues}
-        columns |= {"eigenvalue_sem": self.eigenvalue_sem, "symmetry": self.symmetry}
+        columns = {
+            "index": range(len(self.eigenvalues)),
+            "eigenvalue": self.eigenvalues,
+            "eigenvalue_sem": self.eigenvalue_sem,
+            "symmetry": self.symmetry,
+        }
         return zip_columns(columns)
 
     to_csv = Tabular.to_csv
@@ -87,23 +91,23 @@ class NADs(NamedTuple):
 
         name = self.config.get("architecture", "own model")
         title = f"{name}, {self.num_networks} networks, {self.config.get('derivative', '')}"
-        band = null_band(self) if has_null_band(self) else None
         shown, shape = self.directions[:num_directions], tuple(self.config["image_shape"])
+        spectrum = (self.eigenvalues, self.eigenvalue_sem, title)
+        band = null_band(self) if has_null_band(self) else None
         halves = {"even against odd members": (self.overlap_sizes, self.split_half_overlap)}
-        spectrum = (self.eigenvalues, self.eigenvalue_sem, title, band, compared)
         dimension = self.directions.shape[1]
         return {
             "nads": plotting.plot_directions(shown, shape, f"Leading NADs: {title}", self.symmetry),
-            "spectrum": plotting.plot_spectrum(*spectrum),
+            "spectrum": plotting.plot_spectrum(*spectrum, band, compared),
             "overlap": plotting.plot_overlap({**halves, **curves}, dimension, title),
         }
 
     def __repr__(self) -> str:
         count, dimension = self.directions.shape
-        pairs = list(zip(self.eigenvalues, self.eigenvalue_sem, strict=True))[:3]
-        values = ", ".join(f"{value:.4g} ± {error:.1g}" for value, error in pairs)
-        pairs = list(zip(self.overlap_sizes, self.split_half_overlap, strict=True))[:3]
-        overlaps = ", ".join(f"{overlap:.3f} at {size}" for size, overlap in pairs)
+        sure = zip(self.eigenvalues[:3], self.eigenvalue_sem, strict=False)
+        values = ", ".join(f"{value:.4g} ± {error:.1g}" for value, error in sure)
+        sizes = zip(self.overlap_sizes[:3], self.split_half_overlap, strict=False)
+        overlaps = ", ".join(f"{overlap:.3f} at {size}" for size, overlap in sizes)
         return (
             f"NADs({count} of D = {dimension} directions, {self.num_networks} networks; "
             f"eigenvalues {values}{', …' * (count > 3)}; split-half overlap {overlaps}; "
@@ -137,22 +141,26 @@ def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:
         )
     dimension = nads.directions.shape[1]
     trace = nads.trace if trace is None else trace
-    if trace is None and len(nads.eigenvalues) < dimension:
-        raise InputError(
-            f"trace: needed where there are {len(nads.eigenvalues)} eigenvalues of D = {dimension}"
-        )
-    trace = float(nads.eigenvalues.sum()) if trace is None else check_number("trace", trace, 0.0)
+    if trace is None:
+        if len(nads.eigenvalues) < dimension:
+            raise _needs_trace(nads.directions)
+        trace = nads.eigenvalues.sum()
+    trace = check_number("trace", trace, 0.0)
     samples = nads.num_networks * nads.config["num_readouts"]
     return spectral.marchenko_pastur_band(trace / dimension, dimension, samples)
 
 
+def _needs_trace(directions: np.ndarray) -> InputError:
+    count, dimension = directions.shape
+    return InputError(f"trace: needed where there are {count} eigenvalues of D = {dimension}")
+
+
 def has_null_band(nads: NADs) -> bool:
     """Whether what was averaged over are sampled read-outs alone, at one point."""
-    choices = nads.config
+    chosen = {"derivative": DERIVATIVES[0], "point": POINTS[0], "symmetrized": False, **nads.config}
     # Rows of one network at several points, or of any field, need not be independent.
-    plain = choices.get("derivative", DERIVATIVES[0]) in DERIVATIVES
-    plain = plain and choices.get("point", POINTS[0]) in POINTS
-    return choices.get("readout") == "sampled" and not choices.get("symmetrized", False) and plain
+    plain = chosen["derivative"] in DERIVATIVES and chosen["point"] in POINTS
+    return chosen.get("readout") == "sampled" and not chosen["symmetrized"] and plain
 
 
 def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[list[int]], float]:
@@ -165,12 +173,11 @@ def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[list[int]], f
     of a smooth spectrum end where the tolerance does, not at a gap. The two of a pair (E) are equal
     by symmetry and determined all the same.
     """
-    sem = nads.eigenvalue_sem[:leading] / np.maximum(
-        nads.eigenvalues[:leading], np.finfo(np.float64).tiny
-    )
-    tolerance = min(max(0.05, 2.0 * np.sqrt(2.0) * float(np.median(sem))), 1.0)
+    values = np.maximum(nads.eigenvalues[:leading], np.finfo(np.float64).tiny)
+    sem = float(np.median(nads.eigenvalue_sem[:leading] / values))
+    tolerance = min(max(0.05, 2.0 * np.sqrt(2.0) * sem), 1.0)
     groups = []
-    for label in dict.fromkeys(nads.symmetry.tolist()):
+    for label in np.unique(nads.symmetry):
         places = np.flatnonzero(nads.symmetry == label)
         width = 2 if label == "E" else 1
         runs = spectral.near_degenerate_groups(nads.eigenvalues[places[::width]], tolerance)
@@ -220,14 +227,11 @@ def directional_energy(
     directions = host_array("directions", directions, f"[N, {basis.shape[1]}]")
     squares = (directions @ basis.T) ** 2
     energies = squares @ eigenvalues
-    if trace is None and missing > 1:
-        trace = getattr(nads, "trace", None)
-    if trace is None:
-        if missing > 1:
-            raise InputError(
-                f"trace: needed where there are {len(basis)} eigenvalues of D = {basis.shape[1]}"
-            )
+    if trace is None and missing <= 1:
         return energies
+    trace = getattr(nads, "trace", None) if trace is None else trace
+    if trace is None:
+        raise _needs_trace(basis)
     known = eigenvalues.sum()
     rest, most = check_number("trace", trace, 0.0) - known, known + missing * eigenvalues[-1]
     if not -1e-4 * known <= rest <= most * (1 + 1e-4) - known:  # beyond rounding

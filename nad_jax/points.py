@@ -38,9 +38,12 @@ def gaussian(input_shape: tuple[int, ...], scale: float = 1.0, shared: bool = Tr
         return scale * jax.random.normal(key, input_shape, jnp.float32)[None]
 
     described = {"point": "shared" if shared else "fresh", "point_scale": scale}
-    if shared:
-        return Points(lambda key, data: point(key), lambda pool, key: pool, None, described)
-    return Points(lambda key, data: None, lambda pool, key: point(key), None, described)
+    return Points(
+        lambda key, data: point(key) if shared else None,
+        lambda pool, key: pool if shared else point(key),
+        None,
+        described,
+    )
 
 
 def at_origin(input_shape: tuple[int, ...]) -> Points:
@@ -70,7 +73,7 @@ def images(x: Any, per_network: int = 0) -> Points:
 
     digest = hashlib.sha256(x.tobytes()).hexdigest()[:16]
     described = {"point": "given", "points": digest, "num_points": len(x)}
-    described |= {"per_network": per_network}
+    described["per_network"] = per_network
     if not x.any():
         described["point_scale"] = 0.0
     return Points(lambda key, data: data, draw, x, described)

@@ -5,14 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nad_jax.errors import (
-    InputError,
-    as_path,
-    check_integer,
-    check_record,
-    number_array,
-    plain,
-)
+from nad_jax.errors import InputError, as_path, check_integer, check_record, number_array, plain
 from nad_jax.nads import NADs
 from nad_jax.store import DamagedError, read_npy, read_npz, write_npz
 
@@ -57,54 +50,45 @@ def load_nads(path: str | Path) -> NADs:
         raise DamagedError(f"{path}: trace and pass_overlap are written together, one is missing")
     # Directions of earlier versions are of no representation in particular.
     symmetry = np.full(len(np.atleast_1d(arrays["directions"])), "")
-    return _check_nads({"symmetry": symmetry, **arrays}, str(path))
+    unsaid = {"symmetry": symmetry, "trace": np.asarray(np.nan), "pass_overlap": np.zeros(0)}
+    return _check_nads(unsaid | arrays, str(path))
 
 
 def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
     """The record of the arrays of a file; raises `InputError` naming the file and what is wrong
     with it.
     """
-    directions = _check_directions(arrays["directions"], path)
-    num_directions, num_sizes = len(directions), arrays["overlap_sizes"].size
+    count, sizes = len(_check_directions(arrays["directions"], path)), arrays["overlap_sizes"].size
+    if arrays["pass_overlap"].size == 0:  # of one pass
+        arrays["pass_overlap"] = np.zeros((0, sizes))
     expected = {
-        "eigenvalues": (num_directions,),
-        "eigenvalue_sem": (num_directions,),
-        "overlap_sizes": (num_sizes,),
-        "split_half_overlap": (num_sizes,),
-        "num_networks": (),
-        "config": (),
-        "symmetry": (num_directions,),
-        "trace": (),
-        "pass_overlap": (len(np.atleast_1d(arrays.get("pass_overlap", ()))), num_sizes),
+        **dict.fromkeys(("eigenvalues", "eigenvalue_sem", "symmetry"), (count,)),
+        **dict.fromkeys(("overlap_sizes", "split_half_overlap"), (sizes,)),
+        **dict.fromkeys(("num_networks", "config", "trace"), ()),
+        "pass_overlap": (len(np.atleast_1d(arrays["pass_overlap"])), sizes),
     }
-    if arrays.get("pass_overlap", np.zeros(1)).size == 0:  # of one pass
-        arrays["pass_overlap"] = np.zeros((0, num_sizes))
     for name, shape in expected.items():
-        if name not in arrays:
-            continue
-        if arrays[name].shape != shape:
-            raise InputError(f"{path}: {name} has shape {arrays[name].shape}, expected {shape}")
+        array = arrays[name]
+        if array.shape != shape:
+            raise InputError(f"{path}: {name} has shape {array.shape}, expected {shape}")
         if name in ("config", "symmetry"):
             continue
-        if arrays[name].dtype.kind not in "iuf":
-            raise InputError(f"{path}: {name} is not an array of finite numbers")
         # Overlaps beyond the rank of a half, and a trace that is not known.
-        undefined = np.isnan(arrays[name]) & (name in ("split_half_overlap", "trace"))
-        if not (np.isfinite(arrays[name]) | undefined).all():
+        undefined = name in ("split_half_overlap", "trace")
+        numbers = array.dtype.kind in "iuf"
+        if not numbers or not (np.isfinite(array) | (undefined & np.isnan(array))).all():
             raise InputError(f"{path}: {name} is not an array of finite numbers")
     if arrays["symmetry"].dtype.kind != "U":
         raise InputError(f"{path}: symmetry is not an array of text")
     try:
-        config = json.loads(str(arrays.pop("config")))
+        config = json.loads(str(arrays["config"]))
     except ValueError as error:
         raise InputError(f"{path}: config is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: config is not a JSON object")
-    numbers = {"num_networks": int(arrays["num_networks"]), "config": config}
-    if not np.isnan(arrays.get("trace", np.nan)):
-        numbers["trace"] = float(arrays["trace"])
-    arrays.pop("trace", None)
-    return NADs(**{**arrays, **numbers})
+    trace, num_networks = float(arrays["trace"]), int(arrays["num_networks"])
+    trace = None if np.isnan(trace) else trace
+    return NADs(**{**arrays, "num_networks": num_networks, "config": config, "trace": trace})
 
 
 def _check_directions(
@@ -127,13 +111,12 @@ def _check_directions(
     with np.errstate(over="ignore"):
         directions = directions.astype(np.float32)
         norms = np.linalg.norm(directions, axis=1)
-    for index, norm in enumerate(norms):
-        if not np.isfinite(norm):
-            raise InputError(f"{name}: direction {index} has entries that are not finite")
-        if norm == 0:
-            raise InputError(f"{name}: direction {index} is zero")
-        if abs(norm - 1) > 1e-3:
-            raise InputError(f"{name}: direction {index} has norm {norm:.4g}, expected 1")
+    wrong = np.flatnonzero(~(np.abs(norms - 1) <= 1e-3))
+    if len(wrong):
+        norm = norms[wrong[0]]
+        fault = f"has norm {norm:.4g}, expected 1" if norm else "is zero"
+        fault = fault if np.isfinite(norm) else "has entries that are not finite"
+        raise InputError(f"{name}: direction {wrong[0]} {fault}")
     return directions
 
 
@@ -153,11 +136,9 @@ def read_directions(path: str | Path, dimension: int | None = None) -> np.ndarra
     dimension = None if dimension is None else check_integer("dimension", dimension, 1)
     if path.suffix not in (".npy", ".npz"):
         raise InputError(f"{path}: directions are read from .npy or .npz files")
-    if path.suffix == ".npz":
-        return _check_directions(
-            read_npz(path, ("directions",))["directions"], str(path), dimension
-        )
-    return _check_directions(read_npy(path), str(path), dimension)
+    zipped = path.suffix == ".npz"
+    directions = read_npz(path, ("directions",))["directions"] if zipped else read_npy(path)
+    return _check_directions(directions, str(path), dimension)
 
 
 def read_singular_values(path: str | Path) -> np.ndarray:

@@ -83,16 +83,15 @@ def near_degenerate_groups(
       InputError: unless eigenvalues [K] are finite, not negative and descending, and the tolerance
         is at least 0.
     """
-    eigenvalues, tolerance = (
-        host_array("eigenvalues", eigenvalues, "[K]"),
-        check_number("tolerance", tolerance, 0.0),
-    )
+    eigenvalues = host_array("eigenvalues", eigenvalues, "[K]")
+    tolerance = check_number("tolerance", tolerance, 0.0)
     if eigenvalues[-1] < 0 or (np.diff(eigenvalues) > 0).any():
         raise InputError("eigenvalues: must be descending and not negative")
     groups, first = [], 0
-    for index in range(1, len(eigenvalues) + 1):
-        if index == len(eigenvalues) or eigenvalues[index] < (1.0 - tolerance) * eigenvalues[first]:
-            if index - first > 1:
-                groups.append((first, index - 1))
-            first = index
+    while first < len(eigenvalues):
+        within = eigenvalues[first:] >= (1.0 - tolerance) * eigenvalues[first]
+        stop = first + int(np.count_nonzero(within))
+        if stop - first > 1:
+            groups.append((first, stop - 1))
+        first = stop
     return groups

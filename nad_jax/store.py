@@ -40,6 +40,7 @@ _USERS_ERRORS = (
     errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP,
     errno.ENAMETOOLONG, errno.EINVAL,
 )  # fmt: skip
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def os_error(path: Path, error: OSError) -> InputError:
@@ -50,38 +51,38 @@ def os_error(path: Path, error: OSError) -> InputError:
 
 
 @contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """What the system refuses becomes one `InputError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise os_error(path, error) from error
+
+
+@contextlib.contextmanager
 def _written_at_once(
-    path: Path, rename: Callable[[str, Path], None] | None = None
+    path: Path, rename: Callable[[str, Path], None] = os.replace
 ) -> Iterator[BinaryIO]:
     """A file that appears under its final name complete or not at all: temporary name, fsync,
-    rename.
-
-    Raises what `_write_bytes` does, and `FileExistsError` where `rename` does.
+    rename; raises `InputError` where that fails.
     """
-    try:
+    with _reported(path):
         descriptor, temporary = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
         )
-    except OSError as error:
-        raise os_error(path, error) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            umask = os.umask(
-                0
-            )  # temporary files are private; results are what the user's other files are
-            os.umask(umask)
-            os.fchmod(descriptor, 0o666 & ~umask)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        (rename or os.replace)(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise os_error(path, error) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                # Temporary files are private; results are what the user's other files are.
+                umask = os.umask(0)
+                os.umask(umask)
+                os.fchmod(descriptor, 0o666 & ~umask)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            rename(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
@@ -102,21 +103,14 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _read_array(content: bytes, name: str) -> np.ndarray:
     """The array of a whole `.npy` file, without a copy; raises `DamagedError` naming what is wrong."""
-    file = io.BytesIO(content)
+    file, headers = io.BytesIO(content), np.lib.format
+    read = {(1, 0): headers.read_array_header_1_0, (2, 0): headers.read_array_header_2_0}
     try:
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise DamagedError(f"{name}: unsupported .npy version {version}")
-        shape, fortran, dtype = read_header(file)
-    except DamagedError:
-        raise
-    except (
-        Exception
-    ) as error:  # NumPy parses the header as Python: a hostile one fails in many ways
+        version = headers.read_magic(file)
+        if version not in read:
+            raise ValueError(f"unsupported version {version}, allowed are (1, 0) and (2, 0)")
+        shape, fortran, dtype = read[version](file)
+    except Exception as error:  # NumPy parses headers as Python: hostile ones fail in many ways
         raise DamagedError(f"{name}: not a .npy array ({first_line(error)})") from error
     if dtype.hasobject or dtype.kind not in "biufU":
         raise DamagedError(
@@ -129,10 +123,9 @@ def _read_array(content: bytes, name: str) -> np.ndarray:
             f"{name}: header says shape {shape} of {dtype}, {count * dtype.itemsize} bytes, "
             f"but {len(content) - start} bytes follow"
         )
+    order = "F" if fortran else "C"
     try:
-        return np.frombuffer(content, dtype, count, start).reshape(
-            shape, order="F" if fortran else "C"
-        )
+        return np.frombuffer(content, dtype, count, start).reshape(shape, order=order)
     except ValueError as error:  # lengths that NumPy does not know, beside a length of zero
         raise DamagedError(
             f"{name}: no array has shape {shape} of {dtype} ({first_line(error)})"
@@ -144,10 +137,8 @@ def read_npy(path: str | Path) -> np.ndarray:
     reason.
     """
     path = as_path("path", path)
-    try:
+    with _reported(path):
         content = path.read_bytes()
-    except OSError as error:
-        raise os_error(path, error) from error
     return _read_array(content, str(path))
 
 
@@ -168,11 +159,9 @@ def read_npz(
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            names = (
-                tuple(entries)
-                if names is None
-                else (*names, *(name for name in optional if name in entries))
-            )
+            if names is None:
+                names = tuple(entries)
+            names += tuple(name for name in optional if name in entries)
             for name in names:
                 if name not in entries:
                     raise DamagedError(f"{path}: array {name!r} is missing")
@@ -186,15 +175,11 @@ def read_npz(
             }
     except DamagedError:
         raise
-    except OSError as error:
-        if error.errno not in (
-            None,
-            errno.EINVAL,
-        ):  # a place outside the file, which a damaged directory may name
+    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError) as error:
+        # EINVAL: a place outside the file, which a damaged directory may name. A compression that
+        # zipfile does not know is a RuntimeError (NotImplementedError).
+        if getattr(error, "errno", None) not in (None, errno.EINVAL):
             raise os_error(path, error) from error
-        raise DamagedError(f"{path}: damaged or not an .npz file ({first_line(error)})") from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        # zipfile raises NotImplementedError for a compression that it does not know.
         raise DamagedError(f"{path}: damaged or not an .npz file ({first_line(error)})") from error
 
 
@@ -204,9 +189,8 @@ def read_text(path: str | Path) -> str:
     """
     path = Path(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise os_error(path, error) from error
+        with _reported(path):
+            return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file ({error})") from error
 
@@ -223,8 +207,10 @@ def create_text(path: Path, text: str) -> bool:
     try:
         with _written_at_once(path, _rename_to_new) as file:
             file.write(text.encode())
-    except FileExistsError:
-        return False
+    except InputError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            return False
+        raise
     return True
 
 
@@ -233,13 +219,7 @@ def _rename_to_new(temporary: str, path: Path) -> None:
     try:
         os.link(temporary, path)
     except OSError as error:
-        if error.errno not in (
-            errno.EPERM,
-            errno.ENOTSUP,
-            errno.EOPNOTSUPP,
-            errno.ENOSYS,
-            errno.EMLINK,
-        ):
+        if error.errno not in _NO_LINKS:
             raise
         # A file system without hard links: for an instant the file is empty.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
@@ -248,10 +228,8 @@ def _rename_to_new(temporary: str, path: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Creates a folder with its parents; raises `InputError` naming it where that fails."""
-    try:
+    with _reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise os_error(folder, error) from error
 
 
 def save_figure(path: Path, figure: Any) -> None:
@@ -266,18 +244,12 @@ def quarantine(path: Path) -> Path:
     done so already.
     """
     aside = path.with_name(path.name + ".corrupt")
-    try:
+    with _reported(path), contextlib.suppress(FileNotFoundError):
         os.replace(path, aside)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise os_error(path, error) from error
     return aside
 
 
 def remove(path: Path) -> None:
     """Removes a file, if it is there; raises `InputError` naming it where that fails."""
-    try:
+    with _reported(path):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise os_error(path, error) from error

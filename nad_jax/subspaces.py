@@ -57,9 +57,8 @@ def subspace_overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]
     most = max(sizes, default=0)
     squares = (left[:most] @ right[:most].T) ** 2
     overlaps = np.array([squares[:size, :size].sum() / size for size in sizes])
-    return np.where(
-        (overlaps > 1) & (overlaps < 1 + 1e-5), 1.0, overlaps
-    )  # rounding; what is more is no basis
+    rounding = (overlaps > 1) & (overlaps < 1 + 1e-5)  # what is more is no basis
+    return np.where(rounding, 1.0, overlaps)
 
 
 def principal_angles(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -85,15 +84,13 @@ def captured_energy(directions: np.ndarray, second_moment: np.ndarray) -> np.nda
         no positive trace.
     """
     directions = check_units("directions", host_array("directions", directions, "[K, D]"))
-    second_moment = host_array(
-        "second_moment", second_moment, "[{0}, {0}]".format(directions.shape[1])
-    )
-    if not np.trace(second_moment) > 0:
-        raise InputError(
-            f"second_moment: must have a positive trace, got {np.trace(second_moment):.4g}"
-        )
+    dimension = directions.shape[1]
+    second_moment = host_array("second_moment", second_moment, f"[{dimension}, {dimension}]")
+    trace = np.trace(second_moment)
+    if not trace > 0:
+        raise InputError(f"second_moment: must have a positive trace, got {trace:.4g}")
     energies = np.einsum("kd,de,ke->k", directions, second_moment, directions, optimize=True)
-    return np.cumsum(energies) / np.trace(second_moment)
+    return np.cumsum(energies) / trace
 
 
 def rank_correlation(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -103,9 +100,8 @@ def rank_correlation(left: jax.Array, right: jax.Array) -> jax.Array:
     Raises:
       InputError: unless both are finite numbers, two or more and as many.
     """
-    left, right = (
-        jnp.asarray(real_array(*given, "[B]")) for given in (("left", left), ("right", right))
-    )
+    left = jnp.asarray(real_array("left", left, "[B]"))
+    right = jnp.asarray(real_array("right", right, "[B]"))
     if left.shape != right.shape or left.size < 2:
         raise InputError(
             f"left, right: must be of one length >= 2, got {left.size} and {right.size} numbers"

@@ -14,7 +14,9 @@ eigenvectors are taken from there, one representation after the other: eigenvalu
 symmetry then do not leave them open.
 """
 
+import functools
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,9 +35,9 @@ def check_symmetries(
     """
     names = () if names is None else names
     names = tuple(dict.fromkeys(names)) if isinstance(names, tuple | list) else (names,)
-    unknown = [name for name in names if name not in SYMMETRIES]
-    if unknown:
-        raise InputError(f"symmetries: must be among {', '.join(SYMMETRIES)}, got {unknown[0]!r}")
+    for name in names:
+        if name not in SYMMETRIES:
+            raise InputError(f"symmetries: must be among {', '.join(SYMMETRIES)}, got {name!r}")
     shape = "×".join(map(str, image_shape))
     if "flip" in names and len(image_shape) < 2:
         raise InputError(
@@ -62,28 +64,22 @@ def permutations(names: tuple[str, ...], image_shape: tuple[int, ...]) -> np.nda
     names = check_symmetries(names, image_shape)
     inputs = [np.arange(np.prod(image_shape)).reshape(image_shape)]
     if "flip" in names:
-        inputs = [np.flip(x, axes) for x in inputs for axes in _reversals(len(image_shape) - 1)]
+        for axis in range(len(image_shape) - 1):
+            inputs += [np.flip(x, axis) for x in inputs]
     if "transpose" in names:
         inputs = [turned for x in inputs for turned in (x, x.swapaxes(0, 1))]
     return np.stack([x.reshape(-1) for x in inputs])
 
 
-def _reversals(count: int) -> list[tuple[int, ...]]:
-    """The axes that each element of the group of reversals reverses: (), (0,), (1,), (0, 1), …"""
-    axes = range(count)
-    return [tuple(axis for axis in axes if k >> axis & 1) for k in range(2**count)]
-
-
 def _characters(count: int) -> dict[str, np.ndarray]:
-    """What each of `_reversals` multiplies vectors by that have these signs under the reversal of
-    each axis, "++", "+−", "−+", "−−" for two.
+    """What each reversal of axes, in the order of `permutations`, multiplies vectors by that have
+    these signs under the reversal of each axis: "++", "+−", "−+", "−−" for two.
     """
-    signs = itertools.product((1, -1), repeat=count)
+    factors = {"+": [1, 1], "−": [1, -1]}  # of an axis as it is, and reversed
+    one = np.ones(1, int)
     return {
-        "".join("+" if sign > 0 else "−" for sign in of): np.array(
-            [np.prod([of[axis] for axis in axes], dtype=int) for axes in _reversals(count)]
-        )
-        for of in signs
+        "".join(signs): functools.reduce(np.kron, [factors[s] for s in reversed(signs)], one)
+        for signs in itertools.product(factors, repeat=count)
     }
 
 
@@ -98,8 +94,8 @@ class Representation(NamedTuple):
     seeds: [n] an entry of each set of entries that are moved to each other; the coordinates of a
       vector belong to them.
     norms: [n] of the signed sums of such sets.
-    turn: [D] where there are pairs of vectors (E): the second of each is u[turn] of the first, up
-      to its sign. None elsewhere.
+    turns: [1, D] the identity; where there are pairs of vectors (E) [2, D]: the second of each is
+      u[turns[1]] of the first, up to its sign.
     """
 
     label: str
@@ -107,7 +103,7 @@ class Representation(NamedTuple):
     signs: np.ndarray
     seeds: np.ndarray
     norms: np.ndarray
-    turn: np.ndarray | None
+    turns: np.ndarray
 
 
 def representations(names: tuple[str, ...], image_shape: tuple[int, ...]) -> list[Representation]:
@@ -127,38 +123,35 @@ def representations(names: tuple[str, ...], image_shape: tuple[int, ...]) -> lis
         # What E leaves of the group to its first vectors: both reversals at once, and
         # transposition.
         kept = moved.reshape(4, 2, -1)[[0, 3]].reshape(4, -1)
-        found.append(_represent("E", kept, np.array([1, 1, -1, -1]), turn=moved[3]))
+        found.append(_represent("E", kept, [1, 1, -1, -1], moved[3]))
     elif "flip" in names:
         found = [_represent(sign, moved, signs) for sign, signs in reversals.items()]
     elif "transpose" in names:
-        found = [
-            _represent("+", moved, np.array([1, 1])),
-            _represent("−", moved, np.array([1, -1])),
-        ]
+        found = [_represent("+", moved, [1, 1]), _represent("−", moved, [1, -1])]
     else:
-        found = [_represent("", moved, np.array([1]))]
+        found = [_represent("", moved, [1])]
     return [representation for representation in found if len(representation.seeds)]
 
 
 def _represent(
-    label: str, moved: np.ndarray, signs: np.ndarray, turn: np.ndarray | None = None
+    label: str, moved: np.ndarray, signs: Sequence[int], *turns: np.ndarray
 ) -> Representation:
+    """The representation of these signs; `turns` as in `Representation`, without the identity."""
+    signs = np.asarray(signs)
     pixels = np.arange(moved.shape[1])
     squares = len(moved) * (signs[:, None] * (moved == pixels)).sum(0)  # zero where signs cancel
     seeds = np.flatnonzero((moved.min(0) == pixels) & (squares > 0))
-    return Representation(label, moved, signs, seeds, np.sqrt(squares[seeds]), turn)
+    turns = np.stack([pixels, *turns])
+    return Representation(label, moved, signs, seeds, np.sqrt(squares[seeds]), turns)
 
 
-def fold(rows: np.ndarray, representation: Representation, turned: bool = False) -> np.ndarray:
-    """The coordinates [..., n] of rows [..., D] in a representation: of second vectors, up to the
-    sign, if `turned`.
+def fold(rows: np.ndarray, representation: Representation, turn: np.ndarray) -> np.ndarray:
+    """The coordinates [..., n] of rows [..., D] in a representation: of first or of second vectors,
+    up to the sign, for a `turn` of its `turns`.
     """
-    moved = representation.turn[representation.moved] if turned else representation.moved
-    places = moved[:, representation.seeds]
-    total = sum(
-        sign * rows[..., place] for sign, place in zip(representation.signs, places, strict=True)
-    )
-    return total / representation.norms
+    places = turn[representation.moved[:, representation.seeds]]
+    signed = zip(representation.signs, places, strict=True)
+    return sum(sign * rows[..., place] for sign, place in signed) / representation.norms
 
 
 def unfold(coordinates: np.ndarray, representation: Representation) -> np.ndarray:
@@ -167,37 +160,34 @@ def unfold(coordinates: np.ndarray, representation: Representation) -> np.ndarra
 
     The first entry within 1e-6 of the largest is positive.
     """
-    rows = np.zeros((len(coordinates), representation.moved.shape[1]))
-    for sign, place in zip(
-        representation.signs, representation.moved[:, representation.seeds], strict=True
-    ):
-        rows[:, place] += sign * (coordinates / representation.norms)
-    pairs = [rows] if representation.turn is None else [rows, rows[:, representation.turn]]
-    return np.stack([orient(part) for part in pairs], axis=1).reshape(-1, rows.shape[1])
+    _, moved, signs, seeds, norms, turns = representation
+    rows = np.zeros((len(coordinates), moved.shape[1]))
+    for sign, place in zip(signs, moved[:, seeds], strict=True):
+        rows[:, place] += sign * (coordinates / norms)
+    return np.stack([orient(rows[:, turn]) for turn in turns], axis=1).reshape(-1, rows.shape[1])
 
 
 def block(matrix: np.ndarray, representation: Representation) -> np.ndarray:
     """The mean of P M Pᵀ over the group in a representation, [n, n], for a matrix M [D, D]."""
 
-    def fold_both(turned: bool) -> np.ndarray:
-        return fold(fold(matrix, representation, turned).T, representation, turned).T
-
-    if representation.turn is None:
-        return fold_both(False)
-    return (fold_both(False) + fold_both(True)) / 2
+    turns = representation.turns
+    parts = [fold(fold(matrix, representation, t).T, representation, t).T for t in turns]
+    return sum(parts) / len(parts)
 
 
 class Eigenvectors(NamedTuple):
-    """Eigenvectors of a matrix that does not change under a group, taken from its representations.
+    """Eigenvectors of a matrix that does not change under a group, taken from its representations:
+    all of them or the leading ones.
 
     eigenvalues: [K] descending, float64. directions: [K, D] unit rows, float32. symmetry: [K] the
-      labels of the
-    representations; the two of a pair follow each other.
+      labels of the representations; the two of a pair follow each other.
+    trace: of the whole matrix.
     """
 
     eigenvalues: np.ndarray
     directions: np.ndarray
     symmetry: np.ndarray
+    trace: float
 
 
 def eigh_symmetric(matrix: np.ndarray, representations: list[Representation]) -> Eigenvectors:
@@ -209,43 +199,37 @@ def eigh_symmetric(matrix: np.ndarray, representations: list[Representation]) ->
     signs.
     """
     scale = np.abs(matrix).max()  # in a representation of its own there may be nothing but rounding
-    return collect([(one, *eigh(block(matrix, one), scale)) for one in representations])
+    found = [(one, *eigh(block(matrix, one), scale)) for one in representations]
+    return collect(found, float(np.trace(matrix)))
 
 
 def collect(
-    found: list[tuple[Representation, np.ndarray, np.ndarray]], most: int | None = None
+    found: list[tuple[Representation, np.ndarray, np.ndarray]],
+    trace: float,
+    most: int | None = None,
 ) -> Eigenvectors:
     """The `most` leading ones of what was found, eigenvalues [n] and coordinates [n, ·] in each
     representation.
     """
-
-    def repeated(representation: Representation, values: np.ndarray) -> np.ndarray:
-        return np.repeat(values, 1 if representation.turn is None else 2)
-
-    leading = np.sort(np.concatenate([repeated(one, values) for one, values, _ in found]))[::-1][
-        :most
-    ]
-    smallest = leading.min(initial=np.inf)
-    found = [
-        (one, values[values >= smallest], rows[values >= smallest]) for one, values, rows in found
-    ]
-    eigenvalues = np.concatenate([repeated(one, values) for one, values, _ in found])
-    directions = np.concatenate([unfold(rows, one).astype(np.float32) for one, _, rows in found])
-    symmetry = np.concatenate(
-        [repeated(one, np.full(len(values), one.label)) for one, values, _ in found]
-    )
+    repeated = [np.repeat(values, len(one.turns)) for one, values, _ in found]
+    smallest = np.sort(np.concatenate(repeated))[::-1][:most].min(initial=np.inf)
+    parts = []
+    for one, values, coordinates in found:
+        kept = values >= smallest
+        rows = unfold(coordinates[kept], one).astype(np.float32)
+        values = np.repeat(values[kept], len(one.turns))
+        parts.append((values, rows, np.full(len(values), one.label)))
+    eigenvalues, directions, symmetry = map(np.concatenate, zip(*parts, strict=True))
     order = np.argsort(-eigenvalues, kind="stable")[:most]  # stable: a pair stays together
-    return Eigenvectors(eigenvalues[order], directions[order], symmetry[order])
+    return Eigenvectors(eigenvalues[order], directions[order], symmetry[order], trace)
 
 
 def mean_of_pairs(energies: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
     """Quadratic forms [K] of M as those of the mean of P M Pᵀ: the two of each pair (E) get their
     mean.
     """
-    energies = energies.copy()
-    paired = np.flatnonzero(symmetry == "E")
-    pairs = paired[: len(paired) // 2 * 2].reshape(
-        -1, 2
-    )  # leading ones may end with the first of a pair
+    energies, paired = energies.copy(), np.flatnonzero(symmetry == "E")
+    # Leading ones may end with the first of a pair.
+    pairs = paired[: len(paired) // 2 * 2].reshape(-1, 2)
     energies[pairs] = energies[pairs].mean(1, keepdims=True)
     return energies

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nad_jax.contract import input_batch, shape_of_variables
 from nad_jax.errors import InputError, check_function, check_integer, check_number, real_array
 from nad_jax.models import Model
 
@@ -70,30 +71,27 @@ def input_gradient(
         return real_array("function(x)", function(point[None]), "[1, F]", finite=False)[0]
 
     outputs, pullback = jax.vjp(outputs_at, x)
-    size, together = outputs.size, count_together(x.shape)
+    size = outputs.size
+    given = jnp.arange(size)
+    if readouts is not None:
+        readouts = jnp.asarray(real_array("readouts", readouts, f"[R, {size}]"))
+        given = readouts.astype(outputs.dtype)
 
-    def row(cotangent: jax.Array) -> jax.Array:
+    def row(one: jax.Array) -> jax.Array:
+        cotangent = one if one.ndim else jax.nn.one_hot(one, size, dtype=outputs.dtype)
         return pullback(cotangent)[0].reshape(-1)
 
-    def unit(index: jax.Array) -> jax.Array:
-        return jax.nn.one_hot(index, size, dtype=outputs.dtype)
-
-    if readouts is None:
-        if size == 1:  # no batch axis to carry through the backward pass
-            return row(jnp.ones_like(outputs))[None]
-        return jax.lax.map(lambda index: row(unit(index)), jnp.arange(size), batch_size=together)
-    readouts = jnp.asarray(real_array("readouts", readouts, f"[R, {size}]")).astype(outputs.dtype)
-    if len(readouts) == 1:
-        return row(readouts[0])[None]
-    return jax.lax.map(row, readouts, batch_size=together)
+    if len(given) == 1:  # no batch axis to carry through the backward pass
+        return row(given[0])[None]
+    return jax.lax.map(row, given, batch_size=count_together(x.shape))
 
 
-def check_step(step: float) -> float:
+def check_step(name: str, step: float) -> float:
     """Returns h; raises `InputError` unless h and 2h are positive float32 numbers."""
-    step, limits = check_number("step", step, 0.0, exclusive=True), np.finfo(np.float32)
+    step, limits = check_number(name, step, 0.0, exclusive=True), np.finfo(np.float32)
     if not limits.tiny <= step <= limits.max / 2:
         allowed = f"{limits.tiny:.2g} … {limits.max / 2:.2g}"
-        raise InputError(f"step: must be a float32 in {allowed}, got {step!r}")
+        raise InputError(f"{name}: must be a float32 in {allowed}, got {step!r}")
     return step
 
 
@@ -114,7 +112,7 @@ def central_difference(step: float = 100.0, block_size: int = 64) -> Derivative:
     Raises:
       InputError: for bad values of these, and, from the derivative, as `input_gradient`.
     """
-    step = check_step(step)
+    step = check_step("step", step)
     block_size = check_integer("block_size", block_size, 1)
 
     def derivative(
@@ -205,6 +203,9 @@ def marginalized(model: Model) -> Readout:
 
 def num_features(model: Model) -> int:
     """F, the width of the input of the last linear layer."""
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    point = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    return jax.eval_shape(model.features, variables, point).shape[-1]
+    return shape_of_outputs(model, "features").shape[-1]
+
+
+def shape_of_outputs(model: Model, name: str) -> jax.ShapeDtypeStruct:
+    """The shape and type of what a function of the model, "apply" or "features", gives of one input."""
+    return jax.eval_shape(getattr(model, name), shape_of_variables(model), input_batch(model, 1))
