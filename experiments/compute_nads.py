@@ -16,18 +16,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import geometry
-from experiments.geometry import Networks
 from experiments.run import runner
 from experiments.run.config import Fields, check_all, check_integers, check_sweep
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder
-from experiments.run.plan import Member, Program, Study
+from experiments.run.plan import Member, Study
 from nad_jax import nads, records, store, subspaces
-from nad_jax.diagnosis import check_not_zero
 from nad_jax.directions import check_orthonormal
-from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
-from nad_jax.estimation import find_directions, finish
+from nad_jax.estimation import finish
 from nad_jax.nads import NADs, numerical_rank
 from nad_jax.tables import format_table
 
@@ -83,26 +80,25 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"sweep: must be axes, each a tuple of values, got {config.sweep!r}")
     FIELDS.check_known(config.sweep, "sweep")
     axes = {f"sweep.{name}": values for name, values in config.sweep.items() if values != ()}
-    check_all(*(partial(check_sweep, name, values) for name, values in axes.items()))
+    check_all(*(partial(check_sweep, *axis) for axis in axes.items()))
     points = [point.config for point in make_points(config)]
-
     check_all(*(partial(geometry.validate, point) for point in points))
     check_integers(config, compare_num_networks=2)
     # What fits the model: before there is a folder that could be of another configuration.
-    check_all(*(partial(geometry.read_ensemble, point) for point in points))
+    check_all(*(lambda point=point: geometry.read_ensemble(point).num_rows for point in points))
 
 
 def _read_comparison(
     config: ConfigDict, dimension: int
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    directions = records.read_directions(config.compare, dimension) if config.compare else None
-    if directions is not None:
+    directions = values = None
+    if config.compare:
+        directions = records.read_directions(config.compare, dimension)
         try:
             check_orthonormal(directions)
         except InputError as error:
             # Copies of one direction would overlap with its subspace as a whole basis does.
             raise InputError(f"{config.compare}: {error}") from error
-    values = None
     if config.compare_singular_values:
         values = records.read_singular_values(config.compare_singular_values)
         if len(values) > dimension:
@@ -115,8 +111,8 @@ def _read_comparison(
 
 def _check_not_lowered(folder: Folder, point: Point) -> None:
     num_networks = point.config.num_networks
-    stored = geometry.parse_units(folder.names(point.name)).values()
-    stored = max((stop for _, stop in stored), default=0)
+    units = geometry.parse_units(folder.names(point.name)).values()
+    stored = max((stop for _, stop in units), default=0)
     if stored > num_networks:
         raise InputError(
             f"num_networks: can be raised, not lowered; {folder.workdir / point.name} already "
@@ -177,12 +173,9 @@ def _compare(
 def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> None:
     """Prints the result as the reader of a log wants it."""
     config = point.config
+    swept = {n: v for n, v in point.coordinates.items() if n not in ("derivative", "readout")}
+    at = "".join(f", {name} {value}" for name, value in swept.items())
     kind = config.readout + ", symmetrized" * config.symmetrized
-    at = "".join(
-        f", {name} {value}"
-        for name, value in point.coordinates.items()
-        if name not in ("derivative", "readout")
-    )
     print(
         f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, "
         f"{kind}{at}"
@@ -204,31 +197,29 @@ def _find_nads(folder: Folder, point: Point, members: list[Member], complete: bo
     where that is nothing.
     """
     config, ensemble = point.config, geometry.read_ensemble(point.config)
-    halves, missing = geometry.merge(folder, members, ensemble, ensemble.make_empty)
+    halves, missing = geometry.merge(folder, members, ensemble)
     if missing:  # a command of more networks may have put a longer unit in its place
         _check_not_lowered(folder, point)
     if missing and complete:
         raise runner.damaged_meanwhile(folder.workdir / point.name)
     if geometry.is_empty(halves):
         return None
-    model, estimator, accumulator, *_ = ensemble
-    check_not_zero(halves, model, estimator, make_key(config.seed))
+    found = geometry.find(ensemble, config.seed, halves)
     choices = geometry.describe(ensemble, config.seed, halves, folder.read_origins(members))
-    found = find_directions(accumulator, halves, estimator.centred)
+    accumulator = ensemble.accumulator
     sizes = subspaces.default_sizes(accumulator.size)
-    return finish(accumulator, halves, found, choices, sizes, estimator.centred)
+    return finish(accumulator, halves, found, choices, sizes, config.centred)
 
 
 def _write_table(found: list[tuple[Point, NADs]], workdir: Path) -> None:
     """Writes `results.csv`: coordinates, size and agreement of the ensemble of each point."""
     rows = []
     for point, result in found:
-        row = {**point.coordinates, "num_networks": result.num_networks}
-        row["diverged"] = result.config["diverged"]
-        row["trace"] = float(result.eigenvalues.sum())
-        row["eigenvalue_0"] = float(result.eigenvalues[0])
         sizes = zip(result.overlap_sizes.tolist(), result.split_half_overlap.tolist(), strict=True)
-        rows.append({**row, **{f"split_half_overlap_{size}": overlap for size, overlap in sizes}})
+        row = {**point.coordinates, "num_networks": result.num_networks}
+        row |= {"diverged": result.config["diverged"], "trace": float(result.eigenvalues.sum())}
+        row["eigenvalue_0"] = float(result.eigenvalues[0])
+        rows.append(row | {f"split_half_overlap_{size}": overlap for size, overlap in sizes})
     store.write_text(workdir / "results.csv", format_table(rows, tuple(rows[0])))
 
 
@@ -238,9 +229,8 @@ def _list_members(points: list[Point]) -> list[Member]:
         unlike = {n: v for n, v in point.coordinates.items() if n not in ("architecture", "seed")}
         program = (point.config.architecture, *(f"{n}={v}" for n, v in unlike.items()))
         num_rows = geometry.read_ensemble(point.config).num_rows
-        for name, (first, stop) in geometry.split_networks(point.config).items():
-            what = Networks(point.config.seed, first, stop, num_rows, number)
-            members.append(Member(name, program, what, stop - first, point.name))
+        how = program, num_rows, number
+        members += geometry.list_members(point.config, *how, folder=point.name)
     return members
 
 
@@ -254,7 +244,7 @@ def make_study(config: ConfigDict) -> Study:
     if axes := points[0].coordinates:
         own = {n: v for n, v in identities[points[0].name].items() if n not in axes}
         identities = {"": {**own, "sweep": sorted(axes)}, **identities}
-    shapes = geometry.state_shapes(geometry.read_ensemble(points[0].config).make_empty)
+    shapes = geometry.state_shapes(geometry.read_ensemble(points[0].config))
 
     def read_ensemble(member: Member) -> Ensemble:
         return geometry.read_ensemble(points[member.what.point].config)
@@ -268,6 +258,7 @@ def make_study(config: ConfigDict) -> Study:
         found, failed = [], []
         for number, point in enumerate(points):
             mine = [member for member in members if member.what.point == number]
+            place = folder.workdir / point.name
             if not num_missing:
                 _remove_cut_units(folder, point)
             try:
@@ -277,28 +268,24 @@ def make_study(config: ConfigDict) -> Study:
                 _check_not_extended(folder, point)
             except InputError as error:
                 # Its networks have no directions to rank; those of other points may.
-                failed.append(f"{folder.workdir / point.name}: {error}")
+                failed.append(f"{place}: {error}")
                 continue
             found.append((point, result))
-            geometry.write_record(folder.workdir / point.name, result)
+            geometry.write_record(place, result)
             comparison = _compare(result, config, directions, values)
             if config.compare or config.compare_singular_values:
-                store.write_npz(folder.workdir / point.name / "comparison.npz", comparison)
+                store.write_npz(place / "comparison.npz", comparison)
             _report(result, comparison, point)
         if axes and found:
             _write_table(found, folder.workdir)
         if failed:
             raise InputError("\n".join(failed))
 
-    def make_program(member: Member, chunk_size: int) -> Program:
-        ensemble = read_ensemble(member)
-        return geometry.make_program(ensemble, ensemble.make_empty, chunk_size)
-
     return Study(
         identities,
         members,
         lambda _: shapes,
-        make_program,
+        lambda member, size: geometry.make_program(read_ensemble(member), size),
         lambda member: geometry.measure_cost(read_ensemble(member)),
         collect,
         check=geometry.check_counted,
@@ -318,16 +305,14 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
 
 def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
     result, comparison = records.load_nads(workdir / "nads.npz"), {}
-    path = workdir / "comparison.npz"
+    path, curves = workdir / "comparison.npz", {}
     if path.exists():
         stored = store.read_npz(path)
         # Else it is of another ensemble.
         if all(stored.get(name) == value for name, value in _ensemble(result).items()):
             comparison = stored
-    curves = {}
     if "overlap" in comparison:
-        curves["against the compared directions"] = (
-            comparison["overlap_sizes"], comparison["overlap"],
-        )  # fmt: skip
+        overlap = comparison["overlap_sizes"], comparison["overlap"]
+        curves["against the compared directions"] = overlap
     compared = comparison.get("compared_eigenvalues")
     return geometry.draw_record(workdir, result, config.figure_directions, curves, compared)

@@ -8,6 +8,7 @@ one before are stored, by whichever process; the files of that one are then remo
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -20,26 +21,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import geometry
-from experiments.geometry import Networks
 from experiments.run import runner
 from experiments.run.config import Fields
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder, digest
-from experiments.run.plan import Member, Program, Study, Unit
+from experiments.run.plan import Member, Study, Unit
 from nad_jax import records
-from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_input_shape
-from nad_jax.estimation import (
-    Found,
-    Passes,
-    check_rows,
-    compare_passes,
-    find_directions,
-    finish,
-    next_basis,
-)
-from nad_jax.moments import Halves, init_halves
+from nad_jax.estimation import Found, Passes, check_rows, compare_passes, finish, next_basis
+from nad_jax.moments import Halves
 from nad_jax.nads import NADs
 
 FIELDS = Fields(
@@ -70,11 +61,13 @@ def validate(config: ConfigDict) -> None:
     FIELDS.check_known(config)
 
     def check_passes() -> None:
-        dimension = int(np.prod(check_input_shape(config.image_shape)))
+        dimension = math.prod(check_input_shape(config.image_shape))
         _read_passes(config).check(dimension, geometry.read_estimator(config))
 
     geometry.validate(config, check_passes)
-    num_rows = config.num_networks // 2 * _read_ensemble(config).num_rows
+    num_rows = (
+        config.num_networks // 2 * geometry.read_ensemble(config, _read_passes(config)).num_rows
+    )
     check_rows(num_rows - config.centred, config.num_directions)
 
 
@@ -83,16 +76,12 @@ def _read_passes(config: ConfigDict) -> Passes:
     return Passes(*(config[name] for name in Passes._fields))
 
 
-def _read_ensemble(config: ConfigDict) -> Ensemble:
-    return geometry.read_ensemble(config, _read_passes(config))
-
-
-def _dimension(config: ConfigDict) -> int:
-    return int(np.prod(config.image_shape))
+def _read_ensemble(config: ConfigDict, this: Pass) -> Ensemble:
+    return geometry.read_ensemble(config, _read_passes(config), this.directions)
 
 
 def _sizes(config: ConfigDict) -> tuple[int, ...]:
-    return _read_passes(config).sizes(_dimension(config))
+    return _read_passes(config).sizes(math.prod(config.image_shape))
 
 
 def _basis(number: int) -> Member:
@@ -116,9 +105,8 @@ def _check_not_lowered(config: ConfigDict, folder: Folder) -> None:
 
 
 def _first_pass(config: ConfigDict) -> Pass:
-    def directions() -> jax.Array:
-        return _read_passes(config).first_basis(make_key(config.seed), _dimension(config))
-
+    how = make_key(config.seed), math.prod(config.image_shape)
+    directions = partial(_read_passes(config).first_basis, *how)
     return Pass(0, directions, np.zeros((0, len(_sizes(config)))), "random")
 
 
@@ -138,21 +126,14 @@ def _read_pass(config: ConfigDict, folder: Folder) -> Pass:
     return _first_pass(config)
 
 
-def _merge(config: ConfigDict, folder: Folder, this: Pass) -> tuple[Halves, list[Networks]]:
-    ensemble = _read_ensemble(config)
-    make_empty = partial(init_halves, ensemble.accumulator, this.directions())
-    return geometry.merge(folder, folder.study.members, ensemble, make_empty)
-
-
 def _find_leading(config: ConfigDict, this: Pass, halves: Halves) -> tuple[Found, np.ndarray]:
     """What the units of a pass say, and `pass_overlap` up to this pass."""
-    model, estimator, accumulator, *_ = _read_ensemble(config)
-    check_not_zero(halves, model, estimator, make_key(config.seed))
-    found = find_directions(accumulator, halves, config.centred, config.num_directions)
-    if this.number == 0:
-        return found, this.pass_overlap
-    changed = compare_passes(found, this.directions(), _sizes(config))
-    return found, np.vstack([this.pass_overlap, changed])
+    ensemble, overlap = _read_ensemble(config, this), this.pass_overlap
+    found = geometry.find(ensemble, config.seed, halves, config.num_directions)
+    if this.number > 0:
+        changed = compare_passes(found, this.directions(), _sizes(config))
+        overlap = np.vstack([overlap, changed])
+    return found, overlap
 
 
 def _read_origins(folder: Folder, this: Pass) -> list[dict[str, Any]]:
@@ -169,7 +150,7 @@ def _begin_next(config: ConfigDict, folder: Folder, this: Pass) -> Study:
     Raises:
       RunAgain: where some are missing.
     """
-    halves, missing = _merge(config, folder, this)
+    halves, missing = geometry.merge(folder, folder.study.members, _read_ensemble(config, this))
     before = geometry.join_origins(_read_origins(folder, this))
     if missing:
         ranges = ", ".join(f"{networks.first}–{networks.stop - 1}" for networks in missing)
@@ -191,7 +172,7 @@ def _begin_next(config: ConfigDict, folder: Folder, this: Pass) -> Study:
 
 def _collect(config: ConfigDict, this: Pass, folder: Folder, num_missing: int) -> None:
     """Writes and prints the results of what is stored of the pass that is under way."""
-    halves, missing = _merge(config, folder, this)
+    halves, missing = geometry.merge(folder, folder.study.members, _read_ensemble(config, this))
     origins = _read_origins(folder, this)
     # A command of more passes may have begun one meanwhile, and removed the units.
     _check_not_lowered(config, folder)
@@ -200,7 +181,7 @@ def _collect(config: ConfigDict, this: Pass, folder: Folder, num_missing: int) -
     if missing and not num_missing:
         raise runner.damaged_meanwhile(folder.workdir)
     found, pass_overlap = _find_leading(config, this, halves)
-    ensemble = _read_ensemble(config)
+    ensemble = _read_ensemble(config, this)
     choices = geometry.describe(ensemble, config.seed, halves, origins)
     choices |= {"num_passes": this.number + 1, "num_extra": config.num_extra}
     how = (_sizes(config), config.centred, pass_overlap, config.num_directions)
@@ -235,25 +216,18 @@ def _report(record: NADs) -> None:
 
 def _make_pass(config: ConfigDict, this: Pass) -> Study:
     """One pass of a config; the next one follows it."""
-    dimension, ensemble = _dimension(config), _read_ensemble(config)
-    members, says = [], {"basis": this.digest}
-    for name, (first, stop) in geometry.split_networks(config).items():
-        what = Networks(config.seed, first, stop, ensemble.num_rows)
-        name = f"pass_{this.number}_{name}"
-        members.append(Member(name, config.architecture, what, stop - first, says=says))
-
-    def make_empty() -> Halves:
-        return init_halves(ensemble.accumulator, this.directions())
-
-    @functools.cache
-    def sketch_shapes() -> dict[str, tuple[int, ...]]:
-        return geometry.state_shapes(make_empty)
+    ensemble = _read_ensemble(config, this)
+    how = config.architecture, ensemble.num_rows
+    says, prefix = {"basis": this.digest}, f"pass_{this.number}_"
+    members = geometry.list_members(config, *how, prefix=prefix, says=says)
+    sketch_shapes = functools.cache(partial(geometry.state_shapes, ensemble))
 
     def shapes(member: Member) -> dict[str, tuple[int | str, ...]]:
         if member.what is not None:
             return sketch_shapes()
         overlap = max(int(member.name.split("_")[1]) - 1, 0), len(_sizes(config))
-        return {"directions": ("directions", dimension), "pass_overlap": overlap}
+        directions = "directions", math.prod(config.image_shape)
+        return {"directions": directions, "pass_overlap": overlap}
 
     def resume(folder: Folder) -> Study:
         if _stored_passes(folder)[:1] == [this.number]:
@@ -261,16 +235,12 @@ def _make_pass(config: ConfigDict, this: Pass) -> Study:
         _check_not_lowered(config, folder)
         return _make_pass(config, _read_pass(config, folder))
 
-    def make_program(member: Member, chunk_size: int) -> Program:
-        make_empty = partial(init_halves, ensemble.accumulator, this.directions())
-        return geometry.make_program(ensemble, make_empty, chunk_size)
-
     is_last = this.number + 1 == config.num_passes
     return Study(
         {"": FIELDS.identity(config)},
         members,
         shapes,
-        make_program,
+        lambda member, chunk_size: geometry.make_program(ensemble, chunk_size),
         lambda member: geometry.measure_cost(ensemble),
         partial(_collect, config, this),
         check=geometry.check_counted,

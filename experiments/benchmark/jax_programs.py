@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark.stopwatch import Timed, peak_host_bytes, serve
-from experiments.run.costs import choose_chunk, compile_ensemble, make_ensemble, program_bytes
+from experiments.run.costs import Ensemble, choose_chunk, compile_ensemble, program_bytes
 from nad_jax import ensemble
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
@@ -86,7 +86,7 @@ def _estimate(spec: dict[str, Any], **choices: Any) -> Program:
     model = _create_model(spec)
     estimator = Estimator(**choices)
     accumulator = make_dense(model, estimator)
-    measured = make_ensemble(model, estimator, accumulator, Execution(), 1000)
+    measured = Ensemble(model, estimator, accumulator, Execution(), 1000)
     measured = measured._replace(execution=choose_chunk(measured))
     begun = time.perf_counter()
     program, (key, *rest) = compile_ensemble(measured)
