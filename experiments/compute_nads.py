@@ -8,9 +8,10 @@ folder, beside `results.csv`, one row per point.
 """
 
 import itertools
+import math
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from experiments.run import runner
 from experiments.run.config import Fields, check_all, check_integers, check_sweep
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder
-from experiments.run.plan import Member, Study
+from experiments.run.plan import Json, Member, Study
 from nad_jax import nads, records, store, subspaces
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError
@@ -49,7 +50,11 @@ class Point(NamedTuple):
 
     name: str
     config: ConfigDict
-    coordinates: dict[str, Any]
+    coordinates: Json
+
+    @property
+    def ensemble(self) -> Ensemble:
+        return geometry.read_ensemble(self.config)
 
 
 def make_points(config: ConfigDict) -> list[Point]:
@@ -59,7 +64,7 @@ def make_points(config: ConfigDict) -> list[Point]:
     axes = {name: tuple(values) for name, values in config.sweep.items() if len(values)}
     points = []
     for values in itertools.product(*axes.values()):
-        point = config.copy_and_resolve_references()
+        point, coordinates = config.copy_and_resolve_references(), {}
         for name, value in zip(axes, values, strict=True):
             try:
                 point[name] = value
@@ -67,7 +72,7 @@ def make_points(config: ConfigDict) -> list[Point]:
                 raise InputError(
                     f"sweep.{name}: must hold values of the type of {name}, got {value!r}"
                 ) from error
-        coordinates = {name: point[name] for name in axes}
+            coordinates[name] = point[name]
         name = ",".join(f"{name}={value}" for name, value in coordinates.items())
         points.append(Point(name, point, coordinates))
     return points
@@ -81,11 +86,11 @@ def validate(config: ConfigDict) -> None:
     FIELDS.check_known(config.sweep, "sweep")
     axes = {f"sweep.{name}": values for name, values in config.sweep.items() if values != ()}
     check_all(*(partial(check_sweep, *axis) for axis in axes.items()))
-    points = [point.config for point in make_points(config)]
-    check_all(*(partial(geometry.validate, point) for point in points))
+    points = make_points(config)
+    check_all(*(partial(geometry.validate, point.config) for point in points))
     check_integers(config, compare_num_networks=2)
     # What fits the model: before there is a folder that could be of another configuration.
-    check_all(*(lambda point=point: geometry.read_ensemble(point).num_rows for point in points))
+    check_all(*(lambda point=point: point.ensemble.resolve() for point in points))
 
 
 def _read_comparison(
@@ -145,7 +150,7 @@ def _remove_cut_units(folder: Folder, point: Point) -> None:
             folder.remove(name, point.name)
 
 
-def _ensemble(result: NADs) -> dict[str, Any]:
+def _ensemble(result: NADs) -> Json:
     """What tells a record from others of the same folder; those from before symmetries do not say
     `symmetrized`.
     """
@@ -157,11 +162,10 @@ def _compare(
 ) -> dict[str, np.ndarray]:
     arrays = {name: np.asarray(value) for name, value in _ensemble(result).items()}
     if directions is not None:
-        sizes = tuple(int(size) for size in result.overlap_sizes if size <= len(directions))
-        arrays["overlap_sizes"] = np.array(sizes)
-        overlap = subspaces.subspace_overlap(result.directions, directions, sizes)
-        known = np.array(sizes) <= numerical_rank(result.eigenvalues)
-        arrays["overlap"] = np.where(known, overlap, np.nan)
+        sizes = result.overlap_sizes[result.overlap_sizes <= len(directions)]
+        overlap = subspaces.subspace_overlap(result.directions, directions, tuple(sizes.tolist()))
+        known = sizes <= numerical_rank(result.eigenvalues)
+        arrays |= {"overlap_sizes": sizes, "overlap": np.where(known, overlap, np.nan)}
     if values is not None:
         own = nads.singular_values(result.eigenvalues, config.compare_num_networks)
         arrays["singular_values"] = own[: len(values)]
@@ -174,13 +178,7 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
     """Prints the result as the reader of a log wants it."""
     config = point.config
     swept = {n: v for n, v in point.coordinates.items() if n not in ("derivative", "readout")}
-    at = "".join(f", {name} {value}" for name, value in swept.items())
-    kind = config.readout + ", symmetrized" * config.symmetrized
-    print(
-        f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, "
-        f"{kind}{at}"
-    )
-    geometry.report_eigenvalues(result)
+    geometry.report(result, "NADs", "".join(f", {name} {value}" for name, value in swept.items()))
     against = [f"  {overlap:.3f}" for overlap in comparison.get("overlap", ())]
     label = f", with {config.compare}" if against else ""
     geometry.report_overlaps(result, label, against)
@@ -192,11 +190,12 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
             print(f"  {index:6}  {own[index]:.4g}  {theirs[index]:.4g}  {ratio:.3f}")
 
 
-def _find_nads(folder: Folder, point: Point, members: list[Member], complete: bool) -> NADs | None:
+def _find_nads(folder: Folder, point: Point, complete: bool) -> NADs | None:
     """The record of what is stored of one point, which are all of its networks if `complete`; None
     where that is nothing.
     """
-    config, ensemble = point.config, geometry.read_ensemble(point.config)
+    config, ensemble = point.config, point.ensemble
+    members = [member for member in folder.study.members if member.folder == point.name]
     halves, missing = geometry.merge(folder, members, ensemble)
     if missing:  # a command of more networks may have put a longer unit in its place
         _check_not_lowered(folder, point)
@@ -225,29 +224,25 @@ def _write_table(found: list[tuple[Point, NADs]], workdir: Path) -> None:
 
 def _list_members(points: list[Point]) -> list[Member]:
     members = []
-    for number, point in enumerate(points):
+    for point in points:
         unlike = {n: v for n, v in point.coordinates.items() if n not in ("architecture", "seed")}
         program = (point.config.architecture, *(f"{n}={v}" for n, v in unlike.items()))
-        num_rows = geometry.read_ensemble(point.config).num_rows
-        how = program, num_rows, number
-        members += geometry.list_members(point.config, *how, folder=point.name)
+        how = point.config, program, point.ensemble.num_rows
+        members += geometry.list_members(*how, folder=point.name)
     return members
 
 
 def make_study(config: ConfigDict) -> Study:
     """The ensembles of a config; all files it names are read."""
     validate(config)
-    directions, values = _read_comparison(config, int(np.prod(config.image_shape)))
+    directions, values = _read_comparison(config, math.prod(config.image_shape))
     points = make_points(config)
-    members = _list_members(points)
+    members, named = _list_members(points), {point.name: point for point in points}
     identities = {point.name: FIELDS.identity(point.config) for point in points}
     if axes := points[0].coordinates:
         own = {n: v for n, v in identities[points[0].name].items() if n not in axes}
         identities = {"": {**own, "sweep": sorted(axes)}, **identities}
-    shapes = geometry.state_shapes(geometry.read_ensemble(points[0].config))
-
-    def read_ensemble(member: Member) -> Ensemble:
-        return geometry.read_ensemble(points[member.what.point].config)
+    shapes = geometry.state_shapes(points[0].ensemble)
 
     def resume(folder: Folder) -> Study:
         for point in points:
@@ -256,13 +251,12 @@ def make_study(config: ConfigDict) -> Study:
 
     def collect(folder: Folder, num_missing: int) -> None:
         found, failed = [], []
-        for number, point in enumerate(points):
-            mine = [member for member in members if member.what.point == number]
+        for point in points:
             place = folder.workdir / point.name
             if not num_missing:
                 _remove_cut_units(folder, point)
             try:
-                result = _find_nads(folder, point, mine, not num_missing)
+                result = _find_nads(folder, point, not num_missing)
                 if result is None:
                     continue
                 _check_not_extended(folder, point)
@@ -285,8 +279,8 @@ def make_study(config: ConfigDict) -> Study:
         identities,
         members,
         lambda _: shapes,
-        lambda member, size: geometry.make_program(read_ensemble(member), size),
-        lambda member: geometry.measure_cost(read_ensemble(member)),
+        lambda member, size: geometry.make_program(named[member.folder].ensemble, size),
+        lambda member: geometry.measure_cost(named[member.folder].ensemble),
         collect,
         check=geometry.check_counted,
         resume=resume,

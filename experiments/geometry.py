@@ -18,7 +18,7 @@ from experiments import results
 from experiments.run.config import HOW, check_all, check_integers, check_seeds, read_model
 from experiments.run.costs import Ensemble, choose_chunk, measure_ensemble
 from experiments.run.folder import Folder
-from experiments.run.plan import Arrays, Cost, Member, Program, Work
+from experiments.run.plan import Arrays, Cost, Json, Member, Program, Work
 from nad_jax import nads, records
 from nad_jax.choices import Estimator, check_num_networks, check_symmetrized, record_choices
 from nad_jax.diagnosis import check_not_zero
@@ -35,15 +35,12 @@ Check = Callable[[], Any]  # raises `InputError`
 
 
 class Networks(NamedTuple):
-    """Networks first … stop − 1 of a seed, which give so many rows each; `point` is the number of
-    their ensemble in a sweep.
-    """
+    """Networks first … stop − 1 of a seed, which give so many rows each."""
 
     seed: int
     first: int
     stop: int
     num_rows: int
-    point: int = 0
 
 
 def read_estimator(config: ConfigDict) -> Estimator:
@@ -108,17 +105,12 @@ def parse_units(names: Iterable[str]) -> dict[str, tuple[int, int]]:
 
 
 def list_members(
-    config: ConfigDict,
-    program: Hashable,
-    num_rows: int,
-    point: int = 0,
-    prefix: str = "",
-    **stored: Any,
+    config: ConfigDict, program: Hashable, num_rows: int, prefix: str = "", **stored: Any
 ) -> list[Member]:
     """The units of an ensemble; `prefix` begins their names, `stored` are fields of each."""
     members = []
     for name, (first, stop) in split_networks(config).items():
-        networks = Networks(config.seed, first, stop, num_rows, point)
+        networks = Networks(config.seed, first, stop, num_rows)
         members.append(Member(prefix + name, program, networks, stop - first, **stored))
     return members
 
@@ -148,8 +140,8 @@ def make_program(ensemble: Ensemble, chunk_size: int) -> Program:
     """What computes the units of ensembles that differ in their seed at most; `what` of a member is
     `Networks`.
     """
-    how = choose_chunk(ensemble, chunk_size), ensemble.num_networks
-    accumulate, execution = make_accumulate(*ensemble[:3], *how)
+    *chosen, _ = choose_chunk(ensemble, chunk_size)
+    accumulate, execution = make_accumulate(*chosen)
 
     def compute(work: Work) -> tuple[Arrays, int]:
         seed, *ends = work.members[0].what[:3]
@@ -162,7 +154,7 @@ def make_program(ensemble: Ensemble, chunk_size: int) -> Program:
 
 def measure_cost(ensemble: Ensemble) -> Cost:
     """What a program of `make_program` costs."""
-    return measure_ensemble(ensemble._replace(execution=choose_chunk(ensemble)))
+    return measure_ensemble(choose_chunk(ensemble))
 
 
 def merge(
@@ -195,9 +187,7 @@ def is_empty(halves: Halves) -> bool:
     return not int(halves.networks) + int(halves.diverged)
 
 
-def describe(
-    ensemble: Ensemble, seed: int, halves: Halves, origins: list[dict[str, Any]]
-) -> dict[str, Any]:
+def describe(ensemble: Ensemble, seed: int, halves: Halves, origins: list[Json]) -> Json:
     """Every choice that was made, for a record, and what computed the units."""
     execution, _ = ensemble.resolve()
     choices = record_choices(ensemble.model, ensemble.estimator, execution, make_key(seed))
@@ -205,12 +195,12 @@ def describe(
     return {**choices, **join_origins(origins)}
 
 
-def join_origins(origins: list[dict[str, Any]]) -> dict[str, Any]:
+def join_origins(origins: list[Json]) -> Json:
     """What units say of themselves: versions, device and chunk size; sorted lists of them where
     units differ.
     """
 
-    def join(said: list[dict[str, Any]], name: str) -> Any:
+    def join(said: list[Json], name: str) -> Any:
         values = {
             value for one in said if name in one for value in np.atleast_1d(one[name]).tolist()
         }
@@ -221,17 +211,25 @@ def join_origins(origins: list[dict[str, Any]]) -> dict[str, Any]:
     return {"versions": joined} | {name: join(origins, name) for name in ("device", "chunk_size")}
 
 
-def report_eigenvalues(result: NADs) -> None:
-    """Prints the first eigenvalues, and which directions they do not determine."""
-    if diverged := result.config["diverged"]:
+def report(result: NADs, kind: str, more: str) -> None:
+    """Prints what a record is of, `kind` and what `more` says included, the first eigenvalues, and
+    which directions they do not determine.
+    """
+    choices = result.config
+    readout = choices["readout"] + ", symmetrized" * choices["symmetrized"]
+    print(
+        f"{choices.get('architecture', 'own model')}: {kind} of {result.num_networks} networks, "
+        f"{choices['derivative']}, {readout}{more}"
+    )
+    if diverged := choices["diverged"]:
         print(f"  {diverged} more networks have derivatives that are not finite and are left out")
 
     def label(index: int) -> str:
         return f" ({result.symmetry[index]})" if result.symmetry[index] else ""
 
-    for index in range(min(4, len(result.eigenvalues))):
-        values = f"{result.eigenvalues[index]:.4g} ± {result.eigenvalue_sem[index]:.1g}"
-        print(f"  eigenvalue {index}{label(index)}: {values}")
+    pairs = zip(result.eigenvalues[:4], result.eigenvalue_sem, strict=False)
+    for index, (value, error) in enumerate(pairs):
+        print(f"  eigenvalue {index}{label(index)}: {value:.4g} ± {error:.1g}")
     groups, tolerance = nads.degenerate_groups(result)
     for group in groups:
         equal = f"eigenvalues equal within {tolerance:.0%}, single ones are not determined"
@@ -277,4 +275,6 @@ def draw_record(
       compared: eigenvalues of others.
     """
     figures = result.plot(num_directions, curves, compared)
-    return results.save_figures(workdir, {f"{name}.png": figures[name] for name in figures})
+    return results.save_figures(
+        workdir, {f"{name}.png": figure for name, figure in figures.items()}
+    )

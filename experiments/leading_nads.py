@@ -10,10 +10,9 @@ one before are stored, by whichever process; the files of that one are then remo
 import functools
 import math
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from experiments.run import runner
 from experiments.run.config import Fields
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder, digest
-from experiments.run.plan import Member, Study, Unit
+from experiments.run.plan import Json, Member, Shapes, Study, Unit
 from nad_jax import records
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_input_shape
@@ -45,15 +44,13 @@ class Pass(NamedTuple):
     """One pass over the ensemble.
 
     number: from 0.
-    directions(): its test directions [L, D].
+    directions: its test directions [L, D]; None: random ones.
     pass_overlap: [max(number − 1, 0), S] between each of the passes before and the one before it.
-    digest: a name for the test directions, which the units of the pass carry.
     """
 
     number: int
-    directions: Callable[[], jax.Array]
+    directions: np.ndarray | None
     pass_overlap: np.ndarray
-    digest: str
 
 
 def validate(config: ConfigDict) -> None:
@@ -77,7 +74,14 @@ def _read_passes(config: ConfigDict) -> Passes:
 
 
 def _read_ensemble(config: ConfigDict, this: Pass) -> Ensemble:
-    return geometry.read_ensemble(config, _read_passes(config), this.directions)
+    passes, directions = _read_passes(config), this.directions
+
+    def basis() -> jax.Array:
+        if directions is not None:
+            return jnp.asarray(directions)
+        return passes.first_basis(make_key(config.seed), math.prod(config.image_shape))
+
+    return geometry.read_ensemble(config, passes, basis)
 
 
 def _sizes(config: ConfigDict) -> tuple[int, ...]:
@@ -105,13 +109,7 @@ def _check_not_lowered(config: ConfigDict, folder: Folder) -> None:
 
 
 def _first_pass(config: ConfigDict) -> Pass:
-    how = make_key(config.seed), math.prod(config.image_shape)
-    directions = partial(_read_passes(config).first_basis, *how)
-    return Pass(0, directions, np.zeros((0, len(_sizes(config)))), "random")
-
-
-def _later_pass(number: int, directions: np.ndarray, pass_overlap: np.ndarray) -> Pass:
-    return Pass(number, lambda: jnp.asarray(directions), pass_overlap, digest(directions))
+    return Pass(0, None, np.zeros((0, len(_sizes(config)))))
 
 
 def _read_pass(config: ConfigDict, folder: Folder) -> Pass:
@@ -120,7 +118,7 @@ def _read_pass(config: ConfigDict, folder: Folder) -> Pass:
     for number in stored:
         arrays = folder.read(_basis(number))
         if arrays is not None:
-            return _later_pass(number, **arrays)
+            return Pass(number, **arrays)
     if {*_stored_passes(folder)} - {*stored}:  # another process has gone on in between
         return _read_pass(config, folder)
     return _first_pass(config)
@@ -131,12 +129,12 @@ def _find_leading(config: ConfigDict, this: Pass, halves: Halves) -> tuple[Found
     ensemble, overlap = _read_ensemble(config, this), this.pass_overlap
     found = geometry.find(ensemble, config.seed, halves, config.num_directions)
     if this.number > 0:
-        changed = compare_passes(found, this.directions(), _sizes(config))
+        changed = compare_passes(found, this.directions, _sizes(config))
         overlap = np.vstack([overlap, changed])
     return found, overlap
 
 
-def _read_origins(folder: Folder, this: Pass) -> list[dict[str, Any]]:
+def _read_origins(folder: Folder, this: Pass) -> list[Json]:
     """What computed the pass that is under way, and those before it."""
     # Another process may have gone on and removed them: then what this one says is not stored
     # either.
@@ -162,12 +160,13 @@ def _begin_next(config: ConfigDict, folder: Folder, this: Pass) -> Study:
     found, pass_overlap = _find_leading(config, this, halves)
     number, directions = this.number + 1, next_basis(found)
     basis = {"directions": directions, "pass_overlap": pass_overlap}
-    folder.write(Unit("", [_basis(number)]), basis, {"before": before})
+    member = _basis(number)
+    folder.write(Unit(member.name, [member]), basis, {"before": before})
     for name in folder.names():
         earlier = re.match(r"pass_(\d+)_", name)
         if earlier and int(earlier[1]) < number:
             folder.remove(name)
-    return _make_pass(config, _later_pass(number, **basis))
+    return _make_pass(config, Pass(number, **basis))
 
 
 def _collect(config: ConfigDict, this: Pass, folder: Folder, num_missing: int) -> None:
@@ -192,19 +191,13 @@ def _collect(config: ConfigDict, this: Pass, folder: Folder, num_missing: int) -
 
 def _report(record: NADs) -> None:
     """Prints the result as the reader of a log wants it."""
-    choices = record.config
-    print(
-        f"{choices['architecture']}: leading NADs of {record.num_networks} networks, "
-        f"{choices['derivative']}, "
-        f"{choices['readout']}{', symmetrized' * choices['symmetrized']}, passes: "
-        f"{choices['num_passes']}"
-    )
-    if choices["num_passes"] == 1:
+    num_passes = record.config["num_passes"]
+    geometry.report(record, "leading NADs", f", passes: {num_passes}")
+    if num_passes == 1:
         print(
             "  of a single pass errors are too small and split-half overlaps too high; raise "
             "num_passes"
         )
-    geometry.report_eigenvalues(record)
     share = float(record.eigenvalues.sum()) / record.trace
     print(
         f"  {len(record.eigenvalues)} directions of {record.directions.shape[1]} hold {share:.1%} "
@@ -218,11 +211,12 @@ def _make_pass(config: ConfigDict, this: Pass) -> Study:
     """One pass of a config; the next one follows it."""
     ensemble = _read_ensemble(config, this)
     how = config.architecture, ensemble.num_rows
-    says, prefix = {"basis": this.digest}, f"pass_{this.number}_"
+    basis = "random" if this.directions is None else digest(this.directions)
+    says, prefix = {"basis": basis}, f"pass_{this.number}_"
     members = geometry.list_members(config, *how, prefix=prefix, says=says)
     sketch_shapes = functools.cache(partial(geometry.state_shapes, ensemble))
 
-    def shapes(member: Member) -> dict[str, tuple[int | str, ...]]:
+    def shapes(member: Member) -> Shapes:
         if member.what is not None:
             return sketch_shapes()
         overlap = max(int(member.name.split("_")[1]) - 1, 0), len(_sizes(config))

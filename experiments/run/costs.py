@@ -5,7 +5,8 @@ an epoch.
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+import timeit
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,32 +48,29 @@ class Setup(NamedTuple):
     learning_rate: float
 
 
-class Example(NamedTuple):
-    """Networks to measure: their arrays [N, …] by name, and N, their `size`."""
-
-    setup: Setup
-    arrays: dict[str, np.ndarray]
-    size: int
-
-
-def _make_chunk(example: Example, execution: Execution) -> tuple[Chunk, Any, Members]:
-    """The compiled stages under a shortened recipe, the whole data, and the members."""
-    (model, task, recipe, learning_rate), arrays, size = example
+def _make_chunk(
+    setup: Setup, arrays: Mapping[str, Any], execution: Execution
+) -> tuple[Chunk, Any, Members]:
+    """The compiled stages under a shortened recipe, the whole data, and a chunk of members that are
+    all alike.
+    """
+    model, task, recipe, learning_rate = setup
     data = jax.tree.map(jnp.asarray, task.data(model, recipe, 0))
+    size = execution.chunk_size
+    arrays = {name: np.stack([array] * size) for name, array in arrays.items()}
     members, _ = make_members(model, task, arrays, learning_rate, np.zeros(size, int))
     return make_chunk(make_fit(model, shorten(recipe), task), execution), data, members
 
 
-def measure_training(example: Example, execution: Execution) -> Cost:
-    """What as many networks as an example has cost under the whole recipe."""
-    recipe = example.setup.recipe
+def measure_training(setup: Setup, arrays: Mapping[str, Any], execution: Execution) -> Cost:
+    """What a chunk of networks with such arrays costs under the whole recipe."""
+    recipe = setup.recipe
     short = shorten(recipe)
-    chunk, data, members = _make_chunk(example, execution)
+    chunk, data, members = _make_chunk(setup, arrays, execution)
     begun = time.monotonic()
     start = chunk.start.lower(members).compile()
-    state = jax.eval_shape(chunk.start, members)
-    epoch = chunk.epoch.lower(state, data, members).compile()
-    finish = chunk.finish.lower(state, data, members).compile()
+    rest = jax.eval_shape(chunk.start, members), data, members
+    epoch, finish = (stage.lower(*rest).compile() for stage in (chunk.epoch, chunk.finish))
     compile_seconds = time.monotonic() - begun
     both_seconds = fastest(lambda: epoch(start(members), data, members))
     epoch_seconds = max(both_seconds - fastest(lambda: start(members)), 0.0)
@@ -81,13 +79,13 @@ def measure_training(example: Example, execution: Execution) -> Cost:
     evaluations = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
     seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps
     seconds += evaluations * finish_seconds
-    peak = max(program_bytes(program) for program in (start, epoch, finish))
-    return Cost(compile_seconds, seconds / len(members.learning_rate), peak)
+    peak = max(map(program_bytes, (start, epoch, finish)))
+    return Cost(compile_seconds, seconds / execution.chunk_size, peak)
 
 
-def training_bytes(example: Example, execution: Execution) -> int:
-    """What training as many networks as an example has needs, on all devices together."""
-    chunk, data, members = _make_chunk(example, execution)
+def training_bytes(setup: Setup, arrays: Mapping[str, Any], execution: Execution) -> int:
+    """What training a chunk of networks with such arrays needs, on all devices together."""
+    chunk, data, members = _make_chunk(setup, arrays, execution)
     state = jax.eval_shape(chunk.start, members)
     epoch = chunk.epoch.lower(state, data, members).compile()
     return program_bytes(epoch) * len(execution.devices)
@@ -151,21 +149,24 @@ class Ensemble(NamedTuple):
         return self.resolve()[1]
 
 
-def choose_chunk(ensemble: Ensemble, chunk_size: int = 0) -> Execution:
-    """How an ensemble is accumulated, `chunk_size` networks at a time; where that is 0, as many as
-    the ensemble says. Where that too is open and they are mapped vectorized, the most that fit.
+def choose_chunk(ensemble: Ensemble, chunk_size: int = 0) -> Ensemble:
+    """An ensemble that is accumulated `chunk_size` networks at a time; where that is 0, as many as
+    it says. Where that too is open and they are mapped vectorized, the most that fit.
     """
     execution = ensemble.execution.resolved()
-    execution = execution._replace(chunk_size=chunk_size or execution.chunk_size)
-    if execution.chunk_size or execution.mapping == "sequential":
-        return execution
+
+    def of_size(size: int) -> Ensemble:
+        return ensemble._replace(execution=execution._replace(chunk_size=size))
+
+    chunk_size = chunk_size or execution.chunk_size
+    if chunk_size or execution.mapping == "sequential":
+        return of_size(chunk_size)
 
     def needs(size: int) -> int:
-        chosen = ensemble._replace(execution=execution._replace(chunk_size=size))
-        return program_bytes(compile_ensemble(chosen)[0])
+        return program_bytes(compile_ensemble(of_size(size))[0])
 
     most = -(-ensemble.num_networks // jax.local_device_count())  # so that each device has some
-    return execution._replace(chunk_size=largest_chunk(needs, most, 2, device_bytes() // 2))
+    return of_size(largest_chunk(needs, most, 2, device_bytes() // 2))
 
 
 def compile_ensemble(ensemble: Ensemble) -> tuple[jax.stages.Compiled, tuple]:
@@ -200,12 +201,9 @@ def fastest(call: Callable[[], Any]) -> float:
     """The seconds that the fastest of several calls takes: of one, where that takes longer than two
     seconds.
     """
-    begun, times = time.monotonic(), []
-    while not times or (time.monotonic() - begun < 2.0 and len(times) < 20):
-        called = time.monotonic()
-        jax.block_until_ready(call())
-        times.append(time.monotonic() - called)
-    return min(times)
+    timer = timeit.Timer(lambda: jax.block_until_ready(call()))
+    first = timer.timeit(1)
+    return min([first, *timer.repeat(min(int(2.0 / first), 19), 1)])
 
 
 def program_bytes(program: Any) -> int:
