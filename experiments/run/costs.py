@@ -120,7 +120,7 @@ def largest_chunk(needs: Callable[[int], int], most: int, multiple: int, limit: 
 
 
 class Ensemble(NamedTuple):
-    """An ensemble to measure.
+    """An ensemble: what is measured of which networks, and how it is accumulated.
 
     num_networks: that are added at a time. basis(): the test directions of a sketch.
     """
