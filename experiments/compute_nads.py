@@ -8,26 +8,24 @@ folder, beside `results.csv`, one row per point.
 """
 
 import itertools
+import math
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import geometry
-from experiments.geometry import Networks
 from experiments.run import runner
 from experiments.run.config import Fields, check_all, check_integers, check_sweep
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder
-from experiments.run.plan import Member, Program, Study
+from experiments.run.plan import Json, Member, Study
 from nad_jax import nads, records, store, subspaces
-from nad_jax.diagnosis import check_not_zero
 from nad_jax.directions import check_orthonormal
-from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
-from nad_jax.estimation import find_directions, finish
+from nad_jax.estimation import finish
 from nad_jax.nads import NADs, numerical_rank
 from nad_jax.tables import format_table
 
@@ -52,7 +50,11 @@ class Point(NamedTuple):
 
     name: str
     config: ConfigDict
-    coordinates: dict[str, Any]
+    coordinates: Json
+
+    @property
+    def ensemble(self) -> Ensemble:
+        return geometry.read_ensemble(self.config)
 
 
 def make_points(config: ConfigDict) -> list[Point]:
@@ -62,7 +64,7 @@ def make_points(config: ConfigDict) -> list[Point]:
     axes = {name: tuple(values) for name, values in config.sweep.items() if len(values)}
     points = []
     for values in itertools.product(*axes.values()):
-        point = config.copy_and_resolve_references()
+        point, coordinates = config.copy_and_resolve_references(), {}
         for name, value in zip(axes, values, strict=True):
             try:
                 point[name] = value
@@ -70,7 +72,7 @@ def make_points(config: ConfigDict) -> list[Point]:
                 raise InputError(
                     f"sweep.{name}: must hold values of the type of {name}, got {value!r}"
                 ) from error
-        coordinates = {name: point[name] for name in axes}
+            coordinates[name] = point[name]
         name = ",".join(f"{name}={value}" for name, value in coordinates.items())
         points.append(Point(name, point, coordinates))
     return points
@@ -83,26 +85,25 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"sweep: must be axes, each a tuple of values, got {config.sweep!r}")
     FIELDS.check_known(config.sweep, "sweep")
     axes = {f"sweep.{name}": values for name, values in config.sweep.items() if values != ()}
-    check_all(*(partial(check_sweep, name, values) for name, values in axes.items()))
-    points = [point.config for point in make_points(config)]
-
-    check_all(*(partial(geometry.validate, point) for point in points))
+    check_all(*(partial(check_sweep, *axis) for axis in axes.items()))
+    points = make_points(config)
+    check_all(*(partial(geometry.validate, point.config) for point in points))
     check_integers(config, compare_num_networks=2)
     # What fits the model: before there is a folder that could be of another configuration.
-    check_all(*(partial(geometry.read_ensemble, point) for point in points))
+    check_all(*(lambda point=point: point.ensemble.resolve() for point in points))
 
 
 def _read_comparison(
     config: ConfigDict, dimension: int
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    directions = records.read_directions(config.compare, dimension) if config.compare else None
-    if directions is not None:
+    directions = values = None
+    if config.compare:
+        directions = records.read_directions(config.compare, dimension)
         try:
             check_orthonormal(directions)
         except InputError as error:
             # Copies of one direction would overlap with its subspace as a whole basis does.
             raise InputError(f"{config.compare}: {error}") from error
-    values = None
     if config.compare_singular_values:
         values = records.read_singular_values(config.compare_singular_values)
         if len(values) > dimension:
@@ -115,8 +116,8 @@ def _read_comparison(
 
 def _check_not_lowered(folder: Folder, point: Point) -> None:
     num_networks = point.config.num_networks
-    stored = geometry.parse_units(folder.names(point.name)).values()
-    stored = max((stop for _, stop in stored), default=0)
+    units = geometry.parse_units(folder.names(point.name)).values()
+    stored = max((stop for _, stop in units), default=0)
     if stored > num_networks:
         raise InputError(
             f"num_networks: can be raised, not lowered; {folder.workdir / point.name} already "
@@ -149,7 +150,7 @@ def _remove_cut_units(folder: Folder, point: Point) -> None:
             folder.remove(name, point.name)
 
 
-def _ensemble(result: NADs) -> dict[str, Any]:
+def _ensemble(result: NADs) -> Json:
     """What tells a record from others of the same folder; those from before symmetries do not say
     `symmetrized`.
     """
@@ -161,11 +162,10 @@ def _compare(
 ) -> dict[str, np.ndarray]:
     arrays = {name: np.asarray(value) for name, value in _ensemble(result).items()}
     if directions is not None:
-        sizes = tuple(int(size) for size in result.overlap_sizes if size <= len(directions))
-        arrays["overlap_sizes"] = np.array(sizes)
-        overlap = subspaces.subspace_overlap(result.directions, directions, sizes)
-        known = np.array(sizes) <= numerical_rank(result.eigenvalues)
-        arrays["overlap"] = np.where(known, overlap, np.nan)
+        sizes = result.overlap_sizes[result.overlap_sizes <= len(directions)]
+        overlap = subspaces.subspace_overlap(result.directions, directions, tuple(sizes.tolist()))
+        known = sizes <= numerical_rank(result.eigenvalues)
+        arrays |= {"overlap_sizes": sizes, "overlap": np.where(known, overlap, np.nan)}
     if values is not None:
         own = nads.singular_values(result.eigenvalues, config.compare_num_networks)
         arrays["singular_values"] = own[: len(values)]
@@ -177,17 +177,8 @@ def _compare(
 def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> None:
     """Prints the result as the reader of a log wants it."""
     config = point.config
-    kind = config.readout + ", symmetrized" * config.symmetrized
-    at = "".join(
-        f", {name} {value}"
-        for name, value in point.coordinates.items()
-        if name not in ("derivative", "readout")
-    )
-    print(
-        f"{config.architecture}: NADs of {result.num_networks} networks, {config.derivative}, "
-        f"{kind}{at}"
-    )
-    geometry.report_eigenvalues(result)
+    swept = {n: v for n, v in point.coordinates.items() if n not in ("derivative", "readout")}
+    geometry.report(result, "NADs", "".join(f", {name} {value}" for name, value in swept.items()))
     against = [f"  {overlap:.3f}" for overlap in comparison.get("overlap", ())]
     label = f", with {config.compare}" if against else ""
     geometry.report_overlaps(result, label, against)
@@ -199,65 +190,59 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
             print(f"  {index:6}  {own[index]:.4g}  {theirs[index]:.4g}  {ratio:.3f}")
 
 
-def _find_nads(folder: Folder, point: Point, members: list[Member], complete: bool) -> NADs | None:
+def _find_nads(folder: Folder, point: Point, complete: bool) -> NADs | None:
     """The record of what is stored of one point, which are all of its networks if `complete`; None
     where that is nothing.
     """
-    config, ensemble = point.config, geometry.read_ensemble(point.config)
-    halves, missing = geometry.merge(folder, members, ensemble, ensemble.make_empty)
+    config, ensemble = point.config, point.ensemble
+    members = [member for member in folder.study.members if member.folder == point.name]
+    halves, missing = geometry.merge(folder, members, ensemble)
     if missing:  # a command of more networks may have put a longer unit in its place
         _check_not_lowered(folder, point)
     if missing and complete:
         raise runner.damaged_meanwhile(folder.workdir / point.name)
     if geometry.is_empty(halves):
         return None
-    model, estimator, accumulator, *_ = ensemble
-    check_not_zero(halves, model, estimator, make_key(config.seed))
+    found = geometry.find(ensemble, config.seed, halves)
     choices = geometry.describe(ensemble, config.seed, halves, folder.read_origins(members))
-    found = find_directions(accumulator, halves, estimator.centred)
+    accumulator = ensemble.accumulator
     sizes = subspaces.default_sizes(accumulator.size)
-    return finish(accumulator, halves, found, choices, sizes, estimator.centred)
+    return finish(accumulator, halves, found, choices, sizes, config.centred)
 
 
 def _write_table(found: list[tuple[Point, NADs]], workdir: Path) -> None:
     """Writes `results.csv`: coordinates, size and agreement of the ensemble of each point."""
     rows = []
     for point, result in found:
-        row = {**point.coordinates, "num_networks": result.num_networks}
-        row["diverged"] = result.config["diverged"]
-        row["trace"] = float(result.eigenvalues.sum())
-        row["eigenvalue_0"] = float(result.eigenvalues[0])
         sizes = zip(result.overlap_sizes.tolist(), result.split_half_overlap.tolist(), strict=True)
-        rows.append({**row, **{f"split_half_overlap_{size}": overlap for size, overlap in sizes}})
+        row = {**point.coordinates, "num_networks": result.num_networks}
+        row |= {"diverged": result.config["diverged"], "trace": float(result.eigenvalues.sum())}
+        row["eigenvalue_0"] = float(result.eigenvalues[0])
+        rows.append(row | {f"split_half_overlap_{size}": overlap for size, overlap in sizes})
     store.write_text(workdir / "results.csv", format_table(rows, tuple(rows[0])))
 
 
 def _list_members(points: list[Point]) -> list[Member]:
     members = []
-    for number, point in enumerate(points):
+    for point in points:
         unlike = {n: v for n, v in point.coordinates.items() if n not in ("architecture", "seed")}
         program = (point.config.architecture, *(f"{n}={v}" for n, v in unlike.items()))
-        num_rows = geometry.read_ensemble(point.config).num_rows
-        for name, (first, stop) in geometry.split_networks(point.config).items():
-            what = Networks(point.config.seed, first, stop, num_rows, number)
-            members.append(Member(name, program, what, stop - first, point.name))
+        how = point.config, program, point.ensemble.num_rows
+        members += geometry.list_members(*how, folder=point.name)
     return members
 
 
 def make_study(config: ConfigDict) -> Study:
     """The ensembles of a config; all files it names are read."""
     validate(config)
-    directions, values = _read_comparison(config, int(np.prod(config.image_shape)))
+    directions, values = _read_comparison(config, math.prod(config.image_shape))
     points = make_points(config)
-    members = _list_members(points)
+    members, named = _list_members(points), {point.name: point for point in points}
     identities = {point.name: FIELDS.identity(point.config) for point in points}
     if axes := points[0].coordinates:
         own = {n: v for n, v in identities[points[0].name].items() if n not in axes}
         identities = {"": {**own, "sweep": sorted(axes)}, **identities}
-    shapes = geometry.state_shapes(geometry.read_ensemble(points[0].config).make_empty)
-
-    def read_ensemble(member: Member) -> Ensemble:
-        return geometry.read_ensemble(points[member.what.point].config)
+    shapes = geometry.state_shapes(points[0].ensemble)
 
     def resume(folder: Folder) -> Study:
         for point in points:
@@ -266,40 +251,36 @@ def make_study(config: ConfigDict) -> Study:
 
     def collect(folder: Folder, num_missing: int) -> None:
         found, failed = [], []
-        for number, point in enumerate(points):
-            mine = [member for member in members if member.what.point == number]
+        for point in points:
+            place = folder.workdir / point.name
             if not num_missing:
                 _remove_cut_units(folder, point)
             try:
-                result = _find_nads(folder, point, mine, not num_missing)
+                result = _find_nads(folder, point, not num_missing)
                 if result is None:
                     continue
                 _check_not_extended(folder, point)
             except InputError as error:
                 # Its networks have no directions to rank; those of other points may.
-                failed.append(f"{folder.workdir / point.name}: {error}")
+                failed.append(f"{place}: {error}")
                 continue
             found.append((point, result))
-            geometry.write_record(folder.workdir / point.name, result)
+            geometry.write_record(place, result)
             comparison = _compare(result, config, directions, values)
             if config.compare or config.compare_singular_values:
-                store.write_npz(folder.workdir / point.name / "comparison.npz", comparison)
+                store.write_npz(place / "comparison.npz", comparison)
             _report(result, comparison, point)
         if axes and found:
             _write_table(found, folder.workdir)
         if failed:
             raise InputError("\n".join(failed))
 
-    def make_program(member: Member, chunk_size: int) -> Program:
-        ensemble = read_ensemble(member)
-        return geometry.make_program(ensemble, ensemble.make_empty, chunk_size)
-
     return Study(
         identities,
         members,
         lambda _: shapes,
-        make_program,
-        lambda member: geometry.measure_cost(read_ensemble(member)),
+        lambda member, size: geometry.make_program(named[member.folder].ensemble, size),
+        lambda member: geometry.measure_cost(named[member.folder].ensemble),
         collect,
         check=geometry.check_counted,
         resume=resume,
@@ -318,16 +299,14 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
 
 def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
     result, comparison = records.load_nads(workdir / "nads.npz"), {}
-    path = workdir / "comparison.npz"
+    path, curves = workdir / "comparison.npz", {}
     if path.exists():
         stored = store.read_npz(path)
         # Else it is of another ensemble.
         if all(stored.get(name) == value for name, value in _ensemble(result).items()):
             comparison = stored
-    curves = {}
     if "overlap" in comparison:
-        curves["against the compared directions"] = (
-            comparison["overlap_sizes"], comparison["overlap"],
-        )  # fmt: skip
+        overlap = comparison["overlap_sizes"], comparison["overlap"]
+        curves["against the compared directions"] = overlap
     compared = comparison.get("compared_eigenvalues")
     return geometry.draw_record(workdir, result, config.figure_directions, curves, compared)

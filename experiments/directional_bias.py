@@ -9,25 +9,23 @@ import itertools
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import published, results, sources, trained
 from experiments.run.config import (
-    LATER,
     Fields,
     check_all,
     check_each,
     check_seeds,
     check_sweeps,
     read_model,
+    written,
 )
 from experiments.run.folder import Folder
-from experiments.run.plan import Member, Study
-from experiments.sources import frequency_axes, make_directions, name_directions, read_spectrum
-from experiments.trained import Network, read_recipe
+from experiments.run.plan import Json, Member, Study
+from experiments.sources import frequency_axes, make_directions, read_spectrum
 from nad_jax import accuracy_plots, nads, store
 from nad_jax.errors import check_image_shape, check_number
 from nad_jax.models import Model
@@ -47,6 +45,7 @@ SWEEPS = {
     "sigmas": "sigma",
     "epsilons": "epsilon",
 }
+PROGRAM = ("architecture", "pooling", "optimizer", "num_train", "width")  # what is compiled for
 METRICS = list_metrics(TrainMetrics)
 COLUMNS = (
     "architecture", "pooling", "width", "optimizer", "num_train", "source", "index",
@@ -84,7 +83,7 @@ def validate(config: ConfigDict) -> None:
         lambda: trained.check_execution(config),
         *(
             partial(
-                trained.check_training, config, "optimizers", *axes, config.num_test, "nums_train"
+                trained.check_recipe, config, "optimizers", *axes, config.num_test, "nums_train"
             )
             for axes in recipes
         ),
@@ -93,32 +92,32 @@ def validate(config: ConfigDict) -> None:
 
 def make_networks(config: ConfigDict) -> list[Member]:
     """Every network of a config, in the order of the table."""
-    directions = make_directions(config)
-    identities = name_directions(directions)
-    networks = []
+    directions, networks = make_directions(config), []
     for values in itertools.product(*(config[field] for field in SWEEPS)):
         point = dict(zip(SWEEPS.values(), values, strict=True))
         point |= {n: float(point[n]) for n in ("sigma", "epsilon")}  # 3 and 3.0 are one value
-        said = {n: v for n, v in point.items() if n not in LATER or v != LATER[n]}
-        program = (point["architecture"], point["pooling"], point["optimizer"], point["num_train"])
-        program += (point["width"],) * (point["width"] != 0)
-        for row, coordinates, identity in zip(*directions, identities, strict=True):
-            name = json.dumps({**said, "direction": identity}, sort_keys=True)
+        said = written(point)
+        program = tuple(said[name] for name in PROGRAM if name in said)
+        for row, coordinates in zip(*directions, strict=True):
+            name = json.dumps({**said, "direction": coordinates["direction"]}, sort_keys=True)
             arrays = {"direction": row, "epsilon": point["epsilon"], "sigma": point["sigma"]}
-            network = Network({**point, **coordinates, "direction": identity}, arrays)
-            networks.append(Member(name, program, network))
+            networks.append(
+                Member(name, program, trained.Trainee({**point, **coordinates}, arrays))
+            )
     return networks
 
 
 def _read_model(config: ConfigDict, architecture: str, pooling: str, width: int = 0) -> Model:
     """The model of one point of a sweep, with a logit for each class."""
-    axes = {"architecture": architecture, "pooling": pooling, "width": width}
-    return read_model(config, num_logits=2, **axes)
+    how = {"pooling": pooling, "width": width, "num_logits": 2}
+    return read_model(config, architecture=architecture, **how)
 
 
 def _make_setup(config: ConfigDict, member: Member) -> trained.Setup:
     architecture, pooling, optimizer, num_train, *width = member.program
-    recipe, learning_rate = read_recipe(config, "optimizers", optimizer, num_train, config.num_test)
+    recipe, learning_rate = trained.read_recipe(
+        config, "optimizers", optimizer, num_train, config.num_test
+    )
     model = _read_model(config, architecture, pooling, *width)
     return trained.Setup(model, separable(), recipe, learning_rate)
 
@@ -134,35 +133,36 @@ def _energies(config: ConfigDict, groups: dict[str, list[results.Row]]) -> dict[
         return {}
     directions = make_directions(config)
     energies = nads.directional_energy(spectrum, directions.rows)
-    named = dict(zip(name_directions(directions), energies, strict=True))
+    names = (coordinates["direction"] for coordinates in directions.coordinates)
+    named = dict(zip(names, energies, strict=True))
     return {
         label: np.array([named[name] for name in results.by_direction(group)])
         for label, group in groups.items()
     }
 
 
-def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
+def _report(config: ConfigDict, rows: list[results.Row]) -> None:
     """Prints the results as the reader of a log wants them."""
     groups = results.group_rows(rows)
     energies = _energies(config, groups)
     for label, group in groups.items():
-        accuracy = np.array([row["test_accuracy"] for row in group])
-        diverged = sum(row["diverged_at"] >= 0 for row in group)
+        names = "test_accuracy", "steps_to_loss", "diverged_at"
+        accuracy, steps, diverged_at = (np.array([row[n] for row in group]) for n in names)
+        architecture = group[0]["architecture"]
+        diverged = int((diverged_at >= 0).sum())
         print(
-            f"{label or group[0]['architecture']}: {len(group)} networks"
-            + (f", {diverged} diverged" * (diverged > 0))
+            f"{label or architecture}: {len(group)} networks"
+            + f", {diverged} diverged" * (diverged > 0)
         )
         print(
             f"  test accuracy: mean {accuracy.mean():.1%}, lowest {accuracy.min():.1%}, highest "
-            f"{accuracy.max():.1%}, "
-            f"{(accuracy >= 0.9).mean():.1%} of networks at 90% or more"
+            f"{accuracy.max():.1%}, {(accuracy >= 0.9).mean():.1%} of networks at 90% or more"
         )
-        steps = np.array([row["steps_to_loss"] for row in group])
-        if (steps >= 0).any():
+        reached = steps >= 0
+        if reached.any():
             print(
-                f"  loss of {config.loss_threshold:g}: reached by {(steps >= 0).mean():.1%} of "
-                "networks, "
-                f"median step {np.median(steps[steps >= 0]):.0f}"
+                f"  loss of {config.loss_threshold:g}: reached by {reached.mean():.1%} of networks, "
+                f"median step {np.median(steps[reached]):.0f}"
             )
         if label in energies and len(energies[label]) > 1:
             correlation = float(rank_correlation(energies[label], results.mean_accuracies(group)))
@@ -171,14 +171,13 @@ def _report(config: ConfigDict, rows: list[dict[str, Any]]) -> None:
                 f"{correlation:.2f}"
             )
         if config.compare:
-            architecture = group[0]["architecture"]
             table = published.read_table(config.compare, architecture)
             shape = tuple(config.image_shape[:2])
             for line in published.compare(table, group, shape, config.source):
                 print(f"  {line}")
 
 
-def _command(config: ConfigDict) -> dict[str, Any]:
+def _command(config: ConfigDict) -> Json:
     """The fields that say which networks are in the table of a run."""
     directions = {"nads": config.nads} if config.source == "nads" else {}
     return {**FIELDS.command(config), **directions}
@@ -209,10 +208,10 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     validate(config)
     rows, missing = results.read_table(workdir, COLUMNS, _command(config))
     groups, title = results.group_rows(rows), results.describe(rows) + missing
+    accuracies = {label: results.mean_accuracies(group) for label, group in groups.items()}
     figures = {}
     if config.source == "dft":
-        shape = tuple(config.image_shape[:2])
-        axes = frequency_axes(config)
+        axes, shape = frequency_axes(config), tuple(config.image_shape[:2])
         accuracy = results.map_panels(groups, "test_accuracy", axes, shape)
         figures["accuracy_map.png"] = accuracy_plots.plot_accuracy_maps(
             accuracy, axes, f"Accuracy on D(v): {title}"
@@ -223,28 +222,22 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
             for label, group in groups.items()
         }
         steps = results.map_panels(reached, "steps_to_loss", axes, shape)
-        if any(np.isfinite(panel).any() for panel in steps.values()):
+        if np.isfinite(list(steps.values())).any():
             figures["steps_map.png"] = accuracy_plots.plot_steps_maps(
                 steps, axes, f"Steps to a loss of {config.loss_threshold:g}: {title}"
             )
     elif config.source == "nads":
         spectrum = read_spectrum(config)
+        eigenvalues = None if spectrum is None else spectrum.eigenvalues
         figures["accuracy_by_index.png"] = accuracy_plots.plot_accuracy_by_index(
-            results.curves(groups),
-            None if spectrum is None else spectrum.eigenvalues,
-            f"Accuracy on $D(u_i)$: {title}",
+            results.curves(groups), eigenvalues, f"Accuracy on $D(u_i)$: {title}"
         )
     else:
-        accuracies = {label: results.mean_accuracies(group) for label, group in groups.items()}
         figures["accuracy_histogram.png"] = accuracy_plots.plot_accuracy_histogram(
             accuracies, f"Accuracy on D(v), {config.source} directions: {title}"
         )
-    energies = _energies(config, groups)
-    if energies:
-        points = {
-            label: (energies[label], results.mean_accuracies(group))
-            for label, group in groups.items()
-        }
+    if energies := _energies(config, groups):
+        points = {label: (energies[label], accuracies[label]) for label in groups}
         figures["accuracy_by_energy.png"] = accuracy_plots.plot_accuracy_by_energy(
             points, f"Accuracy against vᵀGv: {title}"
         )

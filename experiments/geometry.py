@@ -5,7 +5,7 @@ A unit holds the state that its networks add up to: that of the even and that of
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,39 +16,31 @@ from ml_collections import ConfigDict
 
 from experiments import results
 from experiments.run.config import HOW, check_all, check_integers, check_seeds, read_model
-from experiments.run.costs import Ensemble, choose_chunk, make_ensemble, measure_ensemble
+from experiments.run.costs import Ensemble, choose_chunk, measure_ensemble
 from experiments.run.folder import Folder
-from experiments.run.plan import Arrays, Cost, Member, Program, Work
+from experiments.run.plan import Arrays, Cost, Json, Member, Program, Work
 from nad_jax import nads, records
 from nad_jax.choices import Estimator, check_num_networks, check_symmetrized, record_choices
+from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_integer, raise_problems
-from nad_jax.estimation import Passes, make_dense
-from nad_jax.geometry import find_problems, make_accumulate, resolve_execution
-from nad_jax.moments import (
-    Halves,
-    halves_from_arrays,
-    halves_to_arrays,
-    merge_halves,
-)
+from nad_jax.estimation import Found, Passes, find_directions, make_dense
+from nad_jax.geometry import find_problems, make_accumulate
+from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays, merge_halves
 from nad_jax.nads import NADs
 from nad_jax.store import DamagedError
 
 GEOMETRY_HOW = (*HOW, "block_size")
 Check = Callable[[], Any]  # raises `InputError`
-MakeEmpty = Callable[[], Halves]  # the state that has seen no networks
 
 
 class Networks(NamedTuple):
-    """Networks first … stop − 1 of a seed, which give so many rows each; `point` is the number of
-    their ensemble in a sweep.
-    """
+    """Networks first … stop − 1 of a seed, which give so many rows each."""
 
     seed: int
     first: int
     stop: int
     num_rows: int
-    point: int = 0
 
 
 def read_estimator(config: ConfigDict) -> Estimator:
@@ -56,18 +48,18 @@ def read_estimator(config: ConfigDict) -> Estimator:
     return Estimator(**{name: config[name] for name in Estimator.__dataclass_fields__})
 
 
-def read_ensemble(config: ConfigDict, passes: Passes | None = None) -> Ensemble:
-    """What a config says is accumulated: all directions, or with `passes` the leading ones; raises
-    `InputError` for what does not fit the model.
+def read_ensemble(
+    config: ConfigDict,
+    passes: Passes | None = None,
+    basis: Callable[[], jax.Array] | None = None,
+) -> Ensemble:
+    """What a config says is accumulated: all directions, or with `passes` the leading ones, from
+    the test directions `basis()`.
     """
     model, estimator = read_model(config), read_estimator(config)
-    dimension, how = int(np.prod(model.image_shape)), Execution(config.mapping, config.chunk_size)
-    if passes is None:
-        accumulator, shape = make_dense(model, estimator), (0, 0)
-    else:
-        accumulator = passes.make_accumulator(model, estimator)
-        shape = passes.count_tests(dimension), dimension
-    return make_ensemble(model, estimator, accumulator, how, config.unit_size, shape)
+    how = Execution(config.mapping, config.chunk_size), config.unit_size
+    make_accumulator = make_dense if passes is None else passes.make_accumulator
+    return Ensemble(model, estimator, make_accumulator(model, estimator), *how, basis)
 
 
 def check_measured(estimator: Estimator, execution: Execution) -> None:
@@ -112,9 +104,20 @@ def parse_units(names: Iterable[str]) -> dict[str, tuple[int, int]]:
     return {match[0]: (int(match[1]), int(match[2])) for match in found if match}
 
 
-def state_shapes(make_empty: MakeEmpty) -> dict[str, tuple[int, ...]]:
+def list_members(
+    config: ConfigDict, program: Hashable, num_rows: int, prefix: str = "", **stored: Any
+) -> list[Member]:
+    """The units of an ensemble; `prefix` begins their names, `stored` are fields of each."""
+    members = []
+    for name, (first, stop) in split_networks(config).items():
+        networks = Networks(config.seed, first, stop, num_rows)
+        members.append(Member(prefix + name, program, networks, stop - first, **stored))
+    return members
+
+
+def state_shapes(ensemble: Ensemble) -> dict[str, tuple[int, ...]]:
     """The shapes of the arrays of a unit."""
-    state = jax.eval_shape(make_empty)
+    state = jax.eval_shape(ensemble.make_empty)
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(0, leaf.shape), state)
     return {name: array.shape for name, array in halves_to_arrays(zeros).items()}
 
@@ -133,19 +136,16 @@ def check_counted(member: Member, arrays: Arrays) -> None:
         )
 
 
-def make_program(ensemble: Ensemble, make_empty: MakeEmpty, chunk_size: int) -> Program:
+def make_program(ensemble: Ensemble, chunk_size: int) -> Program:
     """What computes the units of ensembles that differ in their seed at most; `what` of a member is
     `Networks`.
     """
-    if chunk_size:
-        ensemble = ensemble._replace(execution=ensemble.execution._replace(chunk_size=chunk_size))
-    how = choose_chunk(ensemble), ensemble.num_networks
-    accumulate, execution = make_accumulate(*ensemble[:3], *how)
+    *chosen, _ = choose_chunk(ensemble, chunk_size)
+    accumulate, execution = make_accumulate(*chosen)
 
     def compute(work: Work) -> tuple[Arrays, int]:
-        networks = work.members[0].what
-        ends = networks.first, networks.stop
-        halves = accumulate(make_key(networks.seed), make_empty(), *ends, *work[1:])
+        seed, *ends = work.members[0].what[:3]
+        halves = accumulate(make_key(seed), ensemble.make_empty(), *ends, *work[1:])
         return halves_to_arrays(halves), int(halves.diverged)
 
     how = {"mapping": execution.mapping, "chunk_size": execution.chunk_size}
@@ -154,17 +154,17 @@ def make_program(ensemble: Ensemble, make_empty: MakeEmpty, chunk_size: int) -> 
 
 def measure_cost(ensemble: Ensemble) -> Cost:
     """What a program of `make_program` costs."""
-    return measure_ensemble(ensemble._replace(execution=choose_chunk(ensemble)))
+    return measure_ensemble(choose_chunk(ensemble))
 
 
 def merge(
-    folder: Folder, members: Iterable[Member], ensemble: Ensemble, make_empty: MakeEmpty
+    folder: Folder, members: Iterable[Member], ensemble: Ensemble
 ) -> tuple[Halves, list[Networks]]:
     """The state of those of the members that are stored, in their order, so that an interruption
     cannot change a bit; and the networks that are missing.
     """
-    empty, missing = make_empty(), []
-    total = empty
+    missing = []
+    total = empty = ensemble.make_empty()
     for member in members:
         arrays = folder.read(member)
         if arrays is None:
@@ -175,55 +175,61 @@ def merge(
     return total, missing
 
 
+def find(ensemble: Ensemble, seed: int, halves: Halves, num_directions: int = 1) -> Found:
+    """The eigenvectors of the state of an ensemble, at least `num_directions` of them."""
+    model, estimator, accumulator, *_ = ensemble
+    check_not_zero(halves, model, estimator, make_key(seed))
+    return find_directions(accumulator, halves, estimator.centred, num_directions)
+
+
 def is_empty(halves: Halves) -> bool:
     """Whether a state has seen no networks."""
     return not int(halves.networks) + int(halves.diverged)
 
 
-def describe(
-    ensemble: Ensemble, seed: int, halves: Halves, origins: list[dict[str, Any]]
-) -> dict[str, Any]:
+def describe(ensemble: Ensemble, seed: int, halves: Halves, origins: list[Json]) -> Json:
     """Every choice that was made, for a record, and what computed the units."""
-    model, estimator, _, execution, num_networks, *_ = ensemble
-    execution, _ = resolve_execution(model, estimator, execution, num_networks)
-    choices = record_choices(model, estimator, execution, make_key(seed))
+    execution, _ = ensemble.resolve()
+    choices = record_choices(ensemble.model, ensemble.estimator, execution, make_key(seed))
     choices |= {"seed": seed, "diverged": int(halves.diverged)}
     return {**choices, **join_origins(origins)}
 
 
-def join_origins(origins: list[dict[str, Any]]) -> dict[str, Any]:
+def join_origins(origins: list[Json]) -> Json:
     """What units say of themselves: versions, device and chunk size; sorted lists of them where
     units differ.
     """
 
-    def join(said: list[dict[str, Any]], name: str) -> Any:
-        values = [
+    def join(said: list[Json], name: str) -> Any:
+        values = {
             value for one in said if name in one for value in np.atleast_1d(one[name]).tolist()
-        ]
-        return values[0] if len(set(values)) == 1 else sorted(set(values))
+        }
+        return values.pop() if len(values) == 1 else sorted(values)
 
     versions = [origin["versions"] for origin in origins]
-    names = sorted({name for one in versions for name in one})
-    return {
-        "versions": {name: join(versions, name) for name in names},
-        **{name: join(origins, name) for name in ("device", "chunk_size")},
-    }
+    joined = {name: join(versions, name) for name in sorted(set().union(*versions))}
+    return {"versions": joined} | {name: join(origins, name) for name in ("device", "chunk_size")}
 
 
-def report_eigenvalues(result: NADs) -> None:
-    """Prints the first eigenvalues, and which directions they do not determine."""
-    if result.config["diverged"]:
-        print(
-            f"  {result.config['diverged']} more networks have derivatives that are not finite and "
-            "are left out"
-        )
+def report(result: NADs, kind: str, more: str) -> None:
+    """Prints what a record is of, `kind` and what `more` says included, the first eigenvalues, and
+    which directions they do not determine.
+    """
+    choices = result.config
+    readout = choices["readout"] + ", symmetrized" * choices["symmetrized"]
+    print(
+        f"{choices.get('architecture', 'own model')}: {kind} of {result.num_networks} networks, "
+        f"{choices['derivative']}, {readout}{more}"
+    )
+    if diverged := choices["diverged"]:
+        print(f"  {diverged} more networks have derivatives that are not finite and are left out")
 
     def label(index: int) -> str:
         return f" ({result.symmetry[index]})" if result.symmetry[index] else ""
 
-    for index in range(min(4, len(result.eigenvalues))):
-        values = f"{result.eigenvalues[index]:.4g} ± {result.eigenvalue_sem[index]:.1g}"
-        print(f"  eigenvalue {index}{label(index)}: {values}")
+    pairs = zip(result.eigenvalues[:4], result.eigenvalue_sem, strict=False)
+    for index, (value, error) in enumerate(pairs):
+        print(f"  eigenvalue {index}{label(index)}: {value:.4g} ± {error:.1g}")
     groups, tolerance = nads.degenerate_groups(result)
     for group in groups:
         equal = f"eigenvalues equal within {tolerance:.0%}, single ones are not determined"
@@ -240,13 +246,9 @@ def report_overlaps(result: NADs, label: str, others: Iterable[str]) -> None:
 
 def _name_indices(group: list[int]) -> str:
     """Ascending indices as text, runs as 3–7; the end of a long list is left out."""
-    runs: list[list[int]] = []
-    for index in group:
-        if runs and runs[-1][1] == index - 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    text = [str(first) if first == last else f"{first}–{last}" for first, last in runs]
+    numbers = np.array(group)
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    text = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
     return ", ".join(text if len(text) <= 8 else [*text[:6], "…", text[-1]])
 
 
@@ -273,4 +275,6 @@ def draw_record(
       compared: eigenvalues of others.
     """
     figures = result.plot(num_directions, curves, compared)
-    return results.save_figures(workdir, {f"{name}.png": figures[name] for name in figures})
+    return results.save_figures(
+        workdir, {f"{name}.png": figure for name, figure in figures.items()}
+    )

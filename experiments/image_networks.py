@@ -24,7 +24,7 @@ from experiments.run.config import (
 )
 from experiments.run.folder import Folder, digest
 from experiments.run.plan import Arrays, Member, Study
-from experiments.trained import Network, read_recipe
+from experiments.trained import Trainee, read_recipe
 from nad_jax import cifar, records, store, tasks
 from nad_jax.cifar import ImageData
 from nad_jax.directions import check_orthonormal
@@ -59,7 +59,7 @@ def make_network(coordinates: dict[str, Any], key: str, data: str, **arrays: np.
       arrays: what the transformation of its training images takes besides these.
     """
     name = json.dumps({**coordinates, "images": key}, sort_keys=True)
-    return Member(name, (coordinates["architecture"], data), Network(coordinates, arrays))
+    return Member(name, (coordinates["architecture"], data), Trainee(coordinates, arrays))
 
 
 def create_network(config: ConfigDict, architecture: str) -> Model:
@@ -108,7 +108,7 @@ def validate(
         lambda: trained.check_execution(config),
         lambda: check_channels("mean"),
         lambda: check_channels("std"),
-        lambda: trained.check_training(config, "optimizer", config.optimizer, *sizes),
+        lambda: trained.check_recipe(config, "optimizer", config.optimizer, *sizes),
         check_nads,
         check_data,
         *own_checks,

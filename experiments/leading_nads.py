@@ -8,11 +8,11 @@ one before are stored, by whichever process; the files of that one are then remo
 """
 
 import functools
+import math
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,26 +20,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import geometry
-from experiments.geometry import Networks
 from experiments.run import runner
 from experiments.run.config import Fields
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder, digest
-from experiments.run.plan import Member, Program, Study, Unit
+from experiments.run.plan import Json, Member, Shapes, Study, Unit
 from nad_jax import records
-from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_input_shape
-from nad_jax.estimation import (
-    Found,
-    Passes,
-    check_rows,
-    compare_passes,
-    find_directions,
-    finish,
-    next_basis,
-)
-from nad_jax.moments import Halves, init_halves
+from nad_jax.estimation import Found, Passes, check_rows, compare_passes, finish, next_basis
+from nad_jax.moments import Halves
 from nad_jax.nads import NADs
 
 FIELDS = Fields(
@@ -54,15 +44,13 @@ class Pass(NamedTuple):
     """One pass over the ensemble.
 
     number: from 0.
-    directions(): its test directions [L, D].
+    directions: its test directions [L, D]; None: random ones.
     pass_overlap: [max(number − 1, 0), S] between each of the passes before and the one before it.
-    digest: a name for the test directions, which the units of the pass carry.
     """
 
     number: int
-    directions: Callable[[], jax.Array]
+    directions: np.ndarray | None
     pass_overlap: np.ndarray
-    digest: str
 
 
 def validate(config: ConfigDict) -> None:
@@ -70,11 +58,13 @@ def validate(config: ConfigDict) -> None:
     FIELDS.check_known(config)
 
     def check_passes() -> None:
-        dimension = int(np.prod(check_input_shape(config.image_shape)))
+        dimension = math.prod(check_input_shape(config.image_shape))
         _read_passes(config).check(dimension, geometry.read_estimator(config))
 
     geometry.validate(config, check_passes)
-    num_rows = config.num_networks // 2 * _read_ensemble(config).num_rows
+    num_rows = (
+        config.num_networks // 2 * geometry.read_ensemble(config, _read_passes(config)).num_rows
+    )
     check_rows(num_rows - config.centred, config.num_directions)
 
 
@@ -83,16 +73,19 @@ def _read_passes(config: ConfigDict) -> Passes:
     return Passes(*(config[name] for name in Passes._fields))
 
 
-def _read_ensemble(config: ConfigDict) -> Ensemble:
-    return geometry.read_ensemble(config, _read_passes(config))
+def _read_ensemble(config: ConfigDict, this: Pass) -> Ensemble:
+    passes, directions = _read_passes(config), this.directions
 
+    def basis() -> jax.Array:
+        if directions is not None:
+            return jnp.asarray(directions)
+        return passes.first_basis(make_key(config.seed), math.prod(config.image_shape))
 
-def _dimension(config: ConfigDict) -> int:
-    return int(np.prod(config.image_shape))
+    return geometry.read_ensemble(config, passes, basis)
 
 
 def _sizes(config: ConfigDict) -> tuple[int, ...]:
-    return _read_passes(config).sizes(_dimension(config))
+    return _read_passes(config).sizes(math.prod(config.image_shape))
 
 
 def _basis(number: int) -> Member:
@@ -116,14 +109,7 @@ def _check_not_lowered(config: ConfigDict, folder: Folder) -> None:
 
 
 def _first_pass(config: ConfigDict) -> Pass:
-    def directions() -> jax.Array:
-        return _read_passes(config).first_basis(make_key(config.seed), _dimension(config))
-
-    return Pass(0, directions, np.zeros((0, len(_sizes(config)))), "random")
-
-
-def _later_pass(number: int, directions: np.ndarray, pass_overlap: np.ndarray) -> Pass:
-    return Pass(number, lambda: jnp.asarray(directions), pass_overlap, digest(directions))
+    return Pass(0, None, np.zeros((0, len(_sizes(config)))))
 
 
 def _read_pass(config: ConfigDict, folder: Folder) -> Pass:
@@ -132,30 +118,23 @@ def _read_pass(config: ConfigDict, folder: Folder) -> Pass:
     for number in stored:
         arrays = folder.read(_basis(number))
         if arrays is not None:
-            return _later_pass(number, **arrays)
+            return Pass(number, **arrays)
     if {*_stored_passes(folder)} - {*stored}:  # another process has gone on in between
         return _read_pass(config, folder)
     return _first_pass(config)
 
 
-def _merge(config: ConfigDict, folder: Folder, this: Pass) -> tuple[Halves, list[Networks]]:
-    ensemble = _read_ensemble(config)
-    make_empty = partial(init_halves, ensemble.accumulator, this.directions())
-    return geometry.merge(folder, folder.study.members, ensemble, make_empty)
-
-
 def _find_leading(config: ConfigDict, this: Pass, halves: Halves) -> tuple[Found, np.ndarray]:
     """What the units of a pass say, and `pass_overlap` up to this pass."""
-    model, estimator, accumulator, *_ = _read_ensemble(config)
-    check_not_zero(halves, model, estimator, make_key(config.seed))
-    found = find_directions(accumulator, halves, config.centred, config.num_directions)
-    if this.number == 0:
-        return found, this.pass_overlap
-    changed = compare_passes(found, this.directions(), _sizes(config))
-    return found, np.vstack([this.pass_overlap, changed])
+    ensemble, overlap = _read_ensemble(config, this), this.pass_overlap
+    found = geometry.find(ensemble, config.seed, halves, config.num_directions)
+    if this.number > 0:
+        changed = compare_passes(found, this.directions, _sizes(config))
+        overlap = np.vstack([overlap, changed])
+    return found, overlap
 
 
-def _read_origins(folder: Folder, this: Pass) -> list[dict[str, Any]]:
+def _read_origins(folder: Folder, this: Pass) -> list[Json]:
     """What computed the pass that is under way, and those before it."""
     # Another process may have gone on and removed them: then what this one says is not stored
     # either.
@@ -169,7 +148,7 @@ def _begin_next(config: ConfigDict, folder: Folder, this: Pass) -> Study:
     Raises:
       RunAgain: where some are missing.
     """
-    halves, missing = _merge(config, folder, this)
+    halves, missing = geometry.merge(folder, folder.study.members, _read_ensemble(config, this))
     before = geometry.join_origins(_read_origins(folder, this))
     if missing:
         ranges = ", ".join(f"{networks.first}–{networks.stop - 1}" for networks in missing)
@@ -181,17 +160,18 @@ def _begin_next(config: ConfigDict, folder: Folder, this: Pass) -> Study:
     found, pass_overlap = _find_leading(config, this, halves)
     number, directions = this.number + 1, next_basis(found)
     basis = {"directions": directions, "pass_overlap": pass_overlap}
-    folder.write(Unit("", [_basis(number)]), basis, {"before": before})
+    member = _basis(number)
+    folder.write(Unit(member.name, [member]), basis, {"before": before})
     for name in folder.names():
         earlier = re.match(r"pass_(\d+)_", name)
         if earlier and int(earlier[1]) < number:
             folder.remove(name)
-    return _make_pass(config, _later_pass(number, **basis))
+    return _make_pass(config, Pass(number, **basis))
 
 
 def _collect(config: ConfigDict, this: Pass, folder: Folder, num_missing: int) -> None:
     """Writes and prints the results of what is stored of the pass that is under way."""
-    halves, missing = _merge(config, folder, this)
+    halves, missing = geometry.merge(folder, folder.study.members, _read_ensemble(config, this))
     origins = _read_origins(folder, this)
     # A command of more passes may have begun one meanwhile, and removed the units.
     _check_not_lowered(config, folder)
@@ -200,7 +180,7 @@ def _collect(config: ConfigDict, this: Pass, folder: Folder, num_missing: int) -
     if missing and not num_missing:
         raise runner.damaged_meanwhile(folder.workdir)
     found, pass_overlap = _find_leading(config, this, halves)
-    ensemble = _read_ensemble(config)
+    ensemble = _read_ensemble(config, this)
     choices = geometry.describe(ensemble, config.seed, halves, origins)
     choices |= {"num_passes": this.number + 1, "num_extra": config.num_extra}
     how = (_sizes(config), config.centred, pass_overlap, config.num_directions)
@@ -211,19 +191,13 @@ def _collect(config: ConfigDict, this: Pass, folder: Folder, num_missing: int) -
 
 def _report(record: NADs) -> None:
     """Prints the result as the reader of a log wants it."""
-    choices = record.config
-    print(
-        f"{choices['architecture']}: leading NADs of {record.num_networks} networks, "
-        f"{choices['derivative']}, "
-        f"{choices['readout']}{', symmetrized' * choices['symmetrized']}, passes: "
-        f"{choices['num_passes']}"
-    )
-    if choices["num_passes"] == 1:
+    num_passes = record.config["num_passes"]
+    geometry.report(record, "leading NADs", f", passes: {num_passes}")
+    if num_passes == 1:
         print(
             "  of a single pass errors are too small and split-half overlaps too high; raise "
             "num_passes"
         )
-    geometry.report_eigenvalues(record)
     share = float(record.eigenvalues.sum()) / record.trace
     print(
         f"  {len(record.eigenvalues)} directions of {record.directions.shape[1]} hold {share:.1%} "
@@ -235,25 +209,19 @@ def _report(record: NADs) -> None:
 
 def _make_pass(config: ConfigDict, this: Pass) -> Study:
     """One pass of a config; the next one follows it."""
-    dimension, ensemble = _dimension(config), _read_ensemble(config)
-    members, says = [], {"basis": this.digest}
-    for name, (first, stop) in geometry.split_networks(config).items():
-        what = Networks(config.seed, first, stop, ensemble.num_rows)
-        name = f"pass_{this.number}_{name}"
-        members.append(Member(name, config.architecture, what, stop - first, says=says))
+    ensemble = _read_ensemble(config, this)
+    how = config.architecture, ensemble.num_rows
+    basis = "random" if this.directions is None else digest(this.directions)
+    says, prefix = {"basis": basis}, f"pass_{this.number}_"
+    members = geometry.list_members(config, *how, prefix=prefix, says=says)
+    sketch_shapes = functools.cache(partial(geometry.state_shapes, ensemble))
 
-    def make_empty() -> Halves:
-        return init_halves(ensemble.accumulator, this.directions())
-
-    @functools.cache
-    def sketch_shapes() -> dict[str, tuple[int, ...]]:
-        return geometry.state_shapes(make_empty)
-
-    def shapes(member: Member) -> dict[str, tuple[int | str, ...]]:
+    def shapes(member: Member) -> Shapes:
         if member.what is not None:
             return sketch_shapes()
         overlap = max(int(member.name.split("_")[1]) - 1, 0), len(_sizes(config))
-        return {"directions": ("directions", dimension), "pass_overlap": overlap}
+        directions = "directions", math.prod(config.image_shape)
+        return {"directions": directions, "pass_overlap": overlap}
 
     def resume(folder: Folder) -> Study:
         if _stored_passes(folder)[:1] == [this.number]:
@@ -261,16 +229,12 @@ def _make_pass(config: ConfigDict, this: Pass) -> Study:
         _check_not_lowered(config, folder)
         return _make_pass(config, _read_pass(config, folder))
 
-    def make_program(member: Member, chunk_size: int) -> Program:
-        make_empty = partial(init_halves, ensemble.accumulator, this.directions())
-        return geometry.make_program(ensemble, make_empty, chunk_size)
-
     is_last = this.number + 1 == config.num_passes
     return Study(
         {"": FIELDS.identity(config)},
         members,
         shapes,
-        make_program,
+        lambda member, chunk_size: geometry.make_program(ensemble, chunk_size),
         lambda member: geometry.measure_cost(ensemble),
         partial(_collect, config, this),
         check=geometry.check_counted,

@@ -16,7 +16,6 @@ when its work is done, 75 when it was interrupted and can be run again, 2 where 
 where the disk is full or fails.
 """
 
-import json
 import os
 import re
 import sys
@@ -43,7 +42,7 @@ from experiments import (
     time_to_accuracy,
 )
 from experiments.benchmark import benchmark
-from experiments.run import runner
+from experiments.run import origin, runner
 from experiments.run.shards import Shard, find_shard, join_cluster
 from nad_jax import store
 from nad_jax.errors import InputError, unknown
@@ -55,33 +54,28 @@ _MODULES = (
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 
 
-class _ValueParser(flags.ArgumentParser):
+def _make_parser(kind: str, parser: type[flags.ArgumentParser]) -> flags.ArgumentParser:
     """Reads the value of a config field of one type, or None: that the field is not set."""
 
-    def __init__(self, kind: str, parser: flags.ArgumentParser) -> None:
-        super().__init__()
-        self._kind, self._parser = kind, parser
-        self.syntactic_help = parser.syntactic_help
+    class Parser(parser):
+        def parse(self, argument: Any) -> Any:
+            if argument == "None":
+                return None
+            try:
+                return super().parse(argument)
+            except ValueError as error:
+                raise ValueError(f"must be {kind}") from error
 
-    def parse(self, argument: Any) -> Any:
-        if argument == "None":
-            return None
-        try:
-            return self._parser.parse(argument)
-        except ValueError as error:
-            raise ValueError(f"must be {self._kind}") from error
-
-    def flag_type(self) -> str:
-        return self._parser.flag_type()
+    return Parser()
 
 
 for _type, _kind, _parser in (
-    (int, "an integer", flags.IntegerParser()),
-    (float, "a number", flags.FloatParser()),
-    (bool, "True or False", flags.BooleanParser()),
-    (str, "text", flags.ArgumentParser()),
+    (int, "an integer", flags.IntegerParser),
+    (float, "a number", flags.FloatParser),
+    (bool, "True or False", flags.BooleanParser),
+    (str, "text", flags.ArgumentParser),
 ):
-    config_flags.register_flag_parser_for_type(_type, _ValueParser(_kind, _parser))
+    config_flags.register_flag_parser_for_type(_type, _make_parser(_kind, _parser))
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/compute_nads.py:lenet; its file lists every field."
@@ -216,35 +210,22 @@ def _unset(config: ConfigDict, name: str) -> Any:
     return () if recipe == [] else recipe  # a flag has lists for tuples
 
 
-def _settle_nulls(config: ConfigDict, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The fields of a JSON object, at any depth, with what null stands for."""
-    return {
-        name: _settle_nulls(config, value, f"{prefix}{name}.")
-        if isinstance(value, dict)
-        else (_unset(config, prefix + name) if value is None else value)
-        for name, value in values.items()
-    }
+def _settle_nulls(config: ConfigDict, name: str, value: Any) -> Any:
+    """The value of a field of a JSON object, at any depth, with what null stands for."""
+    if isinstance(value, dict):
+        return {n: _settle_nulls(config, f"{name}.{n}", inner) for n, inner in value.items()}
+    return _unset(config, name) if value is None else value
 
 
 def _read_json(config: ConfigDict, path: str) -> None:
     """Sets the fields that a JSON object names; a field's type is kept."""
-    try:
-        values = json.loads(store.read_text(path))
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(
-            f"{path}: must be a JSON object of config fields, got {type(values).__name__}"
-        )
+    values = origin.parse_object(path, store.read_text(path))
     for name, value in values.items():
         if name not in config:
             raise InputError(f"{path}: {unknown('config field', name, config)}")
         try:
-            config.update(
-                _settle_nulls(config, {name: tuple(value) if isinstance(value, list) else value})
-            )
+            value = tuple(value) if isinstance(value, list) else value
+            config.update({name: _settle_nulls(config, name, value)})
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         except (TypeError, ValueError, KeyError, AttributeError) as error:

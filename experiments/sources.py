@@ -3,38 +3,39 @@ another basis, each with what names it in the table.
 """
 
 import itertools
+import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.run.config import check_all, check_each, check_integers, check_seeds
+from experiments.run.plan import Json
 from nad_jax import directions as bases
 from nad_jax import nads, records
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_choice, check_integer
 
 SOURCES = ("dft", "nads", "dct", "pixel", "random", "file")
+FILES = {"nads": "nads", "file": "directions"}  # the fields that name the files of sources
 PHASES = {"cosine": ("cosine",), "sine": ("sine",), "both": ("cosine", "sine")}
 
 
 class Directions(NamedTuple):
-    """The directions of a run [K, D] and what names each of them: [K] strings, empty where they do
-    not apply.
-    """
+    """The directions of a run [K, D], and what names each of them in the table: [K]."""
 
     rows: np.ndarray
-    coordinates: list[dict[str, Any]]
+    coordinates: list[Json]
 
 
 def _check_source(config: ConfigDict) -> None:
     check_choice("source", config.source, SOURCES)
-    needs = {"nads": "nads", "file": "directions"}.get(config.source)
+    needs = FILES.get(config.source)
     if needs and not config[needs]:
         raise InputError(f"{needs}: source={config.source!r} needs a file of directions here")
     if config.source == "random":
-        check_integer("num_directions", config.num_directions, 1, int(np.prod(config.image_shape)))
+        check_integer("num_directions", config.num_directions, 1, math.prod(config.image_shape))
 
 
 def _check_indices(config: ConfigDict) -> None:
@@ -86,38 +87,26 @@ def frequency_axes(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
         if not len(axes[-1]):
             raise InputError(
                 f"frequency_range: an axis of {length} pixels has the frequencies {-(length // 2)} "
-                f"… {length // 2}, of "
-                f"which none is in {tuple(config.frequency_range)} in steps of "
+                f"… {length // 2}, of which none is in {tuple(config.frequency_range)} in steps of "
                 f"{config.frequency_step}"
             )
-    return axes[0], axes[1]
-
-
-def _frequency_grid(config: ConfigDict) -> list[tuple[int, int]]:
-    """Frequencies (row, column) of the grid, lowest first, of ±f the one that starts positive."""
-    rows, columns = frequency_axes(config)
-    grid = itertools.product(rows.tolist(), columns.tolist())
-    return sorted(grid, key=lambda f: (f[0] ** 2 + f[1] ** 2, -f[0], -f[1]))
+    return tuple(axes)
 
 
 def _fourier_directions(config: ConfigDict) -> Directions:
     height, width, _ = config.image_shape
+    grid = itertools.product(*(axis.tolist() for axis in frequency_axes(config)))
+    # Lowest first, of ±f the one that starts positive.
+    grid = sorted(grid, key=lambda f: (f[0] ** 2 + f[1] ** 2, -f[0], -f[1]))
     rows, coordinates = [], []
-    for frequency, phase in itertools.product(_frequency_grid(config), PHASES[config.phases]):
+    for frequency, phase in itertools.product(grid, PHASES[config.phases]):
         row, column = frequency
-        if phase == "sine" and (2 * row) % height == 0 and (2 * column) % width == 0:
+        if phase == "sine" and 2 * row % height == 0 and 2 * column % width == 0:
             continue  # a self-conjugate frequency has no sine
-        rows.append(
-            np.asarray(bases.dft_direction(config.image_shape, frequency, phase, config.channel))
-        )
-        coordinates.append(
-            {
-                "index": len(coordinates),
-                "frequency_row": row,
-                "frequency_column": column,
-                "phase": phase,
-            }
-        )
+        found = bases.dft_direction(config.image_shape, frequency, phase, config.channel)
+        rows.append(np.asarray(found))
+        place = {"frequency_row": row, "frequency_column": column, "phase": phase}
+        coordinates.append({"index": len(coordinates), **place})
     if not rows:
         raise InputError("phases: this grid of frequencies has no sine; use phases='cosine'")
     return Directions(np.stack(rows), coordinates)
@@ -129,16 +118,9 @@ def read_spectrum(config: ConfigDict) -> nads.Spectrum | None:
     """
     if not config.nads:
         return None
-    dimension = int(np.prod(config.image_shape))
+    directions = records.read_directions(config.nads, math.prod(config.image_shape))
     if Path(config.nads).suffix == ".npz":
-        record = records.load_nads(config.nads)
-        if record.directions.shape[1] != dimension:
-            raise InputError(
-                f"{config.nads}: directions have D = {record.directions.shape[1]}, expected "
-                f"{dimension}"
-            )
-        return nads.Spectrum(record.directions, record.eigenvalues)
-    directions = records.read_directions(config.nads, dimension)
+        return nads.Spectrum(directions, records.load_nads(config.nads).eigenvalues)
     if not config.singular_values:
         return None
     values = records.read_singular_values(config.singular_values)
@@ -152,30 +134,29 @@ def read_spectrum(config: ConfigDict) -> nads.Spectrum | None:
 
 def make_directions(config: ConfigDict) -> Directions:
     """The distinct directions of a config, up to sign."""
-    dimension = int(np.prod(config.image_shape))
     if config.source == "dft":
         found = _fourier_directions(config)
     else:
-        rows = {
-            "nads": lambda: records.read_directions(config.nads, dimension),
-            "file": lambda: records.read_directions(config.directions, dimension),
-            "dct": lambda: np.asarray(bases.basis_dct(config.image_shape)),
-            "pixel": lambda: np.asarray(bases.basis_pixel(config.image_shape)),
-            "random": lambda: np.asarray(
-                bases.basis_random(
-                    make_key(config.direction_seed), dimension, config.num_directions
-                )
-            ),
-        }[config.source]()
+        rows = _read_rows(config)
         found = Directions(rows, [{"index": index} for index in range(len(rows))])
     chosen = list(config.indices) or list(range(len(found.rows)))
     if max(chosen) >= len(found.rows):
         raise InputError(f"indices: must be in 0 … {len(found.rows) - 1}, got {max(chosen)}")
     kept = [chosen[position] for position in bases.distinct_directions(found.rows[chosen])]
-    return Directions(
-        found.rows[kept], [{"source": config.source, **found.coordinates[k]} for k in kept]
-    )
+    coordinates = []
+    for k in kept:
+        name = f"{bases.direction_identity(found.rows[k]):016x}"
+        coordinates.append({"source": config.source, **found.coordinates[k], "direction": name})
+    return Directions(found.rows[kept], coordinates)
 
 
-def name_directions(directions: Directions) -> list[str]:
-    return [f"{bases.direction_identity(row):016x}" for row in directions.rows]
+def _read_rows(config: ConfigDict) -> np.ndarray:
+    """The directions of a basis or a file."""
+    dimension = math.prod(config.image_shape)
+    if config.source in FILES:
+        return records.read_directions(config[FILES[config.source]], dimension)
+    if config.source == "random":
+        how = make_key(config.direction_seed), dimension, config.num_directions
+        return np.asarray(bases.basis_random(*how))
+    make_basis = {"dct": bases.basis_dct, "pixel": bases.basis_pixel}[config.source]
+    return np.asarray(make_basis(config.image_shape))

@@ -267,7 +267,7 @@ def _read_ensemble(config: ConfigDict, ensemble: Ensemble) -> costs.Ensemble:
     model = _create_model(config)
     estimator = _create_estimator(config, ensemble.derivative, ensemble.readout)
     how = Execution(config.mapping), config.first_networks
-    return costs.make_ensemble(model, estimator, make_dense(model, estimator), *how)
+    return costs.Ensemble(model, estimator, make_dense(model, estimator), *how)
 
 
 def _measure_cost(config: ConfigDict, member: Member) -> Cost:

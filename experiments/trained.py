@@ -14,32 +14,26 @@ from ml_collections import ConfigDict
 from experiments import results
 from experiments.run.config import HOW, check_all, check_integers
 from experiments.run.costs import (
-    Example,
+    Setup,
     device_bytes,
     largest_chunk,
     measure_training,
     training_bytes,
 )
 from experiments.run.folder import Folder
-from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
+from experiments.run.plan import Arrays, Cost, Json, Member, Program, Study, Work
 from nad_jax import errors
 from nad_jax.chunks import resolve_execution
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_number
-from nad_jax.fitting import Task
-from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.training import make_run
 from nad_jax.weights import weights_to_arrays
 
 TRAINED_HOW = ("unit_size", "num_devices", "keep_weights", *HOW)
-RECIPE_FIELDS = (
-    "schedule", "clip_norm", "weight_decay", "batch_size", "num_epochs", "loss_threshold",
-    "loss_window", "precision",
-)  # fmt: skip
 
 
-def parse_optimizer(field: str, text: str) -> tuple[str, dict[str, Any]]:
+def parse_optimizer(field: str, text: str) -> tuple[str, Json]:
     """The name and options of an optimizer, the value of `field`.
 
     It is written "sgd", "sgd:momentum=0.9" or "adam:b1=0.8:learning_rate=0.001".
@@ -65,12 +59,13 @@ def read_recipe(
     """How networks are trained with an optimizer, the value of `field`, and their learning rate."""
     optimizer, options = parse_optimizer(field, optimizer)
     learning_rate = options.pop("learning_rate", config.learning_rate)
-    fields = {name: config[name] for name in RECIPE_FIELDS}
-    sizes = {"num_train": num_train, "num_test": num_test}
-    return Recipe(optimizer, options, **sizes, **fields), learning_rate
+    fields = {name: config[name] for name in Recipe.__dataclass_fields__ if name in config}
+    fields |= {"optimizer": optimizer, "optimizer_options": options}
+    fields |= {"num_train": num_train, "num_test": num_test}
+    return Recipe(**fields), learning_rate
 
 
-def check_training(
+def check_recipe(
     config: ConfigDict,
     field: str,
     optimizer: str,
@@ -96,41 +91,28 @@ def check_execution(config: ConfigDict) -> None:
     )
 
 
-class Network(NamedTuple):
-    """What is to be known of a network: its place in the table, `seed` included, and the arrays of
-    its task by name.
+class Trainee(NamedTuple):
+    """What is to be known of a network to train: its place in the table, `seed` included, and the
+    arrays of its task by name.
     """
 
-    coordinates: dict[str, Any]
+    coordinates: Json
     arrays: dict[str, Any]
-
-
-class Setup(NamedTuple):
-    """How the networks of a program are trained."""
-
-    model: Model
-    task: Task
-    recipe: Recipe
-    learning_rate: float
 
 
 def make_study(
     config: ConfigDict,
-    identity: dict[str, Any],
+    identity: Json,
     networks: list[Member],
     metrics: tuple[str, ...],
     make_setup: Callable[[Member], Setup],
     collect: Callable[[Folder, int], None],
 ) -> Study:
     """Networks in units of `config.unit_size` (0: one chunk) of one program; `what` of each is a
-    `Network`, `metrics` name what of each goes into the table.
+    `Trainee`, `metrics` name what of each goes into the table.
     """
     execution = Execution(config.mapping, config.chunk_size, config.num_devices)
     unit_size = config.unit_size or resolve_execution(execution).chunk_size
-
-    def make_example(member: Member, size: int) -> Example:
-        model, task, recipe, learning_rate = make_setup(member)
-        return Example(model, task, recipe, _stack([member] * size), learning_rate, size)
 
     def choose_execution(member: Member, chunk_size: int) -> Execution:
         """As the config says, but no more networks at once than fit where it leaves their number
@@ -138,19 +120,19 @@ def make_study(
         """
         chosen = chunk_size or config.chunk_size
         resolved = resolve_execution(execution._replace(chunk_size=chosen))
-        if resolved.mapping == "vectorized" and not chosen:
+        if chosen or resolved.mapping == "sequential":
+            return resolved
+        setup, arrays, count = make_setup(member), member.what.arrays, len(resolved.devices)
 
-            def needs(size: int) -> int:
-                return training_bytes(make_example(member, size), resolved)
+        def needs(size: int) -> int:
+            return training_bytes(setup, arrays, resolved._replace(chunk_size=size))
 
-            count = len(resolved.devices)
-            most = largest_chunk(needs, unit_size, count, device_bytes() // 2 * count)
-            resolved = resolved._replace(chunk_size=most)
-        return resolved
+        most = largest_chunk(needs, unit_size, count, device_bytes() // 2 * count)
+        return resolved._replace(chunk_size=most)
 
     def measure_cost(member: Member) -> Cost:
-        resolved = choose_execution(member, 0)
-        return measure_training(make_example(member, resolved.chunk_size), resolved)
+        how = member.what.arrays, choose_execution(member, 0)
+        return measure_training(make_setup(member), *how)
 
     def make_program(member: Member, chunk_size: int) -> Program:
         resolved = choose_execution(member, chunk_size)
@@ -164,8 +146,8 @@ def make_study(
             arrays |= weights_to_arrays(found.variables)
             return arrays, int((found.diverged_at >= 0).sum())
 
-        how = {"model": dict(model.description), "mapping": resolved.mapping}
-        how["chunk_size"] = resolved.chunk_size
+        how = {"mapping": resolved.mapping, "chunk_size": resolved.chunk_size}
+        how["model"] = dict(model.description)
         return Program(compute, resolved.chunk_size, len(resolved.devices), how)
 
     shapes = dict.fromkeys(metrics, ())

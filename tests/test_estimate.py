@@ -39,10 +39,7 @@ def test_memory_is_that_of_the_machine_and_programs_need_more_for_more_networks(
     assert member.program == ("lenet", "default", "sgd", 64)
     setup = directional_bias._make_setup(config, member)
     two, four = (
-        costs.training_bytes(
-            costs.Example(*setup[:3], trained._stack([member] * size), setup.learning_rate, size),
-            Execution("vectorized", num_devices=1),
-        )
+        costs.training_bytes(setup, member.what.arrays, Execution("vectorized", size, 1))
         for size in (2, 4)
     )
     assert two < four < 2 * two

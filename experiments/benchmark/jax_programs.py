@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark.stopwatch import Specification, Timed, peak_host_bytes, serve
-from experiments.run.costs import choose_chunk, compile_ensemble, make_ensemble, program_bytes
+from experiments.run.costs import Ensemble, choose_chunk, compile_ensemble, program_bytes
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
 from nad_jax.chunks import make_chunk, resolve_execution
@@ -83,8 +83,8 @@ def _initialize(spec: Specification) -> Program:
 
 def _estimate(spec: Specification, **choices: Any) -> Program:
     model, estimator = _create_model(spec), Estimator(**choices)
-    measured = make_ensemble(model, estimator, make_dense(model, estimator), Execution(), 1000)
-    measured = measured._replace(execution=choose_chunk(measured))
+    accumulator = make_dense(model, estimator)
+    measured = choose_chunk(Ensemble(model, estimator, accumulator, Execution(), 1000))
     begun = time.perf_counter()
     program, (key, *rest) = compile_ensemble(measured)
     seconds, halves = time.perf_counter() - begun, measured.make_empty()

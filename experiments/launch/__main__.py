@@ -20,16 +20,18 @@ FOLDER = Path(__file__).parent
 TEMPLATES = ("slurm_array.sh", "jobset.yaml", "tpu_pod.sh")
 
 _TEMPLATE = flags.DEFINE_string("template", None, f"One of {', '.join(TEMPLATES)}.")
-_SHARDS = flags.DEFINE_integer(
-    "shards", 8, "How many processes share the work (a TPU pod has its own number)."
+_OPTIONS = (
+    flags.DEFINE_integer(
+        "shards", 8, "How many processes share the work (a TPU pod has its own number)."
+    ),
+    flags.DEFINE_integer("gpus", 1, "GPUs of each process; 0: none is asked for."),
+    flags.DEFINE_integer("cpus", 8, "Cores of each process."),
+    flags.DEFINE_string(
+        "python", "", "The interpreter; default .venv/bin/python, in a JobSet python."
+    ),
+    flags.DEFINE_string("image", "nad_jax:latest", "The container image of a JobSet."),
+    flags.DEFINE_string("claim", "runs", "The volume claim of a JobSet."),
 )
-_GPUS = flags.DEFINE_integer("gpus", 1, "GPUs of each process; 0: none is asked for.")
-_CPUS = flags.DEFINE_integer("cpus", 8, "Cores of each process.")
-_PYTHON = flags.DEFINE_string(
-    "python", "", "The interpreter; default .venv/bin/python, in a JobSet python."
-)
-_IMAGE = flags.DEFINE_string("image", "nad_jax:latest", "The container image of a JobSet.")
-_CLAIM = flags.DEFINE_string("claim", "runs", "The volume claim of a JobSet.")
 
 
 def render(
@@ -89,9 +91,7 @@ def render(
         shards=shards,
         last=shards - 1,
         cpus=cpus,
-        gpus=f"\n#SBATCH --gpus-per-task={gpus}"
-        if gpus
-        else "",  # a cluster without GPUs refuses the line, of 0 too
+        gpus=f"\n#SBATCH --gpus-per-task={gpus}" * (gpus > 0),  # some clusters refuse one of 0
         resources=json.dumps({"requests": {"cpu": cpus}, **limits}),
         image=json.dumps(image),
         claim=json.dumps(claim),
@@ -99,9 +99,9 @@ def render(
 
 
 def main(argv: list[str]) -> None:
-    options = (_SHARDS.value, _GPUS.value, _CPUS.value, _PYTHON.value, _IMAGE.value, _CLAIM.value)
+    options = {option.name: option.value for option in _OPTIONS}
     try:
-        sys.stdout.write(render(_TEMPLATE.value, argv[1:], *options))
+        sys.stdout.write(render(_TEMPLATE.value, argv[1:], **options))
     except InputError as error:
         _fail(error)
 

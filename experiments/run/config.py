@@ -6,12 +6,13 @@ folder, unless the experiment names it in one of three sets, see `Fields`.
 
 import functools
 import runpy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from experiments.run.origin import Json
 from nad_jax import errors
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError, check_integer, unknown
@@ -40,28 +41,30 @@ class Fields(NamedTuple):
     grows: tuple[str, ...]
     reports: tuple[str, ...] = ()
 
-    def identity(self, config: ConfigDict) -> dict[str, Any]:
+    def identity(self, config: ConfigDict) -> Json:
         """The fields that determine the numbers of every unit."""
-        return _without(config, (*self.how, *self.grows, *self.reports))
+        return written(config.to_dict(), (*self.how, *self.grows, *self.reports))
 
-    def command(self, config: ConfigDict) -> dict[str, Any]:
+    def command(self, config: ConfigDict) -> Json:
         """The fields that say what is in the table of a run."""
-        return _without(config, (*self.how, *self.reports))
+        return written(config.to_dict(), (*self.how, *self.reports))
 
-    def check_known(self, config: Mapping[str, Any], *place: str) -> None:
+    def check_known(self, config: ConfigDict, place: str = "") -> None:
         """Raises `InputError` with a line for each field that is missing or not in the recipe file.
 
         place: of these fields in the config, where they are not its own.
         """
-        known = functools.reduce(lambda fields, name: fields[name], place, _recipe(self.experiment))
+        known = _recipe(self.experiment)
+        known = known[place] if place else known
         lines = [f"{name}: field is missing" for name in known if name not in config]
         lines += [str(unknown("config field", n, known)) for n in config if n not in known]
         errors.raise_problems(lines)
 
 
-def _without(config: ConfigDict, left_out: tuple[str, ...]) -> dict[str, Any]:
-    values = config.to_dict().items()
-    return {n: v for n, v in values if n not in left_out and not (n in LATER and v == LATER[n])}
+def written(values: Json, left_out: tuple[str, ...] = ()) -> Json:
+    """Those of these fields that are written down, but for those that are left out."""
+    later = {name for name, value in LATER.items() if values.get(name) == value}
+    return {name: value for name, value in values.items() if name not in {*later, *left_out}}
 
 
 @functools.cache
@@ -76,10 +79,8 @@ def check_all(*checks: Callable[[], Any]) -> None:
 
 def check_sweep(field: str, values: Any) -> None:
     """Raises `InputError` unless a sweep axis is a non-empty tuple of different values."""
-    repeated = isinstance(values, tuple | list) and any(
-        value in values[:i] for i, value in enumerate(values)
-    )
-    if not isinstance(values, tuple | list) or not len(values) or repeated:
+    listed = isinstance(values, tuple | list)
+    if not listed or not values or any(v in values[:i] for i, v in enumerate(values)):
         raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
     for value in values:
         if isinstance(value, str) and "," in value:
@@ -89,17 +90,17 @@ def check_sweep(field: str, values: Any) -> None:
             )
 
 
-def check_sweeps(config: Mapping[str, Any], fields: Iterable[str]) -> None:
+def check_sweeps(config: ConfigDict, fields: Iterable[str]) -> None:
     """Raises one `InputError` with a line for each sweep axis that is none."""
     check_all(*(functools.partial(check_sweep, field, config[field]) for field in fields))
 
 
-def check_each(config: Mapping[str, Any], field: str, check: CheckValue, *bounds: Any) -> None:
+def check_each(config: ConfigDict, field: str, check: CheckValue, *bounds: Any) -> None:
     """Checks every value of a sweep axis."""
     check_all(*(functools.partial(check, field, value, *bounds) for value in config[field]))
 
 
-def check_integers(config: Mapping[str, Any], **minimum: int) -> None:
+def check_integers(config: ConfigDict, **minimum: int) -> None:
     """Raises `InputError` unless fields are integers of at least so much."""
     check_all(
         *(functools.partial(check_integer, n, config[n], least) for n, least in minimum.items())
@@ -112,9 +113,10 @@ def check_seeds(field: str, *seeds: Any) -> None:
         check_integer(field, seed, 0, LARGEST_SEED)
 
 
-def read_model(config: Mapping[str, Any], **fields: Any) -> Model:
+def read_model(config: ConfigDict, **fields: Any) -> Model:
     """The model that a config says; `fields` stand in place of its own."""
     fields = {**config, **fields}
-    names = ("architecture", "image_shape", "num_logits", "pooling", "initialization")
-    width = {"width": width} if (width := check_integer("width", fields["width"], 0)) else {}
-    return create_model(**{n: fields[n] for n in (*names, "convolution")}, **width)
+    names = ["architecture", "image_shape", "num_logits", "pooling", "initialization"]
+    has_width = check_integer("width", fields["width"], 0) > 0
+    names += ["convolution"] + ["width"] * has_width
+    return create_model(**{name: fields[name] for name in names})

@@ -5,7 +5,8 @@ an epoch.
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+import timeit
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,37 +39,38 @@ def shorten(recipe: Recipe) -> Recipe:
     )
 
 
-class Example(NamedTuple):
-    """Networks to measure.
-
-    recipe: the whole one. arrays: of N networks, [N, …] each, by name. size: N.
-    """
+class Setup(NamedTuple):
+    """How the networks of a program are trained."""
 
     model: Model
     task: Task
     recipe: Recipe
-    arrays: dict[str, np.ndarray]
     learning_rate: float
-    size: int
 
 
-def _make_chunk(example: Example, execution: Execution) -> tuple[Chunk, Any, Members]:
-    """The compiled stages under a shortened recipe, the whole data, and the members."""
-    model, task, recipe, arrays, learning_rate, size = example
+def _make_chunk(
+    setup: Setup, arrays: Mapping[str, Any], execution: Execution
+) -> tuple[Chunk, Any, Members]:
+    """The compiled stages under a shortened recipe, the whole data, and a chunk of members that are
+    all alike.
+    """
+    model, task, recipe, learning_rate = setup
     data = jax.tree.map(jnp.asarray, task.data(model, recipe, 0))
+    size = execution.chunk_size
+    arrays = {name: np.stack([array] * size) for name, array in arrays.items()}
     members, _ = make_members(model, task, arrays, learning_rate, np.zeros(size, int))
     return make_chunk(make_fit(model, shorten(recipe), task), execution), data, members
 
 
-def measure_training(example: Example, execution: Execution) -> Cost:
-    """What as many networks as an example has cost under the whole recipe."""
-    recipe, short = example.recipe, shorten(example.recipe)
-    chunk, data, members = _make_chunk(example, execution)
+def measure_training(setup: Setup, arrays: Mapping[str, Any], execution: Execution) -> Cost:
+    """What a chunk of networks with such arrays costs under the whole recipe."""
+    recipe = setup.recipe
+    short = shorten(recipe)
+    chunk, data, members = _make_chunk(setup, arrays, execution)
     begun = time.monotonic()
     start = chunk.start.lower(members).compile()
-    state = jax.eval_shape(chunk.start, members)
-    epoch = chunk.epoch.lower(state, data, members).compile()
-    finish = chunk.finish.lower(state, data, members).compile()
+    rest = jax.eval_shape(chunk.start, members), data, members
+    epoch, finish = (stage.lower(*rest).compile() for stage in (chunk.epoch, chunk.finish))
     compile_seconds = time.monotonic() - begun
     both_seconds = fastest(lambda: epoch(start(members), data, members))
     epoch_seconds = max(both_seconds - fastest(lambda: start(members)), 0.0)
@@ -77,13 +79,13 @@ def measure_training(example: Example, execution: Execution) -> Cost:
     evaluations = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
     seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps
     seconds += evaluations * finish_seconds
-    peak = max(program_bytes(program) for program in (start, epoch, finish))
-    return Cost(compile_seconds, seconds / len(members.learning_rate), peak)
+    peak = max(map(program_bytes, (start, epoch, finish)))
+    return Cost(compile_seconds, seconds / execution.chunk_size, peak)
 
 
-def training_bytes(example: Example, execution: Execution) -> int:
-    """What training as many networks as an example has needs, on all devices together."""
-    chunk, data, members = _make_chunk(example, execution)
+def training_bytes(setup: Setup, arrays: Mapping[str, Any], execution: Execution) -> int:
+    """What training a chunk of networks with such arrays needs, on all devices together."""
+    chunk, data, members = _make_chunk(setup, arrays, execution)
     state = jax.eval_shape(chunk.start, members)
     epoch = chunk.epoch.lower(state, data, members).compile()
     return program_bytes(epoch) * len(execution.devices)
@@ -108,21 +110,19 @@ def largest_chunk(needs: Callable[[int], int], most: int, multiple: int, limit: 
       multiple: what the number must be a multiple of.
       limit: in bytes.
     """
-    size = max(most // multiple, 1) * multiple
-    if size == multiple:
-        return size
-    one = needs(multiple)
-    more = max(needs(2 * multiple) - one, 0)
-    while size > multiple and one + more * (size // multiple - 1) > limit:
-        size = max(size // 2 // multiple, 1) * multiple
-    return size
+    count = max(most // multiple, 1)  # in multiples
+    if count > 1:
+        one = needs(multiple)
+        more = max(needs(2 * multiple) - one, 0)
+        while count > 1 and one + more * (count - 1) > limit:
+            count //= 2
+    return count * multiple
 
 
 class Ensemble(NamedTuple):
-    """An ensemble to measure.
+    """An ensemble: what is measured of which networks, and how it is accumulated.
 
-    num_networks: that are added at a time. num_rows: that a network counts as.
-    basis_shape: of the test directions of a sketch.
+    num_networks: that are added at a time. basis(): the test directions of a sketch.
     """
 
     model: Model
@@ -130,56 +130,54 @@ class Ensemble(NamedTuple):
     accumulator: Accumulator
     execution: Execution
     num_networks: int
-    num_rows: int
-    basis_shape: tuple[int, int] = (0, 0)
+    basis: Callable[[], jax.Array] | None = None
 
     def make_empty(self) -> Halves:
-        """A state as large as that of the ensemble; its test directions are zeros."""
-        return init_halves(self.accumulator, jnp.zeros(self.basis_shape))
+        """The state that has seen no networks."""
+        return init_halves(self.accumulator, self.basis and self.basis())
+
+    def resolve(self) -> tuple[Execution, int]:
+        """How it is accumulated without automatic choices, and the rows that a network counts as;
+        raises `InputError` for what is wrong or does not fit the model.
+        """
+        how = self.execution, self.num_networks
+        execution, num_rows = resolve_execution(self.model, self.estimator, *how)
+        return execution, num_rows * self.accumulator.copies
+
+    @property
+    def num_rows(self) -> int:
+        return self.resolve()[1]
 
 
-def make_ensemble(
-    model: Model,
-    estimator: Estimator,
-    accumulator: Accumulator,
-    execution: Execution,
-    num_networks: int,
-    basis_shape: tuple[int, int] = (0, 0),
-) -> Ensemble:
-    """An ensemble; raises `InputError` for what is wrong or does not fit the model."""
-    num_rows = resolve_execution(model, estimator, execution, num_networks)[1]
-    num_rows *= accumulator.copies
-    return Ensemble(model, estimator, accumulator, execution, num_networks, num_rows, basis_shape)
-
-
-def choose_chunk(ensemble: Ensemble) -> Execution:
-    """How an ensemble is accumulated, with the most networks at once that fit where that is left
-    open and they are mapped vectorized.
+def choose_chunk(ensemble: Ensemble, chunk_size: int = 0) -> Ensemble:
+    """An ensemble that is accumulated `chunk_size` networks at a time; where that is 0, as many as
+    it says. Where that too is open and they are mapped vectorized, the most that fit.
     """
-    execution, most = ensemble.execution.resolved(), ensemble.num_networks
-    if execution.chunk_size or execution.mapping == "sequential":
-        return execution
+    execution = ensemble.execution.resolved()
+
+    def of_size(size: int) -> Ensemble:
+        return ensemble._replace(execution=execution._replace(chunk_size=size))
+
+    chunk_size = chunk_size or execution.chunk_size
+    if chunk_size or execution.mapping == "sequential":
+        return of_size(chunk_size)
 
     def needs(size: int) -> int:
-        chosen = ensemble._replace(execution=execution._replace(chunk_size=size))
-        return program_bytes(compile_ensemble(chosen)[0])
+        return program_bytes(compile_ensemble(of_size(size))[0])
 
-    most = -(-most // jax.local_device_count())  # so that each device has some
-    chunk_size = largest_chunk(needs, most, 2, device_bytes() // 2)
-    return execution._replace(chunk_size=chunk_size)
+    most = -(-ensemble.num_networks // jax.local_device_count())  # so that each device has some
+    return of_size(largest_chunk(needs, most, 2, device_bytes() // 2))
 
 
 def compile_ensemble(ensemble: Ensemble) -> tuple[jax.stages.Compiled, tuple]:
     """The compiled program that adds a chunk of networks, and what it takes besides the state: key,
     0, chunk size, and no arrays.
     """
-    model, estimator, accumulator, execution, num_networks, *_ = ensemble
-    execution, _ = resolve_execution(model, estimator, execution, num_networks)
-    add_chunk = make_add_chunk(model, estimator, accumulator, execution)
-    key, numbers = make_key(0), (jnp.int32(0), jnp.int32(execution.chunk_size))
-    empty = jax.eval_shape(ensemble.make_empty)
-    program = add_chunk.lower(key, empty, *numbers, None, None).compile()
-    return program, (key, *numbers, None, None)
+    execution, _ = ensemble.resolve()
+    add_chunk = make_add_chunk(*ensemble[:3], execution)
+    key, *rest = make_key(0), jnp.int32(0), jnp.int32(execution.chunk_size), None, None
+    program = add_chunk.lower(key, jax.eval_shape(ensemble.make_empty), *rest).compile()
+    return program, (key, *rest)
 
 
 def measure_ensemble(ensemble: Ensemble) -> Cost:
@@ -203,18 +201,13 @@ def fastest(call: Callable[[], Any]) -> float:
     """The seconds that the fastest of several calls takes: of one, where that takes longer than two
     seconds.
     """
-    begun, times = time.monotonic(), []
-    while not times or (time.monotonic() - begun < 2.0 and len(times) < 20):
-        called = time.monotonic()
-        jax.block_until_ready(call())
-        times.append(time.monotonic() - called)
-    return min(times)
+    timer = timeit.Timer(lambda: jax.block_until_ready(call()))
+    first = timer.timeit(1)
+    return min([first, *timer.repeat(min(int(2.0 / first), 19), 1)])
 
 
 def program_bytes(program: Any) -> int:
     """What a compiled program says that it needs: arguments, results and intermediate arrays."""
     memory = program.memory_analysis()
-    together = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    )
-    return together + memory.temp_size_in_bytes
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return arrays - memory.alias_size_in_bytes + memory.temp_size_in_bytes

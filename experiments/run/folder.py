@@ -16,7 +16,8 @@ import numpy as np
 from absl import logging
 
 from experiments.run import origin
-from experiments.run.plan import Arrays, Member, Study, Unit
+from experiments.run.origin import Json
+from experiments.run.plan import Arrays, Member, Shapes, Study, Unit
 from experiments.run.shards import Shard
 from nad_jax import store
 from nad_jax.errors import InputError
@@ -88,11 +89,12 @@ class Folder(NamedTuple):
     def _group(self, members: list[Member]) -> list[Unit]:
         size = self.study.unit_size
         if not size:
-            return [Unit(",".join(filter(None, (m.folder, m.name))), [m]) for m in members]
+            return [Unit(member.name, [member]) for member in members]
         units = []
         for _, group in itertools.groupby(members, lambda member: member.program):
             same = list(group)
-            for chosen in (same[i : i + size] for i in range(0, len(same), size)):
+            for first in range(0, len(same), size):
+                chosen = same[first : first + size]
                 names = "\n".join(member.name for member in chosen)
                 name = hashlib.sha256(names.encode()).hexdigest()[:16]
                 units.append(Unit(f"networks_{name}", chosen))
@@ -135,9 +137,7 @@ class Folder(NamedTuple):
                 found[str(arrays.pop("names"))] = arrays
         return found
 
-    def _read_file(
-        self, path: Path, shapes: dict[str, tuple[int | str, ...]], folder: str = ""
-    ) -> tuple[Arrays, dict[str, Any]]:
+    def _read_file(self, path: Path, shapes: Shapes, folder: str = "") -> tuple[Arrays, Json]:
         """The arrays of a file, of these shapes, and what it says of itself.
 
         Raises:
@@ -146,15 +146,12 @@ class Folder(NamedTuple):
             count networks.
         """
         identity = self.study.identities[folder]
-        if path.suffix == ".json":
+        is_json = path.suffix == ".json"
+        if is_json:
             text = store.read_text(path)
-            try:
-                content = json.loads(text)
-                content = {name: content[name] for name in shapes}
-            except (ValueError, KeyError, TypeError) as error:
-                raise DamagedError(f"{path}: damaged ({error!r})") from error
-            return content, origin.check_origin(path, np.asarray(text), identity)
-        arrays = store.read_npz(path)
+            arrays = {**origin.parse_object(path, text), "config": text}
+        else:
+            arrays = store.read_npz(path)
         missing = [name for name in (*shapes, "config") if name not in arrays]
         if missing and {*missing} <= EARLIER:
             raise InputError(
@@ -165,7 +162,7 @@ class Folder(NamedTuple):
             raise DamagedError(f"{path}: array {missing[0]!r} is missing")
         said = origin.check_origin(path, arrays["config"], identity)
         lengths: dict[str, int] = {}
-        for name, shape in shapes.items():
+        for name, shape in () if is_json else shapes.items():
             array, kinds = arrays[name], "U" if name == "names" else "iuf"
             wanted = [
                 lengths.setdefault(axis, length) if isinstance(axis, str) else axis
@@ -184,29 +181,24 @@ class Folder(NamedTuple):
         files = (self.workdir / folder / "units").glob(f"*{self.study.suffix}")
         return sorted(path.stem for path in files)
 
-    def describe(self, unit: Unit, how: dict[str, Any]) -> np.ndarray:
+    def describe(self, unit: Unit, how: Json) -> np.ndarray:
         """What a unit says of itself, see `origin.describe_origin`."""
-        name, member = self._name(unit), unit.members[0]
+        member = unit.members[0]
         identity = self.study.identities[member.folder]
-        return origin.describe_origin(identity, unit=name, **member.says, **how)
+        return origin.describe_origin(identity, unit=unit.name, **member.says, **how)
 
-    def _name(self, unit: Unit) -> str:
-        """The name of its file."""
-        return unit.name if self.study.unit_size else unit.members[0].name
-
-    def write(self, unit: Unit, arrays: Arrays, how: dict[str, Any]) -> None:
+    def write(self, unit: Unit, arrays: Arrays, how: Json) -> None:
         """Stores the arrays of a unit, at once, and what computed them."""
-        said, path = self.describe(unit, how), self.path(self._name(unit), unit.members[0].folder)
+        said, path = self.describe(unit, how), self.path(unit.name, unit.members[0].folder)
         if path.suffix == ".json":
             content = {**json.loads(str(said)), **arrays}
             store.write_text(path, json.dumps(content, indent=1) + "\n")
             return
         if self.study.unit_size:
             arrays = {**arrays, "names": [member.name for member in unit.members]}
-        arrays = {name: np.asarray(array) for name, array in arrays.items()}
         store.write_npz(path, {**arrays, "config": said})
 
-    def read_origins(self, members: Iterable[Member]) -> list[dict[str, Any]]:
+    def read_origins(self, members: Iterable[Member]) -> list[Json]:
         """What the stored ones of these members, files of their own, say of themselves."""
         paths = [self.path(member.name, member.folder) for member in members]
         said = [read_intact(path, partial(origin.read_origin, path), False) for path in paths]

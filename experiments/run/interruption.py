@@ -10,6 +10,7 @@ from there.
 """
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -20,30 +21,22 @@ from typing import NoReturn
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 GRACE_SECONDS = 3.0  # for the computation to reach its next epoch and keep a snapshot
 _ALWAYS = (signal.SIGINT, signal.SIGTERM)
-_UNLESS_IGNORED = (
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)  # by who started the process, as `nohup` does
-_SIGNALS = (*_ALWAYS, *_UNLESS_IGNORED)
+# The others unless who started the process, as `nohup` does, ignores them.
+_SIGNALS = (*_ALWAYS, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 _requested = threading.Event()
 _resumable = threading.Event()
-_watched = False
 
 
 class Interrupted(Exception):
     """The end of the process has been asked for."""
 
 
+@functools.cache  # once
 def watch() -> None:
     """From now on these signals end the process; before, which is milliseconds, they do as they do
     without Python.
     """
-    global _watched
-    if _watched:
-        return
-    _watched = True
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -74,9 +67,8 @@ def leave() -> NoReturn:
     takes.
     """
     try:
-        if select.select([], [2], [], 0)[
-            1
-        ]:  # standard error may be a pipe that nobody reads any more
+        _, writable, _ = select.select([], [2], [], 0)
+        if writable:  # standard error may be a pipe that nobody reads any more
             os.write(2, b"interrupted; the same command goes on from what is stored\n")
     finally:
         os._exit(EXIT_CODE)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from experiments.run.origin import Json
 from nad_jax.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from experiments.run.folder import Folder
 
 Arrays = Mapping[str, np.ndarray]  # of what is stored as JSON, JSON values
+Shapes = dict[str, tuple[int | str, ...]]  # an axis with a name has one length in all of a unit
 
 
 class Member(NamedTuple):
@@ -42,6 +44,11 @@ class Unit(NamedTuple):
 
     name: str
     members: list[Member]
+
+    @property
+    def label(self) -> str:
+        """Its name among the units of all folders."""
+        return ",".join(filter(None, (self.members[0].folder, self.name)))
 
     @property
     def program(self) -> Hashable:
@@ -71,7 +78,7 @@ class Program(NamedTuple):
     compute: Callable[[Work], tuple[Arrays, int]]
     chunk_size: int
     smallest_chunk: int
-    how: dict[str, Any]
+    how: Json
 
 
 class Cost(NamedTuple):
@@ -109,9 +116,9 @@ class Study(NamedTuple):
     alone: why no other process may share its work; "": others may.
     """
 
-    identities: dict[str, dict[str, Any]]
+    identities: dict[str, Json]
     members: list[Member]
-    shapes: Callable[[Member], dict[str, tuple[int | str, ...]]]
+    shapes: Callable[[Member], Shapes]
     make_program: Callable[[Member, int], Program]
     measure_cost: Callable[[Member], Cost]
     collect: Callable[["Folder", int], None]

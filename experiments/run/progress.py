@@ -2,6 +2,7 @@
 folder.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -33,24 +34,27 @@ def compile_seconds() -> float:
     return _compile_seconds
 
 
+@dataclasses.dataclass
 class Progress:
     """Counts networks, or what a plan calls them. The line is rewritten in place on a terminal by
     the first process; others say the end only.
 
-    Args:
-      log: the file that JSON lines are appended to; each has `event` and `time` (seconds since
-        1970).
-      total, done: the networks of this process, and those that were there before.
-      speaks: whether this process shows the line while it runs.
-      counts: what is counted.
+    log: the file that JSON lines are appended to; each has `event` and `time` (seconds since 1970).
+    total, done: the networks of this process, and those that are there.
+    speaks: whether this process shows the line while it runs.
+    counts: what is counted.
     """
 
-    def __init__(self, log: Path, total: int, done: int, speaks: bool, counts: str) -> None:
-        self._log, self._total, self._done, self._base = log, total, done, done
-        self._terminal = speaks and sys.stderr.isatty()
+    log: Path
+    total: int
+    done: int
+    speaks: bool
+    counts: str
+
+    def __post_init__(self) -> None:
+        self._base, self._terminal = self.done, self.speaks and sys.stderr.isatty()
         self._started, self._shown = time.monotonic(), 0.0
-        self._compiled = compile_seconds()
-        self._diverged, self._counts = 0, counts
+        self._compiled, self._diverged = compile_seconds(), 0
 
     def event(self, name: str, **fields: Any) -> None:
         """Appends a JSON line; a log that cannot be written is said once and does not stop the
@@ -58,33 +62,33 @@ class Progress:
         """
         line = json.dumps({"event": name, "time": round(time.time(), 3), **fields})
         try:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            with self._log.open("a", encoding="utf-8") as file:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
             logging.log_first_n(
-                logging.WARNING, "%s: %s; no events are written", 1, self._log, error.strerror
+                logging.WARNING, "%s: %s; no events are written", 1, self.log, error.strerror
             )
 
     def unit(self, networks: int, diverged: int) -> None:
         """A unit of so many networks is stored."""
-        self._done += networks
+        self.done += networks
         self._diverged += diverged
         self.show(0.0)
 
     def show(self, in_unit: float) -> None:
         """Shows the line; `in_unit` networks of the current unit are done."""
-        now, done = time.monotonic(), self._done + in_unit
-        last = self._done >= self._total
+        now, done = time.monotonic(), self.done + in_unit
+        last = self.done >= self.total
         if not last and (not self._terminal or now - self._shown < 0.2):
             return
         self._shown = now
         compiled = compile_seconds() - self._compiled
         rate = (done - self._base) / max(now - self._started - compiled, 1e-9)
-        line = f"{int(done)}/{self._total} {self._counts}, {rate:.3g} {self._counts}/s"
+        line = f"{int(done)}/{self.total} {self.counts}, {rate:.3g} {self.counts}/s"
         if not last:
-            line += f", ETA {clock((self._total - done) / rate) if rate > 0 else '?'}"
-        if self._counts == "networks":
+            line += f", ETA {clock((self.total - done) / rate) if rate > 0 else '?'}"
+        if self.counts == "networks":
             line += f", compilation {compiled:.0f} s, {self._diverged} diverged"
         sys.stderr.write(
             f"\r\x1b[K{line}" + ("\n" if last else "") if self._terminal else line + "\n"

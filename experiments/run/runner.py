@@ -50,10 +50,8 @@ def run(
         shards compute.
     """
     _check_shard(study, shard)
-    folder = Folder(workdir, study).open()
-    folder = _compute(folder, shard, allow_other_versions)
-    missing = folder.missing()
-    if missing:
+    folder = _compute(Folder(workdir, study).open(), shard, allow_other_versions)
+    if missing := folder.missing():
         if folder.missing(shard):
             raise damaged_meanwhile(workdir)
         print(f"shard {shard.name} is done; other shards have {_count(study, missing)} to go")
@@ -74,8 +72,10 @@ def collect(study: Study, workdir: Path) -> bool:
     if num_missing == _num_networks(_everything(folder)):
         raise RunAgain(f"{workdir}: nothing of this command is stored yet")
     folder.study.collect(folder, num_missing)
-    for line in _describe_missing(study, missing):
-        sys.stderr.write(line + "\n")
+    for name, units in _by_program(missing).items():
+        sys.stderr.write(f"missing: {name}: {_count(study, units)}\n")
+    if missing:
+        sys.stderr.write("the command without --collect computes them\n")
     return not num_missing
 
 
@@ -96,7 +96,7 @@ def _to_go(folder: Folder, shard: Shard = ALONE) -> list[Unit]:
 
 
 def _snapshots_path(folder: Folder, unit: Unit) -> Path:
-    return folder.workdir / "snapshots" / unit.name
+    return folder.workdir / "snapshots" / unit.label
 
 
 def _check_versions(folder: Folder, checked: set[str]) -> None:
@@ -104,16 +104,15 @@ def _check_versions(folder: Folder, checked: set[str]) -> None:
 
     What is in `checked` is not read again.
     """
+    suffix = folder.study.suffix
     # Names, not paths: there may be thousands, and this is asked before every unit.
     names = {
         name
-        for place in dict.fromkeys(member.folder for member in folder.study.members)
-        for name in glob.iglob(f"{glob.escape(str(folder.workdir / place))}/units/*")
+        for place in {member.folder for member in folder.study.members}
+        for name in glob.iglob(f"{glob.escape(str(folder.workdir / place))}/units/*{suffix}")
     }
     for name in sorted(names - checked):
         path = Path(name)
-        if path.suffix != folder.study.suffix:
-            continue
         said = read_intact(path, partial(origin.read_origin, path), False)
         if said is None:
             continue
@@ -135,13 +134,8 @@ def _compute(folder: Folder, shard: Shard, allow_other_versions: bool) -> Folder
             _check_versions(folder, checked)
 
     total, to_go = (_num_networks(units(folder, shard)) for units in (_everything, _to_go))
-    progress = Progress(
-        folder.workdir / "progress" / f"{shard.name}.jsonl",
-        total,
-        total - to_go,
-        speaks=shard.index == 0,
-        counts=folder.study.counts,
-    )
+    log, done = folder.workdir / "progress" / f"{shard.name}.jsonl", total - to_go
+    progress = Progress(log, total, done, speaks=shard.index == 0, counts=folder.study.counts)
     says = {"pid": os.getpid(), "shard": shard.name, "source": shard.source}
     says |= {"device": jax.local_devices()[0].device_kind, "jax": jax.__version__}
     progress.event("start", **says, networks=total, missing=to_go)
@@ -194,8 +188,8 @@ def _compute_group(
         compiled, done = compile_seconds(), None
         while done is None:
             program = program or folder.study.make_program(unit.members[0], chunk_size)
-            chunk_size = program.chunk_size
-            identity = {"says": str(folder.describe(unit, program.how)), "chunk_size": chunk_size}
+            _, chunk_size, smallest, how = program
+            identity = {"says": str(folder.describe(unit, how)), "chunk_size": chunk_size}
             path = _snapshots_path(folder, unit)
             snapshots = Snapshots(path, identity, SNAPSHOT_SECONDS, interruption.requested)
             try:
@@ -203,17 +197,16 @@ def _compute_group(
             except jax.errors.JaxRuntimeError as error:
                 if not any(sign in str(error) for sign in OUT_OF_MEMORY):
                     raise
-                smallest = program.smallest_chunk
                 program = None  # frees what it holds before the smaller one takes its place
             if done is None:
-                progress.event("out of memory", unit=unit.name, chunk_size=chunk_size)
+                progress.event("out of memory", unit=unit.label, chunk_size=chunk_size)
                 chunk_size = _halved(unit.program, chunk_size, smallest)
         arrays, diverged = done
-        folder.write(unit, arrays, program.how)
+        folder.write(unit, arrays, how)
         snapshots.clear()
-        fields = {"unit": unit.name, "networks": unit.num_networks, "diverged": diverged}
-        seconds = round(compile_seconds() - compiled, 3)
-        progress.event("unit", **fields, chunk_size=chunk_size, compile_seconds=seconds)
+        fields = {"unit": unit.label, "networks": unit.num_networks, "diverged": diverged}
+        fields["compile_seconds"] = round(compile_seconds() - compiled, 3)
+        progress.event("unit", **fields, chunk_size=chunk_size)
         progress.unit(unit.num_networks, diverged)
         interruption.check()
 
@@ -233,7 +226,7 @@ def _halved(key: Any, chunk_size: int, smallest: int) -> int:
 
 
 def _name(program: Any) -> str:
-    return " ".join(str(part) for part in program) if isinstance(program, tuple) else str(program)
+    return " ".join(map(str, program)) if isinstance(program, tuple) else str(program)
 
 
 def _by_program(units: list[Unit]) -> dict[str, list[Unit]]:
@@ -251,12 +244,6 @@ def _count(study: Study, units: list[Unit]) -> str:
     networks = _num_networks(units)
     counts = study.counts if networks != 1 else study.counts.removesuffix("s")
     return f"{networks} {counts} in {len(units)} unit{'s' * (len(units) != 1)}"
-
-
-def _describe_missing(study: Study, missing: list[Unit]) -> list[str]:
-    groups = _by_program(missing).items()
-    lines = [f"missing: {name}: {_count(study, units)}" for name, units in groups]
-    return [*lines, "the command without --collect computes them"] if lines else []
 
 
 def describe(study: Study, workdir: Path, shard: Shard = ALONE) -> None:

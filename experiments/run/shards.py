@@ -53,25 +53,22 @@ def _scheduled_shard(environment: Mapping[str, str]) -> Shard:
         if step < 1 or (task - first) % step or not 0 <= (task - first) // step < count:
             raise InputError(
                 f"SLURM_ARRAY_TASK_ID: {task} is no member of {count} tasks from {first} in steps "
-                f"of {step}; "
-                "submit a regular range, or give --shard=i/n"
+                f"of {step}; submit a regular range, or give --shard=i/n"
             )
         return Shard((task - first) // step, count, "Slurm array")
     if "JOB_COMPLETION_INDEX" in environment:
         if "NAD_NUM_SHARDS" not in environment:
             raise InputError(
                 "NAD_NUM_SHARDS: this is a Kubernetes indexed job (JOB_COMPLETION_INDEX is set), "
-                "so it must be the "
-                "number of completions; or give --shard=i/n"
+                "so it must be the number of completions; or give --shard=i/n"
             )
-        index, count = (
-            _integer(environment, name) for name in ("JOB_COMPLETION_INDEX", "NAD_NUM_SHARDS")
-        )
+        names = ("JOB_COMPLETION_INDEX", "NAD_NUM_SHARDS")
+        index, count = (_integer(environment, name) for name in names)
         return _checked("JOB_COMPLETION_INDEX", index, count, "Kubernetes index")
     raise InputError(
         "shard: auto finds neither a Slurm array (SLURM_ARRAY_TASK_ID) nor a Kubernetes indexed "
-        "job "
-        "(JOB_COMPLETION_INDEX) around it; give --shard=i/n, or leave it out to compute everything"
+        "job (JOB_COMPLETION_INDEX) around it; give --shard=i/n, or leave it out to compute "
+        "everything"
     )
 
 
@@ -101,9 +98,8 @@ def join_cluster(flag: str) -> Shard:
     except Exception as error:  # an address without a port, say, is an IndexError
         raise InputError(
             f"distributed: JAX finds no cluster, or not all of it ({first_line(error)}); where it "
-            "detects none, set "
-            "JAX_COORDINATOR_ADDRESS=host:port of the first process and --shard=i/n, or leave out "
-            "--distributed"
+            "detects none, set JAX_COORDINATOR_ADDRESS=host:port of the first process and "
+            "--shard=i/n, or leave out --distributed"
         ) from error
     return shard
 
