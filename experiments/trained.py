@@ -23,7 +23,7 @@ from experiments.run.costs import (
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
 from nad_jax import errors
-from nad_jax.chunks import resolve_execution
+from nad_jax.chunks import choose_chunks
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_number
 from nad_jax.fitting import Task
@@ -91,7 +91,7 @@ def check_execution(config: ConfigDict) -> None:
     """Raises `InputError` where networks cannot be trained in the way that a config says."""
     check_all(
         lambda: check_integers(config, unit_size=0),
-        lambda: resolve_execution(Execution(config.mapping, config.chunk_size, config.num_devices)),
+        lambda: choose_chunks(Execution(config.mapping, config.chunk_size, config.num_devices)),
         lambda: check_choice("keep_weights", config.keep_weights, (False, True)),
     )
 
@@ -126,7 +126,7 @@ def make_study(
     `Network`, `metrics` name what of each goes into the table.
     """
     execution = Execution(config.mapping, config.chunk_size, config.num_devices)
-    unit_size = config.unit_size or resolve_execution(execution).chunk_size
+    unit_size = config.unit_size or choose_chunks(execution).chunk_size
 
     def make_example(member: Member, size: int) -> Example:
         model, task, recipe, learning_rate = make_setup(member)
@@ -137,7 +137,7 @@ def make_study(
         open.
         """
         chosen = chunk_size or config.chunk_size
-        resolved = resolve_execution(execution._replace(chunk_size=chosen))
+        resolved = choose_chunks(execution._replace(chunk_size=chosen))
         if resolved.mapping == "vectorized" and not chosen:
 
             def needs(size: int) -> int:

@@ -9,8 +9,10 @@ memory are in proportion to the bytes of the pickle.
 import dataclasses
 import io
 import math
+import operator
 import pickletools
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,11 +79,8 @@ def _key(value: Any) -> bytes:
     return value.encode() if type(value) is str else to_bytes(value)
 
 
-def _fill(table: Any, items: list) -> dict[bytes, Any]:
-    if type(table) is not dict or len(items) % 2:
-        raise PickleError("it sets items of what is no dictionary")
-    table.update(zip(map(_key, items[::2]), items[1::2], strict=True))
-    return table
+def _pairs(items: list[Any]) -> Iterator[tuple[bytes, Any]]:
+    return zip(map(_key, items[::2]), items[1::2], strict=True)
 
 
 def _build(name: str, items: list[Any], stack: list[Any]) -> None:
@@ -90,7 +89,7 @@ def _build(name: str, items: list[Any], stack: list[Any]) -> None:
         case "APPEND" | "APPENDS":
             list.extend(stack[-1], items)
         case "SETITEM" | "SETITEMS":
-            _fill(stack[-1], items)
+            dict.update(stack[-1], _pairs(items))
         case "BUILD":
             (stack[-1].state,) = items
         case "STACK_GLOBAL":
@@ -101,7 +100,7 @@ def _build(name: str, items: list[Any], stack: list[Any]) -> None:
                 raise PickleError("it calls what is no function")
             stack.append(Call(function.name, arguments))
         case "EMPTY_DICT" | "DICT":
-            stack.append(_fill({}, items))
+            stack.append(dict(_pairs(items)))
         case "EMPTY_LIST" | "LIST":
             stack.append(items)
         case _:
@@ -168,8 +167,7 @@ def to_bytes(value: Any) -> bytes | bytearray:
     match value:
         case bytes() | bytearray():
             return value
-        case str() | Call("encode", (str(), "latin1")):
-            text = value if type(value) is str else value.arguments[0]
+        case (str() as text) | Call("encode", (str() as text, "latin1")):
             return text.encode("latin-1")
         case Call("bytes", ()):
             return b""
@@ -188,14 +186,18 @@ def _to_dtype(value: Any) -> np.dtype:
 
 
 def to_array(value: Any) -> np.ndarray:
-    """The array of integers that a pickle holds; raises `PickleError` where it is none."""
+    """The array of integers, or one integer of NumPy, that a pickle holds; raises `PickleError`
+    where it is none.
+    """
     match value:
         case Call("_reconstruct", _, (_, shape, dtype, fortran, content)):
             order = b"F" if fortran is True else b"C"
         case Call("_frombuffer", (content, dtype, shape, order)):
             order = to_bytes(order)
+        case Call("scalar", (dtype, content)):
+            shape, order = (), b"C"
         case _:
-            raise PickleError("it is no array")
+            raise PickleError("it is no array, and no number of one")
     dtype, content = _to_dtype(dtype), to_bytes(content)
     if (
         type(shape) is not tuple
@@ -210,11 +212,4 @@ def to_array(value: Any) -> np.ndarray:
 
 def to_integer(value: Any) -> int:
     """The integer that a pickle holds, of Python or NumPy."""
-    if type(value) is int:
-        return value
-    match value:
-        case Call("scalar", (dtype, content)):
-            dtype, content = _to_dtype(dtype), to_bytes(content)
-            if len(content) == dtype.itemsize:
-                return int(np.frombuffer(content, dtype)[0])
-    raise PickleError(f"{type(value).__name__} is no integer")
+    return value if type(value) is int else operator.index(to_array(value))

@@ -17,7 +17,7 @@ from experiments.run.costs import choose_chunk, compile_ensemble, make_ensemble,
 from nad_jax import ensemble
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
-from nad_jax.chunks import make_chunk, resolve_execution
+from nad_jax.chunks import choose_chunks, make_chunk
 from nad_jax.ensemble import Execution
 from nad_jax.estimation import make_dense
 from nad_jax.fitting import make_fit
@@ -108,7 +108,7 @@ def _train(spec: dict[str, Any], num_directions: int) -> Program:
     recipe = Recipe(
         num_train=count, num_test=count, batch_size=spec["batch_size"], precision=spec["precision"]
     )
-    execution = resolve_execution(Execution(num_devices=1))
+    execution = choose_chunks(Execution(num_devices=1))
     chunk_size = min(execution.chunk_size, num_directions)
     task = separable()
     chunk = make_chunk(make_fit(model, recipe, task), execution)

@@ -14,9 +14,9 @@ import numpy as np
 
 from experiments.run.plan import Cost
 from nad_jax.choices import Estimator
-from nad_jax.chunks import Chunk, make_chunk
+from nad_jax.chunks import make_chunk
 from nad_jax.ensemble import Execution, make_key
-from nad_jax.fitting import Members, Task, make_fit
+from nad_jax.fitting import Members, Stages, Task, make_fit
 from nad_jax.geometry import make_add_chunk, resolve_execution
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, Halves, init_halves
@@ -52,7 +52,7 @@ class Example(NamedTuple):
     size: int
 
 
-def _make_chunk(example: Example, execution: Execution) -> tuple[Chunk, Any, Members]:
+def _make_chunk(example: Example, execution: Execution) -> tuple[Stages, Any, Members]:
     """The compiled stages under a shortened recipe, the whole data, and the members."""
     model, task, recipe, arrays, learning_rate, size = example
     data = jax.tree.map(jnp.asarray, task.data(model, recipe, 0))
