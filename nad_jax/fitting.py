@@ -77,11 +77,6 @@ class FitMetrics(NamedTuple):
 Observer = Callable[[Any, Any, Members], Any]
 
 
-def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """The cross-entropy [B] of logits [B, K] and labels [B]."""
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
-
-
 def has_label(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether the largest of logits [B, K] is that of the label [B]."""
     return outputs.argmax(-1) == labels
@@ -126,7 +121,7 @@ class Task(NamedTuple):
 
     data: Callable[[Model, Recipe, int], Any]
     sample: Callable[[Any, str, jax.Array, Arrays], tuple[jax.Array, Any]]
-    loss: Callable[[jax.Array, Any], jax.Array] = cross_entropy
+    loss: Callable[[jax.Array, Any], jax.Array] = optax.softmax_cross_entropy_with_integer_labels
     correct: Callable[[jax.Array, Any], jax.Array] = has_label
     arrays: Arrays = MappingProxyType({})
     takes_others: bool = False
@@ -388,10 +383,12 @@ def make_whole(
         rate = check_scalar("learning_rate", learning_rate)
         member = Members(ensemble.resolve_key(key), rate, arrays)
 
-        def epoch(_: jax.Array, state: FitState) -> FitState:
-            return stages.epoch(state, data, member)
-
-        state = jax.lax.fori_loop(0, recipe.num_epochs, epoch, stages.start(member))
+        state = jax.lax.fori_loop(
+            0,
+            recipe.num_epochs,
+            lambda _, state: stages.epoch(state, data, member),
+            stages.start(member),
+        )
         return stages.variables(state), stages.finish(state, data, member)
 
     return train
