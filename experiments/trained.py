@@ -23,7 +23,7 @@ from experiments.run.costs import (
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Study, Work
 from nad_jax import errors
-from nad_jax.chunks import resolve_execution
+from nad_jax.chunks import choose_chunks
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_number
 from nad_jax.recipe import Recipe
@@ -86,7 +86,7 @@ def check_execution(config: ConfigDict) -> None:
     """Raises `InputError` where networks cannot be trained in the way that a config says."""
     check_all(
         lambda: check_integers(config, unit_size=0),
-        lambda: resolve_execution(Execution(config.mapping, config.chunk_size, config.num_devices)),
+        lambda: choose_chunks(Execution(config.mapping, config.chunk_size, config.num_devices)),
         lambda: check_choice("keep_weights", config.keep_weights, (False, True)),
     )
 
@@ -112,14 +112,14 @@ def make_study(
     `Trainee`, `metrics` name what of each goes into the table.
     """
     execution = Execution(config.mapping, config.chunk_size, config.num_devices)
-    unit_size = config.unit_size or resolve_execution(execution).chunk_size
+    unit_size = config.unit_size or choose_chunks(execution).chunk_size
 
     def choose_execution(member: Member, chunk_size: int) -> Execution:
         """As the config says, but no more networks at once than fit where it leaves their number
         open.
         """
         chosen = chunk_size or config.chunk_size
-        resolved = resolve_execution(execution._replace(chunk_size=chosen))
+        resolved = choose_chunks(execution._replace(chunk_size=chosen))
         if chosen or resolved.mapping == "sequential":
             return resolved
         setup, arrays, count = make_setup(member), member.what.arrays, len(resolved.devices)

@@ -9,24 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import ensemble, tasks
+from nad_jax import tasks
 from nad_jax.chunks import Progress
 from nad_jax.cifar import ImageData
 from nad_jax.ensemble import Execution
 from nad_jax.errors import (
     InputError,
     check_record,
-    check_scalar,
-    check_units,
     number_array,
     real_array,
 )
-from nad_jax.fitting import FitMetrics, Members, check_recipe, make_fit, make_whole
+from nad_jax.fitting import FitMetrics, make_whole
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
-from nad_jax.snapshots import Snapshots
 from nad_jax.tasks.images import Transform, check_image_data, check_scale, name_arrays
-from nad_jax.tasks.separable import Noise, TrainMetrics, check_num_samples
+from nad_jax.tasks.separable import Noise, TrainMetrics, check_sizes
 from nad_jax.training import make_run
 
 
@@ -50,12 +47,10 @@ def make_train(
         is neither one typed key nor a seed, a direction not of unit norm, and negative numbers
         (inside a compiled function values are not checked).
     """
-    recipe = Recipe() if recipe is None else recipe
-    check_recipe(recipe)
-    sizes = recipe.num_train, recipe.num_test
-    for name, size in zip(("num_train", "num_test"), sizes, strict=True):
-        check_num_samples(name, size)
-    whole = make_whole(make_fit(model, recipe, tasks.separable()), recipe.num_epochs)
+    task = tasks.separable()
+    recipe = task.resolve_recipe(recipe)
+    sizes = check_sizes(recipe)
+    whole = make_whole(model, recipe, task)
     dimension = int(np.prod(model.image_shape))
 
     def train(
@@ -66,20 +61,17 @@ def make_train(
         learning_rate: jax.Array,
         noise: Noise,
     ) -> tuple[Any, TrainMetrics]:
-        key = ensemble.resolve_key(key)
         check_record("noise", noise, Noise)
-        splits = (jnp.asarray(real_array("noise", split, f"[B, {dimension}]")) for split in noise)
-        noise = Noise(*splits)
-        if (len(noise.train), len(noise.test)) != sizes:
+        splits = [jnp.asarray(real_array("noise", split, f"[B, {dimension}]")) for split in noise]
+        got = tuple(map(len, splits))
+        if got != sizes:
             raise InputError(
-                f"noise: the recipe has {sizes[0]} and {sizes[1]} samples, "
-                f"got {len(noise.train)} and {len(noise.test)}"
+                f"noise: the recipe has {sizes[0]} and {sizes[1]} samples, got {got[0]} and {got[1]}"
             )
-        direction = check_units("direction", real_array("direction", direction, f"[{dimension}]"))
-        numbers = {"epsilon": epsilon, "sigma": sigma, "learning_rate": learning_rate}
-        numbers = {name: check_scalar(name, value) for name, value in numbers.items()}
-        rate = numbers.pop("learning_rate")
-        return whole(Members(key, rate, {"direction": direction, **numbers}), noise)
+        # What they must be, `separate` checks.
+        direction = real_array("direction", direction, f"[{dimension}]")
+        arrays = {"direction": direction, "epsilon": epsilon, "sigma": sigma}
+        return whole(key, learning_rate, arrays, Noise(*splits))
 
     return train
 
@@ -98,16 +90,10 @@ def make_train_many(
     train = make_run(model, tasks.separable(), recipe, execution)
 
     def run(
-        directions: jax.Array,
-        epsilon: Any = 1.0,
-        sigma: Any = 1.0,
-        learning_rate: Any = 0.5,
-        seed: Any = 0,
-        progress: Progress | None = None,
-        snapshots: Snapshots | None = None,
+        directions: jax.Array, epsilon: Any = 1.0, sigma: Any = 1.0, *args: Any, **others: Any
     ) -> TrainMetrics:
         arrays = {"direction": directions, "epsilon": epsilon, "sigma": sigma}
-        return train(arrays, learning_rate, seed, progress, snapshots)
+        return train(arrays, *args, **others)
 
     return run
 
@@ -136,22 +122,18 @@ def make_train_images(
         typed key nor a seed.
     """
     task = tasks.images(None, transform, mean, std)
-    stages = make_fit(model, recipe, task)
+    whole = make_whole(model, recipe, task)
     check_scale(model, mean, std)
-    whole = make_whole(stages, recipe.num_epochs)
 
     def train(key: jax.Array, learning_rate: jax.Array, *rest: Any) -> tuple[Any, FitMetrics]:
-        key, learning_rate = (
-            ensemble.resolve_key(key),
-            check_scalar("learning_rate", learning_rate),
-        )
-        data = jax.tree.map(jnp.asarray, check_image_data(rest[-1] if rest else None, model))
+        *arrays, data = rest or (None,)
+        data = jax.tree.map(jnp.asarray, check_image_data(data, model))
         sizes = len(data.train_images), len(data.test_images)
         if sizes != (recipe.num_train, recipe.num_test):
             raise InputError(
                 f"data: the recipe has {recipe.num_train} and {recipe.num_test} images, got {sizes}"
             )
-        return whole(Members(key, learning_rate, _named(transform, rest[:-1])), data)
+        return whole(key, learning_rate, _named(transform, arrays), data)
 
     return train
 
@@ -183,8 +165,8 @@ def make_train_many_images(
         arrays: tuple[jax.Array, ...] = (),
         learning_rate: Any = 0.21,
         seed: Any = 0,
-        progress: Progress | None = None,
-        snapshots: Snapshots | None = None,
+        *args: Any,
+        **others: Any,
     ) -> FitMetrics:
         if not isinstance(arrays, tuple | list):
             raise InputError(f"arrays: must be a tuple of arrays, got {type(arrays).__name__}")
@@ -193,12 +175,12 @@ def make_train_many_images(
             raise InputError("arrays: are what `transform` takes, but there is no transform")
         if any(array.ndim == 0 for array in arrays):
             raise InputError("arrays: must have a leading axis [N], got a number")
-        scalars = (("learning_rate", learning_rate), ("seed", seed))
-        count = max([np.size(number_array(*one)) for one in scalars] + [*map(len, arrays)])
+        rates, seeds = number_array("learning_rate", learning_rate), number_array("seed", seed)
+        count = max(np.size(rates), np.size(seeds), *map(len, arrays))
         if any(len(array) != count for array in arrays):
             shapes = [array.shape for array in arrays]
             raise InputError(f"arrays: must have one leading axis [{count}], got {shapes}")
-        return train(_named(transform, arrays), learning_rate, seed, progress, snapshots)
+        return train(_named(transform, arrays), learning_rate, seed, *args, **others)
 
     return run
 

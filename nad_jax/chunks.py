@@ -1,7 +1,7 @@
 """Many networks, a chunk at a time: compiled, observed, interrupted and taken up again."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from nad_jax.fitting import FitState, Members, Observer, Stages
 from nad_jax.snapshots import Snapshots
 
 Progress = Callable[[float], None]
+Stage = Callable[[Any, Any, Members], Any]  # (state, data, members) -> what it makes of them
 
 
 class EnsembleObserver(NamedTuple):
@@ -35,7 +36,7 @@ class EnsembleObserver(NamedTuple):
     read: Callable[[Any], Any]
 
 
-def resolve_execution(execution: Execution) -> Execution:
+def choose_chunks(execution: Execution) -> Execution:
     """How networks are trained, without automatic choices: of a chunk each device has one network
     where they are trained one after the other, 32 where together.
 
@@ -49,118 +50,99 @@ def resolve_execution(execution: Execution) -> Execution:
     return execution._replace(chunk_size=chunk_size)
 
 
-class Chunk(NamedTuple):
-    """The compiled stages of N networks at once, spread over the devices; see `fitting.Stages`.
-
-    observe(state, data, members) -> trees with leaves [N, …]: what is measured of each network.
-    variables(state) -> every leaf [N, …].
+def make_chunk(stages: Stages, execution: Execution) -> Stages:
+    """Compiles the stages for N networks at once, spread over the devices of an `execution` without
+    automatic choices.
     """
+    devices = execution.devices
 
-    start: Callable[[Members], FitState]
-    epoch: Callable[[FitState, Any, Members], FitState]
-    finish: Callable[[FitState, Any, Members], Any]
-    observe: Callable[[FitState, Any, Members], Any]
-    variables: Callable[[FitState], Any]
+    def mapped(stage: Stage) -> Stage:
+        """A stage of all networks; its name, of which the compiled program is told, is kept."""
 
-
-def make_chunk(
-    stages: Stages, execution: Execution, observers: Mapping[str, Observer] | None = None
-) -> Chunk:
-    """Compiles the stages for an `execution` without automatic choices."""
-    mapping, devices = execution.mapping, execution.devices
-
-    def mapped(stage: Callable[[Any, Any, Members], Any]) -> Callable[[Any, Any, Members], Any]:
         def stage_of_all(data: Any, state: Any, members: Members) -> Any:
-            return ensemble.map_members(partial(stage, data), mapping, state, members)
+            def stage_of_one(state: Any, member: Members) -> Any:
+                return stage(state, data, member)
 
-        return ensemble.shard_members(stage_of_all, devices)
+            return ensemble.map_members(stage_of_one, execution.mapping, state, members)
 
-    def observe(data: Any, state: FitState, member: Members) -> Any:
-        variables, chosen = stages.variables(state), (observers or {}).items()
-        return {name: observer(variables, data, member) for name, observer in chosen}
+        sharded = ensemble.shard_members(stage_of_all, devices)
 
-    start_all = mapped(lambda _, nothing, member: stages.start(member))
-    epoch_all = mapped(lambda data, state, member: stages.epoch(state, data, member))
-    finish_all = mapped(lambda data, state, member: stages.finish(state, data, member))
-    observe_all = mapped(observe)
+        @wraps(stage)
+        def call(state: Any, data: Any, members: Members) -> Any:
+            return sharded(data, state, members)
+
+        return call
+
+    def start(members: Members) -> FitState:
+        return mapped(lambda state, data, member: stages.start(member))(None, None, members)
+
     # Stated, so that the first epoch meets the same placement as all others: else it is compiled
     # once more.
     placed = ensemble.spread(devices)
-
-    @partial(jax.jit, out_shardings=placed)
-    def start(members: Members) -> FitState:
-        return start_all(None, None, members)
-
-    @partial(jax.jit, donate_argnums=0, out_shardings=placed)
-    def epoch(state: FitState, data: Any, members: Members) -> FitState:
-        return epoch_all(data, state, members)
-
-    @jax.jit
-    def finish(state: FitState, data: Any, members: Members) -> Any:
-        return finish_all(data, state, members)
-
-    @jax.jit
-    def observe_chunk(state: FitState, data: Any, members: Members) -> Any:
-        return observe_all(data, state, members)
-
-    return Chunk(start, epoch, finish, observe_chunk, stages.variables)
+    return Stages(
+        jax.jit(start, out_shardings=placed),
+        jax.jit(mapped(stages.epoch), donate_argnums=0, out_shardings=placed),
+        jax.jit(mapped(stages.finish)),
+        stages.variables,
+        jax.jit(mapped(stages.observe)),
+    )
 
 
-class Batch(NamedTuple):
+class Cohort(NamedTuple):
     """Networks that are trained at once, at most a chunk of them.
 
-    data(): that of their task. members: every leaf [N, …]. numbers: [N], of the networks.
+    data(): that of their task. everyone: members of all cohorts, every leaf [N, …]. numbers: those
+    of these networks among them.
     """
 
     data: Callable[[], Any]
-    members: Members
+    everyone: Members
     numbers: np.ndarray
 
-    def padded(self, size: int) -> "Batch":
-        """As many networks as `size`, copies among them, so that a network's numbers do not depend
-        on how many there are.
+    def padded(self, size: int) -> tuple[Members, np.ndarray]:
+        """As many members as `size` and their numbers, copies among them, so that a network's
+        results do not depend on how many there are.
         """
-        places = np.resize(np.arange(len(self.numbers)), size)
-        members, numbers = jax.tree.map(lambda leaf: leaf[places], (self.members, self.numbers))
-        return Batch(self.data, members, numbers)
+        numbers = np.resize(self.numbers, size)
+        return jax.tree.map(lambda leaf: leaf[numbers], self.everyone), numbers
 
 
 class Asked(NamedTuple):
     """What is asked for besides the metrics.
 
-    each: the names of what is observed of networks one by one. together: observers of all of them.
+    each: observers of networks one by one, by name. together: observers of all of them.
     keep: whether the trained variables are returned.
     """
 
-    each: tuple[str, ...] = ()
-    together: Mapping[str, EnsembleObserver] = {}
-    keep: bool = False
+    each: Mapping[str, Observer]
+    together: Mapping[str, EnsembleObserver]
+    keep: bool
 
 
 class _Position(NamedTuple):
     """How far a computation has come: what a snapshot holds.
 
-    results: the metrics of finished batches, joined; None for none. state: of the batch in
+    results: the metrics of finished cohorts, joined; None for none. state: of the cohort in
     training. series: what was observed of each of its networks, by epoch. together: the states of
     observers of all networks, by name and epoch.
     """
 
     results: Any
-    state: FitState
+    state: FitState | None
     series: list[Any]
     together: dict[str, list[Any]]
 
 
 def map_networks(
-    chunk: Chunk,
+    chunk: Stages,
     num_epochs: int,
     chunk_size: int,
-    batches: list[Batch],
+    cohorts: list[Cohort],
     asked: Asked,
     progress: Progress | None = None,
     snapshots: Snapshots | None = None,
 ) -> tuple[Any, dict[str, list[Any]]]:
-    """The metrics of the networks of all batches [N], NumPy, by calls of `chunk` on `chunk_size` of
+    """The metrics of the networks of all cohorts [N], NumPy, by calls of `chunk` on `chunk_size` of
     them; and what observers of all networks read, at the start and after every epoch.
 
     Args:
@@ -174,85 +156,76 @@ def map_networks(
       InputError: for another `progress` than a function, and other `snapshots` than `Snapshots`.
     """
     check_function("progress", progress)
-    observers = asked.together
-    if snapshots is not None:
-        check_record("snapshots", snapshots, Snapshots)
-        snapshots.bind({"keep": asked.keep, "observed": sorted([*asked.each, *observers])})
+    observers, first, begin = asked.together, 0, 0
     together = {
         name: [one.init() for _ in range(num_epochs + 1)] for name, one in observers.items()
     }
-    results, series, state, first, epochs_done = None, [], None, 0, 0
-    if snapshots is not None and (kept := snapshots.load()) is not None:
-        first, epochs_done = int(kept["batches_done"]), int(kept["epochs_done"])
-        like = _position_like(chunk, batches[0].padded(chunk_size), asked, together)
-        results, state, series, together = _restore_position(like, kept, epochs_done)
-    num_done = sum(len(batch.numbers) for batch in batches[:first])
+    results, state, series = None, None, []
+    if snapshots is not None:
+        check_record("snapshots", snapshots, Snapshots)
+        snapshots.bind({"keep": asked.keep, "observed": sorted([*asked.each, *observers])})
+        if (kept := snapshots.load()) is not None:
+            first, begin = int(kept["batches_done"]), int(kept["epochs_done"]) + 1
+            example = cohorts[0].data(), cohorts[0].padded(chunk_size)[0]
+            results, state, series, together = _take_up(chunk, asked, *example, together, kept)
+    num_done = sum(len(cohort.numbers) for cohort in cohorts[:first])
 
-    def look(batch: Batch, count: int, epoch: int) -> None:
-        if asked.each:
-            series.append(jax.device_get(chunk.observe(state, data, batch.members)))
-        for name, observer in observers.items():
-            given = (chunk.variables(state), batch.members, batch.numbers)
-            given = jax.device_put((*given, np.arange(chunk_size) < count), jax.local_devices()[0])
-            together[name][epoch] = observer.update(together[name][epoch], *given)
-
-    for number, batch in list(enumerate(batches))[first:]:
-        count, batch = len(batch.numbers), batch.padded(chunk_size)
-        data, members = batch.data(), batch.members
-        if state is None:
-            state, series = chunk.start(members), []
-            look(batch, count, 0)
-        for epoch in range(epochs_done, num_epochs):
-            state = jax.block_until_ready(chunk.epoch(state, data, members))
-            look(batch, count, epoch + 1)
-            if snapshots is not None and snapshots.due():
-                kept = {"batches_done": np.asarray(number), "epochs_done": np.asarray(epoch + 1)}
-                position = _Position(results, state, series, together)
-                snapshots.save(number * num_epochs + epoch, kept | _flatten(position))
-            if progress is not None and epoch + 1 < num_epochs:
-                progress(num_done + count * (epoch + 1) / num_epochs)
-        metrics = _describe(chunk, state, data, members, asked, series)
+    for place, cohort in list(enumerate(cohorts))[first:]:
+        data, (members, numbers) = cohort.data(), cohort.padded(chunk_size)
+        count = len(cohort.numbers)
+        for epoch in range(begin, num_epochs + 1):  # 0: initialization
+            state = chunk.epoch(state, data, members) if epoch else chunk.start(members)
+            jax.block_until_ready(state)
+            series.append(jax.device_get(chunk.observe(state, data, members)) if asked.each else {})
+            for name, observer in observers.items():
+                valid = np.arange(chunk_size) < count
+                given = (chunk.variables(state), members, numbers, valid)
+                given = jax.device_put(given, jax.local_devices()[0])
+                together[name][epoch] = observer.update(together[name][epoch], *given)
+            if epoch and snapshots is not None and snapshots.due():
+                kept = {"batches_done": np.asarray(place), "epochs_done": np.asarray(epoch)}
+                kept |= _flatten(_Position(results, state, series, together))
+                snapshots.save(place * num_epochs + epoch - 1, kept)
+            if progress is not None and 0 < epoch < num_epochs:
+                progress(num_done + count * epoch / num_epochs)
+        metrics = jax.device_get(_describe(chunk, asked, state, data, members, series))
         metrics = jax.tree.map(lambda values, count=count: values[:count], metrics)
         if results is not None:
             metrics = jax.tree.map(lambda *parts: np.concatenate(parts), results, metrics)
-        results = metrics
-        num_done, epochs_done, state = num_done + count, 0, None
+        results, series, begin = metrics, [], 0
+        num_done += count
         if progress is not None:
             progress(num_done)
     return results, {n: [observers[n].read(one) for one in together[n]] for n in together}
 
 
 def _describe(
-    chunk: Chunk, state: FitState, data: Any, members: Members, asked: Asked, series: list[Any]
+    chunk: Stages, asked: Asked, state: FitState, data: Any, members: Members, series: list[Any]
 ) -> Any:
-    """The metrics of a chunk, with what was asked for besides, as NumPy arrays."""
-    metrics = jax.device_get(chunk.finish(state, data, members))
-    if asked.each:  # a series [E + 1, N, …] of each leaf as [N, E + 1, …]
-        observed = jax.tree.map(lambda *values: np.stack(values, 1), *series)
-        metrics = metrics._replace(observed=observed)
-    if asked.keep:
-        metrics = metrics._replace(variables=jax.device_get(chunk.variables(state)))
-    return metrics
-
-
-def _position_like(
-    chunk: Chunk, batch: Batch, asked: Asked, together: dict[str, list[Any]]
-) -> _Position:
-    """A position of the same form as any other; its series is what one look gives."""
-    data, members = batch.data(), batch.members
-    state = chunk.start(members)
-    metrics = jax.eval_shape(chunk.finish, state, data, members)
-    look = jax.eval_shape(chunk.observe, state, data, members) if asked.each else None
+    """The metrics of a chunk, with what was asked for besides."""
+    # A series [E + 1, N, …] of each leaf as [N, E + 1, …].
+    observed = jax.tree.map(lambda *values: jnp.stack(values, 1), *series)
     variables = chunk.variables(state) if asked.keep else None
-    return _Position(metrics._replace(observed=look, variables=variables), state, look, together)
+    return chunk.finish(state, data, members)._replace(observed=observed, variables=variables)
 
 
-def _restore_position(like: _Position, kept: dict[str, np.ndarray], epochs: int) -> _Position:
-    """The position that a snapshot holds, at an epoch of its batch."""
-    series = [] if like.series is None else [like.series] * (epochs + 1)
-    results = None if int(kept["batches_done"]) == 0 else like.results
-    found = _restore(_Position(results, like.state, series, like.together), kept)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, like.state)
+def _take_up(
+    chunk: Stages,
+    asked: Asked,
+    data: Any,
+    members: Members,
+    together: dict[str, list[Any]],
+    kept: dict[str, np.ndarray],
+) -> _Position:
+    """The position that a snapshot holds; what is computed of a cohort has the same form."""
+    state = chunk.start(members)
+    look = jax.eval_shape(chunk.observe, state, data, members)
+    describe = partial(_describe, chunk, asked)
+    results = jax.eval_shape(describe, state, data, members, [look])
+    results = results if kept["batches_done"] else None
+    series = [look] * (int(kept["epochs_done"]) + 1)
+    found = _restore(_Position(results, state, series, together), kept)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     return found._replace(state=jax.device_put(found.state, placed))
 
 
@@ -269,15 +242,13 @@ def _flatten(tree: Any) -> dict[str, np.ndarray]:
 
 def _restore(like: Any, arrays: dict[str, np.ndarray]) -> Any:
     """The inverse of `_flatten`, for a tree like another one."""
-
-    def restored(index: int, leaf: Any) -> Any:
+    leaves, structure = jax.tree.flatten(like)
+    for index, leaf in enumerate(leaves):
         array = arrays[f"leaf_{index}"]
         if _is_key(leaf):
-            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-        return array.view(leaf.dtype)
-
-    leaves, structure = jax.tree.flatten(like)
-    leaves = [restored(index, leaf) for index, leaf in enumerate(leaves)]
+            leaves[index] = jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        else:
+            leaves[index] = array.view(leaf.dtype)
     return jax.tree.unflatten(structure, leaves)
 
 

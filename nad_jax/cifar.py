@@ -5,10 +5,11 @@ Nothing is extracted and no pickle is ever run: a pickled batch is read as data 
 Source of the layouts: https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
+import contextlib
 import gzip
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,9 +23,8 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.247, 0.243, 0.261)
 
 _NUM_PIXELS = 3072
-_LARGEST = (
-    512 * 2**20
-)  # bytes of a file, or of an archive when decompressed; the official ones have 31 and 184 MB
+# Bytes of a file, or of an archive when decompressed; the official ones have 31 and 184 MB.
+_LARGEST = 512 * 2**20
 _BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 
 
@@ -51,12 +51,24 @@ class _Layout(NamedTuple):
         return [name + self.suffix for name in _BATCHES]
 
 
+@contextlib.contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one `InputError` that opens with `what`: damaged or
+    hostile bytes fail in many ways.
+    """
+    try:
+        yield
+    except (InputError, PermissionError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise InputError(f"{what} ({first_line(error)[:200]})") from error
+
+
 def _check_labels(labels: np.ndarray, name: str) -> np.ndarray:
     wrong = np.flatnonzero((labels < 0) | (labels > 9))
     if len(wrong):
-        raise InputError(
-            f"{name}: record {wrong[0]} has label {labels[wrong[0]]}, allowed are 0 … 9"
-        )
+        found = str(labels[wrong[0]])[:20]
+        raise InputError(f"{name}: record {wrong[0]} has label {found}, allowed are 0 … 9")
     return labels.astype(np.int32)
 
 
@@ -76,20 +88,12 @@ def _parse_pickle(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A dictionary with b"data", an array [B, 3072] of uint8, and b"labels", a list or an array of
     B integers.
     """
-    try:
+    with _refused(f"{name}: refused or damaged pickle"):
         batch = read_pickle(content)
-    except Exception as error:  # damaged or hostile bytes fail in many ways
-        raise InputError(
-            f"{name}: refused or damaged pickle ({first_line(error)[:200]})"
-        ) from error
     if not isinstance(batch, dict) or not batch.keys() >= {b"data", b"labels"}:
         raise InputError(f"{name}: must be a dictionary with an array b'data' and a list b'labels'")
-    try:
+    with _refused(f"{name}: b'data' must be an array [B, {_NUM_PIXELS}] of bytes"):
         pixels = to_array(batch[b"data"])
-    except Exception as error:  # anything may stand there
-        raise InputError(
-            f"{name}: b'data' must be an array [B, {_NUM_PIXELS}] of bytes ({first_line(error)})"
-        ) from error
     labels = _read_labels(batch[b"labels"], name)
     # What an untrusted pickle holds is not printed: it may be without end.
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
@@ -100,8 +104,7 @@ def _parse_pickle(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     if pixels.shape[1] != _NUM_PIXELS or not len(pixels) or len(labels) != len(pixels):
         raise InputError(
             f"{name}: b'data' must be [B, {_NUM_PIXELS}] and b'labels' [B]; it says "
-            f"{list(pixels.shape)}, "
-            f"and there are {len(labels)} labels"
+            f"{list(pixels.shape)}, and there are {len(labels)} labels"
         )
     return pixels, labels
 
@@ -111,25 +114,12 @@ def _read_labels(labels: Any, name: str) -> np.ndarray:
     if isinstance(labels, list | tuple):
         numbers = []
         for place, label in enumerate(labels):
-            try:
+            found = f"record {place} has label {type(label).__name__}"
+            with _refused(f"{name}: {found}, allowed are integers 0 … 9"):
                 numbers.append(to_integer(label))
-            except Exception as error:  # anything may stand there
-                found = type(label).__name__
-                raise InputError(
-                    f"{name}: record {place} has label {found}, allowed are integers 0 … 9"
-                ) from error
-            if not 0 <= numbers[-1] <= 9:
-                found = str(numbers[-1])[:20]
-                raise InputError(
-                    f"{name}: record {place} has label {found}, allowed are integers 0 … 9"
-                )
-        return np.array(numbers, np.int32)
-    try:
+        return _check_labels(np.array(numbers, object), name)
+    with _refused(f"{name}: b'labels' must be a list or array of integers"):
         array = to_array(labels)
-    except Exception as error:
-        raise InputError(
-            f"{name}: b'labels' must be a list or array of integers ({first_line(error)})"
-        ) from error
     if array.ndim != 1:
         raise InputError(f"{name}: b'labels' must be [B], it is {list(array.shape)}")
     return _check_labels(array, name)
@@ -168,7 +158,7 @@ def _read_archive(path: Path, layout: _Layout) -> dict[str, bytes]:
     checksum.
     """
     contents: dict[str, bytes] = {}
-    try:
+    with _refused(f"{path}: damaged or not a .tar.gz archive"):
         with gzip.open(path, "rb") as stream:
             content = _read_limited(stream, str(path))
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
@@ -183,15 +173,9 @@ def _read_archive(path: Path, layout: _Layout) -> dict[str, bytes]:
                 contents[name] = archive.extractfile(member).read()
                 if len(contents[name]) != member.size:
                     raise InputError(f"{path}: {name} is truncated")
-    except (InputError, PermissionError, FileNotFoundError):
-        raise
-    except Exception as error:  # damaged or hostile archives fail in many ways
-        raise InputError(
-            f"{path}: damaged or not a .tar.gz archive ({first_line(error)})"
-        ) from error
-    missing = [name for name in layout.files() if name not in contents]
-    if missing:
-        raise InputError(f"{path}: holds no {layout.folder}/{missing[0]}")
+    for name in layout.files():
+        if name not in contents:
+            raise InputError(f"{path}: holds no {layout.folder}/{name}")
     return {f"{path}: {name}": contents[name] for name in layout.files()}
 
 
@@ -200,12 +184,11 @@ def _find(data_dir: Path) -> tuple[_Layout, dict[str, bytes]]:
     under its path.
     """
     for layout in _LAYOUTS:
-        for folder in (data_dir / layout.folder, data_dir):
-            if any((folder / name).exists() for name in layout.files()):
-                return layout, _read_folder(folder, layout)
-        for archive in (data_dir / layout.archive, data_dir):
-            if archive.is_file() and archive.name == layout.archive:
-                return layout, _read_archive(archive, layout)
+        for place in (data_dir / layout.folder, data_dir, data_dir / layout.archive):
+            if any((place / name).exists() for name in layout.files()):
+                return layout, _read_folder(place, layout)
+            if place.name == layout.archive and place.is_file():
+                return layout, _read_archive(place, layout)
     raise missing_data(data_dir)
 
 
@@ -239,10 +222,8 @@ def read_cifar10(data_dir: str | Path) -> ImageData:
         layout, contents = _find(data_dir)
     except OSError as error:
         raise InputError(f"{error.filename or data_dir}: {error.strerror or error}") from error
-    images, labels = [], []
-    for name, content in contents.items():
-        pixels, numbers = layout.parse(content, name)
-        images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        labels.append(numbers)
+    batches = [layout.parse(content, name) for name, content in contents.items()]
+    images = [pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for pixels, _ in batches]
+    labels = [numbers for _, numbers in batches]
     train_images, train_labels = np.concatenate(images[:-1]), np.concatenate(labels[:-1])
     return ImageData(train_images, train_labels, np.ascontiguousarray(images[-1]), labels[-1])

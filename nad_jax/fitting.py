@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from nad_jax import ensemble
 from nad_jax.contract import check_training
-from nad_jax.errors import check_record, raise_problems
+from nad_jax.errors import check_record, check_scalar, raise_problems
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import PRECISIONS, Recipe
 from nad_jax.tables import Metrics
@@ -72,22 +72,9 @@ class FitMetrics(NamedTuple):
     )
 
 
-class Observer(Protocol):
-    """What is measured of one network, during training or after it."""
-
-    def __call__(self, variables: Any, data: Any, member: Members) -> Any:
-        """Arrays, in a tree of any form.
-
-        Args:
-          variables: of the network.
-          data: of the task.
-          member: of the network.
-        """
-
-
-def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """The cross-entropy [B] of logits [B, K] and labels [B]."""
-    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+# What is measured of one network, during training or after it: of its variables, the data of the
+# task and the network's `Members`, arrays in a tree of any form.
+Observer = Callable[[Any, Any, Members], Any]
 
 
 def has_label(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -95,13 +82,18 @@ def has_label(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return outputs.argmax(-1) == labels
 
 
-def keys_of_seeds(purpose: str, seeds: np.ndarray) -> jax.Array:
-    """Keys [N] of the networks of seeds [N]: what else differs does not change random numbers."""
+def keys_of_seeds(purpose: str, seeds: np.ndarray, *names: np.ndarray) -> jax.Array:
+    """Keys [N] of the networks of seeds [N], and of whatever else names them, integers [N]: what
+    differs besides does not change random numbers.
+    """
 
-    def key_of_seed(seed: jax.Array) -> jax.Array:
-        return ensemble.portable_key(ensemble.named_key(ensemble.key_of_seed(seed), purpose))
+    def key_of(seed: jax.Array, *names: jax.Array) -> jax.Array:
+        key = ensemble.named_key(ensemble.key_of_seed(seed), purpose)
+        for name in names:
+            key = jax.random.fold_in(key, name)
+        return ensemble.portable_key(key)
 
-    return jax.vmap(key_of_seed)(jnp.asarray(seeds, jnp.uint32))
+    return jax.vmap(key_of)(*(jnp.asarray(one, jnp.uint32) for one in (seeds, *names)))
 
 
 class Task(NamedTuple):
@@ -129,7 +121,7 @@ class Task(NamedTuple):
 
     data: Callable[[Model, Recipe, int], Any]
     sample: Callable[[Any, str, jax.Array, Arrays], tuple[jax.Array, Any]]
-    loss: Callable[[jax.Array, Any], jax.Array] = cross_entropy
+    loss: Callable[[jax.Array, Any], jax.Array] = optax.softmax_cross_entropy_with_integer_labels
     correct: Callable[[jax.Array, Any], jax.Array] = has_label
     arrays: Arrays = MappingProxyType({})
     takes_others: bool = False
@@ -153,8 +145,8 @@ class Task(NamedTuple):
         """
         recipe = self.recipe if recipe is None else recipe
         if self.sizes is not None and isinstance(recipe, Recipe):
-            sizes = dict(zip(("num_train", "num_test"), self.sizes, strict=True))
-            recipe = dataclasses.replace(recipe, **sizes)
+            num_train, num_test = self.sizes
+            recipe = dataclasses.replace(recipe, num_train=num_train, num_test=num_test)
         check_recipe(recipe)
         return recipe
 
@@ -179,18 +171,21 @@ class FitState(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """Training of one network in stages, so that it can be interrupted between epochs.
+    """Training in stages, so that it can be interrupted between epochs: of one network, or of N at
+    once, where every leaf of `member` and of what is returned is [N, …] (`chunks.make_chunk`).
 
     start(member) -> FitState.
     epoch(state, data, member) -> FitState.
     finish(state, data, member) -> metrics.
     variables(state) -> variables: of the network as it is now.
+    observe(state, data, member) -> what is measured of the network as it is now, by name.
     """
 
     start: Callable[[Members], FitState]
     epoch: Callable[[FitState, Any, Members], FitState]
     finish: Callable[[FitState, Any, Members], Any]
     variables: Callable[[FitState], Any]
+    observe: Callable[[FitState, Any, Members], Mapping[str, Any]]
 
 
 def _first_step_below(losses: jax.Array, window: int, threshold: float) -> jax.Array:
@@ -211,16 +206,15 @@ def _all_finite(leaves: Iterable[jax.Array]) -> jax.Array:
     """Whether no leaf has an entry that is not finite: as one vector, which compiles faster than
     leaf by leaf.
     """
-    parts = [(leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else leaf for leaf in leaves]
-    parts = [part for part in jax.tree.leaves(parts) if jnp.issubdtype(part.dtype, jnp.floating)]
-    return jnp.isfinite(ravel_pytree(parts)[0]).all()
+    numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.isfinite(ravel_pytree(numbers)[0]).all()
 
 
-def _as_before(new: jax.Array, old: jax.Array) -> jax.Array:
-    """Numbers with the dtype that they had: statistics in single precision of layers in double
-    precision, say.
-    """
-    return new.astype(old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new
+class Batch(NamedTuple):
+    """Numbers of samples [B], and which of them are not there to fill the last batch up [B]."""
+
+    indices: jax.Array
+    valid: jax.Array
 
 
 def make_evaluate(model: Model, task: Task, recipe: Recipe, split: str) -> Observer:
@@ -229,7 +223,7 @@ def make_evaluate(model: Model, task: Task, recipe: Recipe, split: str) -> Obser
     The mean gradient of the task's probe, of the test samples alone, comes from the same pass.
     """
     probe = task.probe if split == "test" else None
-    num_samples = dict(zip(SPLITS, (recipe.num_train, recipe.num_test), strict=True))[split]
+    num_samples = recipe.num_train if split == "train" else recipe.num_test
 
     def evaluate(variables: Any, data: Any, member: Members) -> tuple[jax.Array, ...]:
         def add_batch(sums: tuple[jax.Array, ...], batch: Batch) -> tuple[Any, None]:
@@ -248,37 +242,19 @@ def make_evaluate(model: Model, task: Task, recipe: Recipe, split: str) -> Obser
             losses, correct = task.loss(outputs, targets), task.correct(outputs, targets)
             parts = (batch.valid, correct & batch.valid, jnp.where(batch.valid, losses, 0))
             new = (*(part.sum(dtype=jnp.float32) for part in parts), gradient.astype(jnp.float32))
-            return tuple(total + part for total, part in zip(sums, new, strict=True)), None
+            return jax.tree.map(jnp.add, sums, new), None
 
         gradient = jnp.zeros(() if probe is None else model.image_shape, jnp.float32)
         zero = (*(jnp.float32(0),) * 3, gradient)
-        batches = make_batches(num_samples, recipe.batch_size)
+        # The last batch is filled up with copies of the last sample.
+        size = -(-num_samples // recipe.batch_size) * recipe.batch_size
+        indices = jnp.arange(size).reshape(-1, recipe.batch_size)
+        batches = Batch(jnp.minimum(indices, num_samples - 1), indices < num_samples)
         (count, *sums), _ = jax.lax.scan(add_batch, zero, batches)
         # By a constant, XLA would multiply: all of n would be 0.9999999.
         return tuple(total / count for total in sums)
 
     return _in_precision(recipe, evaluate)
-
-
-class Batch(NamedTuple):
-    """Numbers of samples [B], and which of them are not there to fill the last batch up [B]."""
-
-    indices: jax.Array
-    valid: jax.Array
-
-
-def make_batches(num_samples: int, batch_size: int) -> Batch:
-    """All samples in batches [·, B], the last one filled up with copies of the last sample."""
-    indices = jnp.arange(-(-num_samples // batch_size) * batch_size).reshape(-1, batch_size)
-    return Batch(jnp.minimum(indices, num_samples - 1), indices < num_samples)
-
-
-def check_model(model: Model, batch_size: int, num_outputs: int | None = None) -> None:
-    """Raises `InputError` unless the model has so many outputs and can be trained, see
-    `check_training`.
-    """
-    check_record("model", model, Model)
-    check_training(model, batch_size, num_outputs)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -287,29 +263,38 @@ def check_recipe(recipe: Recipe) -> None:
     raise_problems(recipe.problems())
 
 
-def make_fit(model: Model, recipe: Recipe, task: Task) -> Stages:
+def make_fit(
+    model: Model,
+    recipe: Recipe,
+    task: Task,
+    observers: Mapping[str, Observer] = MappingProxyType({}),
+) -> Stages:
     """Builds the stages of fitting one network: pure functions.
 
     Raises:
       InputError: for bad values in the recipe, and a model that cannot be trained on the task.
     """
     check_recipe(recipe)
-    check_model(model, recipe.batch_size, task.num_outputs)
-    evaluate = [make_evaluate(model, task, recipe, split) for split in SPLITS]
+    check_record("model", model, Model)
+    check_training(model, recipe.batch_size, task.num_outputs)
     num_full = recipe.num_train // recipe.batch_size * recipe.batch_size  # samples in full batches
     *_, join = split_trainable(model, jax.eval_shape(model.init, jax.random.key(0)))
-    make_step = _make_stepper(model, recipe, task)
+    take_step = _make_step(model, recipe, task, join)
+    evaluate = {split: make_evaluate(model, task, recipe, split) for split in SPLITS}
+
+    def variables(state: FitState) -> Any:
+        return join(state.trained, state.others)
 
     def start(member: Members) -> FitState:
-        init_key, _, _ = jax.random.split(member.key, 3)
-        trained, others, _ = split_trainable(model, model.init(init_key))
+        trained, others, _ = split_trainable(model, model.init(jax.random.split(member.key, 3)[0]))
         losses = jnp.zeros((recipe.num_epochs, recipe.steps_per_epoch), jnp.float32)
         optimizer = recipe.make_optimizer(member.learning_rate).init(trained)
         return FitState(trained, others, optimizer, jnp.int32(0), jnp.int32(-1), losses)
 
     def epoch(state: FitState, data: Any, member: Members) -> FitState:
-        _, order_key, _ = jax.random.split(member.key, 3)
-        step, number = make_step(data, member), state.step // recipe.steps_per_epoch
+        _, order_key, dropout_key = jax.random.split(member.key, 3)
+        step = partial(take_step, data, member, dropout_key)
+        number = state.step // recipe.steps_per_epoch
         keys = jax.random.split(order_key, recipe.num_epochs)
         order = jax.random.permutation(keys[number], recipe.num_train)
         state, losses = jax.lax.scan(step, state, order[:num_full].reshape(-1, recipe.batch_size))
@@ -319,93 +304,91 @@ def make_fit(model: Model, recipe: Recipe, task: Task) -> Stages:
         return state._replace(losses=state.losses.at[number].set(losses))
 
     def finish(state: FitState, data: Any, member: Members) -> Any:
-        losses, variables = state.losses.reshape(-1), join(state.trained, state.others)
-        (train_accuracy, train_loss, _), (test_accuracy, test_loss, gradient) = (
-            one(variables, data, member) for one in evaluate
-        )
+        losses, metrics = state.losses.reshape(-1), {}
+        for split, measure in evaluate.items():
+            accuracy, loss, gradient = measure(variables(state), data, member)
+            metrics |= {f"{split}_accuracy": accuracy, f"{split}_loss": loss}
         return task.metrics(
-            train_accuracy=train_accuracy,
-            test_accuracy=test_accuracy,
-            train_loss=train_loss,
-            test_loss=test_loss,
             steps_to_loss=_first_step_below(losses, recipe.loss_window, recipe.loss_threshold),
             diverged_at=state.diverged_at,
             losses=losses,
+            **metrics,
             **task.describe(gradient, member.arrays),
         )
 
-    def variables(state: FitState) -> Any:
-        return join(state.trained, state.others)
+    def observe(state: FitState, data: Any, member: Members) -> dict[str, Any]:
+        return {name: one(variables(state), data, member) for name, one in observers.items()}
 
-    stages = (_in_precision(recipe, stage) for stage in (start, epoch, finish))
-    return Stages(*stages, variables)
+    start, epoch, finish = (_in_precision(recipe, stage) for stage in (start, epoch, finish))
+    return Stages(start, epoch, finish, variables, observe)
 
 
 def _in_precision(recipe: Recipe, stage: Callable[..., Any]) -> Callable[..., Any]:
     """A stage whose matrix products have the recipe's precision."""
-
-    def precise(*args: Any) -> Any:
-        with jax.default_matmul_precision(PRECISIONS[recipe.precision]):
-            return stage(*args)
-
-    return stage if recipe.precision == "default" else precise
+    if recipe.precision == "default":
+        return stage
+    return jax.default_matmul_precision(PRECISIONS[recipe.precision])(stage)
 
 
-Step = Callable[[FitState, jax.Array], tuple[FitState, jax.Array]]
+Step = Callable[[Any, Members, jax.Array, FitState, jax.Array], tuple[FitState, jax.Array]]
 
 
-def _make_stepper(model: Model, recipe: Recipe, task: Task) -> Callable[[Any, Members], Step]:
-    """Builds `make_step(data, member) -> step(state, indices) -> (state, loss)`."""
-    *_, join = split_trainable(model, jax.eval_shape(model.init, jax.random.key(0)))
+def _make_step(model: Model, recipe: Recipe, task: Task, join: Callable[..., Any]) -> Step:
+    """Builds `step(data, member, dropout_key, state, indices) -> (state, loss)`."""
 
-    def make_step(data: Any, member: Members) -> Step:
-        _, _, dropout_key = jax.random.split(member.key, 3)
-        optimizer = recipe.make_optimizer(member.learning_rate)
+    def step(
+        data: Any, member: Members, dropout_key: jax.Array, state: FitState, indices: jax.Array
+    ) -> tuple[FitState, jax.Array]:
+        number, optimizer = state.step + 1, recipe.make_optimizer(member.learning_rate)
+        x, targets = task.sample(data, "train", indices, member.arrays)
+        x, key = x.reshape(-1, *model.image_shape), jax.random.fold_in(dropout_key, number)
 
-        def step(state: FitState, indices: jax.Array) -> tuple[FitState, jax.Array]:
-            number = state.step + 1
-            x, targets = task.sample(data, "train", indices, member.arrays)
-            x = x.reshape(-1, *model.image_shape)
+        def loss(trained: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+            outputs, updated = model.apply(join(trained, state.others), x, key, train=True)
+            others = split_trainable(model, updated)[1]
+            # As they were: statistics in single precision of layers in double precision, say.
+            others = [
+                new if new.dtype == old.dtype else new.astype(old.dtype)
+                for new, old in zip(others, state.others, strict=True)
+            ]
+            return task.loss(outputs, targets).mean(), others
 
-            def loss(trained: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
-                variables, key = (
-                    join(trained, state.others),
-                    jax.random.fold_in(dropout_key, number),
-                )
-                outputs, updated = model.apply(variables, x, key, train=True)
-                others = split_trainable(model, updated)[1]
-                others = [_as_before(*leaves) for leaves in zip(others, state.others, strict=True)]
-                return task.loss(outputs, targets).mean(), others
+        (value, others), gradients = jax.value_and_grad(loss, has_aux=True)(state.trained)
+        # Conjugated, the gradient of a complex parameter w points where the loss grows:
+        # ∂/∂Re w + i ∂/∂Im w.
+        gradients = jax.tree.map(jnp.conj, gradients)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        finite = jnp.isfinite(optax.tree.norm(gradients))
+        finite &= _all_finite([value, *trained, *others]) & (state.diverged_at < 0)
+        new = (trained, others, optimizer_state)
+        kept = jax.tree.map(partial(jnp.where, finite), new, tuple(state[:3]))
+        unchanged = finite | (state.diverged_at >= 0)
+        diverged_at = jnp.where(unchanged, state.diverged_at, number)
+        value = jnp.where(finite, value.astype(jnp.float32), jnp.nan)
+        return FitState(*kept, number, diverged_at, state.losses), value
 
-            value, pullback, others = jax.vjp(loss, state.trained, has_aux=True)
-            # Conjugated, the gradient of a complex parameter w points where the loss grows:
-            # ∂/∂Re w + i ∂/∂Im w.
-            gradients = jax.tree.map(jnp.conj, pullback(jnp.ones_like(value))[0])
-            updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
-            trained = optax.apply_updates(state.trained, updates)
-            finite = jnp.isfinite(optax.tree.norm(gradients))
-            finite &= _all_finite([value, *trained, *others]) & (state.diverged_at < 0)
-            new = (trained, others, optimizer_state)
-            old = (state.trained, state.others, state.optimizer)
-            kept = jax.tree.map(partial(jnp.where, finite), new, old)
-            unchanged = finite | (state.diverged_at >= 0)
-            diverged_at = jnp.where(unchanged, state.diverged_at, number)
-            value = jnp.where(finite, value.astype(jnp.float32), jnp.nan)
-            return FitState(*kept, number, diverged_at, state.losses), value
-
-        return step
-
-    return make_step
+    return step
 
 
-def make_whole(stages: Stages, num_epochs: int) -> Callable[[Members, Any], tuple[Any, Any]]:
-    """`train(member, data) -> (variables, metrics)`: all stages as one pure function."""
+def make_whole(
+    model: Model, recipe: Recipe, task: Task
+) -> Callable[[Any, Any, Arrays, Any], tuple[Any, Any]]:
+    """`train(key, learning_rate, arrays, data) -> (variables, metrics)`: all stages as one pure
+    function; see `make_fit`.
+    """
+    stages = make_fit(model, recipe, task)
 
-    def train(member: Members, data: Any) -> tuple[Any, Any]:
-        def epoch(_: jax.Array, state: FitState) -> FitState:
-            return stages.epoch(state, data, member)
+    def train(key: Any, learning_rate: Any, arrays: Arrays, data: Any) -> tuple[Any, Any]:
+        rate = check_scalar("learning_rate", learning_rate)
+        member = Members(ensemble.resolve_key(key), rate, arrays)
 
-        state = jax.lax.fori_loop(0, num_epochs, epoch, stages.start(member))
+        state = jax.lax.fori_loop(
+            0,
+            recipe.num_epochs,
+            lambda _, state: stages.epoch(state, data, member),
+            stages.start(member),
+        )
         return stages.variables(state), stages.finish(state, data, member)
 
     return train

@@ -31,11 +31,8 @@ _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 def _check_images(images: jax.Array) -> jax.Array:
     images = number_array("images", images, "real numbers [B, H, W, C]")
-    if (
-        not 2 <= images.ndim <= 5
-        or not images.size
-        or not jnp.issubdtype(images.dtype, np.floating)
-    ):
+    real = jnp.issubdtype(images.dtype, np.floating)
+    if not 2 <= images.ndim <= 5 or not images.size or not real:
         raise InputError(
             f"images: must be real numbers [B, H, W, C], got shape {images.shape} of "
             f"{images.dtype} (divide uint8 by 255; other inputs are [B, D], [B, L, C] or "
@@ -182,13 +179,11 @@ def published_carriers(
         raise InputError(
             f"{error} ({num_classes} classes use {used + 1} NADs from there on)"
         ) from None
+    classes = np.arange(num_classes)
     carriers = np.zeros((num_classes, height * width, channels), np.float32)
-    signs = np.zeros(num_classes, np.float32)
-    for t in range(num_classes):
-        carriers[t, :, t % channels] = nads[index + t // (2 * channels)]
-        odd = (t if channels % 2 else t + t // channels) % 2
-        signs[t] = 1.0 if odd else -1.0
-    return carriers.reshape(num_classes, -1), signs
+    carriers[classes, :, classes % channels] = nads[index + classes // (2 * channels)]
+    odd = (classes if channels % 2 else classes + classes // channels) % 2
+    return carriers.reshape(num_classes, -1), np.where(odd, np.float32(1), np.float32(-1))
 
 
 def flip(images: jax.Array, directions: jax.Array) -> jax.Array:
@@ -208,9 +203,8 @@ def flip(images: jax.Array, directions: jax.Array) -> jax.Array:
     """
     images, basis = _check_images(images), _orthonormalized(completed_rows(directions))
     rows = _as_rows(images, basis.shape[1])
-    reflection = (basis.T[:, ::-1] @ basis).astype(
-        np.float32
-    )  # U flip Uᵀ, one product instead of two
+    # U flip Uᵀ, one product instead of two.
+    reflection = (basis.T[:, ::-1] @ basis).astype(np.float32)
     return _as_images(_matmul(rows, reflection), images.shape)
 
 
@@ -223,12 +217,9 @@ def project_out(images: jax.Array, directions: jax.Array) -> jax.Array:
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal (to 1e-3).
     """
-    images, directions = (
-        _check_images(images),
-        _orthonormalized(check_orthonormal(directions)).astype(np.float32),
-    )
-    rows = _as_rows(images, directions.shape[1])
-    return _as_images(rows - _matmul(_matmul(rows, directions.T), directions), images.shape)
+    images, basis = _check_images(images), _orthonormalized(check_orthonormal(directions))
+    rows, basis = _as_rows(images, basis.shape[1]), basis.astype(np.float32)
+    return _as_images(rows - _matmul(_matmul(rows, basis.T), basis), images.shape)
 
 
 def _orthonormalized(rows: np.ndarray) -> np.ndarray:

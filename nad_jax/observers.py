@@ -79,28 +79,24 @@ def geometry(
     law, execution = choose_points(model, estimator, points), execution.resolved()
     accumulator = make_dense(model, estimator)
     measure = make_measure(model, estimator, accumulator, points, execution.mapping)
-    data = jax.tree.map(jnp.asarray, law.data)
 
     def check(name: str, count: int) -> None:
         fewest = 4 if estimator.centred else 2
         if count < fewest:
             raise InputError(f"observe[{name!r}]: needs at least {fewest} networks, got {count}")
 
-    def init() -> Halves:
-        return init_halves(accumulator)
-
-    @partial(jax.jit, donate_argnums=0)
-    def add(
-        halves: Halves, variables: Any, numbers: jax.Array, valid: jax.Array, data: Any
+    @partial(jax.jit, donate_argnums=1)
+    def update(
+        data: Any,
+        halves: Halves,
+        variables: Any,
+        members: Members,
+        numbers: jax.Array,
+        valid: jax.Array,
     ) -> Halves:
         pool = law.prepare(ensemble.named_key(key, "point"), data)
         keys = ensemble.member_keys(ensemble.named_key(key, "networks"), numbers)
         return measure(variables, keys, halves, valid, pool, numbers)
-
-    def update(
-        halves: Halves, variables: Any, members: Members, numbers: jax.Array, valid: jax.Array
-    ) -> Halves:
-        return add(halves, variables, numbers, valid, data)
 
     def read(halves: Halves) -> NADs | None:
         try:
@@ -113,4 +109,5 @@ def geometry(
         sizes = default_sizes(accumulator.size)
         return finish(accumulator, halves, found, config, sizes, estimator.centred)
 
-    return EnsembleObserver(check, init, update, read)
+    init, data = partial(init_halves, accumulator), jax.tree.map(jnp.asarray, law.data)
+    return EnsembleObserver(check, init, partial(update, data), read)

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -79,17 +80,12 @@ class Recipe:
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one line each."""
+        values = [(f.name, getattr(self, f.name), f.type) for f in dataclasses.fields(self)]
         problems = errors.problems(
             self._check_optimizer,
             lambda: check_choice("schedule", self.schedule, SCHEDULES),
-            lambda: check_number("clip_norm", self.clip_norm, 0.0),
-            lambda: check_number("weight_decay", self.weight_decay, 0.0),
-            lambda: check_integer("batch_size", self.batch_size, 1),
-            lambda: check_integer("num_epochs", self.num_epochs, 1),
-            lambda: check_integer("num_train", self.num_train, 1),
-            lambda: check_integer("num_test", self.num_test, 1),
-            lambda: check_number("loss_threshold", self.loss_threshold, 0.0),
-            lambda: check_integer("loss_window", self.loss_window, 1),
+            *(partial(check_number, name, value, 0.0) for name, value, t in values if t is float),
+            *(partial(check_integer, name, value, 1) for name, value, t in values if t is int),
             lambda: check_choice("precision", self.precision, PRECISIONS),
         )
         if not problems and self.num_steps == 1 and self.schedule != "constant":
@@ -109,9 +105,8 @@ class Recipe:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
-                warnings.simplefilter(
-                    "error", UserWarning
-                )  # of optax: that an argument is missing, say
+                # Of optax: that an argument is missing, say.
+                warnings.simplefilter("error", UserWarning)
                 _check_steps(getattr(optax, self.optimizer), dict(self.optimizer_options))
         except Exception as error:  # any function of optax may have been named
             raise InputError(
@@ -150,10 +145,8 @@ def _check_steps(
     any shape.
     """
     shapes = ((), (3,), (3, 4), (3, 3, 2, 4))
-    parameters = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    parameters += [
-        jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in shapes
-    ]  # in double precision
+    dtypes = (jnp.float32, jnp.result_type(float))  # also in double precision
+    parameters = [jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes for shape in shapes]
 
     def step(parameters: list[jax.Array]) -> tuple[Any, ...]:
         optimizer = create(learning_rate=lambda count: jnp.float32(0.1) * count, **options)
@@ -161,29 +154,23 @@ def _check_steps(
         updates, updated = optimizer.update(parameters, state, parameters)
         return state, updated, updates
 
-    def shapes_of(tree: Any) -> Any:
-        return jax.tree.structure(tree), [leaf.shape for leaf in jax.tree.leaves(tree)]
-
-    def dtypes_of(tree: Any) -> list[Any]:
-        return [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    def form(tree: Any) -> tuple[Any, ...]:
+        leaves, structure = jax.tree.flatten(tree)
+        return structure, [leaf.shape for leaf in leaves], [leaf.dtype for leaf in leaves]
 
     state, updated, updates = jax.eval_shape(step, parameters)
-    if shapes_of(updated) != shapes_of(state) or dtypes_of(updated) != dtypes_of(state):
+    if form(updated) != form(state):
         raise TypeError("its state changes its form from step to step")
-    if shapes_of(updates) != shapes_of(parameters):
+    if form(updates)[:2] != form(parameters)[:2]:
         raise TypeError("its updates are not those of the parameters")
 
 
 def _list_optimizers() -> list[str]:
     """The names of optax that `Recipe` takes without options."""
-    return [
-        name
-        for name in sorted(filter(_takes_learning_rate, vars(optax)))
-        if not Recipe(name).problems()
-    ]
-
-
-def _takes_learning_rate(name: str) -> bool:
-    function = getattr(optax, name)
-    public = inspect.isfunction(function) and not name.startswith(("_", "scale_"))
-    return public and "learning_rate" in inspect.signature(function).parameters
+    names = []
+    for name, function in sorted(vars(optax).items()):
+        public = inspect.isfunction(function) and not name.startswith(("_", "scale_"))
+        takes_rate = public and "learning_rate" in inspect.signature(function).parameters
+        if takes_rate and not Recipe(name).problems():
+            names.append(name)
+    return names

@@ -48,8 +48,7 @@ class Snapshots:
         self._identity = "{}"
         self.bind(identity)
         self._seconds, self._urgent = check_number("seconds", seconds, 0.0), urgent
-        self._next = 0
-        self._kept, self._cost = time.monotonic(), 0.0
+        self._next, self._kept, self._cost = 0, time.monotonic(), 0.0
 
     def bind(self, identity: dict[str, Any]) -> None:
         """Adds what determines the computation and is not known before it begins; raises
@@ -91,9 +90,8 @@ class Snapshots:
 
     def due(self) -> bool:
         """Whether it is time for the next one."""
-        return (
-            time.monotonic() - self._kept >= max(self._seconds, 50 * self._cost) or self._urgent()
-        )
+        wait = max(self._seconds, 50 * self._cost)
+        return time.monotonic() - self._kept >= wait or self._urgent()
 
     def save(self, position: int, arrays: dict[str, np.ndarray]) -> None:
         """Keeps arrays at a position, which grows as the computation goes on, in place of the older

@@ -1,9 +1,9 @@
 """Training many networks at once: on D(v), one for each direction, on images, on any task."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,12 +11,12 @@ import numpy as np
 from nad_jax import ensemble, errors
 from nad_jax.chunks import (
     Asked,
-    Batch,
+    Cohort,
     EnsembleObserver,
     Progress,
+    choose_chunks,
     make_chunk,
     map_networks,
-    resolve_execution,
 )
 from nad_jax.ensemble import Execution
 from nad_jax.errors import (
@@ -27,7 +27,7 @@ from nad_jax.errors import (
     check_record,
     number_array,
 )
-from nad_jax.fitting import REQUIRED, Members, Observer, Task, make_fit
+from nad_jax.fitting import REQUIRED, Arrays, Members, Observer, Task, make_fit
 from nad_jax.models import Model
 from nad_jax.points import Points
 from nad_jax.recipe import Recipe
@@ -37,48 +37,24 @@ from nad_jax.tasks import separable
 Observers = Mapping[str, Observer | EnsembleObserver]
 
 
-def broadcast_members(count: int, **values: Any) -> dict[str, np.ndarray]:
-    """Each value as [count]; raises `InputError` naming the one that is neither a number nor a list
-    of that length.
-    """
-    arrays = {}
-    for name, value in values.items():
-        array = np.asarray(number_array(name, value))
-        if array.shape not in ((), (count,)):
-            raise InputError(
-                f"{name}: must be a number or one for each of the {count} networks, got "
-                f"{array.shape}"
-            )
-        array = np.broadcast_to(array, (count,))
-        for entry in array.tolist():
-            if name == "seed":
-                check_integer(name, entry, 0, 2**32 - 1)
-            else:
-                check_number(name, entry, 0.0 if name == "learning_rate" else -math.inf)
-        arrays[name] = array
-    return arrays
+def _one_for_each(name: str, array: np.ndarray, count: int) -> np.ndarray:
+    """A number, or one for each network, as [count]; raises `InputError` naming it otherwise."""
+    if array.shape not in ((), (count,)):
+        raise InputError(
+            f"{name}: must be a number or one for each of the {count} networks, got {array.shape}"
+        )
+    array = np.broadcast_to(array, (count,))
+    for entry in array.tolist():
+        if name == "seed":
+            check_integer(name, entry, 0, 2**32 - 1)
+        else:
+            check_number(name, entry, 0.0 if name == "learning_rate" else -math.inf)
+    return array if name == "seed" else array.astype(np.float32)
 
 
-class Run(Protocol):
-    """Networks trained on a task, by one compiled program for a chunk of them."""
-
-    def __call__(
-        self,
-        arrays: Mapping[str, Any],
-        learning_rate: Any = None,
-        seed: Any = 0,
-        progress: Progress | None = None,
-        snapshots: Snapshots | None = None,
-    ) -> Any:
-        """The metrics, NumPy arrays with a leading axis [N].
-
-        Args:
-          arrays: those of the task, by name.
-          learning_rate, seed: one for all, or one for each network [N].
-          progress: called after every epoch with the number of networks done, a fraction for those
-            in training.
-          snapshots: a run that was interrupted is taken up again from there by the same call.
-        """
+# Trains networks by one compiled program for a chunk of them: (arrays, learning_rate=None, seed=0,
+# progress=None, snapshots=None) -> metrics [N], see `train_many`.
+Run = Callable[[Arrays, Any, Any, Progress | None, Snapshots | None], Any]
 
 
 def make_run(
@@ -95,12 +71,9 @@ def make_run(
       InputError: naming the argument, its value and what is allowed.
     """
     check_record("task", task, Task)
-    check_record("model", model, Model)
-    recipe = task.resolve_recipe(recipe)
-    execution = resolve_execution(execution)
-    each, together = split_observers(observe)
-    chunk = make_chunk(make_fit(model, recipe, task), execution, each)
-    asked = Asked(tuple(each), together, keep)
+    recipe, execution = task.resolve_recipe(recipe), choose_chunks(execution)
+    asked = split_observers(observe, keep)
+    chunk = make_chunk(make_fit(model, recipe, task, asked.each), execution)
 
     @lru_cache(maxsize=1)
     def place(seed: int) -> Any:
@@ -111,7 +84,7 @@ def make_run(
         place(0)  # what is wrong with the data is said at once
 
     def run(
-        arrays: Mapping[str, Any],
+        arrays: Arrays,
         learning_rate: Any = None,
         seed: Any = 0,
         progress: Progress | None = None,
@@ -119,27 +92,24 @@ def make_run(
     ) -> Any:
         learning_rate = task.learning_rate if learning_rate is None else learning_rate
         members, seeds = make_members(model, task, arrays, learning_rate, seed)
-        groups = [0] if task.shared else list(dict.fromkeys(seeds.tolist()))
-        for name, observer in together.items():
+        for name, observer in asked.together.items():
             observer.check(name, len(seeds))
-        batches, size = [], execution.chunk_size
-        for group in groups:
+        cohorts, size = [], execution.chunk_size
+        for group in [0] if task.shared else dict.fromkeys(seeds.tolist()):
             mine = np.flatnonzero((seeds == group) | task.shared)
-            for numbers in (mine[first : first + size] for first in range(0, len(mine), size)):
-                given = jax.tree.map(lambda leaf, numbers=numbers: leaf[numbers], members)
-                batches.append(Batch(partial(place, group), given, numbers))
-        back = np.argsort(np.concatenate([batch.numbers for batch in batches]))
-        how = (size, batches, asked, progress, snapshots)
-        metrics, read = map_networks(chunk, recipe.num_epochs, *how)
+            for numbers in np.split(mine, np.arange(size, len(mine), size)):
+                cohorts.append(Cohort(partial(place, group), members, numbers))
+        metrics, read = map_networks(
+            chunk, recipe.num_epochs, size, cohorts, asked, progress, snapshots
+        )
+        back = np.argsort(np.concatenate([cohort.numbers for cohort in cohorts]))
         metrics = jax.tree.map(lambda values: values[back], metrics)
-        return metrics._replace(observed={**(metrics.observed or {}), **read}) if read else metrics
+        return metrics._replace(observed={**metrics.observed, **read} or None)
 
     return run
 
 
-def split_observers(
-    observe: Observers | None,
-) -> tuple[dict[str, Observer], dict[str, EnsembleObserver]]:
+def split_observers(observe: Observers | None, keep: bool) -> Asked:
     """Observers of each network, and of all together; `InputError` for what is neither."""
     observe = {} if observe is None else observe
     if not isinstance(observe, Mapping):
@@ -148,11 +118,11 @@ def split_observers(
     each = {name: one for name, one in observe.items() if name not in together}
     for name, observer in each.items():
         check_function(f"observe[{name!r}]", observer, optional=False)
-    return each, together
+    return Asked(each, together, keep)
 
 
 def make_members(
-    model: Model, task: Task, arrays: Mapping[str, Any], learning_rate: Any, seed: Any
+    model: Model, task: Task, arrays: Arrays, learning_rate: Any, seed: Any
 ) -> tuple[Members, np.ndarray]:
     """What differs between N networks, every leaf [N, …], and their seeds [N]; N is the length of
     the arrays that a task requires, or the largest length given.
@@ -166,23 +136,21 @@ def make_members(
             raise InputError(f"{name}: is needed, [N, …], one for each network")
         if name not in task.arrays and not task.takes_others:
             raise errors.unknown("array of this task", name, task.arrays)
-    given = task.prepare(model, given)
-    each = [name for name in given if task.arrays.get(name, REQUIRED) is REQUIRED]
-    given = {**given, **{name: np.asarray(number_array(name, given[name])) for name in each}}
-    scalars = {name: given[name] for name in given if name not in each}
-    scalars |= {"learning_rate": learning_rate, "seed": seed}
-    sizes = [np.size(number_array(*pair)) for pair in scalars.items()]
-    count = max((len(np.atleast_1d(given[name])) for name in each), default=max(sizes))
+    given = {**task.prepare(model, given), "learning_rate": learning_rate, "seed": seed}
+    given = {name: np.asarray(number_array(name, value)) for name, value in given.items()}
+    options = {**task.arrays, "learning_rate": None, "seed": None}
+    each = [name for name in given if options.get(name, REQUIRED) is REQUIRED]
+    scalars = [name for name in given if name not in each]
+    most = max(given[name].size for name in scalars)
+    count = max((len(np.atleast_1d(given[name])) for name in each), default=most)
     for name in each:
         if given[name].shape[:1] != (count,):
             raise InputError(
                 f"{name}: must have a leading axis [{count}], got shape {given[name].shape}"
             )
-    scalars = broadcast_members(count, **scalars)
-    seeds = scalars.pop("seed")
-    scalars = {name: values.astype(np.float32) for name, values in scalars.items()}
-    given = {**given, **{name: scalars[name] for name in given if name not in each}}
-    return Members(task.make_keys(seeds, given), scalars["learning_rate"], given), seeds
+    given |= {name: _one_for_each(name, given[name], count) for name in scalars}
+    seeds, rates = given.pop("seed"), given.pop("learning_rate")
+    return Members(task.make_keys(seeds, given), rates, given), seeds
 
 
 def train_many(
@@ -236,11 +204,11 @@ def train_many(
     if isinstance(task, Points):
         raise InputError("task: is a law of points; that of images is nad_jax.tasks.images(data)")
     if not isinstance(task, Task):
-        given = {"task": task, **{n: arrays.pop(n, None) for n in ("directions", "direction")}}
-        given = [value for value in given.values() if value is not None]
+        given = [task, arrays.pop("directions", None), arrays.pop("direction", None)]
+        given = [value for value in given if value is not None]
         if len(given) != 1:
             raise InputError("task: must be one from `tasks`, or directions [N, D], given once")
-        task, arrays = separable(), {**arrays, "direction": given[0]}
+        task, arrays["direction"] = separable(), given[0]
     arrays |= {n: v for n, v in {"epsilon": epsilon, "sigma": sigma}.items() if v is not None}
     mapping = task.mapping if mapping == "auto" else mapping
     execution = Execution(mapping, chunk_size, num_devices)

@@ -13,7 +13,7 @@ import pytest
 import nad_jax
 from nad_jax import errors
 from nad_jax.choices import record_choices
-from nad_jax.chunks import resolve_execution
+from nad_jax.chunks import choose_chunks
 from nad_jax.errors import InputError
 
 KINDS = {
@@ -168,7 +168,7 @@ def test_functions_take_such_numbers(kind, tmp_path):
     np.testing.assert_array_equal(x, nad_jax.sample_separable(1, np.eye(5)[0], 4, 2.0, 0.5)[0])
     band = nad_jax.marchenko_pastur_band(given(1.0), given(4), given(16))
     assert band == nad_jax.marchenko_pastur_band(1.0, 4, 16) and _is_plain(band)
-    assert _is_plain(tuple(resolve_execution(nad_jax.Execution("sequential", given(2), given(1)))))
+    assert _is_plain(tuple(choose_chunks(nad_jax.Execution("sequential", given(2), given(1)))))
     carriers, _ = nad_jax.published_carriers(np.eye(16), given(1), given([4, 4, 1]), given(2))
     assert carriers.shape == (2, 16)
     assert nad_jax.subspace_overlap(np.eye(4), np.eye(4), given([1, 2])).tolist() == [1, 1]

@@ -18,7 +18,7 @@ from experiments.benchmark.stopwatch import Specification, Timed, peak_host_byte
 from experiments.run.costs import Ensemble, choose_chunk, compile_ensemble, program_bytes
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
-from nad_jax.chunks import make_chunk, resolve_execution
+from nad_jax.chunks import choose_chunks, make_chunk
 from nad_jax.ensemble import Execution, make_key, member_keys
 from nad_jax.estimation import make_dense
 from nad_jax.fitting import make_fit
@@ -104,7 +104,7 @@ def _train(spec: Specification, num_directions: int) -> Program:
     model, task = _create_model(spec, num_logits=2), separable()
     sizes = dict.fromkeys(("num_train", "num_test"), spec["num_steps"] * spec["batch_size"])
     recipe = Recipe(batch_size=spec["batch_size"], precision=spec["precision"], **sizes)
-    execution = resolve_execution(Execution(num_devices=1))
+    execution = choose_chunks(Execution(num_devices=1))
     chunk_size = min(execution.chunk_size, num_directions)
     chunk = make_chunk(make_fit(model, recipe, task), execution)
     data = task.data(model, recipe, 0)

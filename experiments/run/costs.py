@@ -15,9 +15,9 @@ import numpy as np
 
 from experiments.run.plan import Cost
 from nad_jax.choices import Estimator
-from nad_jax.chunks import Chunk, make_chunk
+from nad_jax.chunks import make_chunk
 from nad_jax.ensemble import Execution, make_key
-from nad_jax.fitting import Members, Task, make_fit
+from nad_jax.fitting import Members, Stages, Task, make_fit
 from nad_jax.geometry import make_add_chunk, resolve_execution
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, Halves, init_halves
@@ -50,7 +50,7 @@ class Setup(NamedTuple):
 
 def _make_chunk(
     setup: Setup, arrays: Mapping[str, Any], execution: Execution
-) -> tuple[Chunk, Any, Members]:
+) -> tuple[Stages, Any, Members]:
     """The compiled stages under a shortened recipe, the whole data, and a chunk of members that are
     all alike.
     """

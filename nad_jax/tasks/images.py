@@ -80,10 +80,6 @@ def check_scale(model: Model, mean: Any, std: Any) -> None:
             raise InputError(f"std: must be positive, got {array.min():.4g}")
 
 
-def _per_channel(channels: int, *values: Any) -> list[np.ndarray]:
-    return [np.broadcast_to(np.asarray(v, np.float32), (1, 1, 1, channels)) for v in values]
-
-
 def name_arrays(transform: Transform | None, count: int | None = None) -> list[str]:
     """The names of the arrays that a transform takes besides images and labels: of its parameters,
     and of as many more, where they are not named, as `count` says.
@@ -93,11 +89,10 @@ def name_arrays(transform: Transform | None, count: int | None = None) -> list[s
     parameters = list(inspect.signature(transform).parameters.values())[2:]
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [one for one in parameters if one.kind in kinds]
-    names = [one.name for one in parameters if one.default is one.empty]
-    if count is not None and count > len(names):
-        names = [one.name for one in parameters]
-    more = len(names) if count is None else count
-    return [*names, *(f"array_{number}" for number in range(len(names), more))][:more]
+    if count is None:
+        count = sum(one.default is one.empty for one in parameters)
+    names = [one.name for one in parameters]
+    return [*names, *(f"array_{number}" for number in range(len(names), count))][:count]
 
 
 def _takes_others(transform: Transform | None) -> bool:
@@ -152,7 +147,8 @@ def images(
                 raise InputError(
                     f"transform: must keep the shape of images, {given}, got {x.shape}"
                 )
-        center, width = _per_channel(x.shape[-1], mean, std)
+        shape = (1, 1, 1, x.shape[-1])
+        center, width = (np.broadcast_to(np.asarray(v, np.float32), shape) for v in (mean, std))
         return (x.astype(jnp.float32) - center) / width, labels
 
     return Task(

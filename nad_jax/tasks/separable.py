@@ -15,7 +15,7 @@ import numpy as np
 from jax.scipy.special import ndtr
 
 from nad_jax.directions import direction_identity
-from nad_jax.ensemble import key_of_seed, make_key, named_key, portable_key, resolve_key
+from nad_jax.ensemble import make_key, named_key, resolve_key
 from nad_jax.errors import (
     InputError,
     check_integer,
@@ -27,7 +27,7 @@ from nad_jax.errors import (
     number_array,
     real_array,
 )
-from nad_jax.fitting import REQUIRED, Arrays, Task
+from nad_jax.fitting import REQUIRED, Arrays, Task, keys_of_seeds
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.tables import Metrics
@@ -52,6 +52,12 @@ def check_num_samples(name: str, value: int) -> int:
     return value
 
 
+def check_sizes(recipe: Recipe) -> tuple[int, int]:
+    """Returns (num_train, num_test) of a recipe, checked as by `check_num_samples`."""
+    num_train = check_num_samples("num_train", recipe.num_train)
+    return num_train, check_num_samples("num_test", recipe.num_test)
+
+
 def sample_noise(key: jax.Array | int, num_train: int, num_test: int, dimension: int) -> Noise:
     """The noise of one replicate, from `key` and the split alone: [num_train, D] and [num_test, D],
     N(0, I).
@@ -61,14 +67,15 @@ def sample_noise(key: jax.Array | int, num_train: int, num_test: int, dimension:
         positive.
     """
     key, dimension = resolve_key(key), check_integer("dimension", dimension, 1)
-    num_train, num_test = (
-        check_integer("num_train", num_train, 1),
-        check_integer("num_test", num_test, 1),
-    )
-    return Noise(
-        jax.random.normal(named_key(key, "train"), (num_train, dimension), jnp.float32),
-        jax.random.normal(named_key(key, "test"), (num_test, dimension), jnp.float32),
-    )
+    sizes = {
+        "train": check_integer("num_train", num_train, 1),
+        "test": check_integer("num_test", num_test, 1),
+    }
+
+    def draw(split: str) -> jax.Array:
+        return jax.random.normal(named_key(key, split), (sizes[split], dimension), jnp.float32)
+
+    return Noise(draw("train"), draw("test"))
 
 
 def label_samples(indices: jax.Array) -> jax.Array:
@@ -94,19 +101,16 @@ def separate(
     Raises:
       InputError: for other shapes, and for values that are not as above, where they are known.
     """
-    noise, labels = (
-        jnp.asarray(real_array("noise", noise, "[B, D]")),
-        jnp.asarray(check_labels("labels", labels, 2)),
-    )
+    noise = jnp.asarray(real_array("noise", noise, "[B, D]"))
+    labels = jnp.asarray(check_labels("labels", labels, 2))
     if labels.shape != noise.shape[:1]:
         raise InputError(
             f"labels: must be one for each of the {len(noise)} samples, got shape {labels.shape}"
         )
     direction = check_units("direction", real_array("direction", direction, f"[{noise.shape[1]}]"))
     epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
-    direction, epsilon, sigma = (
-        jnp.asarray(value, noise.dtype) for value in (direction, epsilon, sigma)
-    )
+    given = (direction, epsilon, sigma)
+    direction, epsilon, sigma = (jnp.asarray(value, noise.dtype) for value in given)
     # In full precision on every backend: TensorFloat-32 would leave noise along v.
     along = jnp.matmul(noise, direction, precision=jax.lax.Precision.HIGHEST)
     coefficient = epsilon * (1 - 2 * labels) - sigma * along
@@ -238,9 +242,8 @@ def separable() -> Task:
 
 
 def _make_data(model: Model, recipe: Recipe, seed: int) -> Noise:
-    num_train = check_num_samples("num_train", recipe.num_train)
-    num_test = check_num_samples("num_test", recipe.num_test)
-    return sample_noise(noise_key(seed), num_train, num_test, int(np.prod(model.image_shape)))
+    sizes = check_sizes(recipe)
+    return sample_noise(noise_key(seed), *sizes, int(np.prod(model.image_shape)))
 
 
 def _sample(
@@ -273,11 +276,7 @@ def noise_key(seed: int) -> jax.Array:
 def network_keys(seeds: np.ndarray, arrays: Arrays) -> jax.Array:
     """The keys [N] of networks, from their replicate and the direction itself (up to its sign)."""
     names = [direction_identity(direction) % 2**32 for direction in arrays["direction"]]
-
-    def network_key(seed: jax.Array, name: jax.Array) -> jax.Array:
-        return portable_key(jax.random.fold_in(named_key(key_of_seed(seed), "networks"), name))
-
-    return jax.vmap(network_key)(jnp.asarray(seeds, jnp.uint32), jnp.asarray(names, jnp.uint32))
+    return keys_of_seeds("networks", seeds, np.array(names, np.uint32))
 
 
 def _cosine(left: jax.Array, right: jax.Array) -> jax.Array:
