@@ -65,9 +65,7 @@ def _is_reparametrized(owners: Mapping[tuple[str, ...], nn.Module], path: tuple[
     """Whether `nn.map_variables` stands between stored variables and those that a module at a path
     sees.
     """
-    kinds = (
-        type(owners[path[:length]]) for length in range(len(path) + 1) if path[:length] in owners
-    )
+    kinds = (type(owners.get(path[:length])) for length in range(len(path) + 1))
     return any(
         kind.__module__ == nn.transforms.__name__ and kind.__name__.startswith("Map_variables")
         for kind in kinds
