@@ -18,6 +18,9 @@ from nad_jax.contract import (
 from nad_jax.errors import InputError, problems
 
 _ACCEPT = "check=False accepts it as it is"
+# What batches of other sizes may change in the logits by rounding alone, relative to the largest of
+# them, by the type of numbers that a program uses; without these, 1e-3.
+_ROUNDING = {"bf16": 0.1, "f16": 0.03}
 
 
 class _Seen(NamedTuple):
@@ -76,7 +79,7 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
     variables = shape_of_variables(model)
     # Why a model has no training mode is said when it is trained.
     trains = not problems(lambda: check_training(model, 2))
-    functions = [model.apply] if model.features is None else [model.apply, model.features]
+    functions = [function for function in (model.apply, model.features) if function is not None]
 
     def observe(given: Any, inputs: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(function(given, inputs) for function in functions)
@@ -115,7 +118,7 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
     # It runs once: there is nothing that optimization could pay for.
     seen = lowered.compile(compiler_options=_quick_options())(jax.random.key(0))
     seen = jax.device_get(seen)
-    _check_evaluation(seen, _rounding(lowered.as_text()))
+    _check_evaluation(seen, lowered.as_text())
     names = [name for name, _ in named_leaves(variables)]
     trained = jax.tree.leaves(model.trainable(variables))
     _check_leaves(seen, names, trained, probes.statistics(variables))
@@ -144,26 +147,17 @@ def _off_zero(model: Any, variables: Any) -> Any:
 
 
 def _differences(before: Any, after: Any) -> jax.Array:
-    """Whether the leaves of two trees differ: [leaves]."""
-    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    return jnp.array([_differs(*pair) for pair in pairs], bool)
+    """Whether the leaves of two trees differ: [leaves]. What was and is nan does not."""
+    different = []
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+            old, new = jax.random.key_data(old), jax.random.key_data(new)
+        different.append(jnp.any((old != new) & ~((old != old) & (new != new))))
+    return jnp.array(different, bool)
 
 
-def _differs(before: jax.Array, after: jax.Array) -> jax.Array:
-    if jnp.issubdtype(before.dtype, jax.dtypes.prng_key):
-        before, after = jax.random.key_data(before), jax.random.key_data(after)
-    return jnp.any((before != after) & ~((before != before) & (after != after)))  # nan is as it was
-
-
-def _rounding(program: str) -> float:
-    """What batches of other sizes may change in the logits by rounding alone, relative to the
-    largest of them.
-    """
-    smallest = next((kind for kind in ("bf16", "f16") if f"x{kind}>" in program), "f32")
-    return {"bf16": 0.1, "f16": 0.03, "f32": 1e-3}[smallest]
-
-
-def _check_evaluation(seen: _Seen, rounding: float) -> None:
+def _check_evaluation(seen: _Seen, program: str) -> None:
+    rounding = next((part for kind, part in _ROUNDING.items() if f"x{kind}>" in program), 1e-3)
     alone = [values[:2] for values in seen.alone]
     with np.errstate(invalid="ignore"):  # of what is not finite
         differences = [

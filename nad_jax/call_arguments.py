@@ -24,6 +24,7 @@ EVALUATION_FLAGS = (
     "is_inference", "test", "testing", "is_test",
 )  # fmt: skip
 
+Values = Mapping[str, Any] | None  # of arguments, by name
 Arguments = tuple[list[Any], dict[str, Any]]
 
 
@@ -34,8 +35,8 @@ def mode_flags(train: bool) -> dict[str, bool]:
 
 def make_call_arguments(
     module_class: type,
-    evaluation: Mapping[str, Any] | None = None,
-    training: Mapping[str, Any] | None = None,
+    evaluation: Values = None,
+    training: Values = None,
     supplied: tuple[str, ...] = (),
     left: Container[str] = (),
 ) -> Callable[Concatenate[bool, ...], Arguments]:
@@ -62,9 +63,9 @@ def make_call_arguments(
     parameters, takes_any = _further_parameters(module_class)
     known = {*mode_flags(True), *supplied, *given_in_training}
     unknown = {
-        parameter.name: "…" if parameter.default is parameter.empty else repr(parameter.default)
-        for parameter in parameters
-        if parameter.name not in known
+        argument: "…" if parameter.default is parameter.empty else repr(parameter.default)
+        for argument, parameter in parameters.items()
+        if argument not in known
     }
     if unknown:
         values = ", ".join(f"{argument!r}: {default}" for argument, default in unknown.items())
@@ -80,20 +81,19 @@ def make_call_arguments(
             f"arguments: {flag!r} is a mode flag, which is passed by itself; give it in "
             "train_arguments, too"
         )
-    names = [parameter.name for parameter in parameters]
     for argument in given_in_training:
-        if argument not in names and not takes_any:
+        if argument not in parameters and not takes_any:
             raise InputError(
                 f"arguments: {name} takes no {argument!r}; it takes "
-                f"{', '.join(names) or 'inputs alone'}"
+                f"{', '.join(parameters) or 'inputs alone'}"
             )
 
     def arguments(train: bool, **values: Any) -> Arguments:
         chosen = given_in_training if train else given
         values = mode_flags(train) | values | chosen
         positional, keyword = [], {}
-        for parameter in parameters:
-            argument, default = parameter.name, parameter.default
+        for argument, parameter in parameters.items():
+            default = parameter.default
             if default is not parameter.empty and (argument in left or argument not in values):
                 values[argument] = default
             if argument not in values:  # it is given in training alone
@@ -103,14 +103,14 @@ def make_call_arguments(
             else:
                 positional.append(values[argument])
         return positional, keyword | {
-            extra: value for extra, value in chosen.items() if extra not in names
+            extra: value for extra, value in chosen.items() if extra not in parameters
         }
 
     return arguments
 
 
-def _further_parameters(module_class: type) -> tuple[list[inspect.Parameter], bool]:
-    """The parameters of `__call__` after the inputs, and whether it takes any other name too."""
+def _further_parameters(module_class: type) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The parameters of `__call__` after the inputs by name, and whether it takes any other too."""
     parameters = list(inspect.signature(module_class.__call__).parameters.values())[1:]
     kinds, of = [parameter.kind for parameter in parameters], inspect.Parameter
     if not kinds or kinds[0] in (of.KEYWORD_ONLY, of.VAR_KEYWORD):
@@ -120,13 +120,11 @@ def _further_parameters(module_class: type) -> tuple[list[inspect.Parameter], bo
         )
     variadic = (of.VAR_POSITIONAL, of.VAR_KEYWORD)
     further = parameters[kinds[0] is not of.VAR_POSITIONAL :]
-    named = [parameter for parameter in further if parameter.kind not in variadic]
+    named = {parameter.name: parameter for parameter in further if parameter.kind not in variadic}
     return named, of.VAR_KEYWORD in kinds
 
 
-def describe_arguments(
-    evaluation: Mapping[str, Any] | None, training: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def describe_arguments(evaluation: Values, training: Values) -> dict[str, Any]:
     """The values that were given, as text, for the record of a result; empty where none were."""
     given = {"arguments": evaluation, "train_arguments": training}
     return {
@@ -136,7 +134,7 @@ def describe_arguments(
     }
 
 
-def _as_values(name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+def _as_values(name: str, values: Values) -> dict[str, Any]:
     values = {} if values is None else values
     if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise InputError(

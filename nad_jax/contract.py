@@ -35,9 +35,7 @@ def name_path(path: tuple[Any, ...]) -> str:
     # The value inside a box, or inside an NNX variable, is an attribute and not part of the name.
     if len(path) > 1 and getattr(path[-1], "name", None) == "value":
         path = path[:-1]
-    return "/".join(
-        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
-    )
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -238,7 +238,7 @@ def _plain_window(
     plain and 2-D.
     """
     del dimension_numbers, precision
-    dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    dilated = {*(lhs_dilation or ()), *(rhs_dilation or ())} - {1}
     if x.ndim != 4 or kernel.ndim != 4 or dilated or feature_group_count != 1:
         raise InputError(
             "convolution: 'product' takes 2-D convolutions without dilation or groups, "

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 
 from nad_jax.behavior import Probes
-from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode_flags
+from nad_jax.call_arguments import Values, describe_arguments, make_call_arguments, mode_flags
 from nad_jax.contract import reported
 from nad_jax.ensemble import named_key
-from nad_jax.errors import InputError, check_choice, check_input_shape
+from nad_jax.errors import InputError, check_choice, check_input_shape, problems
 from nad_jax.initializers import (
+    Owners,
     find_law,
     flax_readout_variance,
     reference_initialization,
@@ -34,14 +35,13 @@ class _DenseCall(NamedTuple):
     inputs: jax.Array
     outputs: jax.Array
 
-
-def _is_plain_dense(module: nn.Module) -> bool:
-    """Whether a module multiplies by its kernel and adds its bias: a subclass may have another
-    product.
-    """
-    return (
-        type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
-    )
+    def variance(self, initialization: str) -> float | None:
+        """τ² of its weights, where the initialization settles it."""
+        num_features = self.inputs.shape[-1]
+        if initialization == "reference":
+            return reference_readout_variance(num_features)
+        default = self.module.kernel_init is nn.Dense.kernel_init
+        return flax_readout_variance(num_features) if default else None
 
 
 def _own_flags(module: nn.Module) -> set[str]:
@@ -64,8 +64,8 @@ class _Module:
     def __init__(
         self,
         module: nn.Module,
-        arguments: Mapping[str, Any] | None,
-        train_arguments: Mapping[str, Any] | None,
+        arguments: Values,
+        train_arguments: Values,
     ) -> None:
         own = _own_flags(module)
         self._name = f"module: {type(module).__name__}"
@@ -101,17 +101,18 @@ class _Module:
                 variables, x, *positional, rngs=rngs, mutable=_state(variables), **keyword
             )
 
-    def describe(self, x: jax.Array) -> tuple[Any, dict[tuple[str, ...], nn.Module]]:
+    def describe(self, x: jax.Array) -> tuple[Any, Owners]:
         """The shapes of its variables, and every module by its path."""
-        owners: dict[tuple[str, ...], nn.Module] = {}
+        owners: Owners = {}
 
         def record(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+            module = context.module
             # An unbound module, whose path is that of the whole, owns nothing.
-            if context.module.scope is not None:
-                first = owners.setdefault(context.module.path, context.module)
-                shared = context.module.scope is first.scope  # as `nn.share_scope` has it
-                if shared and find_law(first) is None and find_law(context.module) is not None:
-                    owners[context.module.path] = context.module
+            if module.scope is not None:
+                first = owners.setdefault(module.path, module)
+                shared = module.scope is first.scope  # as `nn.share_scope` has it
+                if shared and find_law(first) is None and find_law(module) is not None:
+                    owners[module.path] = module
             return next_function(*args, **kwargs)
 
         with nn.intercept_methods(record):
@@ -124,11 +125,15 @@ class _Module:
         calls: list[_DenseCall] = []
 
         def record(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-            outputs = next_function(*args, **kwargs)
-            if _is_plain_dense(context.module) and context.method_name == "__call__":
-                kernel = nn.unbox(context.module.get_variable("params", "kernel"))
-                calls.append(_DenseCall(context.module, kernel, args[0], outputs))
-            elif isinstance(context.module, nn.WeightNorm | nn.SpectralNorm):
+            outputs, module = next_function(*args, **kwargs), context.module
+            # It multiplies by its kernel and adds its bias: a subclass may have another product.
+            plain = (
+                type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
+            )
+            if plain and context.method_name == "__call__":
+                kernel = nn.unbox(module.get_variable("params", "kernel"))
+                calls.append(_DenseCall(module, kernel, args[0], outputs))
+            elif isinstance(module, nn.WeightNorm | nn.SpectralNorm):
                 # The layer inside multiplies by a normalized kernel, not by the one that was drawn.
                 calls.clear()
             return outputs
@@ -143,17 +148,6 @@ class _Module:
         if nn.unbox(stored) is not last.kernel:  # nn.map_variables stands between
             return None
         return last if sum(call.module.path == last.module.path for call in calls) == 1 else None
-
-
-def _readout_variance(readout: _DenseCall | None, initialization: str) -> float | None:
-    """τ² of the weights of a read-out, where the initialization settles it."""
-    if readout is None:
-        return None
-    num_features = readout.inputs.shape[-1]
-    if initialization == "reference":
-        return reference_readout_variance(num_features)
-    default = readout.module.kernel_init is nn.Dense.kernel_init
-    return flax_readout_variance(num_features) if default else None
 
 
 _WATCHING = threading.Lock()
@@ -251,11 +245,10 @@ def _find_sown(
 
     def runs_without(name: str) -> bool:
         left = _without(shapes, (name,))
-        with contextlib.suppress(InputError):
-            jax.eval_shape(module.evaluate, left, inputs)
-            _trace_training(module, left, inputs, asked.streams)
-            return True
-        return False
+        return not problems(
+            lambda: jax.eval_shape(module.evaluate, left, inputs),
+            lambda: _trace_training(module, left, inputs, asked.streams),
+        )
 
     return tuple(name for name in _state(shapes) if name in asked.sown and runs_without(name))
 
@@ -267,8 +260,8 @@ def from_linen(
     readout_variance: float | None = None,
     reference_convolution: str = "uniform",
     symmetries: tuple[str, ...] = (),
-    arguments: Mapping[str, Any] | None = None,
-    train_arguments: Mapping[str, Any] | None = None,
+    arguments: Values = None,
+    train_arguments: Values = None,
     *,
     streams: tuple[str, ...] | None = None,
     check: bool = True,
@@ -322,12 +315,13 @@ def from_linen(
             streams, sown = tuple(asked.streams), _find_sown(functions, shapes, inputs, asked)
             shapes = _without(shapes, sown)
 
-    def init_flax(key: jax.Array, x: jax.Array = zeros) -> Any:
+    def init(key: jax.Array, x: jax.Array = zeros) -> Any:
         return _without(functions.init(key, x), sown)
 
-    init = init_flax
+    probes = Probes(init_at=init)
     if initialization == "reference":
         init = reference_initialization(shapes, owners, reference_convolution)
+        probes = Probes()
 
     def apply(
         variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False
@@ -348,8 +342,8 @@ def from_linen(
         readout = functions.readout(variables, x)
 
     jax.eval_shape(trace, shapes, inputs)
-    if readout_variance is None:
-        readout_variance = _readout_variance(readout, initialization)
+    if readout_variance is None and readout is not None:
+        readout_variance = readout.variance(initialization)
     model = Model(
         init,
         apply,
@@ -364,4 +358,4 @@ def from_linen(
         },
         symmetries=symmetries,
     )
-    return complete_model(model, check, Probes(init_at=init if initialization == "flax" else None))
+    return complete_model(model, check, probes)

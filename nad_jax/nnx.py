@@ -1,7 +1,7 @@
 """Models from Flax NNX modules."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nad_jax.behavior import Probes
-from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode_flags
+from nad_jax.call_arguments import Values, describe_arguments, make_call_arguments, mode_flags
 from nad_jax.contract import reported
 from nad_jax.ensemble import named_key
 from nad_jax.errors import InputError, check_function, check_input_shape
@@ -23,10 +23,6 @@ def _mask(variables: Any, kind: type[nnx.Variable]) -> Any:
         variables,
         is_leaf=lambda node: isinstance(node, nnx.Variable),
     )
-
-
-def _statistics(variables: Any) -> list[bool]:
-    return jax.tree.leaves(_mask(variables, nnx.BatchStat))
 
 
 def _with_fresh_keys(variables: Any, key: jax.Array) -> Any:
@@ -101,8 +97,8 @@ def from_nnx(
     features: Callable[[nnx.Module, jax.Array], jax.Array] | None = None,
     readout_variance: float | None = None,
     symmetries: tuple[str, ...] = (),
-    arguments: Mapping[str, Any] | None = None,
-    train_arguments: Mapping[str, Any] | None = None,
+    arguments: Values = None,
+    train_arguments: Values = None,
     check: bool = True,
 ) -> Model:
     """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
@@ -153,15 +149,13 @@ def from_nnx(
     def apply(
         variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False
     ) -> Any:
-        if not train:
-            return run(rebuild(variables, train), x, train)
         rngs = None
-        if key is not None:
+        if train and key is not None:
             variables = _with_fresh_keys(variables, key)
             rngs = nnx.Rngs(named_key(key, "call"))
         module = rebuild(variables, train)
         logits = run(module, x, train, rngs)
-        return logits, _updated(variables, nnx.split(module)[1])
+        return (logits, _updated(variables, nnx.split(module)[1])) if train else logits
 
     def called_twice(variables: Any, x: jax.Array) -> jax.Array:
         module = rebuild(variables, train=False)
@@ -186,4 +180,7 @@ def from_nnx(
         trainable=lambda variables: _mask(variables, nnx.Param),
         symmetries=symmetries,
     )
-    return complete_model(model, check, Probes(_statistics, called_twice))
+    probes = Probes(
+        lambda variables: jax.tree.leaves(_mask(variables, nnx.BatchStat)), called_twice
+    )
+    return complete_model(model, check, probes)

@@ -12,7 +12,7 @@ from nad_jax.errors import InputError, check_choice
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def check_fits(size: Sequence[int], window: Sequence[int], pads: Pads = ((0, 0), (0, 0))) -> None:
+def check_fits(size: Sequence[int], window: Sequence[int], pads: Pads = ((0, 0),) * 2) -> None:
     """Raises `InputError` where a window does not fit a map, i.e. the image is too small for the
     network.
     """
@@ -83,7 +83,7 @@ def pool(
     stride = size if stride is None else stride
     if 2 * padding > size:
         raise InputError(f"padding: must be at most half of the size {size}, got {padding}")
-    pads = ((padding, padding), (padding, padding))
+    pads = ((padding, padding),) * 2
     check_fits(x.shape[1:3], (size, size), pads)
     if padding:
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf if kind == "max" else 0.0)

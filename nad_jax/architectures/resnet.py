@@ -35,16 +35,15 @@ class BasicBlock(nn.Module):
         return nn.relu(x + y)
 
 
-def _stages(
-    x: jax.Array, width: int, convolution: Convolution, train: bool, shrink: bool = True
-) -> jax.Array:
-    """Four stages of two blocks, of 1, 2, 4, 8 times `width` features, inside a module; all but the
+def _stages(network: ImageNetwork, x: jax.Array, train: bool, shrink: bool = True) -> jax.Array:
+    """Four stages of two blocks, of 1, 2, 4, 8 times the width, inside a network; all but the
     first halve.
     """
     for stage, block in itertools.product(range(4), range(2)):
         stride = 2 if shrink and stage > 0 and block == 0 else 1
         name = f"block{stage + 1}_{block + 1}"
-        x = BasicBlock(width * 2**stage, stride, convolution, name=name)(x, train)
+        features = network.width * 2**stage
+        x = BasicBlock(features, stride, network.convolution, name=name)(x, train)
     return x
 
 
@@ -66,7 +65,7 @@ class ResNet18(ImageNetwork):
         conv, norm = make_layers(self.convolution, train)
         x = conv(self.width, (3, 3), padding=1, name="stem")(x)
         x = norm(name="stem_norm")(x)
-        x = _stages(nn.relu(x), self.width, self.convolution, train, shrink=self.pooling != "none")
+        x = _stages(self, nn.relu(x), train, shrink=self.pooling != "none")
         if self.pooling != "none":
             x = pool(x, self.pooling, 4)
         return nn.Dense(self.num_logits)(x.reshape(len(x), -1))
@@ -92,5 +91,5 @@ class ResNet18ImageNet(ImageNetwork):
         x = conv(self.width, (7, 7), 2, padding=3, name="stem")(x)
         x = norm(name="stem_norm")(x)
         x = pool(nn.relu(x), self.pooling, 3, stride=2, padding=1)
-        x = _stages(x, self.width, self.convolution, train)
+        x = _stages(self, x, train)
         return nn.Dense(self.num_logits)(x.mean((1, 2)))
