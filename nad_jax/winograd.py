@@ -29,15 +29,10 @@ def _combine(weights: Iterable[float], arrays: Iterable[jax.Array]) -> jax.Array
     return total
 
 
-def _transform(
-    matrix: Sequence[Sequence[float]], tile: Sequence[Sequence[jax.Array]]
-) -> list[jax.Array]:
-    """The entries of M X Mᵀ, row by row, for a tile X whose entries are arrays."""
-    arrays = [array for row in tile for array in row]
+def _transform(matrix: Sequence[Sequence[float]], tile: Sequence[jax.Array]) -> list[jax.Array]:
+    """The entries of M X Mᵀ, row by row, for a tile X whose entries, row by row, are arrays."""
     return [
-        _combine([p * q for p in left for q in right], arrays)
-        for left in matrix
-        for right in matrix
+        _combine([p * q for p in left for q in right], tile) for left in matrix for right in matrix
     ]
 
 
@@ -51,13 +46,13 @@ def _input_tiles(x: jax.Array, pads: Pads) -> list[jax.Array]:
     )
     x = jnp.pad(x, ((0, 0), *even, (0, 0)))
     tall, wide = x.shape[1] - 3, x.shape[2] - 3  # from the first to the last of every second
-    tile = [[x[:, i : i + tall : 2, j : j + wide : 2] for j in range(4)] for i in range(4)]
+    tile = [x[:, i : i + tall : 2, j : j + wide : 2] for i in range(4) for j in range(4)]
     return [entry.reshape(-1, x.shape[-1]) for entry in _transform(_INPUT, tile)]
 
 
 def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
     """G k Gᵀ: 16 arrays [C, O]."""
-    return _transform(_KERNEL, [[kernel[i, j] for j in range(3)] for i in range(3)])
+    return _transform(_KERNEL, [kernel[i, j] for i in range(3) for j in range(3)])
 
 
 def convolve(x: jax.Array, kernel_tiles: list[jax.Array], pads: Pads) -> jax.Array:
@@ -68,7 +63,7 @@ def convolve(x: jax.Array, kernel_tiles: list[jax.Array], pads: Pads) -> jax.Arr
         tile @ kernel for tile, kernel in zip(_input_tiles(x, pads), kernel_tiles, strict=True)
     ]
     products = [product.reshape(len(x), rows, columns, -1) for product in products]
-    a, b, c, d = _transform(_OUTPUT, [products[i : i + 4] for i in range(0, 16, 4)])
+    a, b, c, d = _transform(_OUTPUT, products)
     y = jnp.stack([jnp.stack([a, b], 3), jnp.stack([c, d], 3)], 2)
     return y.reshape(len(x), 2 * rows, 2 * columns, -1)[:, :height, :width]
 
@@ -77,7 +72,7 @@ def kernel_tiles_gradient(x: jax.Array, cotangent: jax.Array, pads: Pads) -> lis
     """The gradient in the transformed kernel: 16 arrays [C, O]."""
     odd = ((0, n % 2) for n in cotangent.shape[1:3])
     cotangent = jnp.pad(cotangent, ((0, 0), *odd, (0, 0)))
-    tile = [[cotangent[:, i::2, j::2] for j in range(2)] for i in range(2)]
+    tile = [cotangent[:, i::2, j::2] for i in range(2) for j in range(2)]
     features = cotangent.shape[-1]
     outputs = [entry.reshape(-1, features) for entry in _transform(_OUTPUT_TRANSPOSED, tile)]
     return [
@@ -88,6 +83,5 @@ def kernel_tiles_gradient(x: jax.Array, cotangent: jax.Array, pads: Pads) -> lis
 
 def kernel_gradient(tiles: list[jax.Array]) -> jax.Array:
     """The gradient in the kernel, [3, 3, C, O], from that in its transformed tiles."""
-    rows = [tiles[i : i + 4] for i in range(0, 16, 4)]
-    entries = jnp.stack(_transform(_KERNEL_TRANSPOSED, rows))
+    entries = jnp.stack(_transform(_KERNEL_TRANSPOSED, tiles))
     return entries.reshape(3, 3, *entries.shape[1:])
