@@ -61,12 +61,7 @@ def _own_flags(module: nn.Module) -> set[str]:
 class _Module:
     """A Linen module as functions of its variables."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        arguments: Values,
-        train_arguments: Values,
-    ) -> None:
+    def __init__(self, module: nn.Module, arguments: Values, train_arguments: Values) -> None:
         own = _own_flags(module)
         self._name = f"module: {type(module).__name__}"
         self._call = make_call_arguments(type(module), arguments, train_arguments, left=own)
@@ -162,7 +157,7 @@ class _Asked(NamedTuple):
     sown: dict[str, None]
 
 
-# The methods by which modules ask, each with the field of `_Asked` and the argument that goes there.
+# The methods by which modules ask, each with a field of `_Asked` and the argument that goes there.
 _ASKING = {
     "make_rng": ("streams", "name"),
     "has_rng": ("streams", "name"),

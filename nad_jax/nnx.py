@@ -25,6 +25,10 @@ def _mask(variables: Any, kind: type[nnx.Variable]) -> Any:
     )
 
 
+def _statistics(variables: Any) -> list[bool]:
+    return jax.tree.leaves(_mask(variables, nnx.BatchStat))
+
+
 def _with_fresh_keys(variables: Any, key: jax.Array) -> Any:
     """The variables with new keys in all random streams, of the shapes they have: layers may be
     stacked.
@@ -180,7 +184,4 @@ def from_nnx(
         trainable=lambda variables: _mask(variables, nnx.Param),
         symmetries=symmetries,
     )
-    probes = Probes(
-        lambda variables: jax.tree.leaves(_mask(variables, nnx.BatchStat)), called_twice
-    )
-    return complete_model(model, check, probes)
+    return complete_model(model, check, Probes(_statistics, called_twice))
