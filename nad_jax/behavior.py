@@ -2,7 +2,6 @@
 what shapes do not.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,9 +15,12 @@ from nad_jax.contract import (
     named_leaves,
     shape_of_variables,
 )
-from nad_jax.errors import InputError
+from nad_jax.errors import InputError, problems
 
 _ACCEPT = "check=False accepts it as it is"
+# What batches of other sizes may change in the logits by rounding alone, relative to the largest of
+# them, by the type of numbers that a program uses; without these, 1e-3.
+_ROUNDING = {"bf16": 0.1, "f16": 0.03}
 
 
 class _Seen(NamedTuple):
@@ -41,6 +43,10 @@ class _Seen(NamedTuple):
     changed: jax.Array
 
 
+def _batch_statistics(variables: Any) -> list[bool]:
+    return [name.startswith("batch_stats/") for name, _ in named_leaves(variables)]
+
+
 class Probes(NamedTuple):
     """What the test of a model can use, beyond its functions, where an adapter knows more.
 
@@ -51,7 +57,7 @@ class Probes(NamedTuple):
     init_at: the variables of a key where initialization is shown other inputs.
     """
 
-    statistics: Callable[[Any], list[bool]] | None = None
+    statistics: Callable[[Any], list[bool]] = _batch_statistics
     called_twice: Callable[[Any, jax.Array], jax.Array] | None = None
     init_at: Callable[[jax.Array, jax.Array], Any] | None = None
 
@@ -71,8 +77,9 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
     """
     probes = probes or Probes()
     variables = shape_of_variables(model)
-    trains = _has_training_mode(model)
-    functions = [model.apply] if model.features is None else [model.apply, model.features]
+    # Why a model has no training mode is said when it is trained.
+    trains = not problems(lambda: check_training(model, 2))
+    functions = [function for function in (model.apply, model.features) if function is not None]
 
     def observe(given: Any, inputs: jax.Array) -> tuple[jax.Array, ...]:
         return tuple(function(given, inputs) for function in functions)
@@ -80,7 +87,9 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
     def first_of(inputs: jax.Array, given: Any) -> jax.Array:
         return sum(jnp.sum(values[0].astype(jnp.float32)) for values in observe(given, inputs))
 
-    differentiable = _is_differentiable(first_of, input_batch(model, 2), variables)
+    # A callback has no derivative, say; central differences need none.
+    inputs = input_batch(model, 2)
+    differentiable = not problems(lambda: jax.eval_shape(jax.grad(first_of), inputs, variables))
 
     def evaluate(key: jax.Array) -> _Seen:
         init_key, input_key, train_key = jax.random.split(key, 3)
@@ -93,9 +102,7 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
             other = jax.grad(first_of)(inputs, given)[1]
             mixed = jnp.any((other != 0) & jnp.isfinite(other))
         nearby = jnp.concatenate([inputs, inputs * (1 + 2.0**-21)])
-        alone = jax.lax.map(
-            lambda x: tuple(values[0] for values in observe(given, x[None])), nearby
-        )
+        alone = jax.lax.map(lambda x: [values[0] for values in observe(given, x[None])], nearby)
         changed = jnp.zeros(0, bool)
         if trains:
             _, updated = model.apply(given, inputs, train_key, train=True)
@@ -105,47 +112,25 @@ def check_behavior(model: Any, probes: Probes | None = None) -> None:
             again = (probes.called_twice(given, inputs), *again[1:])
         return _Seen(observe(given, inputs), again, alone, mixed, unsettled, changed)
 
-    with jax.default_matmul_precision(
-        "highest"
-    ):  # the defaults of accelerators round as batches of other sizes do not
+    # The defaults of accelerators round as batches of other sizes do not.
+    with jax.default_matmul_precision("highest"):
         lowered = jax.jit(evaluate).lower(jax.random.key(0))
     # It runs once: there is nothing that optimization could pay for.
     seen = lowered.compile(compiler_options=_quick_options())(jax.random.key(0))
-    _check_evaluation(jax.device_get(seen), _rounding(lowered.as_text()))
+    seen = jax.device_get(seen)
+    _check_evaluation(seen, lowered.as_text())
+    names = [name for name, _ in named_leaves(variables)]
     trained = jax.tree.leaves(model.trainable(variables))
-    for (name, _), unsettled, mine in zip(
-        named_leaves(variables), np.asarray(seen.unsettled), trained, strict=False
-    ):
-        if unsettled and mine:
-            raise InputError(
-                f"model: initialization of {name} depends on the input it is shown, which is one "
-                "of zeros here: "
-                f"draw it from the key alone; {_ACCEPT}"
-            )
-    if trains:
-        _check_updates(
-            model, variables, np.asarray(seen.changed), probes.statistics or _batch_statistics
-        )
+    _check_leaves(seen, names, trained, probes.statistics(variables))
 
 
 def _quick_options() -> dict[str, Any]:
     """Options of XLA for a program that runs once."""
     options: dict[str, Any] = {"xla_backend_optimization_level": 0}
-    if jax.default_backend() == "cpu" and jax.__version_info__ < (
-        0,
-        11,
-    ):  # later versions cannot do without
+    # Later versions cannot do without.
+    if jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11):
         options["xla_cpu_use_fusion_emitters"] = False
     return options
-
-
-def _is_differentiable(function: Callable, inputs: jax.ShapeDtypeStruct, variables: Any) -> bool:
-    with contextlib.suppress(
-        InputError
-    ):  # of a callback, say; central differences need no derivative
-        jax.eval_shape(jax.grad(function), inputs, variables)
-        return True
-    return False
 
 
 def _off_zero(model: Any, variables: Any) -> Any:
@@ -161,52 +146,27 @@ def _off_zero(model: Any, variables: Any) -> Any:
     return jax.tree.map(shifted, variables, model.trainable(variables))
 
 
-def _has_training_mode(model: Any) -> bool:
-    """Whether `apply` in training mode returns logits and variables as given; why not is said when
-    it is trained.
-    """
-    with contextlib.suppress(InputError):
-        check_training(model, 2)
-        return True
-    return False
-
-
 def _differences(before: Any, after: Any) -> jax.Array:
-    """Whether the leaves of two trees differ: [leaves]."""
-    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-    return jnp.array([_differs(*pair) for pair in pairs], bool)
+    """Whether the leaves of two trees differ: [leaves]. What was and is nan does not."""
+    different = []
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+            old, new = jax.random.key_data(old), jax.random.key_data(new)
+        different.append(jnp.any((old != new) & ~((old != old) & (new != new))))
+    return jnp.array(different, bool)
 
 
-def _differs(before: jax.Array, after: jax.Array) -> jax.Array:
-    if jnp.issubdtype(before.dtype, jax.dtypes.prng_key):
-        before, after = jax.random.key_data(before), jax.random.key_data(after)
-    return jnp.any((before != after) & ~((before != before) & (after != after)))  # nan is as it was
-
-
-def _rounding(program: str) -> float:
-    """What batches of other sizes may change in the logits by rounding alone, relative to the
-    largest of them.
-    """
-    smallest = next((kind for kind in ("bf16", "f16") if f"x{kind}>" in program), "f32")
-    return {"bf16": 0.1, "f16": 0.03, "f32": 1e-3}[smallest]
-
-
-def _check_evaluation(seen: _Seen, rounding: float) -> None:
-    alone, nudged = (
-        tuple(values[part] for values in seen.alone) for part in (slice(2), slice(2, 4))
-    )
+def _check_evaluation(seen: _Seen, program: str) -> None:
+    rounding = next((part for kind, part in _ROUNDING.items() if f"x{kind}>" in program), 1e-3)
+    alone = [values[:2] for values in seen.alone]
     with np.errstate(invalid="ignore"):  # of what is not finite
         differences = [
-            np.subtract(*pair, dtype=np.float64) for pair in zip(alone, nudged, strict=True)
+            np.subtract(values[:2], values[2:], dtype=np.float64) for values in seen.alone
         ]
     changes = [np.nan_to_num(np.abs(difference)).max() for difference in differences]
-    for other, depend in (
-        (
-            seen.again,
-            "change from one call to the next: something besides variables and inputs enters",
-        ),
-        (alone, "depend on the other inputs of the batch, or on its size"),
-    ):
+    calls = "change from one call to the next: something besides variables and inputs enters"
+    batches = "depend on the other inputs of the batch, or on its size"
+    for other, depend in ((seen.again, calls), (alone, batches)):
         for what, *pair, change in zip(
             ("logits", "features"), seen.together, other, changes, strict=False
         ):
@@ -234,24 +194,27 @@ def _numbers(values: np.ndarray) -> str:
     return ", ".join(f"{value:.7g}" for value in values[:3]) + (", …" if len(values) > 3 else "")
 
 
-def _batch_statistics(variables: Any) -> list[bool]:
-    return [name.startswith("batch_stats/") for name, _ in named_leaves(variables)]
-
-
-def _check_updates(
-    model: Any, variables: Any, changed: np.ndarray, statistics: Callable[[Any], list[bool]]
+def _check_leaves(
+    seen: _Seen, names: list[str], trained: list[bool], statistics: list[bool]
 ) -> None:
-    names = [name for name, _ in named_leaves(variables)]
-    trainable = jax.tree.leaves(model.trainable(variables))
-    for name, moved, trained in zip(names, changed, trainable, strict=True):
-        if moved and trained:
-            raise InputError(
-                f"model: training mode itself changes {name}, which is trained: its change would "
-                "be lost; keep it in "
-                f"a collection that is not trained; {_ACCEPT}"
-            )
+    faults = (
+        (
+            seen.unsettled,
+            "initialization of {} depends on the input it is shown, which is one of zeros here: "
+            "draw it from the key alone",
+        ),
+        (
+            seen.changed,
+            "training mode itself changes {}, which is trained: its change would be lost; keep it "
+            "in a collection that is not trained",
+        ),
+    )
+    for flags, fault in faults:  # empty where it was not asked
+        for name, flag, mine in zip(names, flags, trained, strict=False):
+            if flag and mine:
+                raise InputError(f"model: {fault.format(name)}; {_ACCEPT}")
     layers: dict[str, bool] = {}
-    for name, moved, statistic in zip(names, changed, statistics(variables), strict=True):
+    for name, moved, statistic in zip(names, seen.changed, statistics, strict=False):
         if statistic:
             layer = name.rpartition("/")[0] or name
             layers[layer] = layers.get(layer, False) or bool(moved)

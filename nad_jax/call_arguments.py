@@ -4,7 +4,7 @@ that users give.
 
 import inspect
 from collections.abc import Callable, Container, Mapping
-from typing import Any
+from typing import Any, Concatenate
 
 from nad_jax.errors import InputError
 
@@ -24,6 +24,7 @@ EVALUATION_FLAGS = (
     "is_inference", "test", "testing", "is_test",
 )  # fmt: skip
 
+Values = Mapping[str, Any] | None  # of arguments, by name
 Arguments = tuple[list[Any], dict[str, Any]]
 
 
@@ -34,11 +35,11 @@ def mode_flags(train: bool) -> dict[str, bool]:
 
 def make_call_arguments(
     module_class: type,
-    evaluation: Mapping[str, Any] | None = None,
-    training: Mapping[str, Any] | None = None,
+    evaluation: Values = None,
+    training: Values = None,
     supplied: tuple[str, ...] = (),
     left: Container[str] = (),
-) -> Callable[..., Arguments]:
+) -> Callable[Concatenate[bool, ...], Arguments]:
     """Builds `arguments(train, **supplied) -> (positional, keyword)`, what follows the inputs in a
     call.
 
@@ -61,11 +62,15 @@ def make_call_arguments(
     given_in_training = given | changed
     parameters, takes_any = _further_parameters(module_class)
     known = {*mode_flags(True), *supplied, *given_in_training}
-    unknown = [parameter for parameter in parameters if parameter.name not in known]
+    unknown = {
+        argument: "…" if parameter.default is parameter.empty else repr(parameter.default)
+        for argument, parameter in parameters.items()
+        if argument not in known
+    }
     if unknown:
-        values = ", ".join(f"{parameter.name!r}: {_default(parameter)}" for parameter in unknown)
+        values = ", ".join(f"{argument!r}: {default}" for argument, default in unknown.items())
         raise InputError(
-            f"module: {name} takes {', '.join(repr(parameter.name) for parameter in unknown)}: "
+            f"module: {name} takes {', '.join(map(repr, unknown))}: "
             "give its value, "
             f"arguments={{{values}}}, and train_arguments={{…}} where it differs in training "
             "(known are the mode "
@@ -76,56 +81,50 @@ def make_call_arguments(
             f"arguments: {flag!r} is a mode flag, which is passed by itself; give it in "
             "train_arguments, too"
         )
-    names = [parameter.name for parameter in parameters]
     for argument in given_in_training:
-        if argument not in names and not takes_any:
+        if argument not in parameters and not takes_any:
             raise InputError(
                 f"arguments: {name} takes no {argument!r}; it takes "
-                f"{', '.join(names) or 'inputs alone'}"
+                f"{', '.join(parameters) or 'inputs alone'}"
             )
 
     def arguments(train: bool, **values: Any) -> Arguments:
         chosen = given_in_training if train else given
         values = mode_flags(train) | values | chosen
         positional, keyword = [], {}
-        for parameter in parameters:
-            if parameter.name in left and parameter.default is not parameter.empty:
-                values[parameter.name] = parameter.default
-            if parameter.name not in values:  # it is given in training alone
-                if parameter.default is parameter.empty:
-                    raise InputError(
-                        f"arguments: {name} needs {parameter.name!r} in evaluation mode too"
-                    )
-                values[parameter.name] = parameter.default
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                keyword[parameter.name] = values[parameter.name]
+        for argument, parameter in parameters.items():
+            default = parameter.default
+            if default is not parameter.empty and (argument in left or argument not in values):
+                values[argument] = default
+            if argument not in values:  # it is given in training alone
+                raise InputError(f"arguments: {name} needs {argument!r} in evaluation mode too")
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                keyword[argument] = values[argument]
             else:
-                positional.append(values[parameter.name])
+                positional.append(values[argument])
         return positional, keyword | {
-            extra: chosen[extra] for extra in chosen if extra not in names
+            extra: value for extra, value in chosen.items() if extra not in parameters
         }
 
     return arguments
 
 
-def _further_parameters(module_class: type) -> tuple[list[inspect.Parameter], bool]:
-    """The parameters of `__call__` after the inputs, and whether it takes any other name too."""
+def _further_parameters(module_class: type) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The parameters of `__call__` after the inputs by name, and whether it takes any other too."""
     parameters = list(inspect.signature(module_class.__call__).parameters.values())[1:]
-    kinds = [parameter.kind for parameter in parameters]
-    if not kinds or kinds[0] in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+    kinds, of = [parameter.kind for parameter in parameters], inspect.Parameter
+    if not kinds or kinds[0] in (of.KEYWORD_ONLY, of.VAR_KEYWORD):
         raise InputError(
             f"module: {module_class.__name__}.__call__ must take inputs as its first argument, got "
-            f"{_describe(parameters)}"
+            f"({', '.join(map(str, parameters))})"
         )
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    further = parameters[kinds[0] is not inspect.Parameter.VAR_POSITIONAL :]
-    named = [parameter for parameter in further if parameter.kind not in variadic]
-    return named, inspect.Parameter.VAR_KEYWORD in kinds
+    variadic = (of.VAR_POSITIONAL, of.VAR_KEYWORD)
+    further = parameters[kinds[0] is not of.VAR_POSITIONAL :]
+    named = {parameter.name: parameter for parameter in further if parameter.kind not in variadic}
+    return named, of.VAR_KEYWORD in kinds
 
 
-def describe_arguments(
-    evaluation: Mapping[str, Any] | None, training: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def describe_arguments(evaluation: Values, training: Values) -> dict[str, Any]:
     """The values that were given, as text, for the record of a result; empty where none were."""
     given = {"arguments": evaluation, "train_arguments": training}
     return {
@@ -135,19 +134,10 @@ def describe_arguments(
     }
 
 
-def _as_values(name: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
-    if not isinstance(values, Mapping | None) or any(
-        not isinstance(key, str) for key in values or ()
-    ):
+def _as_values(name: str, values: Values) -> dict[str, Any]:
+    values = {} if values is None else values
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
         raise InputError(
             f"{name}: must be a dictionary of values by the name of an argument, got {values!r}"
         )
-    return dict(values or {})
-
-
-def _default(parameter: inspect.Parameter) -> str:
-    return "…" if parameter.default is parameter.empty else repr(parameter.default)
-
-
-def _describe(parameters: list[inspect.Parameter]) -> str:
-    return f"({', '.join(map(str, parameters))})"
+    return dict(values)

@@ -35,9 +35,7 @@ def name_path(path: tuple[Any, ...]) -> str:
     # The value inside a box, or inside an NNX variable, is an attribute and not part of the name.
     if len(path) > 1 and getattr(path[-1], "name", None) == "value":
         path = path[:-1]
-    return "/".join(
-        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
-    )
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
@@ -86,24 +84,25 @@ def check_shapes(model: Any) -> int:
                 f"{inputs.shape} and return logits [B, K]: give jax.vmap(apply, in_axes=(None, 0))"
             ) from error
         raise
-    if getattr(logits, "ndim", None) != 2 or logits.shape[0] != 2:
-        got = getattr(logits, "shape", type(logits).__name__)
-        raise InputError(
-            f"model: apply must return logits [B, K]; two inputs {inputs.shape} gave {got}"
-        )
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise InputError(f"model: apply must return real floating-point logits, got {logits.dtype}")
+    _check_rows("apply must return logits [B, K]", "logits", logits, inputs)
     if model.features is not None:
         features = jax.eval_shape(model.features, variables, inputs)
-        if getattr(features, "ndim", None) != 2 or features.shape[0] != 2:
-            raise InputError(
-                f"model: features must return [B, F]; two inputs {inputs.shape} gave {features}"
-            )
-        if not jnp.issubdtype(features.dtype, jnp.floating):
-            raise InputError(
-                f"model: features must return real floating-point numbers, got {features.dtype}"
-            )
+        _check_rows("features must return [B, F]", "features", features, inputs)
     return logits.shape[1]
+
+
+def _check_rows(
+    must: str, what: str, rows: Any, inputs: jax.ShapeDtypeStruct, width: int | None = None
+) -> None:
+    """Raises `InputError` unless there is a row of real numbers for each input, of that width where
+    it is known.
+    """
+    shape = getattr(rows, "shape", ())
+    if len(shape) != 2 or shape != (inputs.shape[0], width or shape[1]):
+        got = getattr(rows, "shape", type(rows).__name__)
+        raise InputError(f"model: {must}; inputs {inputs.shape} gave {what} {got}")
+    if not jnp.issubdtype(rows.dtype, jnp.floating):
+        raise InputError(f"model: {must}: real floating-point {what}, got {rows.dtype}")
 
 
 def _takes_one_input(model: Any, variables: Any) -> bool:
@@ -131,29 +130,25 @@ def check_training(model: Any, batch_size: int, num_classes: int | None = None) 
         f"(logits [B, {model.num_logits}], variables as given)"
     )
     variables, key = shape_of_variables(model), jax.eval_shape(lambda: jax.random.key(0))
+    inputs = input_batch(model, batch_size)
     try:
-        found = jax.eval_shape(
-            partial(model.apply, train=True), variables, input_batch(model, batch_size), key
-        )
+        found = jax.eval_shape(partial(model.apply, train=True), variables, inputs, key)
     except InputError as error:
         raise InputError(f"model: {must}: {str(error).removeprefix('model: ')}") from error
     if not isinstance(found, tuple | list) or len(found) != 2:
         raise InputError(f"model: {must}, got {type(found).__name__}")
     logits, updated = found
-    if getattr(logits, "shape", None) != (batch_size, model.num_logits):
-        got = getattr(logits, "shape", type(logits).__name__)
-        raise InputError(f"model: {must}; {batch_size} inputs gave logits {got}")
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise InputError(
-            f"model: {must}; the logits must be real floating-point numbers, got {logits.dtype}"
-        )
+    _check_rows(must, "logits", logits, inputs, model.num_logits)
     before, after = dict(named_leaves(variables)), dict(named_leaves(updated))
     for name in [*before, *after]:
         given, returned = before.get(name), after.get(name)
         if not _is_alike(given, returned):
+            given, returned = (
+                "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
+                for leaf in (given, returned)
+            )
             raise InputError(
-                f"model: {must}; variable {name} is {_describe(given)} and comes back as "
-                f"{_describe(returned)}"
+                f"model: {must}; variable {name} is {given} and comes back as {returned}"
             )
     if jax.tree.structure(updated) != jax.tree.structure(variables):
         raise InputError(f"model: {must}; they come back in containers of another type")
@@ -188,7 +183,3 @@ def _is_alike(given: Any, returned: Any) -> bool:
         return False
     real = (jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in (given, returned))
     return given.dtype == returned.dtype or all(real)
-
-
-def _describe(leaf: Any) -> str:
-    return "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"

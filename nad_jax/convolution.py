@@ -9,7 +9,7 @@ their speed in all three places.
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Concatenate, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,10 @@ import jax.numpy as jnp
 from nad_jax import winograd
 from nad_jax.errors import InputError, check_choice
 from nad_jax.pooling import Pads, check_fits, pool, window_max
+
+# What `flax.linen.Conv` calls: images [B, H, W, C], a kernel [h, w, C, O], and the arguments of
+# `jax.lax.conv_general_dilated` from the strides on.
+Convolution = Callable[Concatenate[jax.Array, jax.Array, ...], jax.Array]
 
 # Below this many output channels the products of `_convolve_rows` are too thin to run near the
 # machine's rate.
@@ -29,6 +33,18 @@ _CHUNK = 2**19
 # transformation of the kernel pays for itself.
 _MANY_CHANNELS = 16
 _MANY_PIXELS = 2048
+
+
+class _Window(NamedTuple):
+    """How a plain 2-D kernel steps over images."""
+
+    strides: tuple[int, int]
+    pads: Pads
+
+
+def _valid_size(x: jax.Array, kernel: jax.Array) -> tuple[int, int]:
+    """Height and width of a valid convolution with stride 1."""
+    return x.shape[1] - kernel.shape[0] + 1, x.shape[2] - kernel.shape[1] + 1
 
 
 def _block_size(kernel: jax.Array) -> int:
@@ -51,32 +67,20 @@ def _convolve_blocks(
     """
     batch, height, width, channels = x.shape
     kernel_height, kernel_width, _, features = kernel.shape
-    rows, columns = -(-(height - kernel_height + 1) // size), -(-(width - kernel_width + 1) // size)
-    tall, wide = (
-        -(-(kernel_height - 1) // size) + 1,
-        -(-(kernel_width - 1) // size) + 1,
-    )  # input blocks per output block
-    missing = size * (rows + tall - 1) - height, size * (columns + wide - 1) - width
-    x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
-    blocks = x.reshape(
-        batch, x.shape[1] // size, size, x.shape[2] // size, size * channels
-    ).transpose(0, 1, 3, 2, 4)
-    blocks = blocks.reshape(batch, rows + tall - 1, columns + wide - 1, size * size * channels)
+    rows, columns = (-(-length // size) for length in _valid_size(x, kernel))
+    # Input blocks per output block, and all of them.
+    tall, wide = (-(-(length - 1) // size) + 1 for length in kernel.shape[:2])
+    down, across = rows + tall - 1, columns + wide - 1
+    x = jnp.pad(x, ((0, 0), (0, size * down - height), (0, size * across - width), (0, 0)))
+    blocks = x.reshape(batch, down, size, across, size * channels).transpose(0, 1, 3, 2, 4)
+    blocks = blocks.reshape(batch, down, across, size * size * channels)
     patches = jnp.concatenate(
         [blocks[:, i : i + rows, j : j + columns] for i in range(tall) for j in range(wide)],
         axis=-1,
     )
+    left = tall * size - kernel_height, wide * size - kernel_width
     shifted = [
-        jnp.pad(
-            kernel,
-            (
-                (i, tall * size - kernel_height - i),
-                (j, wide * size - kernel_width - j),
-                (0, 0),
-                (0, 0),
-            ),
-        )
-        for i, j in offsets
+        jnp.pad(kernel, ((i, left[0] - i), (j, left[1] - j), (0, 0), (0, 0))) for i, j in offsets
     ]
     matrix = jnp.stack(shifted, axis=-2).reshape(
         tall, size, wide, size, channels, len(offsets) * features
@@ -97,153 +101,120 @@ def _convolve_rows(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) ->
     """Valid convolution as one product per kernel row over patches of that row."""
     kernel_height, kernel_width, _, features = kernel.shape
     down, right = strides
-    out_height, out_width = (
-        (x.shape[1] - kernel_height) // down + 1,
-        (x.shape[2] - kernel_width) // right + 1,
+    # From the first to the last place of a window, cut to whole strides.
+    tall, wide = (
+        (length - 1) // stride * stride + 1
+        for length, stride in zip(_valid_size(x, kernel), strides, strict=True)
     )
-    patches = jnp.concatenate(
-        [x[:, :, j : j + right * (out_width - 1) + 1 : right] for j in range(kernel_width)], axis=-1
-    )
+    patches = jnp.concatenate([x[:, :, j : j + wide : right] for j in range(kernel_width)], axis=-1)
     products = [
-        patches[:, i : i + down * (out_height - 1) + 1 : down] @ kernel[i].reshape(-1, features)
+        patches[:, i : i + tall : down] @ kernel[i].reshape(-1, features)
         for i in range(kernel_height)
     ]
     return functools.reduce(jnp.add, products)
 
 
-def _fits_blocks(kernel: jax.Array, strides: tuple[int, int]) -> bool:
+def _fits_blocks(kernel: jax.Array, window: _Window) -> bool:
     thin = kernel.shape[2] < _FEW or kernel.shape[3] < _THIN
-    return strides == (1, 1) and thin and kernel.shape[0] * kernel.shape[1] > 1
+    return window.strides == (1, 1) and thin and kernel.shape[:2] != (1, 1)
 
 
-def _convolve_products(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
-) -> jax.Array:
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    if not _fits_blocks(kernel, strides):
-        return _convolve_rows(x, kernel, strides)
+def _convolve_products(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+    x = jnp.pad(x, ((0, 0), *window.pads, (0, 0)))
+    if not _fits_blocks(kernel, window):
+        return _convolve_rows(x, kernel, window.strides)
     size = _block_size(kernel)
     blocks = _convolve_blocks(x, kernel, size, list(itertools.product(range(size), repeat=2)))
-    return _join_blocks(
-        blocks, size, x.shape[1] - kernel.shape[0] + 1, x.shape[2] - kernel.shape[1] + 1
-    )
+    return _join_blocks(blocks, size, *_valid_size(x, kernel))
 
 
-def _convolve_lax(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
-) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _convolve_wide(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
-) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _convolve_wide(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
     """Many channels, few pixels: the value by `lax`, faster there, derivatives by products."""
-    return _convolve_lax(x, kernel, strides, pads)
+    return jax.lax.conv_general_dilated(
+        x, kernel, *window, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 @functools.partial(_convolve_wide.defjvp, symbolic_zeros=True)
-def _convolve_wide_jvp(strides, pads, primals, tangents):
+def _convolve_wide_jvp(window, primals, tangents):
     (x, kernel), (dx, dkernel) = primals, tangents
-    terms = []
-    if not isinstance(dx, jax.custom_derivatives.SymbolicZero):
-        terms.append(_convolve_products(dx, kernel, strides, pads))
-    if not isinstance(dkernel, jax.custom_derivatives.SymbolicZero):
-        terms.append(_convolve_products(x, dkernel, strides, pads))
-    y = _convolve_wide(x, kernel, strides, pads)
-    return y, functools.reduce(jnp.add, terms, jnp.zeros_like(y)) if terms else jnp.zeros_like(y)
-
-
-def _chunks(images: jax.Array, size: int) -> jax.Array:
-    return images.reshape(-1, size, *images.shape[1:])
-
-
-def _chunk_size(x: jax.Array) -> int:
-    """Images at a time whose arrays stay in the cache: a divisor of their number, 2 MB of them at
-    most.
-    """
-    most = max(1, _CHUNK // (x.size // len(x)))
-    return max(size for size in range(1, min(most, len(x)) + 1) if len(x) % size == 0)
+    terms = [
+        _convolve_products(*pair, window)
+        for tangent, pair in ((dx, (dx, kernel)), (dkernel, (x, dkernel)))
+        if not isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+    ]
+    y = _convolve_wide(x, kernel, window)
+    return y, functools.reduce(jnp.add, terms, jnp.zeros_like(y))
 
 
 def map_images(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """`function` of images [B, H, W, C], applied to as many of them at a time as stay in the cache
     of a CPU.
     """
-    size = _chunk_size(x)
-    if size == len(x):
-        return function(x)
-    y = jax.lax.map(function, _chunks(x, size))
-    return y.reshape(-1, *y.shape[2:])
+    return _sum_images(lambda images: (function(images), None), x)[0]
 
 
 def _sum_images(
-    function: Callable[..., tuple[Any, Any]], x: jax.Array, y: jax.Array
+    function: Callable[Concatenate[jax.Array, ...], tuple[Any, Any]], *arrays: jax.Array
 ) -> tuple[Any, Any]:
-    """`function(x, y) -> (images, sums)`, likewise: what belongs to images side by side, sums added
-    up.
+    """`function(*arrays) -> (images, sums)`, likewise: what belongs to images side by side, sums
+    added up.
     """
-    size = _chunk_size(x)
-    if size == len(x):
-        return function(x, y)
+    number = len(arrays[0])
+    most = max(1, _CHUNK // (arrays[0].size // number))
+    size = max(size for size in range(1, min(most, number) + 1) if number % size == 0)
+    if size == number:
+        return function(*arrays)
 
-    def add(total: Any, chunk: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+    def add(total: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         images, sums = function(*chunk)
         return jax.tree.map(jnp.add, total, sums), images
 
-    chunks = _chunks(x, size), _chunks(y, size)
-    shapes = jax.eval_shape(function, chunks[0][0], chunks[1][0])[1]
-    total, images = jax.lax.scan(
-        add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), chunks
-    )
+    chunks = [array.reshape(-1, size, *array.shape[1:]) for array in arrays]
+    shapes = jax.eval_shape(function, *arrays)[1]
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, images = jax.lax.scan(add, zeros, chunks)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), images), total
 
 
-def _is_winograd(kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> bool:
+def _is_winograd(kernel: jax.Array, window: _Window) -> bool:
     """3×3 with stride 1; with more padding than 2 the gradient in the images would need less than
     none.
     """
-    return kernel.shape[:2] == (3, 3) and strides == (1, 1) and max(map(max, pads)) <= 2
+    return (
+        kernel.shape[:2] == (3, 3) and window.strides == (1, 1) and max(map(max, window.pads)) <= 2
+    )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve_many(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
-) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_many(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
     """Many channels and many pixels: a few images at a time, with fewer products where Winograd's
     serve.
     """
-    if _is_winograd(kernel, strides, pads):
+    if _is_winograd(kernel, window):
         tiles = winograd.transform_kernel(kernel)
-        return map_images(lambda images: winograd.convolve(images, tiles, pads), x)
-    return map_images(lambda images: _convolve_products(images, kernel, strides, pads), x)
+        return map_images(lambda images: winograd.convolve(images, tiles, window.pads), x)
+    return map_images(lambda images: _convolve_products(images, kernel, window), x)
 
 
-def _convolve_many_forward(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
-) -> Any:
-    return _convolve_many(x, kernel, strides, pads), (x, kernel)
+def _convolve_many_forward(x: jax.Array, kernel: jax.Array, window: _Window) -> Any:
+    return _convolve_many(x, kernel, window), (x, kernel)
 
 
-def _convolve_many_backward(
-    strides: tuple[int, int], pads: Pads, kept: Any, cotangent: jax.Array
-) -> Any:
+def _convolve_many_backward(window: _Window, kept: Any, cotangent: jax.Array) -> Any:
     x, kernel = kept
-    if _is_winograd(kernel, strides, pads):
-        around = tuple((2 - low, 2 - high) for low, high in pads)
-        dx = _convolve_many(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), strides, around)
+    if _is_winograd(kernel, window):
+        around = window._replace(pads=tuple((2 - low, 2 - high) for low, high in window.pads))
+        dx = _convolve_many(cotangent, kernel[::-1, ::-1].swapaxes(2, 3), around)
         tiles = _sum_images(
-            lambda x, y: (None, winograd.kernel_tiles_gradient(x, y, pads)), x, cotangent
+            lambda x, y: (None, winograd.kernel_tiles_gradient(x, y, window.pads)), x, cotangent
         )[1]
         return dx, winograd.kernel_gradient(tiles)
 
     def gradients(x: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.vjp(lambda x, kernel: _convolve_products(x, kernel, strides, pads), x, kernel)[
-            1
-        ](cotangent)
+        pullback = jax.vjp(lambda *args: _convolve_products(*args, window), x, kernel)[1]
+        return pullback(cotangent)
 
     return _sum_images(gradients, x, cotangent)
 
@@ -262,23 +233,24 @@ def _plain_window(
     feature_group_count: int = 1,
     *,
     precision: object = None,
-) -> tuple[tuple[int, int], Pads]:
+) -> _Window:
     """Strides and padding of the call `flax.linen.Conv` makes; raises `InputError` unless it is
     plain and 2-D.
     """
     del dimension_numbers, precision
-    dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+    dilated = {*(lhs_dilation or ()), *(rhs_dilation or ())} - {1}
     if x.ndim != 4 or kernel.ndim != 4 or dilated or feature_group_count != 1:
         raise InputError(
             "convolution: 'product' takes 2-D convolutions without dilation or groups, "
             f"got input {x.shape}, kernel {kernel.shape}, groups {feature_group_count}; use 'lax'"
         )
-    strides = (int(window_strides[0]), int(window_strides[1]))
+    size, kernel_size = x.shape[1:3], kernel.shape[:2]
+    strides = tuple(map(int, window_strides))
     if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+        padding = jax.lax.padtype_to_pads(size, kernel_size, strides, padding)
     pads = tuple((int(low), int(high)) for low, high in padding)
-    check_fits(x.shape[1:3], kernel.shape[:2], pads)
-    return strides, pads
+    check_fits(size, kernel_size, pads)
+    return _Window(strides, pads)
 
 
 def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
@@ -294,24 +266,19 @@ def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax
       InputError: for anything but a plain 2-D convolution (dilation, groups): use `jax.lax` for
         those.
     """
-    strides, pads = _plain_window(x, kernel, *args, **kwargs)
+    window = _plain_window(x, kernel, *args, **kwargs)
     # `lax` is the slower one for few outputs, for 1×1 kernels (a single product) and, by a factor
     # of 80, where the map is no larger than the kernel.
-    kernel_size = kernel.shape[:2]
-    large_map = all(n > k for n, k in zip(x.shape[1:3], kernel_size, strict=True))
-    if (
-        min(kernel.shape[2:]) >= _MANY_CHANNELS
-        and kernel_size != (1, 1)
-        and x.size // x.shape[-1] >= _MANY_PIXELS
-    ):
-        return _convolve_many(x, kernel, strides, pads)
+    if kernel.shape[:2] == (1, 1):
+        return _convolve_products(x, kernel, window)
+    if min(kernel.shape[2:]) >= _MANY_CHANNELS and x.size // x.shape[-1] >= _MANY_PIXELS:
+        return _convolve_many(x, kernel, window)
     wide = (
-        not _fits_blocks(kernel, strides)
+        not _fits_blocks(kernel, window)
         and kernel.shape[-1] >= _THIN
-        and kernel_size != (1, 1)
-        and large_map
+        and min(_valid_size(x, kernel)) > 1
     )
-    return (_convolve_wide if wide else _convolve_products)(x, kernel, strides, pads)
+    return (_convolve_wide if wide else _convolve_products)(x, kernel, window)
 
 
 def lax_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
@@ -324,10 +291,7 @@ def lax_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Arr
     return y
 
 
-CONVOLUTIONS: dict[str, Callable[..., jax.Array]] = {
-    "lax": lax_convolution,
-    "product": product_convolution,
-}
+CONVOLUTIONS: dict[str, Convolution] = {"lax": lax_convolution, "product": product_convolution}
 
 
 def _convolve_and_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -345,15 +309,10 @@ def _convolve_and_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
     rows, columns = blocks.shape[1:3]
     pooled = window_max(blocks.reshape(len(x), rows, columns, 2, 2, -1), (3, 4))
     pooled = pooled.reshape(len(x), rows, columns, size * size, kernel.shape[-1])
-    return _join_blocks(
-        pooled,
-        size,
-        (x.shape[1] - kernel.shape[0] + 1) // 2,
-        (x.shape[2] - kernel.shape[1] + 1) // 2,
-    )
+    return _join_blocks(pooled, size, *(length // 2 for length in _valid_size(x, kernel)))
 
 
-def max_pooled(convolution: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def max_pooled(convolution: Convolution) -> Convolution:
     """The same convolution followed by a 2×2 max-pooling, for `flax.linen.Conv`, whose bias may
     come after the maximum.
 
@@ -364,9 +323,9 @@ def max_pooled(convolution: Callable[..., jax.Array]) -> Callable[..., jax.Array
 
     def convolve_and_pool(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
         if convolution is product_convolution:
-            strides, pads = _plain_window(x, kernel, *args, **kwargs)
-            if _fits_blocks(kernel, strides):
-                return _convolve_and_pool(jnp.pad(x, ((0, 0), *pads, (0, 0))), kernel)
+            window = _plain_window(x, kernel, *args, **kwargs)
+            if _fits_blocks(kernel, window):
+                return _convolve_and_pool(jnp.pad(x, ((0, 0), *window.pads, (0, 0))), kernel)
         return pool(convolution(x, kernel, *args, **kwargs), "max", 2)
 
     return convolve_and_pool

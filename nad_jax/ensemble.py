@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from nad_jax import errors
 from nad_jax.errors import InputError, check_choice, check_integer, shown
 
 MAPPINGS = ("vectorized", "sequential")
+_MEMBERS = PartitionSpec("networks")  # their axis spread over the devices
+
+Shared = Callable[Concatenate[Any, ...], Any]  # (what all members share, *arrays of members)
 
 
 class Execution(NamedTuple):
@@ -81,17 +84,16 @@ def resolve_key(key: jax.Array | int) -> jax.Array:
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if shape != ():
             raise InputError(f"{needed}, got keys of shape {shape}")
-        if "rbg" in str(jax.random.key_impl(key)):
+        kind = jax.random.key_impl(key)
+        if "rbg" in str(kind):
             raise InputError(
-                "key: must be of philox4x32 or threefry2x32, got one of "
-                f"{jax.random.key_impl(key)}; pass a seed"
+                f"key: must be of philox4x32 or threefry2x32, got one of {kind}; pass a seed"
             )
         return key
     if shape != ():
         legacy = dtype == np.uint32 and shape[-1] in (2, 4)
-        raise InputError(
-            f"{needed}, got {'one of jax.random.PRNGKey' if legacy else f'an array of shape {shape}'}"
-        )
+        got = "one of jax.random.PRNGKey" if legacy else f"an array of shape {shape}"
+        raise InputError(f"{needed}, got {got}")
     try:
         return make_key(key)
     except InputError:
@@ -151,12 +153,10 @@ def replicated(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
 
 def spread(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
     """The leading axis spread over the devices, or all of the array on the only one."""
-    return NamedSharding(_mesh(devices), PartitionSpec("networks"))
+    return NamedSharding(_mesh(devices), _MEMBERS)
 
 
-def shard_members(
-    function: Callable[..., Any], devices: Sequence[jax.Device]
-) -> Callable[..., Any]:
+def shard_members(function: Shared, devices: Sequence[jax.Device]) -> Shared:
     """`function(shared, *args)` with the leading axis of each of `args` spread over the devices,
     `shared` copied.
 
@@ -166,10 +166,9 @@ def shard_members(
         return function
 
     def sharded(shared: Any, *args: jax.Array) -> Any:
-        members = PartitionSpec("networks")
-        specs = (PartitionSpec(), *(members for _ in args))
+        specs = (PartitionSpec(), *(_MEMBERS for _ in args))
         return jax.shard_map(
-            function, mesh=_mesh(devices), in_specs=specs, out_specs=members, check_vma=False
+            function, mesh=_mesh(devices), in_specs=specs, out_specs=_MEMBERS, check_vma=False
         )(shared, *args)
 
     return sharded

@@ -4,6 +4,7 @@ A check of a number or a name returns it as Python's own: what NumPy or JAX give
 once.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -102,11 +103,8 @@ def check_integer(name: str, value: Any, minimum: int, maximum: int | None = Non
     otherwise.
     """
     value = plain(value)
-    if (
-        not _is_number(value, numbers.Integral)
-        or value < minimum
-        or (maximum is not None and value > maximum)
-    ):
+    highest = math.inf if maximum is None else maximum
+    if not _is_number(value, numbers.Integral) or not minimum <= value <= highest:
         allowed = f"of at least {minimum}" if maximum is None else f"in {minimum} … {maximum}"
         raise InputError(f"{name}: must be an integer {allowed}, got {shown(value)}")
     return int(value)
@@ -161,14 +159,11 @@ def check_record(name: str, value: Any, *kinds: type) -> None:
 
 def as_path(name: str, value: Any) -> Path:
     """Returns a path that a file system can have; raises `InputError` otherwise."""
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         path = Path(value)
-        valid = b"\0" not in os.fsencode(path)
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise InputError(f"{name}: must be a path, got {shown(value)}")
-    return path
+        if b"\0" not in os.fsencode(path):
+            return path
+    raise InputError(f"{name}: must be a path, got {shown(value)}")
 
 
 def known(array: Any) -> np.ndarray | None:
@@ -183,15 +178,13 @@ def number_array(name: str, value: Any, needed: str = "numbers") -> np.ndarray |
     """Returns an array of numbers, lists of them as one of NumPy, one of JAX as it is; `InputError`
     otherwise.
     """
-    try:
+    # An object may fail in any way to be an array: lists of unequal length, say.
+    with contextlib.suppress(Exception):
         array = value if isinstance(value, jax.Array) else known(value)
         array = jnp.asarray(value) if array is None else array  # a list of traced numbers
-        wrong = not any(jnp.issubdtype(array.dtype, kind) for kind in (np.bool_, np.number))
-    except Exception:  # an object may fail in any way to be an array: lists of unequal length, say
-        wrong = True
-    if wrong:
-        raise InputError(f"{name}: must be {needed}, got {shown(value)}")
-    return array
+        if any(jnp.issubdtype(array.dtype, kind) for kind in (np.bool_, np.number)):
+            return array
+    raise InputError(f"{name}: must be {needed}, got {shown(value)}")
 
 
 def real_array(
@@ -315,4 +308,4 @@ def _check_shape(value: Any, axes: tuple[int, ...], allowed: str) -> tuple[int, 
     shape = tuple(value) if isinstance(value, list | tuple) else ()
     if len(shape) not in axes or any(not _is_number(n, numbers.Integral) or n < 1 for n in shape):
         raise InputError(f"image_shape: must be {allowed}, got {shown(value)}")
-    return tuple(map(int, map(plain, shape)))
+    return tuple(map(int, shape))

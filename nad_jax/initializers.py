@@ -5,7 +5,7 @@ Flax's own defaults differ (lecun-normal kernels, zero biases), so which one is 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax.errors import InputError, check_choice
+
+Path = tuple[str, ...]
+Owners = dict[Path, nn.Module]  # every module by its path
 
 # The law of a variable is that of its module, not of its name: a `scale` may be a gain written 1 +
 # scale.
@@ -30,7 +33,7 @@ _IDENTITY = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}  # of a normali
 CONVOLUTIONS = ("uniform", "normal_fan_out")
 
 
-def _written_classes(module: nn.Module) -> list[type]:
+def _written_classes(module: nn.Module | None) -> list[type]:
     """The classes of a module, its own first, without those all modules have and those `nn.remat`
     and the like make.
     """
@@ -38,13 +41,11 @@ def _written_classes(module: nn.Module) -> list[type]:
     return [kind for kind in type(module).__mro__ if kind.__module__ not in common]
 
 
-def _library_layer(
-    owners: Mapping[tuple[str, ...], nn.Module], path: tuple[str, ...]
-) -> nn.Module | None:
+def _library_layer(owners: Owners, path: Path) -> nn.Module | None:
     """The layer of Flax that the module at a path is a part of; None where it is none."""
     for length in reversed(range(len(path))):
         outer = owners.get(path[:length])
-        kinds = [] if outer is None else _written_classes(outer)
+        kinds = _written_classes(outer)  # none of Flax where there is no module
         if any(kind.__module__.startswith("flax.") and kind is not nn.Sequential for kind in kinds):
             return outer
     return None
@@ -61,30 +62,22 @@ def find_law(owner: nn.Module | None) -> str | None:
     return own or _LAWS.get(kind)
 
 
-def _is_reparametrized(owners: Mapping[tuple[str, ...], nn.Module], path: tuple[str, ...]) -> bool:
+def _is_reparametrized(owners: Owners, path: Path) -> bool:
     """Whether `nn.map_variables` stands between stored variables and those that a module at a path
     sees.
     """
-    kinds = (
-        type(owners[path[:length]]) for length in range(len(path) + 1) if path[:length] in owners
-    )
+    kinds = (type(owners.get(path[:length])) for length in range(len(path) + 1))
     return any(
         kind.__module__ == nn.transforms.__name__ and kind.__name__.startswith("Map_variables")
         for kind in kinds
     )
 
 
-def _is_stacked(owner: nn.Module, law: str, kernel: Any) -> bool:
-    """Whether a kernel has more axes than one layer needs: `nn.scan` and `nn.vmap` stack layers."""
-    window = np.size(owner.kernel_size) if isinstance(owner, nn.Conv) else 2
-    return len(kernel.shape) != (2 if law == "dense" else 2 + window)
-
-
 def _plan_leaf(
-    owners: Mapping[tuple[str, ...], nn.Module],
-    path: tuple[str, ...],
+    owners: Owners,
+    path: Path,
     leaf: Any,
-    siblings: Mapping[str, Any],
+    kernel: Any,
     convolution: str,
 ) -> tuple[str, float]:
     """How a leaf is drawn: ("constant", value), ("uniform", bound) or ("normal", standard
@@ -92,7 +85,7 @@ def _plan_leaf(
 
     Args:
       path: of the leaf, the collection first and its name last.
-      siblings: the leaves of its module in this collection, by name.
+      kernel: of its module in this collection; None where it has none.
     """
     owner, name = owners.get(path[1:-1]), path[-1]
     law, outer = find_law(owner), _library_layer(owners, path[1:-1])
@@ -103,9 +96,11 @@ def _plan_leaf(
     elif outer is None and jnp.issubdtype(leaf.dtype, jnp.floating):
         if law == "normalization" and name in _IDENTITY:
             return "constant", _IDENTITY[name]
-        if law in ("dense", "convolution") and name in ("kernel", "bias") and "kernel" in siblings:
-            *inputs, features = siblings["kernel"].shape
-            if _is_stacked(owner, law, siblings["kernel"]):
+        if law in ("dense", "convolution") and name in ("kernel", "bias") and kernel is not None:
+            *inputs, features = kernel.shape
+            window = np.size(owner.kernel_size) if isinstance(owner, nn.Conv) else 2
+            # With more axes than one layer needs, it is several layers.
+            if len(inputs) != (1 if law == "dense" else 1 + window):
                 kind += ", stacked by nn.scan or nn.vmap"
             elif law == "convolution" and convolution == "normal_fan_out":
                 variance = 2.0 / (math.prod(inputs[:-1]) * features)
@@ -120,7 +115,7 @@ def _plan_leaf(
 
 
 def reference_initialization(
-    shapes: Any, owners: Mapping[tuple[str, ...], nn.Module], convolution: str = "uniform"
+    shapes: Any, owners: Owners, convolution: str = "uniform"
 ) -> Callable[[jax.Array], Any]:
     """The reference initialization of the variables of a Linen module, as a function of a key.
 
@@ -150,19 +145,17 @@ def reference_initialization(
         and its module.
     """
     check_choice("reference_convolution", convolution, CONVOLUTIONS)
-    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    flat, structure = jax.tree_util.tree_flatten_with_path(shapes)
     # Without what stands behind the keys of dictionaries: a box of axis names has one leaf, its
     # value.
-    paths = [
-        tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        for path, _ in leaves
+    leaves = [
+        (tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey)), leaf)
+        for path, leaf in flat
     ]
-    modules: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path, (_, leaf) in zip(paths, leaves, strict=True):
-        modules.setdefault(path[:-1], {})[path[-1]] = leaf
+    by_path = dict(leaves)
     plans = [
-        (leaf, *_plan_leaf(owners, path, leaf, modules[path[:-1]], convolution))
-        for path, (_, leaf) in zip(paths, leaves, strict=True)
+        (leaf, *_plan_leaf(owners, path, leaf, by_path.get((*path[:-1], "kernel")), convolution))
+        for path, leaf in leaves
     ]
     num_random = sum(math.prod(leaf.shape) for leaf, kind, _ in plans if kind != "constant")
 

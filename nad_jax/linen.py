@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax.core import FrozenDict, freeze
 
 from nad_jax.behavior import Probes
-from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode_flags
+from nad_jax.call_arguments import Values, describe_arguments, make_call_arguments, mode_flags
 from nad_jax.contract import reported
 from nad_jax.ensemble import named_key
-from nad_jax.errors import InputError, check_choice, check_input_shape
+from nad_jax.errors import InputError, check_choice, check_input_shape, problems
 from nad_jax.initializers import (
+    Owners,
     find_law,
     flax_readout_variance,
     reference_initialization,
@@ -34,30 +35,13 @@ class _DenseCall(NamedTuple):
     inputs: jax.Array
     outputs: jax.Array
 
-
-class _Module(NamedTuple):
-    """A Linen module as functions of its variables.
-
-    init(key, x: one input of zeros by default) -> variables. evaluate(variables, x) -> logits.
-    train(variables, x, rngs, mutable) -> (logits, updated).
-    describe(): the shapes of its variables, and every module by its path.
-    record_dense(variables, x) -> (logits, every call of an `nn.Dense`).
-    """
-
-    init: Callable[..., Any]
-    evaluate: Callable[[Any, jax.Array], jax.Array]
-    train: Callable[..., Any]
-    describe: Callable[[], tuple[Any, dict[tuple[str, ...], nn.Module]]]
-    record_dense: Callable[[Any, jax.Array], tuple[jax.Array, list[_DenseCall]]]
-
-
-def _is_plain_dense(module: nn.Module) -> bool:
-    """Whether a module multiplies by its kernel and adds its bias: a subclass may have another
-    product.
-    """
-    return (
-        type(module) is nn.Dense and module.dot_general is None and module.dot_general_cls is None
-    )
+    def variance(self, initialization: str) -> float | None:
+        """τ² of its weights, where the initialization settles it."""
+        num_features = self.inputs.shape[-1]
+        if initialization == "reference":
+            return reference_readout_variance(num_features)
+        default = self.module.kernel_init is nn.Dense.kernel_init
+        return flax_readout_variance(num_features) if default else None
 
 
 def _own_flags(module: nn.Module) -> set[str]:
@@ -74,97 +58,91 @@ def _own_flags(module: nn.Module) -> set[str]:
     }
 
 
-def _make_module(
-    module: nn.Module,
-    image_shape: tuple[int, ...],
-    arguments: Mapping[str, Any] | None,
-    train_arguments: Mapping[str, Any] | None,
-) -> _Module:
-    name = f"module: {type(module).__name__}"
-    own = _own_flags(module)
-    call = make_call_arguments(type(module), arguments, train_arguments, left=own)
-    modules = {
-        train: module.clone(**{flag: mode_flags(train)[flag] for flag in own}) if own else module
-        for train in (False, True)
-    }
-    zeros = jnp.zeros((1, *image_shape), jnp.float32)
+class _Module:
+    """A Linen module as functions of its variables."""
 
-    def init(key: jax.Array, x: jax.Array = zeros) -> Any:
-        positional, keyword = call(False)
-        with reported(f"{name}.init"):
-            return modules[False].init({"params": key}, x, *positional, **keyword)
+    def __init__(self, module: nn.Module, arguments: Values, train_arguments: Values) -> None:
+        own = _own_flags(module)
+        self._name = f"module: {type(module).__name__}"
+        self._call = make_call_arguments(type(module), arguments, train_arguments, left=own)
+        self._modules = {
+            train: module.clone(**{flag: mode_flags(train)[flag] for flag in own})
+            if own
+            else module
+            for train in (False, True)
+        }
 
-    def evaluate(variables: Any, x: jax.Array) -> jax.Array:
-        positional, keyword = call(False)
-        with reported(f"{name}.__call__ in evaluation mode"):
-            return modules[False].apply(variables, x, *positional, **keyword)
+    def init(self, key: jax.Array, x: jax.Array) -> Any:
+        positional, keyword = self._call(False)
+        with reported(f"{self._name}.init"):
+            return self._modules[False].init({"params": key}, x, *positional, **keyword)
 
-    def train(variables: Any, x: jax.Array, rngs: dict[str, jax.Array], mutable: list[str]) -> Any:
-        positional, keyword = call(True)
-        with reported(f"{name}.__call__ in training mode"):
-            return modules[True].apply(
-                variables, x, *positional, rngs=rngs, mutable=mutable, **keyword
+    def evaluate(self, variables: Any, x: jax.Array) -> jax.Array:
+        positional, keyword = self._call(False)
+        with reported(f"{self._name}.__call__ in evaluation mode"):
+            return self._modules[False].apply(variables, x, *positional, **keyword)
+
+    def train(
+        self, variables: Any, x: jax.Array, key: jax.Array | None, streams: Iterable[str]
+    ) -> tuple[jax.Array, Mapping[str, Any]]:
+        """Logits, and the collections that change. Every stream has a key of its own: that of
+        "dropout" is the key itself.
+        """
+        names = () if key is None else streams
+        rngs = {name: key if name == "dropout" else named_key(key, name) for name in names}
+        positional, keyword = self._call(True)
+        with reported(f"{self._name}.__call__ in training mode"):
+            return self._modules[True].apply(
+                variables, x, *positional, rngs=rngs, mutable=_state(variables), **keyword
             )
 
-    def describe() -> tuple[Any, dict[tuple[str, ...], nn.Module]]:
-        owners: dict[tuple[str, ...], nn.Module] = {}
+    def describe(self, x: jax.Array) -> tuple[Any, Owners]:
+        """The shapes of its variables, and every module by its path."""
+        owners: Owners = {}
 
         def record(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
+            module = context.module
             # An unbound module, whose path is that of the whole, owns nothing.
-            if context.module.scope is not None:
-                first = owners.setdefault(context.module.path, context.module)
-                shared = context.module.scope is first.scope  # as `nn.share_scope` has it
-                if shared and find_law(first) is None and find_law(context.module) is not None:
-                    owners[context.module.path] = context.module
+            if module.scope is not None:
+                first = owners.setdefault(module.path, module)
+                shared = module.scope is first.scope  # as `nn.share_scope` has it
+                if shared and find_law(first) is None and find_law(module) is not None:
+                    owners[module.path] = module
             return next_function(*args, **kwargs)
 
         with nn.intercept_methods(record):
-            return jax.eval_shape(lambda key: init(key), jax.random.key(0)), owners
+            return jax.eval_shape(lambda key: self.init(key, x), jax.random.key(0)), owners
 
-    def record_dense(variables: Any, x: jax.Array) -> tuple[jax.Array, list[_DenseCall]]:
-        """Logits in evaluation mode, and every call of an `nn.Dense` on the way, in order."""
+    def readout(self, variables: Any, x: jax.Array) -> _DenseCall | None:
+        """The call of an `nn.Dense` whose output is the logits in evaluation mode, if it is a layer
+        used once on flat features, with the kernel as stored.
+        """
         calls: list[_DenseCall] = []
 
         def record(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-            outputs = next_function(*args, **kwargs)
-            if _is_plain_dense(context.module) and context.method_name == "__call__":
-                kernel = nn.unbox(context.module.get_variable("params", "kernel"))
-                calls.append(_DenseCall(context.module, kernel, args[0], outputs))
-            elif isinstance(context.module, nn.WeightNorm | nn.SpectralNorm):
+            outputs, module = next_function(*args, **kwargs), context.module
+            # It multiplies by its kernel and adds its bias: a subclass may have another product.
+            plain = (
+                type(module) is nn.Dense and module.dot_general is module.dot_general_cls is None
+            )
+            if plain and context.method_name == "__call__":
+                kernel = nn.unbox(module.get_variable("params", "kernel"))
+                calls.append(_DenseCall(module, kernel, args[0], outputs))
+            elif isinstance(module, nn.WeightNorm | nn.SpectralNorm):
                 # The layer inside multiplies by a normalized kernel, not by the one that was drawn.
                 calls.clear()
             return outputs
 
         with nn.intercept_methods(record):
-            logits = evaluate(variables, x)
-        return logits, calls
-
-    return _Module(init, evaluate, train, describe, record_dense)
-
-
-def _readout(variables: Any, logits: jax.Array, calls: list[_DenseCall]) -> _DenseCall | None:
-    """The call whose output is the logits, if it is a layer used once on flat features, with the
-    kernel as stored.
-    """
-    if not calls or calls[-1].outputs is not logits or calls[-1].inputs.ndim != 2:
-        return None
-    stored = variables["params"]
-    for name in (*calls[-1].module.path, "kernel"):
-        stored = stored.get(name) if isinstance(stored, Mapping) else None
-    if nn.unbox(stored) is not calls[-1].kernel:  # nn.map_variables stands between
-        return None
-    return (
-        calls[-1] if sum(call.module.path == calls[-1].module.path for call in calls) == 1 else None
-    )
-
-
-def _readout_variance(readout: _DenseCall | None, initialization: str) -> float | None:
-    """τ² of the weights of a read-out, where the initialization settles it."""
-    if readout is not None and initialization == "reference":
-        return reference_readout_variance(readout.inputs.shape[-1])
-    if readout is not None and readout.module.kernel_init is nn.Dense.kernel_init:
-        return flax_readout_variance(readout.inputs.shape[-1])
-    return None
+            logits = self.evaluate(variables, x)
+        if not calls or calls[-1].outputs is not logits or calls[-1].inputs.ndim != 2:
+            return None
+        last, stored = calls[-1], variables["params"]
+        for name in (*last.module.path, "kernel"):
+            stored = stored.get(name) if isinstance(stored, Mapping) else None
+        if nn.unbox(stored) is not last.kernel:  # nn.map_variables stands between
+            return None
+        return last if sum(call.module.path == last.module.path for call in calls) == 1 else None
 
 
 _WATCHING = threading.Lock()
@@ -179,6 +157,15 @@ class _Asked(NamedTuple):
     sown: dict[str, None]
 
 
+# The methods by which modules ask, each with a field of `_Asked` and the argument that goes there.
+_ASKING = {
+    "make_rng": ("streams", "name"),
+    "has_rng": ("streams", "name"),
+    "sow": ("sown", "col"),
+    "perturb": ("sown", "collection"),
+}
+
+
 @contextlib.contextmanager
 def _watched(asked: _Asked) -> Iterator[None]:
     """Adds to `asked` what modules of this thread ask for.
@@ -187,34 +174,24 @@ def _watched(asked: _Asked) -> Iterator[None]:
     the while.
     """
     thread = threading.get_ident()
-    methods = {}
 
-    def note(names: dict[str, None], name: str) -> None:
-        if threading.get_ident() == thread:
-            names[name] = None
+    def watching(method: Callable, kind: str, argument: str) -> Callable:
+        signature = inspect.signature(method)
 
-    def make_rng(self: nn.Module, name: str = "params") -> jax.Array:
-        note(asked.streams, name)
-        return methods["make_rng"](self, name)
+        def watch(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == thread:
+                call = signature.bind(*args, **kwargs)
+                call.apply_defaults()
+                getattr(asked, kind)[call.arguments[argument]] = None
+            return method(*args, **kwargs)
 
-    def has_rng(self: nn.Module, name: str) -> bool:
-        note(asked.streams, name)
-        return methods["has_rng"](self, name)
-
-    def sow(self: nn.Module, col: str, *args: Any, **kwargs: Any) -> bool:
-        note(asked.sown, col)
-        return methods["sow"](self, col, *args, **kwargs)
-
-    def perturb(self: nn.Module, name: str, value: Any, collection: str = "perturbations") -> Any:
-        note(asked.sown, collection)
-        return methods["perturb"](self, name, value, collection)
+        return watch
 
     with _WATCHING:
-        watching = {"make_rng": make_rng, "has_rng": has_rng, "sow": sow, "perturb": perturb}
-        methods |= {name: getattr(nn.Module, name) for name in watching}
+        methods = {name: getattr(nn.Module, name) for name in _ASKING}
         try:
-            for name, method in watching.items():
-                setattr(nn.Module, name, method)
+            for name, method in methods.items():
+                setattr(nn.Module, name, watching(method, *_ASKING[name]))
             yield
         finally:
             for name, method in methods.items():
@@ -238,28 +215,22 @@ def _find_asked(module: _Module, shapes: Any, inputs: jax.ShapeDtypeStruct) -> _
     will say so.
     """
     asked = _Asked({}, {})
-
-    def trace(function: Callable, *args: Any) -> None:
-        with contextlib.suppress(InputError), _watched(asked):
-            jax.eval_shape(lambda *arrays: function(*arrays), *args)
-
-    trace(module.evaluate, shapes, inputs)
+    with contextlib.suppress(InputError), _watched(asked):
+        jax.eval_shape(module.evaluate, shapes, inputs)
     asked.streams.clear()  # evaluation has none
-    while True:
+    known = None
+    while known != tuple(asked.streams):
         known = tuple(asked.streams)
-        rngs = _make_rngs(jax.random.key(0), known)
-        trace(
-            lambda variables, x, rngs=rngs: module.train(variables, x, rngs, _state(shapes)),
-            shapes,
-            inputs,
-        )
-        if tuple(asked.streams) == known:
-            return asked
+        with contextlib.suppress(InputError), _watched(asked):
+            _trace_training(module, shapes, inputs, known)
+    return asked
 
 
-def _make_rngs(key: jax.Array, streams: tuple[str, ...]) -> dict[str, jax.Array]:
-    """A key for each stream: that of "dropout" is the key itself."""
-    return {name: key if name == "dropout" else named_key(key, name) for name in streams}
+def _trace_training(
+    module: _Module, shapes: Any, inputs: jax.ShapeDtypeStruct, streams: Iterable[str]
+) -> None:
+    key = jax.random.key(0)
+    jax.eval_shape(lambda variables, x: module.train(variables, x, key, streams), shapes, inputs)
 
 
 def _find_sown(
@@ -269,17 +240,10 @@ def _find_sown(
 
     def runs_without(name: str) -> bool:
         left = _without(shapes, (name,))
-
-        def train(variables: Any, x: jax.Array) -> Any:
-            return module.train(
-                variables, x, _make_rngs(jax.random.key(0), tuple(asked.streams)), _state(left)
-            )
-
-        with contextlib.suppress(InputError):
-            jax.eval_shape(module.evaluate, left, inputs)
-            jax.eval_shape(train, left, inputs)
-            return True
-        return False
+        return not problems(
+            lambda: jax.eval_shape(module.evaluate, left, inputs),
+            lambda: _trace_training(module, left, inputs, asked.streams),
+        )
 
     return tuple(name for name in _state(shapes) if name in asked.sown and runs_without(name))
 
@@ -291,8 +255,8 @@ def from_linen(
     readout_variance: float | None = None,
     reference_convolution: str = "uniform",
     symmetries: tuple[str, ...] = (),
-    arguments: Mapping[str, Any] | None = None,
-    train_arguments: Mapping[str, Any] | None = None,
+    arguments: Values = None,
+    train_arguments: Values = None,
     *,
     streams: tuple[str, ...] | None = None,
     check: bool = True,
@@ -334,46 +298,47 @@ def from_linen(
         raise InputError(f"module: must be an instance of a Linen module, got {module!r}")
     image_shape = check_input_shape(image_shape)
     check_choice("initialization", initialization, INITIALIZATIONS)
-    functions = _make_module(module, image_shape, arguments, train_arguments)
+    functions = _Module(module, arguments, train_arguments)
+    zeros = jnp.zeros((1, *image_shape), jnp.float32)
     inputs = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     # Without `jit`, inside the module: what was traced before would not be run again, and nothing
     # of it seen.
     with contextlib.nullcontext() if streams is not None else jax.disable_jit():
-        (shapes, owners), sown = functions.describe(), ()
+        (shapes, owners), sown = functions.describe(zeros), ()
         if streams is None:
             asked = _find_asked(functions, shapes, inputs)
             streams, sown = tuple(asked.streams), _find_sown(functions, shapes, inputs, asked)
             shapes = _without(shapes, sown)
 
-    def init_flax(key: jax.Array, *x: jax.Array) -> Any:
-        return _without(functions.init(key, *x), sown)
+    def init(key: jax.Array, x: jax.Array = zeros) -> Any:
+        return _without(functions.init(key, x), sown)
 
-    init = init_flax
+    probes = Probes(init_at=init)
     if initialization == "reference":
         init = reference_initialization(shapes, owners, reference_convolution)
+        probes = Probes()
 
     def apply(
         variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False
     ) -> Any:
         if not train:
             return functions.evaluate(variables, x)
-        rngs = {} if key is None else _make_rngs(key, streams)
-        logits, updated = functions.train(variables, x, rngs, _state(variables))
+        logits, updated = functions.train(variables, x, key, streams)
         updated = {**variables, **updated}
         return logits, freeze(updated) if isinstance(variables, FrozenDict) else updated
 
     def features(variables: Any, x: jax.Array) -> jax.Array:
-        return _readout(variables, *functions.record_dense(variables, x)).inputs
+        return functions.readout(variables, x).inputs
 
-    found: list[_DenseCall | None] = []
+    readout = None
 
     def trace(variables: Any, x: jax.Array) -> None:
-        found.append(_readout(variables, *functions.record_dense(variables, x)))
+        nonlocal readout
+        readout = functions.readout(variables, x)
 
     jax.eval_shape(trace, shapes, inputs)
-    readout = found[0]
-    if readout_variance is None:
-        readout_variance = _readout_variance(readout, initialization)
+    if readout_variance is None and readout is not None:
+        readout_variance = readout.variance(initialization)
     model = Model(
         init,
         apply,
@@ -388,4 +353,4 @@ def from_linen(
         },
         symmetries=symmetries,
     )
-    return complete_model(model, check, Probes(init_at=init if initialization == "flax" else None))
+    return complete_model(model, check, probes)

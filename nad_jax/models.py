@@ -14,7 +14,7 @@ The shape of one input is (D,) of a vector, (L, C) of a signal, (H, W, C) of an 
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,17 @@ def _trainable_leaves(variables: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact), variables)
 
 
+Features = Callable[[Any, jax.Array], jax.Array]
+
+
+class Apply(Protocol):
+    """The function of a network in both modes, see the module's docstring."""
+
+    def __call__(
+        self, variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False
+    ) -> Any: ...
+
+
 class Model(NamedTuple):
     """A network as pure functions (see the module's docstring).
 
@@ -54,10 +65,10 @@ class Model(NamedTuple):
     """
 
     init: Callable[[jax.Array], Any]
-    apply: Callable[..., Any]
+    apply: Apply
     image_shape: tuple[int, ...]
     num_logits: int | None = None
-    features: Callable[[Any, jax.Array], jax.Array] | None = None
+    features: Features | None = None
     readout_variance: float | None = None
     description: Mapping[str, Any] = MappingProxyType({})
     trainable: Callable[[Any], Any] = _trainable_leaves
@@ -111,9 +122,9 @@ def complete_model(model: Model, check: bool = True, probes: Probes | None = Non
 
 def from_functions(
     init: Callable[[jax.Array], Any],
-    apply: Callable[..., Any],
+    apply: Apply,
     image_shape: tuple[int, ...],
-    features: Callable[[Any, jax.Array], jax.Array] | None = None,
+    features: Features | None = None,
     readout_variance: float | None = None,
     trainable: Callable[[Any], Any] | None = None,
     symmetries: tuple[str, ...] = (),
@@ -142,30 +153,19 @@ def from_functions(
     Raises:
       InputError: where the functions raise or break the contract, saying which one and how.
     """
-    for name, function in {
-        "init": init,
-        "apply": apply,
-        "features": features,
-        "trainable": trainable,
-    }.items():
+    functions = {"init": init, "apply": apply, "features": features, "trainable": trainable}
+    for name, function in functions.items():
         check_function(name, function, optional=name not in ("init", "apply"))
-
-    def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with reported(f"model: {name}"):
-                return function(*args, **kwargs)
-
-        return call
-
-    apply, init_arrays = named("apply", apply), named("init", init)
+        if function is not None:
+            functions[name] = reported(f"model: {name}")(function)
     model = Model(
-        lambda key: as_arrays(init_arrays(key)),
-        apply,
+        lambda key: as_arrays(functions["init"](key)),
+        functions["apply"],
         check_input_shape(image_shape),
-        features=None if features is None else named("features", features),
+        features=functions["features"],
         readout_variance=readout_variance,
         description={"model": "functions", "checked": check},
-        trainable=_trainable_leaves if trainable is None else named("trainable", trainable),
+        trainable=functions["trainable"] or _trainable_leaves,
         symmetries=symmetries,
     )
     if trainable is not None:

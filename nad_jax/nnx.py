@@ -1,6 +1,7 @@
 """Models from Flax NNX modules."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,15 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from nad_jax.behavior import Probes
-from nad_jax.call_arguments import describe_arguments, make_call_arguments, mode_flags
+from nad_jax.call_arguments import Values, describe_arguments, make_call_arguments, mode_flags
 from nad_jax.contract import reported
 from nad_jax.ensemble import named_key
 from nad_jax.errors import InputError, check_function, check_input_shape
 from nad_jax.models import Model, complete_model
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
 
 
 def _mask(variables: Any, kind: type[nnx.Variable]) -> Any:
@@ -24,7 +21,7 @@ def _mask(variables: Any, kind: type[nnx.Variable]) -> Any:
     return jax.tree.map(
         lambda node: jax.tree.map(lambda _: isinstance(node, kind), node),
         variables,
-        is_leaf=_is_variable,
+        is_leaf=lambda node: isinstance(node, nnx.Variable),
     )
 
 
@@ -36,17 +33,16 @@ def _with_fresh_keys(variables: Any, key: jax.Array) -> Any:
     """The variables with new keys in all random streams, of the shapes they have: layers may be
     stacked.
     """
-    streams = iter(range(len(jax.tree.leaves(variables))))
+    streams = itertools.count()
 
-    def fresh(leaf: jax.Array) -> jax.Array:
+    def fresh(leaf: jax.Array, is_key: bool) -> jax.Array:
+        if not is_key:
+            return leaf
         stream = jax.random.fold_in(key, next(streams))
         bits = jax.random.bits(stream, jax.random.key_data(leaf).shape, jnp.uint32)
         return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(leaf))
 
-    return jax.tree.map(
-        lambda node: jax.tree.map(fresh, node) if isinstance(node, nnx.RngKey) else node, variables,
-        is_leaf=_is_variable,
-    )  # fmt: skip
+    return jax.tree.map(fresh, variables, _mask(variables, nnx.RngKey))
 
 
 def _updated(variables: Any, after: Any) -> Any:
@@ -68,9 +64,10 @@ def _updated(variables: Any, after: Any) -> Any:
     return nnx.from_flat_state(kept)
 
 
-def _make_builder(
-    factory: Callable[[nnx.Rngs], nnx.Module],
-) -> Callable[[nnx.Rngs], nnx.Module]:
+Factory = Callable[[nnx.Rngs], nnx.Module]
+
+
+def _make_builder(factory: Factory) -> Factory:
     """The factory, with what is wrong with it or with what it gives said by an `InputError`."""
     if isinstance(factory, nnx.Module) or not callable(factory):
         raise InputError(
@@ -99,13 +96,13 @@ def _set_mode(module: nnx.Module, train: bool) -> None:
 
 
 def from_nnx(
-    factory: Callable[[nnx.Rngs], nnx.Module],
+    factory: Factory,
     image_shape: tuple[int, ...],
     features: Callable[[nnx.Module, jax.Array], jax.Array] | None = None,
     readout_variance: float | None = None,
     symmetries: tuple[str, ...] = (),
-    arguments: Mapping[str, Any] | None = None,
-    train_arguments: Mapping[str, Any] | None = None,
+    arguments: Values = None,
+    train_arguments: Values = None,
     check: bool = True,
 ) -> Model:
     """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
@@ -156,15 +153,13 @@ def from_nnx(
     def apply(
         variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False
     ) -> Any:
-        if not train:
-            return run(rebuild(variables, train), x, train)
         rngs = None
-        if key is not None:
+        if train and key is not None:
             variables = _with_fresh_keys(variables, key)
             rngs = nnx.Rngs(named_key(key, "call"))
         module = rebuild(variables, train)
         logits = run(module, x, train, rngs)
-        return logits, _updated(variables, nnx.split(module)[1])
+        return (logits, _updated(variables, nnx.split(module)[1])) if train else logits
 
     def called_twice(variables: Any, x: jax.Array) -> jax.Array:
         module = rebuild(variables, train=False)

@@ -1,6 +1,7 @@
 """Pooling of images by slices and maxima in pairs, whose gradients are fast on a CPU."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -11,7 +12,7 @@ from nad_jax.errors import InputError, check_choice
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def check_fits(size: Sequence[int], window: Sequence[int], pads: Pads = ((0, 0), (0, 0))) -> None:
+def check_fits(size: Sequence[int], window: Sequence[int], pads: Pads = ((0, 0),) * 2) -> None:
     """Raises `InputError` where a window does not fit a map, i.e. the image is too small for the
     network.
     """
@@ -25,14 +26,9 @@ def check_fits(size: Sequence[int], window: Sequence[int], pads: Pads = ((0, 0),
 def _entries(windows: jax.Array, axes: tuple[int, int]) -> list[jax.Array]:
     """The entries of every window, row by row, each of the shape of the pooled image."""
     first, second = axes
-    rows = [
-        jax.lax.index_in_dim(windows, i, first, keepdims=False) for i in range(windows.shape[first])
-    ]
-    return [
-        jax.lax.index_in_dim(row, j, second - 1, keepdims=False)
-        for row in rows
-        for j in range(windows.shape[second])
-    ]
+    entry = functools.partial(jax.lax.index_in_dim, keepdims=False)
+    rows = [entry(windows, i, first) for i in range(windows.shape[first])]
+    return [entry(row, j, second - 1) for row in rows for j in range(windows.shape[second])]
 
 
 def _winners(entries: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
@@ -41,10 +37,8 @@ def _winners(entries: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
         return entries[0], [jnp.ones(entries[0].shape, bool)]
     left, among_left = _winners(entries[: len(entries) // 2])
     right, among_right = _winners(entries[len(entries) // 2 :])
-    first = left >= right
-    return jnp.maximum(left, right), [first & won for won in among_left] + [
-        ~first & won for won in among_right
-    ]
+    first, largest = left >= right, jnp.maximum(left, right)
+    return largest, [first & won for won in among_left] + [~first & won for won in among_right]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -89,21 +83,21 @@ def pool(
     stride = size if stride is None else stride
     if 2 * padding > size:
         raise InputError(f"padding: must be at most half of the size {size}, got {padding}")
-    pads = ((padding, padding), (padding, padding))
+    pads = ((padding, padding),) * 2
     check_fits(x.shape[1:3], (size, size), pads)
     if padding:
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf if kind == "max" else 0.0)
     batch, height, width, channels = x.shape
     rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
     if stride == size:
-        x = x[:, : rows * size, : columns * size].reshape(
-            batch, rows, size, columns, size, channels
-        )
-        return window_max(x, (2, 4)) if kind == "max" else x.mean((2, 4))
-    entries = [
-        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    windows = jnp.stack(entries).reshape(size, size, batch, rows, columns, channels)
-    return window_max(windows, (0, 1)) if kind == "max" else windows.mean((0, 1))
+        x = x[:, : rows * size, : columns * size]
+        windows, axes = x.reshape(batch, rows, size, columns, size, channels), (2, 4)
+    else:
+        tall, wide = stride * (rows - 1) + 1, stride * (columns - 1) + 1
+        entries = [
+            x[:, i : i + tall : stride, j : j + wide : stride]
+            for i, j in itertools.product(range(size), repeat=2)
+        ]
+        windows = jnp.stack(entries).reshape(size, size, batch, rows, columns, channels)
+        axes = (0, 1)
+    return window_max(windows, axes) if kind == "max" else windows.mean(axes)

@@ -26,7 +26,7 @@ from nad_jax.architectures.densenet import DenseNet
 from nad_jax.architectures.lenet import LeNet
 from nad_jax.architectures.logreg import LogReg
 from nad_jax.architectures.mlp import MLP
-from nad_jax.architectures.network import ImageNetwork, Network
+from nad_jax.architectures.network import ImageNetwork, TableNetwork
 from nad_jax.architectures.resnet import ResNet18, ResNet18ImageNet
 from nad_jax.architectures.vgg import VGG11
 from nad_jax.convolution import CONVOLUTIONS, resolve_convolution
@@ -48,16 +48,15 @@ class Architecture(NamedTuple):
     defaults, in the fields of the module, are another entry's.
     """
 
-    module: type[Network]
+    module: type[TableNetwork]
     values: Mapping[str, Any] = MappingProxyType({})
 
     def options(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
         """The published value of every option, and the allowed ones; () for positive integers."""
-        own = {field.name: field for field in dataclasses.fields(self.module)}
         return {
-            name: (self.values.get(name, field.default), get_args(field.type))
-            for name, field in own.items()
-            if name not in ("parent", "name") and field.default is not dataclasses.MISSING
+            field.name: (self.values.get(field.name, field.default), get_args(field.type))
+            for field in dataclasses.fields(self.module)
+            if field.name not in ("parent", "name") and field.default is not dataclasses.MISSING
         }
 
 
@@ -113,15 +112,15 @@ def create_model(
     pooling = check_choice("pooling", pooling, POOLINGS)
     if pooling == "default" or (pooling != "none" and not takes_images):
         pooling = None
-    choices = (
+    return _create_model(
         architecture,
         (check_image_shape if takes_images else check_input_shape)(image_shape),
         check_integer("num_logits", num_logits, 1),
         check_choice("initialization", initialization, INITIALIZATIONS),
         resolve_convolution(convolution),
         _check_options(architecture, {"pooling": pooling, **options}),
+        jnp.result_type(float),
     )
-    return _create_model(*choices, jnp.result_type(float))
 
 
 def _check_options(architecture: str, given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

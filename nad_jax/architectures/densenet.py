@@ -1,22 +1,21 @@
 """DenseNet121 for 32×32 images (NAD, reference code)."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nad_jax.architectures.network import ImageNetwork
-from nad_jax.convolution import map_images, product_convolution
+from nad_jax.architectures.network import EPSILON, MOMENTUM, ImageNetwork, make_layers
+from nad_jax.convolution import Convolution, map_images, product_convolution
 from nad_jax.pooling import pool
 
 BLOCKS = (6, 12, 24, 16)
 # Layers that are one program, run in a loop: each counts as wide as the last of them. The 1×1
 # convolutions then take 30 % more products, and ten programs are compiled instead of 58.
 LOOPED = 6
-_MOMENTUM, _EPSILON = 0.9, 1e-5
+
+Coefficients = tuple[jax.Array, jax.Array]
 
 
 class _Norm(NamedTuple):
@@ -27,9 +26,9 @@ class _Norm(NamedTuple):
     mean: jax.Array
     var: jax.Array
 
-    def coefficients(self) -> tuple[jax.Array, jax.Array]:
+    def coefficients(self) -> Coefficients:
         """What it multiplies with and adds, for [B, H, W, C]."""
-        factor = self.scale * jax.lax.rsqrt(self.var + _EPSILON)
+        factor = self.scale * jax.lax.rsqrt(self.var + EPSILON)
         return factor[None, None, None], (self.bias - self.mean * factor)[None, None, None]
 
 
@@ -46,9 +45,14 @@ class _Layer(NamedTuple):
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of each channel of images [B, H, W, C]."""
     mean = x.mean((0, 1, 2))
-    return mean, jnp.maximum(
-        (x**2).mean((0, 1, 2)) - mean**2, 0.0
-    )  # rounding may leave less than nothing
+    # Rounding may leave less than nothing.
+    return mean, jnp.maximum((x**2).mean((0, 1, 2)) - mean**2, 0.0)
+
+
+def _activate(x: jax.Array, coefficients: Coefficients) -> jax.Array:
+    """relu(factor · x + shift)."""
+    factor, shift = coefficients
+    return nn.relu(x * factor + shift)
 
 
 class DenseBlock(nn.Module):
@@ -60,7 +64,7 @@ class DenseBlock(nn.Module):
     """
 
     num_layers: int
-    convolution: Callable
+    convolution: Convolution
     growth: int = 32
 
     @nn.compact
@@ -95,13 +99,10 @@ class DenseBlock(nn.Module):
         layers, running = zip(
             *(declare(n, channels + self.growth * i) for i, n in enumerate(numbers)), strict=True
         )
-        mean, var = _statistics(
-            x
-        )  # in evaluation mode nothing uses them, and they are not computed
+        # In evaluation mode nothing uses the statistics, and they are not computed.
+        given = (x, *_statistics(x))
 
-        def run(
-            state: tuple[Any, Any], layer: _Layer
-        ) -> tuple[tuple[Any, Any], tuple[jax.Array, ...]]:
+        def run(state: Any, layer: _Layer) -> tuple[Any, tuple[jax.Array, ...]]:
             # What the layer before has added takes its place; the first one finds its last channels
             # there already.
             read, added = state
@@ -109,16 +110,16 @@ class DenseBlock(nn.Module):
                 jax.lax.dynamic_update_slice_in_dim(array, part, layer.index - self.growth, -1)
                 for array, part in zip(read, added, strict=True)
             )
-            norm1 = layer.norm1._replace(mean=mean, var=var) if train else layer.norm1
-            h = self._activated_product(x, *norm1.coefficients(), layer.kernel1)
-            norm2 = layer.norm2
+            norm1, norm2 = layer.norm1, layer.norm2
             if train:
-                norm2 = norm2._replace(**dict(zip(("mean", "var"), _statistics(h), strict=True)))
-            y = self._activated_convolution(h, *norm2.coefficients(), layer.kernel2)
+                norm1 = _Norm(norm1.scale, norm1.bias, mean, var)
+            h = self._activated_product(x, norm1.coefficients(), layer.kernel1)
+            if train:
+                norm2 = _Norm(norm2.scale, norm2.bias, *_statistics(h))
+            y = self._activated_convolution(h, norm2.coefficients(), layer.kernel2)
             return (read, (y, *_statistics(y))), (norm1.mean, norm1.var, norm2.mean, norm2.var)
 
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-        given = (x, mean, var)
         state = (tuple(map(padded, given)), tuple(array[..., -self.growth :] for array in given))
         ((x, _, _), (y, _, _)), statistics = jax.lax.scan(run, state, stacked)
         x = jnp.concatenate([x, y], -1)
@@ -126,33 +127,30 @@ class DenseBlock(nn.Module):
             for number, variables in enumerate(running):
                 for variable, values in zip(variables, statistics, strict=True):
                     value = values[number, : variable.value.size]
-                    variable.value = _MOMENTUM * variable.value + (1 - _MOMENTUM) * value
+                    variable.value = MOMENTUM * variable.value + (1 - MOMENTUM) * value
         return x
 
     def _activated_product(
-        self, x: jax.Array, factor: jax.Array, shift: jax.Array, kernel: jax.Array
+        self, x: jax.Array, coefficients: Coefficients, kernel: jax.Array
     ) -> jax.Array:
         """relu(factor · x + shift) @ kernel; on a CPU what is between is neither stored nor leaves
         the cache.
         """
         if self.convolution is not product_convolution:
-            return nn.relu(x * factor + shift) @ kernel
-        return map_images(
-            jax.checkpoint(lambda images: nn.relu(images * factor + shift) @ kernel), x
-        )
+            return _activate(x, coefficients) @ kernel
+        return map_images(jax.checkpoint(lambda part: _activate(part, coefficients) @ kernel), x)
 
     def _activated_convolution(
-        self, x: jax.Array, factor: jax.Array, shift: jax.Array, kernel: jax.Array
+        self, x: jax.Array, coefficients: Coefficients, kernel: jax.Array
     ) -> jax.Array:
-        def convolve(
-            x: jax.Array, factor: jax.Array, shift: jax.Array, kernel: jax.Array
-        ) -> jax.Array:
+        @jax.checkpoint
+        def convolve(x: jax.Array, coefficients: Coefficients, kernel: jax.Array) -> jax.Array:
             pads, dimensions = ((1, 1), (1, 1)), ("NHWC", "HWIO", "NHWC")
             return self.convolution(
-                nn.relu(x * factor + shift), kernel, (1, 1), pads, dimension_numbers=dimensions
+                _activate(x, coefficients), kernel, (1, 1), pads, dimension_numbers=dimensions
             )
 
-        return jax.checkpoint(convolve)(x, factor, shift, kernel)
+        return convolve(x, coefficients, kernel)
 
 
 class _Normalization(nn.Module):
@@ -190,16 +188,12 @@ class DenseNet(ImageNetwork):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
-        norm = functools.partial(
-            nn.BatchNorm, use_running_average=not train, momentum=_MOMENTUM, epsilon=_EPSILON
-        )
+        conv, norm = make_layers(self.convolution, train)
         x = conv(2 * self.width, (3, 3), padding=1)(x)
-        for block, num_layers in enumerate(BLOCKS):
-            x = DenseBlock(num_layers, self.convolution, self.width, name=f"block{block + 1}")(
-                x, train
-            )
-            if block < len(BLOCKS) - 1:
+        for block, num_layers in enumerate(BLOCKS, 1):
+            dense = DenseBlock(num_layers, self.convolution, self.width, name=f"block{block}")
+            x = dense(x, train)
+            if block < len(BLOCKS):
                 x = conv(x.shape[-1] // 2, (1, 1), padding=0)(nn.relu(norm()(x)))
                 x = pool(x, self.pooling, 2)
         x = pool(nn.relu(norm()(x)), self.pooling, 4)

@@ -3,10 +3,10 @@
 import flax.linen as nn
 import jax
 
-from nad_jax.architectures.network import Network
+from nad_jax.architectures.network import TableNetwork
 
 
-class LogReg(Network):
+class LogReg(TableNetwork):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         return nn.Dense(self.num_logits)(x.reshape(len(x), -1))

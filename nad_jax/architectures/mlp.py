@@ -5,10 +5,10 @@ paper; the control without locality.
 import flax.linen as nn
 import jax
 
-from nad_jax.architectures.network import Network
+from nad_jax.architectures.network import TableNetwork
 
 
-class MLP(Network):
+class MLP(TableNetwork):
     width: int = 512
 
     @nn.compact

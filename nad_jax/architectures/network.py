@@ -1,12 +1,30 @@
-"""What the modules of the table have in common: how many logits, and what their entries say."""
+"""What the modules of the table have in common: how many logits, what their entries say, and the
+layers of which they are made.
+"""
 
-from collections.abc import Callable
+import functools
 from typing import ClassVar
 
 import flax.linen as nn
 
+from nad_jax.convolution import Convolution
 
-class Network(nn.Module):
+MOMENTUM, EPSILON = 0.9, 1e-5  # of batch normalization
+
+
+def make_layers(
+    convolution: Convolution, train: bool
+) -> tuple[functools.partial[nn.Conv], functools.partial[nn.BatchNorm]]:
+    """The convolution, without a bias, and the batch normalization of a mode."""
+    return (
+        functools.partial(nn.Conv, use_bias=False, conv_general_dilated=convolution),
+        functools.partial(
+            nn.BatchNorm, use_running_average=not train, momentum=MOMENTUM, epsilon=EPSILON
+        ),
+    )
+
+
+class TableNetwork(nn.Module):
     """A module of the table, of inputs [B, *shape] of any shape.
 
     Every field with a default is an option of `create_model`; the default is the published value.
@@ -24,13 +42,13 @@ class Network(nn.Module):
         return True
 
 
-class ImageNetwork(Network):
+class ImageNetwork(TableNetwork):
     """A module of the table, of images [B, H, W, C].
 
     convolution: see `convolution`.
     """
 
-    convolution: Callable
+    convolution: Convolution
 
     def flips(self, length: int) -> bool:
         """Windows that step by 2 must begin as far from one border as they end from the other: here

@@ -2,14 +2,14 @@
 torchvision).
 """
 
-import functools
-from collections.abc import Callable
+import itertools
 from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 
-from nad_jax.architectures.network import ImageNetwork
+from nad_jax.architectures.network import ImageNetwork, make_layers
+from nad_jax.convolution import Convolution
 from nad_jax.pooling import pool
 
 
@@ -20,14 +20,11 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
-    convolution: Callable
+    convolution: Convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
-        norm = functools.partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5
-        )
+        conv, norm = make_layers(self.convolution, train)
         # Explicit padding: at stride 2, "SAME" would pad another side than PyTorch does.
         y = conv(self.features, (3, 3), self.stride, padding=1, name="conv1")(x)
         y = nn.relu(norm(name="norm1")(y))
@@ -38,18 +35,15 @@ class BasicBlock(nn.Module):
         return nn.relu(x + y)
 
 
-def _stages(
-    x: jax.Array, width: int, convolution: Callable, train: bool, shrink: bool = True
-) -> jax.Array:
-    """Four stages of two blocks, of 1, 2, 4, 8 times `width` features, inside a module; all but the
+def _stages(network: ImageNetwork, x: jax.Array, train: bool, shrink: bool = True) -> jax.Array:
+    """Four stages of two blocks, of 1, 2, 4, 8 times the width, inside a network; all but the
     first halve.
     """
-    for stage in range(4):
-        for block in range(2):
-            stride = 2 if shrink and stage > 0 and block == 0 else 1
-            x = BasicBlock(
-                width * 2**stage, stride, convolution, name=f"block{stage + 1}_{block + 1}"
-            )(x, train)
+    for stage, block in itertools.product(range(4), range(2)):
+        stride = 2 if shrink and stage > 0 and block == 0 else 1
+        name = f"block{stage + 1}_{block + 1}"
+        features = network.width * 2**stage
+        x = BasicBlock(features, stride, network.convolution, name=name)(x, train)
     return x
 
 
@@ -68,12 +62,10 @@ class ResNet18(ImageNetwork):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
+        conv, norm = make_layers(self.convolution, train)
         x = conv(self.width, (3, 3), padding=1, name="stem")(x)
-        x = nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, name="stem_norm"
-        )(x)
-        x = _stages(nn.relu(x), self.width, self.convolution, train, shrink=self.pooling != "none")
+        x = norm(name="stem_norm")(x)
+        x = _stages(self, nn.relu(x), train, shrink=self.pooling != "none")
         if self.pooling != "none":
             x = pool(x, self.pooling, 4)
         return nn.Dense(self.num_logits)(x.reshape(len(x), -1))
@@ -95,11 +87,9 @@ class ResNet18ImageNet(ImageNetwork):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        conv = functools.partial(nn.Conv, use_bias=False, conv_general_dilated=self.convolution)
+        conv, norm = make_layers(self.convolution, train)
         x = conv(self.width, (7, 7), 2, padding=3, name="stem")(x)
-        x = nn.BatchNorm(
-            use_running_average=not train, momentum=0.9, epsilon=1e-5, name="stem_norm"
-        )(x)
+        x = norm(name="stem_norm")(x)
         x = pool(nn.relu(x), self.pooling, 3, stride=2, padding=1)
-        x = _stages(x, self.width, self.convolution, train)
+        x = _stages(self, x, train)
         return nn.Dense(self.num_logits)(x.mean((1, 2)))

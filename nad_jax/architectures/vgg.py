@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 
-from nad_jax.architectures.network import ImageNetwork
+from nad_jax.architectures.network import ImageNetwork, make_layers
 from nad_jax.pooling import pool
 
 STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))  # in units of the width
@@ -25,12 +25,12 @@ class VGG11(ImageNetwork):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        conv, norm = make_layers(self.convolution, train)
         for stage in STAGES:
             for multiple in stage:
-                features = multiple * self.width
-                x = nn.Conv(features, (3, 3), padding=1, conv_general_dilated=self.convolution)(x)
+                x = conv(multiple * self.width, (3, 3), padding=1, use_bias=True)(x)
                 if self.normalization == "batch":
-                    x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
+                    x = norm()(x)
                 x = nn.relu(x)
             x = pool(x, self.pooling, 2)
         x = x.reshape(len(x), -1)
