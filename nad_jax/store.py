@@ -61,7 +61,7 @@ def _reported(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _written_at_once(
-    path: Path, rename: Callable[[str, Path], None] = os.replace
+    path: Path, rename: Callable[[str, Path], None] | None = None
 ) -> Iterator[BinaryIO]:
     """A file that appears under its final name complete or not at all: temporary name, fsync,
     rename; raises `InputError` where that fails.
@@ -79,7 +79,7 @@ def _written_at_once(
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            rename(temporary, path)
+            (rename or os.replace)(temporary, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
