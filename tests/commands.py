@@ -98,6 +98,8 @@ def _run(
     for name, kind in (("JAX_COMPILATION_CACHE_DIR", str), ("JAX_NUM_CPU_DEVICES", int)):
         if name in variables:  # JAX has read its variables when it was imported
             jax.config.update(name.lower(), kind(variables[name]))
+    # One command runs the programs of another, the small ones too.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if program:
         program(*arguments)
         return
