@@ -45,7 +45,9 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.logit = config_dict.placeholder(int)  # which of several logits
     config.pooling = "default"  # default, max, avg, none
     config.width = 0  # of the layers, see `create_model`; 0: as published
-    config.initialization = "reference"  # reference (PyTorch-default), flax
+    config.initialization = (
+        "default"  # reference (PyTorch-default), flax, default (flax for own models)
+    )
     config.convolution = "auto"  # auto, product, lax
 
     # The ensemble.

@@ -76,7 +76,9 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     config.poolings = ("default",)  # default, max, avg, none
     config.widths = (0,)  # of the layers, see `create_model`; 0: as published
     config.image_shape = (32, 32, 1)  # height, width, channels
-    config.initialization = "reference"  # reference (PyTorch-default), flax
+    config.initialization = (
+        "default"  # reference (PyTorch-default), flax, default (flax for own models)
+    )
     config.convolution = "auto"  # auto, product, lax
 
     # The directions v.

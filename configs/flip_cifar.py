@@ -41,7 +41,9 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.architectures = (architecture,)
     config.pooling = "default"  # default, max, avg, none
     config.width = 0  # of the layers, see `create_model`; 0: as published
-    config.initialization = "reference"  # reference (PyTorch-default), flax
+    config.initialization = (
+        "default"  # reference (PyTorch-default), flax, default (flax for own models)
+    )
     config.convolution = "auto"  # auto, product, lax
 
     # Training; see nad_jax.Recipe. The optimizer is a name of optax, with options as in adam:b1=0.8

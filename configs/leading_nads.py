@@ -37,7 +37,9 @@ def get_config(architecture: str = "resnet18_imagenet") -> ConfigDict:
     config.logit = config_dict.placeholder(int)  # which of several logits
     config.pooling = "default"  # default, max, avg, none
     config.width = 0  # of the layers, see `create_model`; 0: as published
-    config.initialization = "reference"  # reference (that of the published code), flax
+    config.initialization = (
+        "default"  # reference (that of the published code), flax, default (flax for own models)
+    )
     config.convolution = "auto"  # auto, product, lax
 
     # The ensemble.

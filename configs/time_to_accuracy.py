@@ -41,7 +41,9 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.image_shape = (32, 32, 1)  # height, width, channels
     config.pooling = "default"  # default, max, avg, none
     config.width = 0  # of the layers, see `create_model`; 0: as published
-    config.initialization = "reference"  # reference (PyTorch-default), flax
+    config.initialization = (
+        "default"  # reference (PyTorch-default), flax, default (flax for own models)
+    )
     config.convolution = "auto"  # auto, product, lax
 
     # The derivatives, each at a point of its own for every network; see nad_jax.Estimator.

@@ -16,6 +16,7 @@ when its work is done, 75 when it was interrupted and can be run again, 2 where 
 where the disk is full or fails.
 """
 
+import ast
 import os
 import re
 import sys
@@ -32,6 +33,7 @@ if __name__ == "__main__":
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 from experiments import (
     compute_nads,
@@ -76,6 +78,36 @@ for _type, _kind, _parser in (
     (str, "text", flags.ArgumentParser),
 ):
     config_flags.register_flag_parser_for_type(_type, _make_parser(_kind, _parser))
+
+
+_WORD = r"""(?:\([^()]*\)|'[^']*'|"[^"]*"|[^,])+"""  # brackets and quotes are one piece
+
+
+class _TupleParser(tuple_parser.TupleParser):
+    """Values with commas between them; text needs no quotes: lenet,vgg11 or nets:Net(width=3),mlp."""
+
+    def parse(self, argument: Any) -> tuple:
+        if not isinstance(argument, str) or not argument.strip():
+            return super().parse(argument)
+        try:
+            ast.literal_eval(argument)
+        except (ValueError, SyntaxError):
+            whole = re.fullmatch(r"\((.*)\)", argument.strip())
+            words = re.findall(_WORD, whole[1] if whole else argument)
+            argument = f"({', '.join(map(_quoted, words))},)"
+        return super().parse(argument)
+
+
+def _quoted(word: str) -> str:
+    """A word as Python writes it: in quotes unless it is a value."""
+    try:
+        ast.literal_eval(word.strip())
+        return word.strip()
+    except (ValueError, SyntaxError):
+        return repr(word.strip())
+
+
+config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, e.g. configs/compute_nads.py:lenet; its file lists every field."

@@ -21,6 +21,7 @@ from nad_jax.aliases import (
 from nad_jax.architectures import ARCHITECTURES, create_model
 from nad_jax.choices import Estimator
 from nad_jax.cifar import ImageData, read_cifar10
+from nad_jax.convolution import product_convolution
 from nad_jax.directions import (
     basis_dct,
     basis_dft,
@@ -36,10 +37,12 @@ from nad_jax.errors import InputError
 from nad_jax.estimation import estimate_leading_nads, estimate_nads
 from nad_jax.fitting import FitMetrics, Members, Task
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
+from nad_jax.learnability import Learnability, learnable
 from nad_jax.linen import from_linen
 from nad_jax.models import Model, from_functions
 from nad_jax.nads import LeadingNADs, NADs, directional_energy, null_band, singular_values
 from nad_jax.nnx import from_nnx
+from nad_jax.own_models import register
 from nad_jax.points import Points, at_origin, gaussian, images
 from nad_jax.recipe import Recipe
 from nad_jax.records import load_nads, read_directions, save_nads
@@ -68,6 +71,7 @@ __all__ = [
     "ImageData",
     "InputError",
     "LeadingNADs",
+    "Learnability",
     "Members",
     "Model",
     "NADs",
@@ -101,6 +105,7 @@ __all__ = [
     "gaussian",
     "images",
     "input_gradient",
+    "learnable",
     "load_nads",
     "make_key",
     "make_train",
@@ -113,12 +118,14 @@ __all__ = [
     "observers",
     "poison",
     "principal_angles",
+    "product_convolution",
     "project_out",
     "published_carriers",
     "rank_correlation",
     "read_cifar10",
     "read_directions",
     "read_weights",
+    "register",
     "sample_noise",
     "sample_separable",
     "save_nads",

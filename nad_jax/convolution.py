@@ -233,17 +233,20 @@ def _plain_window(
     feature_group_count: int = 1,
     *,
     precision: object = None,
+    **others: object,
 ) -> _Window:
-    """Strides and padding of the call `flax.linen.Conv` makes; raises `InputError` unless it is
+    """Strides and padding of the call that layers of Flax make; raises `InputError` unless it is
     plain and 2-D.
     """
     del dimension_numbers, precision
     dilated = {*(lhs_dilation or ()), *(rhs_dilation or ())} - {1}
     if x.ndim != 4 or kernel.ndim != 4 or dilated or feature_group_count != 1:
         raise InputError(
-            "convolution: 'product' takes 2-D convolutions without dilation or groups, "
+            "convolution: 'product' takes 1-D and 2-D convolutions without dilation or groups, "
             f"got input {x.shape}, kernel {kernel.shape}, groups {feature_group_count}; use 'lax'"
         )
+    for name, value in others.items():  # preferred_element_type, out_sharding, batch_group_count
+        check_choice(name, value, (1,) if name == "batch_group_count" else (None,))
     size, kernel_size = x.shape[1:3], kernel.shape[:2]
     strides = tuple(map(int, window_strides))
     if isinstance(padding, str):
@@ -253,9 +256,16 @@ def _plain_window(
     return _Window(strides, pads)
 
 
-def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
-    """2-D convolution with the signature `flax.linen.Conv` calls: images [B, H, W, C], kernel [h,
-    w, C, O].
+def product_convolution(
+    x: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    *args,
+    **kwargs,
+) -> jax.Array:
+    """Convolution of signals [B, L, C] with a kernel [l, C, O], or of images [B, H, W, C] with a
+    kernel [h, w, C, O], with the signature that layers of Flax call.
 
     Equal to `jax.lax.conv_general_dilated` in value and derivatives up to rounding (1e-5 of the
     largest entry in float32). `dimension_numbers` is Flax's channels-last layout; `precision` is
@@ -263,10 +273,14 @@ def product_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax
     derivatives (`jax.jvp`): use `jax.lax` for those.
 
     Raises:
-      InputError: for anything but a plain 2-D convolution (dilation, groups): use `jax.lax` for
+      InputError: for anything but a plain 1-D or 2-D convolution (dilation, groups): use `jax.lax` for
         those.
     """
-    window = _plain_window(x, kernel, *args, **kwargs)
+    if x.ndim == kernel.ndim == 3:  # a signal is an image of one row
+        pads = padding if isinstance(padding, str) else ((0, 0), *padding)
+        how = (1, *window_strides), pads, *args
+        return product_convolution(x[:, None], kernel[None], *how, **kwargs)[:, 0]
+    window = _plain_window(x, kernel, window_strides, padding, *args, **kwargs)
     # `lax` is the slower one for few outputs, for 1×1 kernels (a single product) and, by a factor
     # of 80, where the map is no larger than the kernel.
     if kernel.shape[:2] == (1, 1):

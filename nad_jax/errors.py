@@ -48,7 +48,7 @@ def plain(value: Any) -> Any:
         return {plain(key): plain(entry) for key, entry in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(plain, value))
-    dtype = getattr(value, "dtype", None)
+    dtype = None if isinstance(value, type) else getattr(value, "dtype", None)
     for kind, convert in ((np.bool_, bool), (np.integer, int), (np.floating, float)):
         if dtype is not None and jnp.issubdtype(dtype, kind):
             try:

@@ -15,8 +15,10 @@ from flax.core import FrozenDict, freeze
 from nad_jax.behavior import Probes
 from nad_jax.call_arguments import Values, describe_arguments, make_call_arguments, mode_flags
 from nad_jax.contract import reported
+from nad_jax.convolution import resolve_convolution
 from nad_jax.ensemble import named_key
 from nad_jax.errors import InputError, check_choice, check_input_shape, problems
+from nad_jax.hyperparameters import linen_hyperparameters
 from nad_jax.initializers import (
     Owners,
     find_law,
@@ -25,6 +27,7 @@ from nad_jax.initializers import (
     reference_readout_variance,
 )
 from nad_jax.models import Model, complete_model
+from nad_jax.substitution import substituted
 
 INITIALIZATIONS = ("reference", "flax")
 
@@ -61,8 +64,11 @@ def _own_flags(module: nn.Module) -> set[str]:
 class _Module:
     """A Linen module as functions of its variables."""
 
-    def __init__(self, module: nn.Module, arguments: Values, train_arguments: Values) -> None:
+    def __init__(
+        self, module: nn.Module, arguments: Values, train_arguments: Values, convolution: str
+    ) -> None:
         own = _own_flags(module)
+        self._convolution = convolution
         self._name = f"module: {type(module).__name__}"
         self._call = make_call_arguments(type(module), arguments, train_arguments, left=own)
         self._modules = {
@@ -74,12 +80,12 @@ class _Module:
 
     def init(self, key: jax.Array, x: jax.Array) -> Any:
         positional, keyword = self._call(False)
-        with reported(f"{self._name}.init"):
+        with reported(f"{self._name}.init"), substituted(self._convolution):
             return self._modules[False].init({"params": key}, x, *positional, **keyword)
 
     def evaluate(self, variables: Any, x: jax.Array) -> jax.Array:
         positional, keyword = self._call(False)
-        with reported(f"{self._name}.__call__ in evaluation mode"):
+        with reported(f"{self._name}.__call__ in evaluation mode"), substituted(self._convolution):
             return self._modules[False].apply(variables, x, *positional, **keyword)
 
     def train(
@@ -91,7 +97,7 @@ class _Module:
         names = () if key is None else streams
         rngs = {name: key if name == "dropout" else named_key(key, name) for name in names}
         positional, keyword = self._call(True)
-        with reported(f"{self._name}.__call__ in training mode"):
+        with reported(f"{self._name}.__call__ in training mode"), substituted(self._convolution):
             return self._modules[True].apply(
                 variables, x, *positional, rngs=rngs, mutable=_state(variables), **keyword
             )
@@ -259,6 +265,7 @@ def from_linen(
     train_arguments: Values = None,
     *,
     streams: tuple[str, ...] | None = None,
+    convolution: str = "auto",
     check: bool = True,
 ) -> Model:
     """A model from a Linen module: `__call__(x)` or `__call__(x, train)` maps inputs
@@ -287,6 +294,8 @@ def from_linen(
       train_arguments: the values that differ in training mode.
       streams: the random streams of training mode, where they are known and nothing is sown; None:
         found out.
+      convolution: what runs plain `nn.Conv` of signals and images: "product", which is fast on a
+        CPU, "lax", or "auto", by backend (see `substitution`); the description says which.
       check: as in `from_functions`.
 
     Raises:
@@ -298,7 +307,8 @@ def from_linen(
         raise InputError(f"module: must be an instance of a Linen module, got {module!r}")
     image_shape = check_input_shape(image_shape)
     check_choice("initialization", initialization, INITIALIZATIONS)
-    functions = _Module(module, arguments, train_arguments)
+    convolution = resolve_convolution(convolution)
+    functions = _Module(module, arguments, train_arguments, convolution)
     zeros = jnp.zeros((1, *image_shape), jnp.float32)
     inputs = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     # Without `jit`, inside the module: what was traced before would not be run again, and nothing
@@ -337,8 +347,7 @@ def from_linen(
         readout = functions.readout(variables, x)
 
     jax.eval_shape(trace, shapes, inputs)
-    if readout_variance is None and readout is not None:
-        readout_variance = readout.variance(initialization)
+    known_variance = readout.variance(initialization) if readout else None
     model = Model(
         init,
         apply,
@@ -348,9 +357,11 @@ def from_linen(
         description={
             "model": type(module).__name__,
             "initialization": initialization,
+            "convolution": convolution,
+            "hyperparameters": linen_hyperparameters(module),
             **describe_arguments(arguments, train_arguments),
             "checked": check,
         },
         symmetries=symmetries,
     )
-    return complete_model(model, check, probes)
+    return complete_model(model, check, probes, known_variance, convolution)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from nad_jax.behavior import Probes, check_behavior
+from nad_jax.claims import check_readout_variance, check_symmetries_hold
 from nad_jax.contract import (
     as_arrays,
     check_shapes,
@@ -27,7 +28,9 @@ from nad_jax.contract import (
     reported,
     shape_of_variables,
 )
+from nad_jax.convolution import resolve_convolution
 from nad_jax.errors import check_choice, check_function, check_input_shape, check_number
+from nad_jax.substitution import warn_of_slow_convolutions
 from nad_jax.symmetries import check_symmetries
 
 
@@ -99,12 +102,21 @@ def split_trainable(
     return trained, others, join
 
 
-def complete_model(model: Model, check: bool = True, probes: Probes | None = None) -> Model:
+def complete_model(
+    model: Model,
+    check: bool = True,
+    probes: Probes | None = None,
+    known_variance: float | None = None,
+    convolution: str = "lax",
+) -> Model:
     """The model with its number of logits, tested against the contract.
 
     Args:
-      check: whether its behavior is tested (see `behavior.check_behavior`), besides the shapes.
+      check: whether its behavior is tested (see `behavior.check_behavior`) and what is claimed of
+        its law (see `claims`), besides the shapes.
       probes: what the adapter knows besides.
+      known_variance: of the read-out, where the adapter knows it and nothing is stated.
+      convolution: "product" where the network should have no slow convolutions left.
 
     Raises:
       InputError: where it breaks the contract.
@@ -117,6 +129,14 @@ def complete_model(model: Model, check: bool = True, probes: Probes | None = Non
     model = model._replace(num_logits=check_shapes(model), symmetries=symmetries)
     if check:
         check_behavior(model, probes)
+        if model.readout_variance is not None and model.features is not None:
+            check_readout_variance(model)
+        if model.symmetries:
+            check_symmetries_hold(model)
+    if check and convolution == "product":
+        warn_of_slow_convolutions(model.apply, shape_of_variables(model), model.image_shape)
+    if model.readout_variance is None:
+        model = model._replace(readout_variance=known_variance)
     return model
 
 
@@ -144,10 +164,11 @@ def from_functions(
         mode returns.
       symmetries: of the law of the network, names of `symmetries.SYMMETRIES`: "flip" where
         reversing an axis, any but that of channels, leaves the law of f_θ(x) over θ as it is,
-        "transpose" where exchanging the rows and columns of an image does. This is not checked. It
-        holds for convolutions and poolings with independent kernel entries that cover the input
-        alike from either side.
-      check: test the contract on one initialization and two inputs, see `behavior.check_behavior`;
+        "transpose" where exchanging the rows and columns of an image does. It holds for
+        convolutions and poolings with independent kernel entries that cover the input alike from
+        either side.
+      check: test the contract on one initialization and two inputs, see `behavior.check_behavior`,
+        and what is claimed (`readout_variance`, `symmetries`) on 64 initializations, see `claims`;
         False skips that, and the record of a result says so.
 
     Raises:
@@ -171,4 +192,4 @@ def from_functions(
     if trainable is not None:
         variables = shape_of_variables(model)
         check_trainable(model.trainable(variables), variables)
-    return complete_model(model, check)
+    return complete_model(model, check, convolution=resolve_convolution("auto"))

@@ -1,8 +1,11 @@
 """Models from Flax NNX modules."""
 
+import contextlib
+import inspect
 import itertools
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +14,13 @@ from flax import nnx
 from nad_jax.behavior import Probes
 from nad_jax.call_arguments import Values, describe_arguments, make_call_arguments, mode_flags
 from nad_jax.contract import reported
+from nad_jax.convolution import resolve_convolution
 from nad_jax.ensemble import named_key
 from nad_jax.errors import InputError, check_function, check_input_shape
+from nad_jax.hyperparameters import nnx_hyperparameters
+from nad_jax.initializers import flax_readout_variance
 from nad_jax.models import Model, complete_model
+from nad_jax.substitution import substitute_nnx
 
 
 def _mask(variables: Any, kind: type[nnx.Variable]) -> Any:
@@ -95,6 +102,88 @@ def _set_mode(module: nnx.Module, train: bool) -> None:
                 setattr(node, flag, value)
 
 
+class _LinearCall(NamedTuple):
+    """A call of a layer in a module; path: where it is there."""
+
+    layer: nnx.Linear
+    inputs: jax.Array
+    outputs: jax.Array
+    path: tuple = ()
+
+
+_WATCHING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _watched(name: str, note: Callable[..., None]) -> Iterator[None]:
+    """While it lasts, `note(result, module, *args, **kwargs)` is called after a method of
+    `nnx.Linear` in this thread.
+
+    NNX has no interceptors of methods, so this one is replaced for the while.
+    """
+    method, thread = getattr(nnx.Linear, name), threading.get_ident()
+
+    def watch(module: nnx.Linear, *args: Any, **kwargs: Any) -> Any:
+        result = method(module, *args, **kwargs)
+        if threading.get_ident() == thread:
+            note(result, module, *args, **kwargs)
+        return result
+
+    with _WATCHING:
+        setattr(nnx.Linear, name, watch)
+        try:
+            yield
+        finally:
+            setattr(nnx.Linear, name, method)
+
+
+def _find_default_kernels(build: Factory) -> dict[tuple, bool]:
+    """Whether each `nnx.Linear` of a module draws its kernel by the default law, by its path: the
+    layer itself does not keep its initializer.
+    """
+    default = inspect.signature(nnx.Linear.__init__).parameters["kernel_init"].default
+    laws: dict[int, bool] = {}
+    found: dict[tuple, bool] = {}
+
+    def note(_: None, module: nnx.Linear, *args: Any, **kwargs: Any) -> None:
+        laws[id(module)] = kwargs.get("kernel_init", default) is default
+
+    def trace() -> nnx.Module:
+        with _watched("__init__", note):
+            module = build(nnx.Rngs(0))
+        nodes = nnx.iter_graph(module)
+        found.update({path: laws[id(node)] for path, node in nodes if id(node) in laws})
+        return module
+
+    nnx.eval_shape(trace)
+    return found
+
+
+def _readout(module: nnx.Module, call: Callable[[], jax.Array]) -> _LinearCall | None:
+    """The call of an `nnx.Linear` whose output is what `call` returns, the logits, if it is a layer
+    used once on flat features, with a kernel of its own.
+    """
+    calls: list[_LinearCall] = []
+
+    def note(outputs: jax.Array, layer: nnx.Linear, inputs: jax.Array, *_: Any, **__: Any) -> None:
+        calls.append(_LinearCall(layer, inputs, outputs))
+
+    with _watched("__call__", note):
+        logits = call()
+    if not calls or calls[-1].outputs is not logits or calls[-1].inputs.ndim != 2:
+        return None
+    last = calls[-1].layer
+    nodes = {path: one for path, one in nnx.iter_graph(module) if isinstance(one, nnx.Module)}
+    # Of a subclass the product may be another one; a normalized kernel is not the one drawn.
+    plain = type(last) is nnx.Linear and last.dot_general is jax.lax.dot_general
+    normalized = any(isinstance(one, nnx.WeightNorm | nnx.SpectralNorm) for one in nodes.values())
+    kernels = [value for one in nodes.values() for value in vars(one).values()]
+    once = sum(value is last.kernel for value in kernels) == 1
+    if not plain or normalized or not once or sum(one.layer is last for one in calls) > 1:
+        return None
+    return calls[-1]._replace(path=next(path for path, one in nodes.items() if one is last))
+
+
 def from_nnx(
     factory: Factory,
     image_shape: tuple[int, ...],
@@ -104,6 +193,8 @@ def from_nnx(
     arguments: Values = None,
     train_arguments: Values = None,
     check: bool = True,
+    *,
+    convolution: str = "auto",
 ) -> Model:
     """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
 
@@ -117,11 +208,14 @@ def from_nnx(
       factory: builds the module from `nnx.Rngs`; the module maps inputs [B, *image_shape] to
         logits [B, K].
       image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C).
-      features: maps (module, inputs) to the input of the module's last linear layer [B, F].
-      readout_variance: τ² of that layer's weights (1/F for NNX's default initializer).
+      features: maps (module, inputs) to the input of the module's last linear layer [B, F]; None:
+        found out where the logits are the output of an `nnx.Linear`.
+      readout_variance: τ² of that layer's weights; known by itself (1/F) where that layer has NNX's
+        default initializer.
       symmetries: as in `from_functions`.
       arguments, train_arguments: as in `from_linen`.
       check: as in `from_functions`.
+      convolution: as in `from_linen`, of `nnx.Conv`.
 
     Raises:
       InputError: where the factory or the module raises or breaks the contract (see
@@ -129,6 +223,7 @@ def from_nnx(
     """
     image_shape, build = check_input_shape(image_shape), _make_builder(factory)
     check_function("features", features)
+    convolution = resolve_convolution(convolution)
     example = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     module_class, graph = type(example), nnx.split(example)[0]
     name = f"module: {module_class.__name__}.__call__"
@@ -141,6 +236,7 @@ def from_nnx(
         # A module writes into the state it is merged from: the caller's stays as it is.
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, variables))
         _set_mode(module, train)
+        substitute_nnx(module, convolution)
         return module
 
     def run(
@@ -166,22 +262,43 @@ def from_nnx(
         run(module, x, train=False)
         return run(module, x, train=False)
 
+    def readout(variables: Any, x: jax.Array) -> _LinearCall | None:
+        module = rebuild(variables, train=False)
+        return _readout(module, lambda: run(module, x, train=False))
+
     def evaluate_features(variables: Any, x: jax.Array) -> jax.Array:
+        if features is None:
+            return readout(variables, x).inputs
         with reported("model: features"):
             return features(rebuild(variables, train=False), x)
+
+    found: list[_LinearCall] = []
+
+    def trace(variables: Any, x: jax.Array) -> None:
+        found.extend(filter(None, [readout(variables, x)]))
+
+    shapes, inputs = nnx.split(example)[1], jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    if features is None:
+        jax.eval_shape(trace, shapes, inputs)
+    known_variance = None
+    if found and _find_default_kernels(build).get(found[0].path):
+        known_variance = flax_readout_variance(found[0].inputs.shape[-1])
 
     model = Model(
         init,
         apply,
         image_shape,
-        features=evaluate_features if features else None,
+        features=evaluate_features if features or found else None,
         readout_variance=readout_variance,
         description={
             "model": module_class.__name__,
+            "convolution": convolution,
+            "hyperparameters": nnx_hyperparameters(example),
             **describe_arguments(arguments, train_arguments),
             "checked": check,
         },
         trainable=lambda variables: _mask(variables, nnx.Param),
         symmetries=symmetries,
     )
-    return complete_model(model, check, Probes(_statistics, called_twice))
+    probes = Probes(_statistics, called_twice)
+    return complete_model(model, check, probes, known_variance, convolution)

@@ -306,6 +306,7 @@ def _functions(symmetries, image_shape=(4, 4, 1)):
         lambda w, x: x[:, 0, :4, 0] @ w,
         image_shape,
         symmetries=symmetries,
+        check=False,
     )
 
 

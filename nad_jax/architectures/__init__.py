@@ -41,6 +41,7 @@ from nad_jax.errors import (
 )
 from nad_jax.linen import INITIALIZATIONS, from_linen
 from nad_jax.models import Model
+from nad_jax.own_models import is_own, make_own_model
 
 
 class Architecture(NamedTuple):
@@ -80,24 +81,26 @@ def create_model(
     image_shape: tuple[int, ...] = (32, 32, 1),
     num_logits: int = 1,
     pooling: str = "default",
-    initialization: str = "reference",
+    initialization: str = "default",
     convolution: str = "auto",
     **options: Any,
 ) -> Model:
-    """A built-in architecture as a `Model`.
+    """A built-in architecture as a `Model`, or a model of one's own by its name.
 
     Args:
-      architecture: a key of `ARCHITECTURES`.
+      architecture: a key of `ARCHITECTURES`; or `package.module:Name`, `path/to/file.py:Name` or a
+        name given by `register`, see `own_models`.
       image_shape: of one input. "logreg" and "mlp" take any, (D,), (L, C), (H, W, C) or
         (T, H, W, C), the others images (H, W, C) of any size that survives their pooling.
       num_logits: K.
       pooling: "default" (as published), "max" or "avg" in place of every pooling layer there is (a
         global average stays), or "none", which removes every pooling and stride and lets the dense
         layer after flattening grow (LeNet, ResNet18).
-      initialization: "reference" (PyTorch-default) or "flax".
+      initialization: "reference" (PyTorch-default), "flax" (that of the modules), or "default": the
+        former for built-in architectures, the latter for models of one's own.
       convolution: "auto" (by backend), "product" or "lax", see `convolution`.
-      options: fields of the architecture's module; None and 0 are as published, and a model's
-        description holds those that are not.
+      options: fields of the architecture's module, or arguments of what makes a model of one's own;
+        None and 0 are as published, and a model's description holds those that are not.
         width: units of the hidden layers (mlp, published 512), channels of the first layer, with
           all others in proportion (lenet 6, vgg11 64, resnet18 64), or the growth of channels per
           layer (densenet121 32).
@@ -106,6 +109,13 @@ def create_model(
     Raises:
       InputError: naming the argument, its value and what is allowed.
     """
+    check_choice("initialization", initialization, ("default", *INITIALIZATIONS))
+    if is_own(architecture):
+        own = initialization if initialization != "default" else "flax"
+        chosen = {"pooling": None if pooling == "default" else pooling, **options}
+        return make_own_model(architecture, image_shape, num_logits, own, convolution, chosen)
+    if initialization == "default":
+        initialization = "reference"
     architecture = check_choice("architecture", architecture, ARCHITECTURES)
     entry = ARCHITECTURES[architecture]
     takes_images = issubclass(entry.module, ImageNetwork)
@@ -116,7 +126,7 @@ def create_model(
         architecture,
         (check_image_shape if takes_images else check_input_shape)(image_shape),
         check_integer("num_logits", num_logits, 1),
-        check_choice("initialization", initialization, INITIALIZATIONS),
+        initialization,
         resolve_convolution(convolution),
         _check_options(architecture, {"pooling": pooling, **options}),
         jnp.result_type(float),
@@ -171,6 +181,7 @@ def _create_model(
         reference_convolution=module.reference_convolution,
         symmetries=symmetries,
         streams=("dropout",),
+        convolution=convolution,
         check=False,  # the tests of the table check it
     )
     description = {

@@ -1,0 +1,95 @@
+"""What users say of the law of a model, tested on a few of its networks: the variance of the
+read-out, symmetries.
+
+A test refuses only what networks contradict; it cannot prove a claim.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax.errors import InputError
+from nad_jax.symmetries import permutations
+
+_NETWORKS = 64
+_INPUTS = 8
+# In standard errors: one true claim in a million is refused.
+_LARGEST = 5.0
+
+
+def check_readout_variance(model: Any) -> None:
+    """Raises `InputError` where differences of logits are not those of weights of the variance that
+    the model states on the features that it states.
+
+    Between two inputs a logit differs by wᵀ(φ − φ'), whose square over τ²‖φ − φ'‖² has mean 1.
+    """
+    key, points = _draw(model, _INPUTS)
+
+    @jax.jit
+    @jax.vmap
+    def ratios(key: jax.Array) -> jax.Array:
+        variables = model.init(key)
+        logits, features = model.apply(variables, points), model.features(variables, points)
+        logits, features = logits[::2] - logits[1::2], features[::2] - features[1::2]
+        size = (features.astype(jnp.float32) ** 2).sum(1, keepdims=True)
+        # Of equal features nothing is known.
+        return jnp.where(size > 0, logits**2 / (model.readout_variance * size), jnp.nan)
+
+    seen = np.asarray(ratios(key), np.float64).reshape(_NETWORKS, -1)
+    seen = np.nanmean(seen[np.isfinite(seen).any(1)], axis=1)
+    if len(seen) < _NETWORKS // 2:
+        return  # networks without a signal, of which other tests speak
+    mean, error = seen.mean(), seen.std(ddof=1) / np.sqrt(len(seen))
+    if abs(mean - 1) > _LARGEST * max(error, 0.02):
+        raise InputError(
+            f"readout_variance: {model.readout_variance:.4g} is stated, but the logits of "
+            f"{len(seen)} networks are those of weights of variance "
+            f"{mean * model.readout_variance:.3g} ± {error * model.readout_variance:.1g} on the "
+            "features; state that, or check=False to take the claim at its word"
+        )
+
+
+def check_symmetries_hold(model: Any) -> None:
+    """Raises `InputError` where the mean squared derivatives of a model are not as symmetric as it
+    states.
+
+    A half of the networks says where the squares of a derivative differ most from their mirror
+    image; on the other half that difference must have mean zero.
+    """
+    key, _ = _draw(model, 1)
+
+    @jax.jit
+    @jax.vmap
+    def squares(key: jax.Array) -> jax.Array:
+        init_key, point_key = jax.random.split(key)
+        variables = model.init(init_key)
+        point = jax.random.normal(point_key, model.image_shape, jnp.float32)
+        gradient = jax.grad(lambda x: model.apply(variables, x[None])[0, 0])(point)
+        return gradient.reshape(-1) ** 2
+
+    seen = np.asarray(squares(key), np.float64)
+    seen = seen[np.isfinite(seen).all(1)]
+    for name in model.symmetries:
+        for moved in permutations((name,), model.image_shape)[1:]:
+            differences = seen - seen[:, moved]
+            sizes = np.abs(differences).sum(1, keepdims=True)
+            differences = differences[sizes[:, 0] > 0] / sizes[sizes[:, 0] > 0]
+            if len(differences) < _NETWORKS // 2:
+                continue
+            found, tested = differences[::2], differences[1::2]
+            along = tested @ found.mean(0)
+            score = along.mean() / (along.std(ddof=1) / np.sqrt(len(along)))
+            if score > _LARGEST:
+                raise InputError(
+                    f"symmetries: {name!r} is stated, but the squared derivatives of {len(seen)} "
+                    f"networks differ from their mirror images by {score:.1f} standard errors; "
+                    "leave it out, or check=False to take the claim at its word"
+                )
+
+
+def _draw(model: Any, num_inputs: int) -> tuple[jax.Array, jax.Array]:
+    key, points_key = jax.random.split(jax.random.key(0))
+    points = jax.random.normal(points_key, (num_inputs, *model.image_shape), jnp.float32)
+    return jax.random.split(key, _NETWORKS), points
