@@ -149,6 +149,11 @@ def check_num_networks(
     fewest = 4 if estimator.centred and estimator.num_readouts == 1 else 2
     if isinstance(points, Points) and shape_of_points(points)[0] >= fewest:
         fewest = 1
+    if num_networks == 1 < fewest:
+        raise InputError(
+            f"num_networks: must be an integer of at least {fewest}, or 1 with as many points "
+            "(points=), got 1"
+        )
     return check_integer("num_networks", num_networks, fewest)
 
 

@@ -134,8 +134,8 @@ def _explain_outputs(case: _Case) -> Iterator[str]:
             yield _underflow(what, f"the largest of those looked at is {np.abs(near).max():.2g}")
         if case.differs(case.others):
             yield (
-                "model: every derivative is exactly zero at this point "
-                f"(point_scale={case.estimator.point_scale:g}), but not at others: a bias-free "
+                "model: every derivative is exactly zero at these points (the largest entry is "
+                f"{np.abs(case.points).max():g}), but not at others: a bias-free "
                 "ReLU network at the origin, say; take point_scale > 0 or point='fresh'"
             )
         yield (

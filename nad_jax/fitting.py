@@ -17,7 +17,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from nad_jax import ensemble
-from nad_jax.contract import check_training
+from nad_jax.contract import check_training, reported
 from nad_jax.errors import check_record, check_scalar, raise_problems
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import PRECISIONS, Recipe
@@ -64,12 +64,7 @@ class FitMetrics(NamedTuple):
     variables: Any = None
     observed: Mapping[str, Any] | None = None
 
-    rows, to_csv, plot, __repr__ = (
-        Metrics.rows,
-        Metrics.to_csv,
-        Metrics.plot,
-        Metrics.__repr__,
-    )
+    rows, to_csv, plot, __repr__ = Metrics.rows, Metrics.to_csv, Metrics.plot, Metrics.__repr__
 
 
 # What is measured of one network, during training or after it: of its variables, the data of the
@@ -99,7 +94,8 @@ def keys_of_seeds(purpose: str, seeds: np.ndarray, *names: np.ndarray) -> jax.Ar
 class Task(NamedTuple):
     """What networks are trained to do. Only `data` and `sample` must be given.
 
-    data(model, recipe, seed) -> data: the arrays that networks of one seed share; checked here.
+    data(model, recipe, seed) -> data: the arrays that networks share, all of them (then the seed
+      is 0) or, where `shared` is False, those of one seed; checked here.
     sample(data, split, indices, arrays) -> (x, targets): the samples of numbers `indices` [B], in
       0 … num_train − 1 of the split "train" or 0 … num_test − 1 of "test": x [B, *input_shape] or
       [B, D]; of one network, whose own `arrays` they may depend on.
@@ -110,6 +106,7 @@ class Task(NamedTuple):
     make_keys(seeds, arrays) -> keys [N]: those of networks, from their seeds [N].
     num_outputs: K that the model must have; None: any.
     sizes: (num_train, num_test); None: those of the recipe.
+    trusted: whether it need not be tested before the training (see `task_contract`).
     shared: whether the data are the same for all seeds.
     mapping: of networks, where it is left open; see `Execution`.
     recipe, learning_rate: the defaults.
@@ -131,6 +128,7 @@ class Task(NamedTuple):
     )
     num_outputs: int | None = None
     sizes: tuple[int, int] | None = None
+    trusted: bool = False
     shared: bool = True
     mapping: str = "auto"
     recipe: Recipe = Recipe()
@@ -317,7 +315,12 @@ def make_fit(
         )
 
     def observe(state: FitState, data: Any, member: Members) -> dict[str, Any]:
-        return {name: one(variables(state), data, member) for name, one in observers.items()}
+        seen = {}
+        for name, observer in observers.items():
+            with reported(f"observe[{name!r}]"):
+                given = observer(variables(state), data, member)
+                seen[name] = jax.tree.map(jnp.asarray, given)
+        return seen
 
     start, epoch, finish = (_in_precision(recipe, stage) for stage in (start, epoch, finish))
     return Stages(start, epoch, finish, variables, observe)

@@ -89,6 +89,7 @@ class NADs(NamedTuple):
         """
         from nad_jax import plotting  # matplotlib takes longer to import than all the rest
 
+        num_directions = check_integer("num_directions", num_directions, 1)
         name = self.config.get("architecture", "own model")
         title = f"{name}, {self.num_networks} networks, {self.config.get('derivative', '')}"
         shown, shape = self.directions[:num_directions], tuple(self.config["image_shape"])

@@ -34,8 +34,14 @@ def accuracy(
     check_choice("split", split, SPLITS)
     if recipe is None and task.sizes is None:
         raise InputError("recipe: is needed for the sizes of this task, that of the training")
-    evaluate = make_evaluate(model, task, task.resolve_recipe(recipe), split)
-    return lambda variables, data, member: evaluate(variables, data, member)[0]
+    recipe = task.resolve_recipe(recipe)
+    evaluate = make_evaluate(model, task, recipe, split)
+
+    def observe(variables: Any, data: Any, member: Members) -> jax.Array:
+        return evaluate(variables, data, member)[0]
+
+    observe.sizes = recipe.num_train, recipe.num_test  # the training must have the same
+    return observe
 
 
 def gradient_cosine(model: Model, recipe: Recipe) -> Observer:
@@ -43,12 +49,14 @@ def gradient_cosine(model: Model, recipe: Recipe) -> Observer:
     `TrainMetrics`: [].
     """
     task = separable()
-    evaluate = make_evaluate(model, task, task.resolve_recipe(recipe), "test")
+    recipe = task.resolve_recipe(recipe)
+    evaluate = make_evaluate(model, task, recipe, "test")
 
     def observe(variables: Any, data: Any, member: Members) -> jax.Array:
         _, _, gradient = evaluate(variables, data, member)
         return task.describe(gradient, member.arrays)["gradient_cosine"]
 
+    observe.sizes = recipe.num_train, recipe.num_test
     return observe
 
 

@@ -55,13 +55,15 @@ def images(x: Any, per_network: int = 0) -> Points:
     """Given points, images or any other inputs: all of them for every network, or some for each.
 
     Args:
-      x: [P, *input_shape], real numbers, as the network takes them.
+      x: [P, *input_shape], real numbers, as the network takes them; uint8 as x/255, like the task
+        `tasks.images`.
       per_network: how many of them each network draws for itself, without replacement; 0: all.
 
     Raises:
       InputError: for points that are not finite real numbers, and more of them than there are.
     """
-    x = host_array("points", x).astype(np.float32)
+    scale = np.float32(255 if getattr(x, "dtype", None) == np.uint8 else 1)
+    x = host_array("points", x).astype(np.float32) / scale
     if x.ndim < 2 or not len(x):
         raise InputError(f"points: must be [P, *input_shape] with P ≥ 1, got shape {x.shape}")
     per_network = check_integer("per_network", per_network, 0, len(x))

@@ -21,6 +21,7 @@ from nad_jax.chunks import (
 from nad_jax.ensemble import Execution
 from nad_jax.errors import (
     InputError,
+    check_choice,
     check_function,
     check_integer,
     check_number,
@@ -32,6 +33,7 @@ from nad_jax.models import Model
 from nad_jax.points import Points
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
+from nad_jax.task_contract import check_task
 from nad_jax.tasks import separable
 
 Observers = Mapping[str, Observer | EnsembleObserver]
@@ -72,7 +74,14 @@ def make_run(
     """
     check_record("task", task, Task)
     recipe, execution = task.resolve_recipe(recipe), choose_chunks(execution)
-    asked = split_observers(observe, keep)
+    asked = split_observers(observe, check_choice("keep", keep, (False, True)))
+    for name, observer in asked.each.items():
+        sizes = getattr(observer, "sizes", None)
+        if sizes not in (None, (recipe.num_train, recipe.num_test)):
+            raise InputError(
+                f"observe[{name!r}]: is of {sizes[0]} training and {sizes[1]} test samples, the "
+                f"training of {recipe.num_train} and {recipe.num_test}; give it the same recipe"
+            )
     chunk = make_chunk(make_fit(model, recipe, task, asked.each), execution)
 
     @lru_cache(maxsize=1)
@@ -94,6 +103,9 @@ def make_run(
         members, seeds = make_members(model, task, arrays, learning_rate, seed)
         for name, observer in asked.together.items():
             observer.check(name, len(seeds))
+        if not task.trusted:
+            one = jax.tree.map(lambda leaf: leaf[0], members)
+            check_task(model, recipe, task, place(0 if task.shared else int(seeds[0])), one)
         cohorts, size = [], execution.chunk_size
         for group in [0] if task.shared else dict.fromkeys(seeds.tolist()):
             mine = np.flatnonzero((seeds == group) | task.shared)
@@ -189,7 +201,8 @@ def train_many(
         hard directions may differ as much as between seeds.
       progress: called after every epoch with the number of networks done, a fraction for those in
         training.
-      observe: functions (variables, data, member) -> arrays of one network, or observers of all
+      observe: functions (variables, data, member) -> arrays of one network, whose own arrays are
+        `member.arrays` (v is `member.arrays["direction"]`), or observers of all
         networks together (`observers`), by name: what they give at the start and after each of the
         E epochs is `observed[name]`, [N, E + 1, …] or a list of E + 1.
       keep: whether the trained variables are returned, every leaf [N, …].

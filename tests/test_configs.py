@@ -72,7 +72,7 @@ def test_defaults_are_those_of_the_paper_but_marginalized():
     assert (config.readout, config.num_networks, config.initialization) == (
         "marginalized",
         200,
-        "reference",
+        "default",
     )
     with pytest.raises(InputError, match=r"'lent'.*did you mean 'lenet'"):
         load_config("compute_nads").get_config("lent")

@@ -231,6 +231,7 @@ def separable() -> Task:
         prepare=_prepare,
         make_keys=network_keys,
         num_outputs=2,
+        trusted=True,
         shared=False,
         learning_rate=0.5,
         probe=lambda logits: logits[:, 0] - logits[:, 1],
