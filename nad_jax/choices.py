@@ -151,8 +151,8 @@ def check_num_networks(
         fewest = 1
     if num_networks == 1 < fewest:
         raise InputError(
-            f"num_networks: must be an integer of at least {fewest}, or 1 with as many points "
-            "(points=), got 1"
+            f"num_networks: must be an integer of at least {fewest}, got 1; with as many points "
+            "(points=) 1 is enough"
         )
     return check_integer("num_networks", num_networks, fewest)
 

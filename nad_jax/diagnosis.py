@@ -1,5 +1,6 @@
 """Why every derivative of an ensemble is zero: what a few of its networks show."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -84,6 +85,9 @@ def check_not_zero(
     law = choose_points(model, estimator, points)
     pool = law.prepare(ensemble.named_key(key, "point"), law.data)
     drawn = jax.vmap(lambda key: law.draw(pool, key)[0])(point_keys)
+    if points is not None:
+        scale = points.description.get("point_scale", estimator.point_scale)
+        estimator = dataclasses.replace(estimator, point_scale=scale)
     scale = max(estimator.point_scale, 1.0)
     others = scale * jax.random.normal(jax.random.key(1), drawn.shape, jnp.float32)
 
@@ -134,8 +138,8 @@ def _explain_outputs(case: _Case) -> Iterator[str]:
             yield _underflow(what, f"the largest of those looked at is {np.abs(near).max():.2g}")
         if case.differs(case.others):
             yield (
-                "model: every derivative is exactly zero at these points (the largest entry is "
-                f"{np.abs(case.points).max():g}), but not at others: a bias-free "
+                "model: every derivative is exactly zero at this point "
+                f"(point_scale={case.estimator.point_scale:g}), but not at others: a bias-free "
                 "ReLU network at the origin, say; take point_scale > 0 or point='fresh'"
             )
         yield (
