@@ -7,7 +7,7 @@ from importlib import metadata
 
 import jax
 
-__version__ = "0.3.0"  # said here alone: setup.py reads it
+__version__ = "0.4.0"  # said here alone: setup.py reads it
 _COMPUTE = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
