@@ -25,8 +25,8 @@ from experiments.run.plan import Json, Member, Study
 from nad_jax import nads, records, store, subspaces
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError
-from nad_jax.estimation import finish
 from nad_jax.nads import NADs, numerical_rank
+from nad_jax.reading import finish, measure_batches
 from nad_jax.tables import format_table
 
 FIELDS = Fields(
@@ -196,7 +196,8 @@ def _find_nads(folder: Folder, point: Point, complete: bool) -> NADs | None:
     """
     config, ensemble = point.config, point.ensemble
     members = [member for member in folder.study.members if member.folder == point.name]
-    halves, missing = geometry.merge(folder, members, ensemble)
+    looks, missing = geometry.merge(folder, members, ensemble)
+    halves = looks[-1]
     if missing:  # a command of more networks may have put a longer unit in its place
         _check_not_lowered(folder, point)
     if missing and complete:
@@ -205,9 +206,9 @@ def _find_nads(folder: Folder, point: Point, complete: bool) -> NADs | None:
         return None
     found = geometry.find(ensemble, config.seed, halves)
     choices = geometry.describe(ensemble, config.seed, halves, folder.read_origins(members))
-    accumulator = ensemble.accumulator
-    sizes = subspaces.default_sizes(accumulator.size)
-    return finish(accumulator, halves, found, choices, sizes, config.centred)
+    how = subspaces.default_sizes(ensemble.accumulator.size), config.centred
+    batches = measure_batches(ensemble.model, ensemble.estimator, looks)
+    return finish(ensemble.accumulator, halves, found, choices, *how, batches=batches)
 
 
 def _write_table(found: list[tuple[Point, NADs]], workdir: Path) -> None:

@@ -20,14 +20,16 @@ from experiments.run.costs import Ensemble, choose_chunk, measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Work
 from nad_jax import nads, records
+from nad_jax.batches import add_look
 from nad_jax.choices import Estimator, check_num_networks, check_symmetrized, record_choices
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_integer, raise_problems
-from nad_jax.estimation import Found, Passes, find_directions, make_dense
+from nad_jax.estimation import Passes
 from nad_jax.geometry import find_problems, make_accumulate
 from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays, merge_halves
 from nad_jax.nads import NADs
+from nad_jax.reading import Found, find_directions, make_dense
 from nad_jax.store import DamagedError
 
 GEOMETRY_HOW = (*HOW, "block_size")
@@ -159,11 +161,12 @@ def measure_cost(ensemble: Ensemble) -> Cost:
 
 def merge(
     folder: Folder, members: Iterable[Member], ensemble: Ensemble
-) -> tuple[Halves, list[Networks]]:
+) -> tuple[list[Halves], list[Networks]]:
     """The state of those of the members that are stored, in their order, so that an interruption
-    cannot change a bit; and the networks that are missing.
+    cannot change a bit, as it grows: some looks at it, the last one of them all; and the networks
+    that are missing.
     """
-    missing = []
+    missing, looks = [], []
     total = empty = ensemble.make_empty()
     for member in members:
         arrays = folder.read(member)
@@ -172,7 +175,8 @@ def merge(
         else:
             halves = halves_from_arrays(dict(arrays), empty)
             total = merge_halves(ensemble.accumulator, total, halves)
-    return total, missing
+            looks = add_look(looks, total)
+    return looks or [empty], missing
 
 
 def find(ensemble: Ensemble, seed: int, halves: Halves, num_directions: int = 1) -> Found:

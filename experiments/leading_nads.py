@@ -28,9 +28,10 @@ from experiments.run.plan import Json, Member, Shapes, Study, Unit
 from nad_jax import records
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_input_shape
-from nad_jax.estimation import Found, Passes, check_rows, compare_passes, finish, next_basis
+from nad_jax.estimation import Passes, compare_passes, next_basis
 from nad_jax.moments import Halves
 from nad_jax.nads import NADs
+from nad_jax.reading import Found, check_rows, finish
 
 FIELDS = Fields(
     "leading_nads",
@@ -148,7 +149,8 @@ def _begin_next(config: ConfigDict, folder: Folder, this: Pass) -> Study:
     Raises:
       RunAgain: where some are missing.
     """
-    halves, missing = geometry.merge(folder, folder.study.members, _read_ensemble(config, this))
+    looks, missing = geometry.merge(folder, folder.study.members, _read_ensemble(config, this))
+    halves = looks[-1]
     before = geometry.join_origins(_read_origins(folder, this))
     if missing:
         ranges = ", ".join(f"{networks.first}–{networks.stop - 1}" for networks in missing)
@@ -171,7 +173,8 @@ def _begin_next(config: ConfigDict, folder: Folder, this: Pass) -> Study:
 
 def _collect(config: ConfigDict, this: Pass, folder: Folder, num_missing: int) -> None:
     """Writes and prints the results of what is stored of the pass that is under way."""
-    halves, missing = geometry.merge(folder, folder.study.members, _read_ensemble(config, this))
+    looks, missing = geometry.merge(folder, folder.study.members, _read_ensemble(config, this))
+    halves = looks[-1]
     origins = _read_origins(folder, this)
     # A command of more passes may have begun one meanwhile, and removed the units.
     _check_not_lowered(config, folder)

@@ -50,11 +50,11 @@ from nad_jax import plotting
 from nad_jax.choices import Estimator, check_symmetrized
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_choice, check_input_shape, check_integer, check_number
-from nad_jax.estimation import find_directions, make_dense, overlap_halves
 from nad_jax.geometry import make_accumulate, resolve_execution
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, Halves, halves_from_arrays, halves_to_arrays, init_halves
 from nad_jax.nads import DERIVATIVES
+from nad_jax.reading import find_directions, make_dense, overlap_halves
 from nad_jax.store import DamagedError
 from nad_jax.subspaces import subspace_overlap
 

@@ -21,6 +21,7 @@ from nad_jax.aliases import (
 from nad_jax.architectures import ARCHITECTURES, create_model
 from nad_jax.choices import Estimator
 from nad_jax.cifar import ImageData, read_cifar10
+from nad_jax.comparison import compare, energy_map, isotropy
 from nad_jax.convolution import product_convolution
 from nad_jax.directions import (
     basis_dct,
@@ -90,12 +91,14 @@ __all__ = [
     "captured_energy",
     "central_difference",
     "cifar_recipe",
+    "compare",
     "competing_accuracy",
     "complete_basis",
     "create_model",
     "dft_direction",
     "directional_energy",
     "eigh_dense",
+    "energy_map",
     "estimate_leading_nads",
     "estimate_nads",
     "flip",
@@ -105,6 +108,7 @@ __all__ = [
     "gaussian",
     "images",
     "input_gradient",
+    "isotropy",
     "learnable",
     "load_nads",
     "make_key",

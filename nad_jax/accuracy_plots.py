@@ -88,6 +88,18 @@ def plot_steps_maps(maps: ByLabel, frequencies: Frequencies, title: str) -> Figu
     return _plot_maps(maps, frequencies, title, "steps (grey: never)", norm=norm, cmap="magma_r")
 
 
+def plot_energy_map(energy: np.ndarray, frequencies: Frequencies) -> Figure:
+    """The energy vᵀ E[g gᵀ] v [R, C] of Fourier vectors v as `plot_accuracy_maps`, on a logarithmic
+    scale.
+    """
+    highest = energy.max()
+    norm = LogNorm(max(energy.min(), 1e-6 * highest), max(highest, np.finfo(float).tiny))
+    label = r"$v^\top \mathbb{E}[g g^\top] v$"
+    return _plot_maps(
+        {"": energy}, frequencies, "Energy of the geometry", label, norm=norm, cmap="viridis"
+    )
+
+
 def plot_accuracy_by_index(
     curves: dict[str, Curve], eigenvalues: np.ndarray | None, title: str
 ) -> Figure:

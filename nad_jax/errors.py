@@ -142,7 +142,6 @@ def check_function(name: str, value: Any, optional: bool = True) -> None:
 _RECORDS = {
     "Model": "come from create_model, from_linen, from_nnx or from_functions",
     "Noise": "come from sample_noise",
-    "Points": "be a law of points: nad_jax.images(x), gaussian or at_origin",
     "Recipe": "be a Recipe",
 }
 

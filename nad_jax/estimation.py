@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax import ensemble, errors, moments, subspaces
+from nad_jax.batches import add_look
 from nad_jax.choices import (
     Estimator,
     check_num_networks,
@@ -23,115 +24,18 @@ from nad_jax.diagnosis import check_not_zero
 from nad_jax.errors import InputError, check_function, check_integer, check_number
 from nad_jax.geometry import Progress, make_accumulate
 from nad_jax.models import Model
-from nad_jax.moments import Accumulator, Halves, init_halves
-from nad_jax.nads import NADs, numerical_rank
+from nad_jax.moments import Accumulator, init_halves
+from nad_jax.nads import NADs
 from nad_jax.points import Points
-from nad_jax.symmetries import Eigenvectors, mean_of_pairs
-
-
-class Found(NamedTuple):
-    """The eigenvectors found for all networks, for the even and for the odd ones."""
-
-    whole: Eigenvectors
-    even: Eigenvectors
-    odd: Eigenvectors
-
-
-def make_dense(model: Model, estimator: Estimator) -> Accumulator:
-    """The accumulator of all D directions."""
-    _, representations = find_symmetries(model, estimator)
-    return moments.dense(math.prod(model.image_shape), representations)
-
-
-def check_finite(halves: Halves) -> None:
-    """Raises `InputError` where a network was left out."""
-    if diverged := int(halves.diverged):
-        raise InputError(
-            f"model: the derivative of {diverged} of {diverged + int(halves.networks)} networks is "
-            "not finite"
-        )
-
-
-def find_directions(
-    accumulator: Accumulator, halves: Halves, centered: bool, num_directions: int = 1
-) -> Found:
-    """The eigenvectors of an accumulated state.
-
-    Raises:
-      InputError: where a half of the ensemble gives too few independent rows, or none that is
-        finite; where every row is exactly zero, or without the mean nothing is left.
-    """
-    parts = (accumulator.merge(halves.even, halves.odd), halves.even, halves.odd)
-    fewest = min(int(part.count) for part in parts)
-    if int(halves.diverged) and fewest <= centered:
-        raise InputError(
-            "model: a half of the ensemble has too few finite derivatives; "
-            f"{int(halves.diverged)} networks have none"
-        )
-    check_rows(fewest - centered, num_directions)
-    found = Found(*(accumulator.read(part, centered) for part in parts))
-    if not found.whole.trace > 0:
-        same = "the same, so that nothing is left without their mean"
-        same = same if centered else "exactly zero"
-        raise InputError(f"model: all derivatives are {same}; there are no directions to rank")
-    check_rows(min(len(part.directions) for part in found), num_directions)
-    return found
-
-
-def check_rows(num_rows: int, num_directions: int) -> None:
-    """Raises `InputError` where a half of the ensemble gives fewer independent derivatives than
-    directions.
-    """
-    if num_rows < num_directions:
-        raise InputError(
-            f"num_networks: a half of the ensemble gives {num_rows} independent derivatives, fewer "
-            f"than num_directions = {num_directions}; take more networks or read-outs"
-        )
-
-
-def finish(
-    accumulator: Accumulator,
-    halves: Halves,
-    found: Found,
-    config: dict[str, Any],
-    sizes: tuple[int, ...],
-    centered: bool = False,
-    pass_overlap: list[np.ndarray] | np.ndarray = (),
-    num_directions: int | None = None,
-) -> NADs:
-    """The record of an accumulated state, dense or leading.
-
-    Args:
-      accumulator, halves, found: what was accumulated, and `find_directions` of it.
-      config: every choice that was made, recorded.
-      sizes: of subspaces whose overlap is reported.
-      centered: whether the covariance was read off.
-      pass_overlap: [P − 1, S], see `NADs`.
-      num_directions: K of those found; None: all.
-    """
-    eigenvalues, directions, symmetry = (part[:num_directions] for part in found.whole[:3])
-    difference = accumulator.contrast(halves.even, halves.odd, directions, centered)
-    return NADs(
-        directions=directions,
-        eigenvalues=eigenvalues,
-        eigenvalue_sem=np.abs(mean_of_pairs(difference, symmetry)) / 2,
-        overlap_sizes=np.array(sizes),
-        split_half_overlap=overlap_halves(found.even, found.odd, sizes).astype(np.float32),
-        num_networks=int(halves.networks),
-        config=config,
-        symmetry=symmetry,
-        trace=found.whole.trace,
-        pass_overlap=np.array(pass_overlap).reshape(-1, len(sizes)),
-    )
-
-
-def overlap_halves(even: Eigenvectors, odd: Eigenvectors, sizes: tuple[int, ...]) -> np.ndarray:
-    """The overlaps [S] of leading subspaces of the halves; nan beyond the numerical rank of either,
-    where directions are rounding.
-    """
-    rank = min(numerical_rank(part.eigenvalues) for part in (even, odd))
-    overlaps = subspaces.subspace_overlap(even.directions, odd.directions, sizes)
-    return np.where(np.array(sizes) <= rank, overlaps, np.nan)
+from nad_jax.reading import (
+    Found,
+    check_finite,
+    find_directions,
+    finish,
+    make_dense,
+    measure_batches,
+    overlap_halves,
+)
 
 
 def estimate_nads(
@@ -190,25 +94,30 @@ def estimate_nads(
         model, estimator, accumulator, execution, num_networks, points, variables
     )
     halves, dimension = init_halves(accumulator), accumulator.size
-    looks, sizes = [num_networks], {*subspaces.default_sizes(dimension)}
+    together = execution.chunk_size * len(execution.devices)
+    looks, sizes = _plan_batches(num_networks, together), {*subspaces.default_sizes(dimension)}
     if stop_overlap is not None:
         stop_overlap = check_number("stop_overlap", stop_overlap, 0.0, exclusive=True)
         if stop_overlap > 1:
             raise InputError(f"stop_overlap: must be at most 1, got {stop_overlap}")
         stop_size = check_integer("stop_size", stop_size, 1, dimension - 1)
-        looks = _plan_looks(num_networks, execution.chunk_size * len(execution.devices))
+        looks = _plan_looks(num_networks, together)
         sizes.add(stop_size)
+    seen = []
     for done, look in itertools.pairwise([0, *looks]):
         halves = accumulate(key, halves, done, look, _after(done, progress))
         check_finite(halves)
         check_not_zero(halves, model, estimator, key, points, variables)
-        if look < num_networks:
+        seen = add_look(seen, halves)
+        if stop_overlap is not None and look < num_networks:
             parts = (accumulator.read(half, estimator.centred) for half in halves[:2])
             if overlap_halves(*parts, (stop_size,))[0] >= stop_overlap:
                 break
     found = find_directions(accumulator, halves, estimator.centred)
     config = record_choices(model, estimator, execution, key, points, variables is not None)
-    return finish(accumulator, halves, found, config, tuple(sorted(sizes)), estimator.centred)
+    batches = measure_batches(model, estimator, seen)
+    how = tuple(sorted(sizes)), estimator.centred
+    return finish(accumulator, halves, found, config, *how, batches=batches)
 
 
 def _after(before: int, progress: Progress | None) -> Progress | None:
@@ -230,6 +139,12 @@ def check_variables(model: Model, variables: Any, estimator: Estimator, num_netw
                 f"num_networks = {num_networks}, got shape {shape}"
             )
     check_own_layer(estimator)
+
+
+def _plan_batches(num_networks: int, chunk_size: int) -> list[int]:
+    """After how many networks to look to have batches of them: whole chunks, and in the end all."""
+    step = -(-num_networks // (8 * chunk_size)) * chunk_size
+    return [*range(step, num_networks, step), num_networks]
 
 
 def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:

@@ -146,6 +146,14 @@ def _merge_dense(left: Dense, right: Dense) -> Dense:
     return Dense(count, left.exponent, left.mean + delta * share, scatter)
 
 
+def sums_of_rows(state: Dense) -> tuple[int, np.ndarray, np.ndarray]:
+    """How many rows g a state has seen, Σ g [D] and Σ g gᵀ [D, D]; float64 on the host."""
+    count, unit = int(state.count), int(state.exponent)
+    mean, scatter = np.asarray(state.mean, np.float64), np.asarray(state.scatter, np.float64)
+    square = scatter + count * np.outer(mean, mean)
+    return count, np.ldexp(count * mean, unit), np.ldexp(square, 2 * unit)
+
+
 def second_moment(state: Dense, centered: bool = False) -> np.ndarray:
     """E[g gᵀ] [D, D] of the rows themselves, or their covariance; float64 on the host."""
     scatter = np.asarray(state.scatter, np.float64)

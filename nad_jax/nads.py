@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nad_jax import spectral
+from nad_jax.batches import Batches
 from nad_jax.errors import InputError, check_integer, check_number, check_record, host_array
 from nad_jax.tables import Row, Tabular, zip_columns
 
@@ -25,11 +26,12 @@ class NADs(NamedTuple):
     directions:         [K, D] unit rows, descending; float32.
     eigenvalues:        [K] of E[g gᵀ] of the single logit, float64 (the published arrays hold
                         singular values s instead, with eigenvalue = s²/(N − 1), N = 10,000).
-    eigenvalue_sem:     [K] standard error of u_iᵀ G u_i at the found u_i: half its difference
-                        between the two halves of the ensemble (one degree of freedom, so read it
-                        along i, not at one i). That the u_i were sorted by the same networks is not
-                        in it: leading eigenvalues of small ensembles are biased upward, by 2 to 4
-                        of these errors at 40 networks.
+    eigenvalue_sem:     [K] standard error of u_iᵀ G u_i at the found u_i, from up to 16 batches of
+                        the networks; of leading records and of few networks half its difference
+                        between the two halves (one degree of freedom, so read it along i, not at
+                        one i). That the u_i were sorted by the same networks is not in it: leading
+                        eigenvalues of small ensembles fluctuate less and are biased upward, by 2 to
+                        4 of these errors at 40 networks.
     overlap_sizes:      [S] subspace sizes k.
     split_half_overlap: [S] ‖U_k V_kᵀ‖²/k between the NADs of even and of odd members: an estimate
                         of the agreement of two ensembles of half the size. nan beyond the
@@ -43,6 +45,8 @@ class NADs(NamedTuple):
     pass_overlap:       [P − 1, S] ‖U_k V_kᵀ‖²/k between each pass and the one before, for the sizes
                         k of `overlap_sizes`: what a pass changed. Changes shrink from pass to pass,
                         but bound nothing. [0, S] where there is one pass.
+    batches:            what is kept of batches of the networks, see `batches.Batches`; None in
+                        leading records and those of earlier versions.
     """
 
     directions: np.ndarray
@@ -55,6 +59,17 @@ class NADs(NamedTuple):
     symmetry: np.ndarray
     trace: float | None = None
     pass_overlap: np.ndarray = np.zeros((0, 0))
+    batches: Batches | None = None
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """E[g gᵀ] [D, D], as far as the K eigenvectors say it: exact where K = D."""
+        return (self.directions.T * self.eigenvalues) @ self.directions
+
+    @property
+    def rank(self) -> int:
+        """How many eigenvalues are above rounding, 1e-6 of the largest."""
+        return numerical_rank(self.eigenvalues)
 
     @property
     def nads(self) -> "NADs":

@@ -15,13 +15,13 @@ from nad_jax import ensemble
 from nad_jax.choices import check_own_layer, choose_points, read_choices, record_choices
 from nad_jax.chunks import EnsembleObserver
 from nad_jax.errors import InputError, check_choice
-from nad_jax.estimation import find_directions, finish, make_dense
 from nad_jax.fitting import SPLITS, Members, Observer, Task, make_evaluate
 from nad_jax.geometry import make_measure
 from nad_jax.models import Model
 from nad_jax.moments import Halves, init_halves
 from nad_jax.nads import NADs
 from nad_jax.points import Points
+from nad_jax.reading import find_directions, finish, make_dense
 from nad_jax.recipe import Recipe
 from nad_jax.subspaces import default_sizes
 from nad_jax.tasks import separable

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nad_jax.batches import Batches
 from nad_jax.errors import InputError, as_path, check_integer, check_record, number_array, plain
 from nad_jax.nads import NADs
 from nad_jax.store import DamagedError, read_npy, read_npz, write_npz
@@ -31,12 +32,17 @@ def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
     arrays = {
         name: np.asarray(number_array(f"nads: {name}", value))
         for name, value in nads._asdict().items()
-        if name not in ("config", "symmetry", "trace")
+        if name not in ("config", "symmetry", "trace", "batches")
     }
+    if nads.batches is not None:
+        arrays |= {f"batch_{name}": one for name, one in nads.batches._asdict().items()}
     arrays["trace"] = np.asarray(np.nan if nads.trace is None else nads.trace)
     arrays |= {"config": np.asarray(config), "symmetry": np.asarray(nads.symmetry)}
     _check_nads(dict(arrays), "nads")
     write_npz(path, {**arrays, **beside})
+
+
+_BATCHES = tuple(f"batch_{name}" for name in Batches._fields)
 
 
 def load_nads(path: str | Path) -> NADs:
@@ -44,8 +50,8 @@ def load_nads(path: str | Path) -> NADs:
     with it.
     """
     later = ("symmetry", "trace", "pass_overlap")  # earlier versions did not write them
-    required = tuple(name for name in NADs._fields if name not in later)
-    arrays = read_npz(path, required, optional=later)
+    required = tuple(name for name in NADs._fields if name not in (*later, "batches"))
+    arrays = read_npz(path, required, optional=(*later, *_BATCHES))
     if ("trace" in arrays) != ("pass_overlap" in arrays):
         raise DamagedError(f"{path}: trace and pass_overlap are written together, one is missing")
     # Directions of earlier versions are of no representation in particular.
@@ -88,7 +94,29 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
         raise InputError(f"{path}: config is not a JSON object")
     trace, num_networks = float(arrays["trace"]), int(arrays["num_networks"])
     trace = None if np.isnan(trace) else trace
-    return NADs(**{**arrays, "num_networks": num_networks, "config": config, "trace": trace})
+    kept = [arrays.pop(name, None) for name in _BATCHES]
+    batches = None
+    if any(one is not None for one in kept):
+        batches = _check_batches(kept, path)
+    read = {"num_networks": num_networks, "config": config, "trace": trace, "batches": batches}
+    return NADs(**{**arrays, **read})
+
+
+def _check_batches(kept: list[np.ndarray | None], path: str) -> Batches:
+    for name, one in zip(_BATCHES, kept, strict=True):
+        if one is None:
+            raise DamagedError(f"{path}: array {name!r} is missing beside others of its kind")
+        if one.dtype.kind not in "iuf" or not np.isfinite(one).all():
+            raise InputError(f"{path}: {name} is not an array of finite numbers")
+    batches = Batches(*kept)
+    count = len(np.atleast_1d(batches.weights))
+    expected = {"weights": (count,), "traces": (count,), "products": (count, count)}
+    expected["energies"] = (count, *np.shape(batches.energies)[1:])
+    for name, shape in expected.items():
+        found = getattr(batches, name).shape
+        if found != shape:
+            raise InputError(f"{path}: batch_{name} has shape {found}, expected {shape}")
+    return batches
 
 
 def _check_directions(

@@ -27,10 +27,11 @@ from nad_jax import (
     subspace_overlap,
 )
 from nad_jax.errors import InputError
-from nad_jax.estimation import _plan_looks, find_directions, finish, make_dense
+from nad_jax.estimation import _plan_looks
 from nad_jax.geometry import make_accumulate
 from nad_jax.moments import init_halves, merge_halves, sketched
 from nad_jax.nads import Spectrum, degenerate_groups
+from nad_jax.reading import find_directions, finish, make_dense
 from nad_jax.records import read_singular_values
 from nad_jax.subspaces import default_sizes
 from nad_jax.symmetries import permutations, representations

@@ -30,9 +30,9 @@ from experiments.run.folder import Folder
 from experiments.run.shards import Shard
 from nad_jax import Estimator, Execution, create_model, ensemble, from_functions, records, store
 from nad_jax.errors import InputError
-from nad_jax.estimation import make_dense
 from nad_jax.geometry import make_accumulate
 from nad_jax.moments import halves_to_arrays, init_halves
+from nad_jax.reading import make_dense
 from tests.commands import ROOT, Command, script
 from tests.test_configs import load_config, run
 
@@ -825,7 +825,7 @@ def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean
 SPREAD = """
 import jax, numpy as np
 from nad_jax import Estimator, Execution, create_model
-from nad_jax.estimation import make_dense
+from nad_jax.reading import make_dense
 from nad_jax.geometry import make_accumulate
 from nad_jax.moments import halves_to_arrays, init_halves
 assert jax.local_device_count() == 4

@@ -20,10 +20,10 @@ from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
 from nad_jax.chunks import choose_chunks, make_chunk
 from nad_jax.ensemble import Execution, make_key, member_keys
-from nad_jax.estimation import make_dense
 from nad_jax.fitting import make_fit
 from nad_jax.geometry import count_initialized
 from nad_jax.models import Model
+from nad_jax.reading import make_dense
 from nad_jax.recipe import PRECISIONS, Recipe
 from nad_jax.tasks import separable
 from nad_jax.training import make_members

@@ -1,0 +1,167 @@
+"""How isotropic a geometry is, where its energy lies, and which of two is the more isotropic; each
+with its error.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nad_jax.batches import average_products, standard_error
+from nad_jax.errors import InputError, check_record
+from nad_jax.nads import NADs
+from nad_jax.subspaces import subspace_overlap
+from nad_jax.tables import Row, Tabular, zip_columns
+
+
+class Isotropy(NamedTuple):
+    """The share of directions that a network prefers alike, (tr G)² / (D tr G²).
+
+    value: 1 where no direction is preferred, 1/D where there is only one.
+    sem: its standard error, by the jackknife over batches of the networks; nan of fewer than four.
+    """
+
+    value: float
+    sem: float
+
+    def __repr__(self) -> str:
+        return f"Isotropy({self.value:.4g} ± {self.sem:.1g})"
+
+
+class Comparison(NamedTuple):
+    """Two geometries of one input space.
+
+    left, right: their isotropies. z: their difference in standard errors; positive where the left
+      one is more isotropic.
+    overlap_sizes, overlap: [S] ‖U_k V_kᵀ‖²/k of their leading subspaces, k/D by chance.
+    """
+
+    left: Isotropy
+    right: Isotropy
+    z: float
+    overlap_sizes: np.ndarray
+    overlap: np.ndarray
+
+    def __repr__(self) -> str:
+        which = "the first" if self.z > 0 else "the second"
+        sure = f"{which} is more isotropic by {abs(self.z):.1f} standard errors"
+        if not abs(self.z) > 2:
+            sure = "which one is more isotropic is not certain"
+        pairs = zip(self.overlap_sizes, self.overlap, strict=True)
+        overlaps = ", ".join(f"{overlap:.3f} at {size}" for size, overlap in pairs)
+        return f"Comparison({self.left} and {self.right}: {sure}; overlap {overlaps})"
+
+
+class EnergyMap(NamedTuple):
+    """The mean of vᵀGv over the real Fourier vectors v of each frequency, phases and channels.
+
+    frequencies: [A] arrays of integers, one for each axis but that of channels, ascending, in
+      cycles per length of the axis.
+    energy, sem: [*space] in this order, and the standard error of each.
+    """
+
+    frequencies: tuple[np.ndarray, ...]
+    energy: np.ndarray
+    sem: np.ndarray
+
+    def rows(self) -> list[Row]:
+        """A row for each frequency: that along each axis, the energy and its standard error."""
+        axes = np.meshgrid(*self.frequencies, indexing="ij")
+        columns = {f"frequency_{a}": one.reshape(-1).tolist() for a, one in enumerate(axes)}
+        columns |= {
+            "energy": self.energy.reshape(-1).tolist(),
+            "sem": self.sem.reshape(-1).tolist(),
+        }
+        return zip_columns(columns)
+
+    to_csv = Tabular.to_csv
+
+    def plot(self) -> Any:
+        """A figure of the energies of images over (vertical, horizontal) frequency.
+
+        Raises:
+          InputError: for inputs that are no images.
+        """
+        from nad_jax import accuracy_plots  # matplotlib takes longer to import than all the rest
+
+        if self.energy.ndim != 2:
+            raise InputError(f"plot: draws maps of images, not of {self.energy.ndim} axes")
+        return accuracy_plots.plot_energy_map(self.energy, self.frequencies)
+
+    def __repr__(self) -> str:
+        place = np.unravel_index(self.energy.argmax(), self.energy.shape)
+        highest = tuple(int(axis[k]) for axis, k in zip(self.frequencies, place, strict=True))
+        size = "×".join(map(str, self.energy.shape))
+        return (
+            f"EnergyMap({size} frequencies; the highest energy {self.energy.max():.4g} ± "
+            f"{self.sem[place]:.1g} at {highest}, the lowest {self.energy.min():.4g})"
+        )
+
+
+def _batches(nads: NADs, function: str) -> Any:
+    check_record("nads", nads, NADs)
+    if nads.batches is None:
+        raise InputError(
+            f"{function}: needs the batches of networks that `estimate_nads` keeps; leading NADs and "
+            "records of earlier versions have none"
+        )
+    return nads.batches
+
+
+def isotropy(nads: NADs) -> Isotropy:
+    """How alike all directions are to a network, (tr G)² / (D tr G²), with its standard error.
+
+    Products of different batches alone are used: few networks do not bias it.
+
+    Raises:
+      InputError: for records without batches.
+    """
+    batches, dimension = _batches(nads, "isotropy"), nads.directions.shape[1]
+
+    def ratio(kept: np.ndarray) -> float:
+        traces = average_products(batches, np.outer(batches.traces, batches.traces), kept)
+        return traces / (dimension * average_products(batches, batches.products, kept))
+
+    count = len(batches.weights)
+    value = ratio(np.ones(count))
+    if count < 4:
+        return Isotropy(value, math.nan)
+    left_out = np.array([ratio(1.0 - one) for one in np.eye(count)])
+    spread = ((left_out - left_out.mean()) ** 2).sum()
+    return Isotropy(value, math.sqrt((count - 1) / count * spread))
+
+
+def compare(left: NADs, right: NADs) -> Comparison:
+    """Which of two geometries is the more isotropic, how sure that is, and how far their leading
+    subspaces overlap.
+
+    Raises:
+      InputError: for records without batches, or of inputs of different size.
+    """
+    one, other = isotropy(left), isotropy(right)
+    sizes = [nads.directions.shape[1] for nads in (left, right)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"right: must have D = {sizes[0]} like the left one, got {sizes[1]}")
+    overlap_sizes = np.intersect1d(left.overlap_sizes, right.overlap_sizes)
+    overlap = subspace_overlap(left.directions, right.directions, tuple(overlap_sizes.tolist()))
+    z = (one.value - other.value) / math.hypot(one.sem, other.sem)
+    return Comparison(one, other, z, overlap_sizes, overlap)
+
+
+def energy_map(nads: NADs) -> EnergyMap:
+    """Where in Fourier space the energy of a geometry lies, with standard errors.
+
+    Raises:
+      InputError: for records without batches.
+    """
+    batches = _batches(nads, "energy_map")
+    energy = np.tensordot(batches.weights, batches.energies, 1)
+    sem = standard_error(batches.energies, batches.weights)
+    frequencies = []
+    for axis, length in enumerate(energy.shape):
+        # −N/2 < f <= N/2, as in `basis_dft`.
+        signed = np.array([k if 2 * k <= length else k - length for k in range(length)])
+        order = np.argsort(signed)
+        energy, sem = energy.take(order, axis), sem.take(order, axis)
+        frequencies.append(signed[order])
+    return EnergyMap(tuple(frequencies), energy, sem)

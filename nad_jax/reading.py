@@ -1,0 +1,153 @@
+"""From the accumulated state of an ensemble to its record: eigenvectors and how sure they are."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nad_jax import moments, subspaces
+from nad_jax.batches import Batches, split_moments, standard_error, summarize, thin_looks
+from nad_jax.choices import Estimator, find_symmetries
+from nad_jax.errors import InputError
+from nad_jax.models import Model
+from nad_jax.moments import Accumulator, Halves
+from nad_jax.nads import NADs, numerical_rank
+from nad_jax.symmetries import Eigenvectors, mean_of_pairs
+
+
+class Found(NamedTuple):
+    """The eigenvectors found for all networks, for the even and for the odd ones."""
+
+    whole: Eigenvectors
+    even: Eigenvectors
+    odd: Eigenvectors
+
+
+class Measured(NamedTuple):
+    """Batches of the networks: their second moments [B][D, D], and what is kept of them."""
+
+    matrices: list[np.ndarray]
+    summary: Batches
+
+
+def make_dense(model: Model, estimator: Estimator) -> Accumulator:
+    """The accumulator of all D directions."""
+    _, representations = find_symmetries(model, estimator)
+    return moments.dense(math.prod(model.image_shape), representations)
+
+
+def check_finite(halves: Halves) -> None:
+    """Raises `InputError` where a network was left out."""
+    if diverged := int(halves.diverged):
+        raise InputError(
+            f"model: the derivative of {diverged} of {diverged + int(halves.networks)} networks is "
+            "not finite"
+        )
+
+
+def find_directions(
+    accumulator: Accumulator, halves: Halves, centered: bool, num_directions: int = 1
+) -> Found:
+    """The eigenvectors of an accumulated state.
+
+    Raises:
+      InputError: where a half of the ensemble gives too few independent rows, or none that is
+        finite; where every row is exactly zero, or without the mean nothing is left.
+    """
+    parts = (accumulator.merge(halves.even, halves.odd), halves.even, halves.odd)
+    fewest = min(int(part.count) for part in parts)
+    if int(halves.diverged) and fewest <= centered:
+        raise InputError(
+            "model: a half of the ensemble has too few finite derivatives; "
+            f"{int(halves.diverged)} networks have none"
+        )
+    check_rows(fewest - centered, num_directions)
+    found = Found(*(accumulator.read(part, centered) for part in parts))
+    if not found.whole.trace > 0:
+        same = "the same, so that nothing is left without their mean"
+        same = same if centered else "exactly zero"
+        raise InputError(f"model: all derivatives are {same}; there are no directions to rank")
+    check_rows(min(len(part.directions) for part in found), num_directions)
+    return found
+
+
+def check_rows(num_rows: int, num_directions: int) -> None:
+    """Raises `InputError` where a half of the ensemble gives fewer independent derivatives than
+    directions.
+    """
+    if num_rows < num_directions:
+        raise InputError(
+            f"num_networks: a half of the ensemble gives {num_rows} independent derivatives, fewer "
+            f"than num_directions = {num_directions}; take more networks or read-outs"
+        )
+
+
+def finish(
+    accumulator: Accumulator,
+    halves: Halves,
+    found: Found,
+    config: dict[str, Any],
+    sizes: tuple[int, ...],
+    centered: bool = False,
+    pass_overlap: list[np.ndarray] | np.ndarray = (),
+    num_directions: int | None = None,
+    batches: Measured | None = None,
+) -> NADs:
+    """The record of an accumulated state, dense or leading.
+
+    Args:
+      accumulator, halves, found: what was accumulated, and `find_directions` of it.
+      config: every choice that was made, recorded.
+      sizes: of subspaces whose overlap is reported.
+      centered: whether the covariance was read off.
+      pass_overlap: [P − 1, S], see `NADs`.
+      num_directions: K of those found; None: all.
+      batches: of the networks, from `measure_batches`; None: the two halves.
+    """
+    eigenvalues, directions, symmetry = (part[:num_directions] for part in found.whole[:3])
+    if batches is None:
+        difference = accumulator.contrast(halves.even, halves.odd, directions, centered)
+        sem = np.abs(mean_of_pairs(difference, symmetry)) / 2
+    else:
+        energies = [
+            mean_of_pairs(np.einsum("kd,kd->k", directions @ one, directions), symmetry)
+            for one in batches.matrices
+        ]
+        sem = standard_error(np.stack(energies), batches.summary.weights)
+    return NADs(
+        directions=directions,
+        eigenvalues=eigenvalues,
+        eigenvalue_sem=sem,
+        overlap_sizes=np.array(sizes),
+        split_half_overlap=overlap_halves(found.even, found.odd, sizes).astype(np.float32),
+        num_networks=int(halves.networks),
+        config=config,
+        symmetry=symmetry,
+        trace=found.whole.trace,
+        pass_overlap=np.array(pass_overlap).reshape(-1, len(sizes)),
+        batches=None if batches is None else batches.summary,
+    )
+
+
+def measure_batches(model: Model, estimator: Estimator, looks: list[Halves]) -> Measured:
+    """The second moments of batches of the networks.
+
+    Args:
+      looks: dense states of the ensemble as it grew, the last one of all networks.
+    """
+    looks = thin_looks(looks)
+    matrices, counts = split_moments(looks, estimator.centred)
+    names = model.symmetries if estimator.symmetrized else ()
+    _, representations = find_symmetries(model, estimator)
+    return Measured(
+        matrices, summarize(matrices, counts, model.image_shape, representations, names)
+    )
+
+
+def overlap_halves(even: Eigenvectors, odd: Eigenvectors, sizes: tuple[int, ...]) -> np.ndarray:
+    """The overlaps [S] of leading subspaces of the halves; nan beyond the numerical rank of either,
+    where directions are rounding.
+    """
+    rank = min(numerical_rank(part.eigenvalues) for part in (even, odd))
+    overlaps = subspaces.subspace_overlap(even.directions, odd.directions, sizes)
+    return np.where(np.array(sizes) <= rank, overlaps, np.nan)

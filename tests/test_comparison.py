@@ -1,0 +1,154 @@
+"""Errors from batches of networks, and what is said with them: isotropy, comparison, energy maps."""
+
+import csv
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nad_jax import (
+    InputError,
+    basis_dft,
+    compare,
+    create_model,
+    directional_energy,
+    energy_map,
+    estimate_leading_nads,
+    estimate_nads,
+    from_functions,
+    isotropy,
+    load_nads,
+    save_nads,
+)
+from nad_jax.batches import average_map, frequency_energies, summarize
+from nad_jax.symmetries import permutations, representations
+
+SPECTRUM = 2.0 ** -np.arange(12)
+
+
+def _linear(scales, shape=None):
+    """f = θᵀ diag(scales) x, θ ~ N(0, I): E[g gᵀ] = diag(scales²), and g is Gaussian."""
+    scales = jnp.asarray(scales, jnp.float32)
+    return from_functions(
+        lambda key: jax.random.normal(key, (scales.size, 1)),
+        lambda theta, x: (x.reshape(len(x), -1) * scales) @ theta,
+        shape or (scales.size,),
+        check=False,
+    )
+
+
+def _estimate(model, num_networks=400, **choices):
+    choices = {"derivative": "input_gradient", "readout": "sampled", **choices}
+    return estimate_nads(model, num_networks, **choices)
+
+
+@pytest.fixture(scope="module")
+def steep():
+    return _estimate(_linear(SPECTRUM**0.5), num_networks=1600)
+
+
+def test_errors_are_those_of_gaussian_rows(steep):
+    """The variance of an eigenvalue is 2λ²/N; from 16 batches its root is known to 18 %."""
+    expected = steep.eigenvalues * np.sqrt(2 / 1600)
+    assert len(steep.batches.weights) == 16
+    ratios = steep.eigenvalue_sem / expected
+    assert ratios.max() < 1.7 and ratios.min() > 0.5
+    assert abs(np.mean(ratios**2) - 1) < 0.35  # twelve times as many degrees of freedom
+
+
+def test_batches_are_of_the_whole_ensemble(steep):
+    assert steep.batches.weights.sum() == pytest.approx(1)
+    assert steep.batches.weights @ steep.batches.traces == pytest.approx(steep.trace, rel=1e-5)
+    square = np.outer(steep.batches.weights, steep.batches.weights) * steep.batches.products
+    assert square.sum() == pytest.approx((steep.eigenvalues**2).sum(), rel=1e-5)
+    np.testing.assert_allclose(steep.matrix, np.diag(SPECTRUM), atol=0.15)
+    assert steep.rank == 12
+
+
+@pytest.mark.parametrize(
+    ("shape", "symmetries"),
+    [((4, 6, 2), ()), ((4, 4, 1), ("flip", "transpose")), ((5, 3, 1), ("flip",)), ((7,), ())],
+)
+def test_products_and_energies_are_those_of_the_averaged_moments(shape, symmetries):
+    dimension = int(np.prod(shape))
+    rows = np.random.default_rng(0).normal(size=(3, dimension, dimension))
+    matrices = [one @ one.T for one in rows]
+    group = permutations(symmetries, shape)
+    averaged = [np.mean([one[np.ix_(p, p)] for p in group], 0) for one in matrices]
+    kept = summarize(matrices, np.ones(3), shape, representations(symmetries, shape), symmetries)
+    products = [[np.sum(one * other) for one in averaged] for other in averaged]
+    np.testing.assert_allclose(kept.products, products, rtol=1e-5)
+    basis = basis_dft(shape)
+    vectors = np.asarray(basis.directions, np.float64)
+    for one, energies in zip(averaged, kept.energies, strict=True):
+        each = np.einsum("kd,de,ke->k", vectors, one, vectors)
+        for frequency in np.unique(basis.frequencies, axis=0):
+            mean = each[(basis.frequencies == frequency).all(1)].mean()
+            place = tuple(np.mod(frequency, energies.shape))
+            assert energies[place] == pytest.approx(mean, rel=1e-4)
+        np.testing.assert_allclose(
+            energies, average_map(frequency_energies(one, shape), ()), rtol=1e-4
+        )
+
+
+def test_isotropy_is_that_of_the_spectrum_without_the_bias_of_few_networks():
+    expected = SPECTRUM.sum() ** 2 / (12 * (SPECTRUM**2).sum())
+    found = [isotropy(_estimate(_linear(SPECTRUM**0.5), 64, key=key)) for key in range(12)]
+    values = np.array([one.value for one in found])
+    errors = np.array([one.sem for one in found])
+    z = (values - expected) / errors
+    assert np.abs(z).max() < 4.5 and abs(values.mean() - expected) < 4 * values.std() / 12**0.5
+    alike = isotropy(_estimate(_linear(np.ones(12)), 64))
+    assert abs(alike.value - 1) < 4.5 * alike.sem  # a plain ratio of so few networks is .84
+
+
+def test_the_more_isotropic_of_two_is_named(steep):
+    flat = _estimate(_linear(np.ones(12)))
+    found = compare(flat, steep)
+    assert found.z > 5 and "the first is more isotropic" in repr(found)
+    assert compare(steep, flat).z == -found.z
+    assert "not certain" in repr(compare(flat, _estimate(_linear(np.ones(12)), key=1)))
+
+
+def test_an_energy_map_is_that_of_the_fourier_basis_with_errors(tmp_path):
+    nads = _estimate(create_model("lenet", (16, 16, 1)), 48, symmetrized=True)
+    found, basis = energy_map(nads), basis_dft((16, 16, 1))
+    energies = directional_energy(nads, np.asarray(basis.directions))
+    for frequency in ((0, 0), (1, 2), (8, 8), (-3, 5)):
+        same = (basis.frequencies == frequency).all(1) | (
+            basis.frequencies == np.negative(frequency)
+        ).all(1)
+        if not same.any():
+            continue
+        place = tuple(
+            int(np.flatnonzero(axis == f)[0])
+            for axis, f in zip(found.frequencies, frequency, strict=True)
+        )
+        assert found.energy[place] == pytest.approx(energies[same].mean(), rel=1e-3)
+    assert (found.sem > 0).all() and found.energy.sum() == pytest.approx(nads.trace, rel=1e-4)
+    found.to_csv(tmp_path / "energy.csv")
+    assert len(list(csv.DictReader((tmp_path / "energy.csv").read_text().splitlines()))) == 256
+    assert found.plot().axes[0].images and "at (" in repr(found)
+
+
+def test_batches_are_stored_with_the_record(steep, tmp_path):
+    save_nads(tmp_path / "nads.npz", steep)
+    loaded = load_nads(tmp_path / "nads.npz")
+    for one, other in zip(loaded.batches, steep.batches, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert isotropy(loaded) == isotropy(steep)
+    damaged = steep._replace(batches=steep.batches._replace(traces=np.ones(3)))
+    with pytest.raises(InputError, match="batch_traces has shape"):
+        save_nads(tmp_path / "damaged.npz", damaged)
+
+
+def test_without_batches_nothing_is_claimed():
+    leading = estimate_leading_nads(
+        _linear(np.ones(12)), 40, 3, derivative="input_gradient", readout="sampled"
+    )
+    for function in (isotropy, energy_map):
+        with pytest.raises(InputError, match="needs the batches of networks"):
+            function(leading)
+    with pytest.raises(InputError, match="must have D = 12"):
+        compare(_estimate(_linear(np.ones(12)), 32), _estimate(_linear(np.ones(6)), 32))
