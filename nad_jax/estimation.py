@@ -106,10 +106,12 @@ def estimate_nads(
     seen = []
     for done, look in itertools.pairwise([0, *looks]):
         halves = accumulate(key, halves, done, look, _after(done, progress))
+        seen = add_look(seen, halves)
+        if stop_overlap is None and look < num_networks:
+            continue
         check_finite(halves)
         check_not_zero(halves, model, estimator, key, points, variables)
-        seen = add_look(seen, halves)
-        if stop_overlap is not None and look < num_networks:
+        if look < num_networks:
             parts = (accumulator.read(half, estimator.centred) for half in halves[:2])
             if overlap_halves(*parts, (stop_size,))[0] >= stop_overlap:
                 break

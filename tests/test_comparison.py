@@ -32,7 +32,7 @@ def _linear(scales, shape=None):
     scales = jnp.asarray(scales, jnp.float32)
     return from_functions(
         lambda key: jax.random.normal(key, (scales.size, 1)),
-        lambda theta, x: (x.reshape(len(x), -1) * scales) @ theta,
+        lambda theta, x: (x.reshape(len(x), -1) * scales[None]) @ theta,
         shape or (scales.size,),
         check=False,
     )

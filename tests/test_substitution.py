@@ -42,12 +42,12 @@ def _primitives(model):
 
 
 def _agree(left, right):
-    variables = left.init(jax.random.key(0))
+    variables = jax.jit(left.init)(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (3, *left.image_shape))
-    values = [np.asarray(model.apply(variables, x)) for model in (left, right)]
+    values = [np.asarray(jax.jit(model.apply)(variables, x)) for model in (left, right)]
     np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
     gradients = [
-        jax.grad(lambda v, model=model: (model.apply(v, x) ** 2).sum())(variables)
+        jax.jit(jax.grad(lambda v, model=model: (model.apply(v, x) ** 2).sum()))(variables)
         for model in (left, right)
     ]
     for one, other in zip(*map(jax.tree.leaves, gradients), strict=True):
