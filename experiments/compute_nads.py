@@ -26,7 +26,7 @@ from nad_jax import nads, records, store, subspaces
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError
 from nad_jax.nads import NADs, numerical_rank
-from nad_jax.reading import finish, measure_batches
+from nad_jax.reading import finish, keep_batches
 from nad_jax.tables import format_table
 
 FIELDS = Fields(
@@ -207,8 +207,8 @@ def _find_nads(folder: Folder, point: Point, complete: bool) -> NADs | None:
     found = geometry.find(ensemble, config.seed, halves)
     choices = geometry.describe(ensemble, config.seed, halves, folder.read_origins(members))
     how = subspaces.default_sizes(ensemble.accumulator.size), config.centred
-    batches = measure_batches(ensemble.model, ensemble.estimator, looks)
-    return finish(ensemble.accumulator, halves, found, choices, *how, batches=batches)
+    batches = keep_batches(ensemble.model, ensemble.estimator, looks)
+    return finish(ensemble.accumulator, halves, found, choices, *how, looks=looks, batches=batches)
 
 
 def _write_table(found: list[tuple[Point, NADs]], workdir: Path) -> None:

@@ -186,8 +186,9 @@ def _collect(config: ConfigDict, this: Pass, folder: Folder, num_missing: int) -
     ensemble = _read_ensemble(config, this)
     choices = geometry.describe(ensemble, config.seed, halves, origins)
     choices |= {"num_passes": this.number + 1, "num_extra": config.num_extra}
-    how = (_sizes(config), config.centred, pass_overlap, config.num_directions)
-    result = finish(ensemble.accumulator, halves, found, choices, *how)
+    how = {"pass_overlap": pass_overlap, "num_directions": config.num_directions, "looks": looks}
+    state = ensemble.accumulator, halves, found
+    result = finish(*state, choices, _sizes(config), config.centred, **how)
     geometry.write_record(folder.workdir, result)
     _report(result)
 

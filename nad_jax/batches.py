@@ -4,13 +4,14 @@ The batches of an ensemble are estimates of the same G = E[g gᵀ] that share no
 differs between them is the error; products of different ones are free of its bias.
 """
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from nad_jax.directions import spatial_shape
-from nad_jax.moments import Halves, sums_of_rows
-from nad_jax.symmetries import Representation, block
+from nad_jax.moments import Accumulator, Halves, Projected, State, sums_of_rows
+from nad_jax.symmetries import Representation, block, mean_of_pairs
 
 _MOST = 8  # looks, of two halves each: errors are known to 1/√(2·15) of themselves
 
@@ -73,29 +74,78 @@ def add_look(looks: list[Halves], halves: Halves) -> list[Halves]:
     return [*(looks if len(looks) < 4 * _MOST else looks[1::2]), halves]
 
 
-def split_moments(looks: list[Halves], centered: bool) -> tuple[list[np.ndarray], np.ndarray]:
-    """The second moments [D, D] of the networks that were added between looks at an ensemble, those
-    of even and of odd number apart, and how many rows are behind each: [B].
+def _differences(
+    looks: list[Halves], sums: Callable[[State], Projected], centered: bool
+) -> Iterator[tuple[int, np.ndarray]]:
+    """How many rows were added between looks, of networks of even and of odd number apart, and
+    their mean square, or variance.
 
     Args:
-      looks: dense states, each of which has seen the networks of the one before and more.
-      centered: whether they are covariances.
+      sums: the number of rows that a state has seen, their sum and the sum of their squares.
     """
-    matrices, counts = [], []
     for half in ("even", "odd"):
-        count, total, square = 0, 0.0, 0.0
+        before = (0, 0.0, 0.0)
         for look in looks:
-            after = sums_of_rows(getattr(look, half))
-            rows = after[0] - count
-            if rows > centered:  # a batch without rows says nothing
-                mean = (after[1] - total) / rows
-                matrix = (after[2] - square) / rows
+            after = sums(getattr(look, half))
+            count, total, square = (one - other for one, other in zip(after, before, strict=True))
+            if count > centered:  # a batch without rows says nothing
+                mean, moment = total / count, square / count
                 if centered:
-                    matrix = (matrix - np.outer(mean, mean)) * (rows / (rows - 1))
-                matrices.append(matrix.astype(np.float32))
-                counts.append(rows)
-                count, total, square = after
-    return matrices, np.array(counts, np.float64)
+                    spread = np.outer(mean, mean) if moment.ndim == 2 else mean**2
+                    moment = (moment - spread) * (count / (count - 1))
+                yield count, moment
+                before = after
+
+
+def measure_errors(
+    accumulator: Accumulator,
+    looks: list[Halves],
+    directions: np.ndarray,
+    symmetry: np.ndarray,
+    centered: bool = False,
+) -> np.ndarray:
+    """The standard errors [K] of uᵀGu, u rows of `directions` [K, D] and `symmetry` [K] their
+    representations, from what batches of the networks differ in.
+
+    Args:
+      looks: states, each of which has seen the networks of the one before and more.
+      centered: whether G is the covariance.
+    """
+
+    def project(state: State) -> Projected:
+        return accumulator.project(state, directions)
+
+    counts, energies = zip(*_differences(thin_looks(looks), project, centered), strict=True)
+    energies = np.stack([mean_of_pairs(one, symmetry) for one in energies])
+    return standard_error(energies, np.array(counts) / sum(counts))
+
+
+def measure_batches(
+    looks: list[Halves],
+    image_shape: tuple[int, ...],
+    representations: list[Representation],
+    symmetries: tuple[str, ...] = (),
+    centered: bool = False,
+) -> Batches:
+    """What is kept of batches of the networks of dense states.
+
+    Args:
+      looks, centered: as in `measure_errors`.
+      representations, symmetries: of the group that the geometry is averaged over.
+    """
+    # Divided, so that squares are float32 numbers whatever the size of the rows.
+    unit = 2 * max(int(look.exponent) for look in looks[-1][:2])
+    counts, matrices = [], []
+    for count, moment in _differences(thin_looks(looks), sums_of_rows, centered):
+        counts.append(count)
+        matrices.append(np.ldexp(moment, -unit).astype(np.float32))
+    found = summarize(matrices, np.array(counts), image_shape, representations, symmetries)
+    return Batches(
+        found.weights,
+        np.ldexp(found.traces, unit),
+        np.ldexp(found.products, 2 * unit),
+        np.ldexp(found.energies, unit),
+    )
 
 
 def summarize(

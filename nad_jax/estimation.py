@@ -32,8 +32,8 @@ from nad_jax.reading import (
     check_finite,
     find_directions,
     finish,
+    keep_batches,
     make_dense,
-    measure_batches,
     overlap_halves,
 )
 
@@ -90,8 +90,10 @@ def estimate_nads(
     if variables is not None:
         check_variables(model, variables, estimator, num_networks)
     accumulator = make_dense(model, estimator)
+    # Automatic chunks are so small that there are batches of them.
+    most = num_networks if stop_overlap else _batch_size(num_networks)
     accumulate, execution = make_accumulate(
-        model, estimator, accumulator, execution, num_networks, points, variables
+        model, estimator, accumulator, execution, most, points, variables
     )
     halves, dimension = init_halves(accumulator), accumulator.size
     together = execution.chunk_size * len(execution.devices)
@@ -117,9 +119,9 @@ def estimate_nads(
                 break
     found = find_directions(accumulator, halves, estimator.centred)
     config = record_choices(model, estimator, execution, key, points, variables is not None)
-    batches = measure_batches(model, estimator, seen)
+    batches = keep_batches(model, estimator, seen)
     how = tuple(sorted(sizes)), estimator.centred
-    return finish(accumulator, halves, found, config, *how, batches=batches)
+    return finish(accumulator, halves, found, config, *how, looks=seen, batches=batches)
 
 
 def _after(before: int, progress: Progress | None) -> Progress | None:
@@ -141,6 +143,11 @@ def check_variables(model: Model, variables: Any, estimator: Estimator, num_netw
                 f"num_networks = {num_networks}, got shape {shape}"
             )
     check_own_layer(estimator)
+
+
+def _batch_size(num_networks: int) -> int:
+    """Networks of one of eight batches, an even number: their halves are batches, too."""
+    return num_networks if num_networks == 1 else 2 * -(-num_networks // 16)
 
 
 def _plan_batches(num_networks: int, chunk_size: int) -> list[int]:
@@ -273,10 +280,14 @@ def estimate_leading_nads(
     accumulate, execution = make_accumulate(
         model, estimator, accumulator, execution, num_networks, points, variables
     )
+    batches = _plan_batches(num_networks, execution.chunk_size * len(execution.devices))
     sizes, basis, pass_overlap = passes.sizes(dimension), passes.first_basis(key, dimension), []
     for number in range(passes.num_passes):
-        report = _after(number * num_networks, progress)
-        halves = accumulate(key, init_halves(accumulator, basis), 0, num_networks, report)
+        halves, looks = init_halves(accumulator, basis), []
+        for first, stop in itertools.pairwise([0, *batches]):
+            report = _after(number * num_networks + first, progress)
+            halves = accumulate(key, halves, first, stop, report)
+            looks = add_look(looks, halves)
         check_finite(halves)
         check_not_zero(halves, model, estimator, key, points, variables)
         found = find_directions(accumulator, halves, estimator.centred, passes.num_directions)
@@ -286,5 +297,5 @@ def estimate_leading_nads(
             basis = jnp.asarray(next_basis(found))
     config = record_choices(model, estimator, execution, key, points, variables is not None)
     config |= {"num_passes": passes.num_passes, "num_extra": passes.num_extra}
-    how = (estimator.centred, pass_overlap, passes.num_directions)
-    return finish(accumulator, halves, found, config, sizes, *how)
+    how = {"pass_overlap": pass_overlap, "num_directions": passes.num_directions, "looks": looks}
+    return finish(accumulator, halves, found, config, sizes, estimator.centred, **how)

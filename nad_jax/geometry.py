@@ -207,7 +207,7 @@ def resolve_execution(
         execution = execution._replace(chunk_size=1)
     if execution.chunk_size == 0:
         pairs = _ROWS // (2 * num_rows * dimension)
-        chunk_size = 2 * max(1, min(pairs, 256, -(-num_networks // 16)))
+        chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
         execution = execution._replace(chunk_size=chunk_size)
     return execution, num_rows
 

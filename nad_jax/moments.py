@@ -60,6 +60,9 @@ State = Dense | Sketch
 _POWERS = {"mean": 1, "total": 1, "scatter": 2, "square": 2, "product": 2}  # of rows in each sum
 
 
+Projected = tuple[int, np.ndarray, np.ndarray]
+
+
 class Accumulator(NamedTuple):
     """How rows [B, D] become the eigenvectors of their second moment.
 
@@ -69,8 +72,8 @@ class Accumulator(NamedTuple):
     merge(left, right): the state that has seen the rows of both. Associative up to rounding.
     read(state, centered): the eigenvectors of E[g gᵀ], or of the covariance, divided by count − 1:
       all of a dense one, the leading ones of a sketched one; the trace is exact.
-    contrast(left, right, directions, centered): uᵀ(G_left − G_right)u for rows u of `directions`
-      [K, D]: [K], float64.
+    project(state, directions): how many rows g were seen, Σ uᵀg [K] and Σ (uᵀg)² [K] for rows u of
+      `directions` [K, D], of a sketch for what of them its test directions meet; float64.
     size: the most directions that `read` gives.
     copies: how many rows it counts for each row that it is given.
     """
@@ -79,7 +82,7 @@ class Accumulator(NamedTuple):
     update: Callable[[State, jax.Array, jax.Array], State]
     merge: Callable[[State, State], State]
     read: Callable[[State, bool], Eigenvectors]
-    contrast: Callable[[State, State, np.ndarray, bool], np.ndarray]
+    project: Callable[[State, np.ndarray], Projected]
     size: int
     copies: int
 
@@ -95,9 +98,9 @@ def dense(dimension: int, representations: list[Representation]) -> Accumulator:
     def read(state: Dense, centered: bool = False) -> Eigenvectors:
         return eigh_symmetric(second_moment(state, centered), representations)
 
-    def contrast(left: Dense, right: Dense, directions: np.ndarray, centered: bool) -> np.ndarray:
-        difference = second_moment(left, centered) - second_moment(right, centered)
-        return np.einsum("kd,kd->k", directions @ difference, directions)
+    def project(state: Dense, directions: np.ndarray) -> Projected:
+        count, total, square = sums_of_rows(state)
+        return count, directions @ total, np.einsum("kd,kd->k", directions @ square, directions)
 
     def init(basis: jax.Array | None = None) -> Dense:
         del basis
@@ -105,7 +108,7 @@ def dense(dimension: int, representations: list[Representation]) -> Accumulator:
         scatter = jnp.zeros((dimension, dimension), jnp.float32)
         return Dense(jnp.int32(0), jnp.int32(SMALLEST), mean, scatter)
 
-    return Accumulator(init, _update_dense, _merge_dense, read, contrast, dimension, 1)
+    return Accumulator(init, _update_dense, _merge_dense, read, project, dimension, 1)
 
 
 def _divided(rows: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -206,18 +209,14 @@ def sketched(
             found.append((one, *_nystrom(tests, products, num_directions, scale)))
         return collect(found, trace, num_directions)
 
-    def contrast(left: Sketch, right: Sketch, directions: np.ndarray, centered: bool) -> np.ndarray:
-        directions = np.asarray(directions, np.float64)
+    def project(state: Sketch, directions: np.ndarray) -> Projected:
+        basis, product = (np.array(one, np.float64) for one in (state.basis, state.product))
+        inside, unit = np.asarray(directions, np.float64) @ basis.T, int(state.exponent)
+        square = np.einsum("kd,kd->k", inside @ product, inside @ basis)
+        total = inside @ (basis @ np.asarray(state.total, np.float64))
+        return int(state.count), np.ldexp(total, unit), np.ldexp(square, 2 * unit)
 
-        def energies(state: Sketch) -> np.ndarray:
-            """Of what lies in the span of the test directions."""
-            basis, product, _ = _product(state, centered)
-            inside = directions @ basis.T
-            return np.einsum("kd,kd->k", inside @ product, inside @ basis)
-
-        return energies(left) - energies(right)
-
-    return Accumulator(init, update, _merge_sketches, read, contrast, num_directions, len(group))
+    return Accumulator(init, update, _merge_sketches, read, project, num_directions, len(group))
 
 
 def random_basis(key: jax.Array, size: int, dimension: int) -> jax.Array:

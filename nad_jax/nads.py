@@ -45,8 +45,9 @@ class NADs(NamedTuple):
     pass_overlap:       [P − 1, S] ‖U_k V_kᵀ‖²/k between each pass and the one before, for the sizes
                         k of `overlap_sizes`: what a pass changed. Changes shrink from pass to pass,
                         but bound nothing. [0, S] where there is one pass.
-    batches:            what is kept of batches of the networks, see `batches.Batches`; None in
-                        leading records and those of earlier versions.
+    batch_weights, batch_traces, batch_products, batch_energies: what is kept of batches of the
+                        networks, see `batches.Batches`; empty in leading records and those of
+                        earlier versions.
     """
 
     directions: np.ndarray
@@ -59,7 +60,16 @@ class NADs(NamedTuple):
     symmetry: np.ndarray
     trace: float | None = None
     pass_overlap: np.ndarray = np.zeros((0, 0))
-    batches: Batches | None = None
+    batch_weights: np.ndarray = np.zeros(0)
+    batch_traces: np.ndarray = np.zeros(0)
+    batch_products: np.ndarray = np.zeros((0, 0))
+    batch_energies: np.ndarray = np.zeros(0)
+
+    @property
+    def batches(self) -> Batches | None:
+        """What is kept of batches of the networks; None where nothing is."""
+        kept = self.batch_weights, self.batch_traces, self.batch_products, self.batch_energies
+        return Batches(*kept) if len(self.batch_weights) else None
 
     @property
     def matrix(self) -> np.ndarray:

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nad_jax import moments, subspaces
-from nad_jax.batches import Batches, split_moments, standard_error, summarize, thin_looks
+from nad_jax.batches import Batches, measure_batches, measure_errors
 from nad_jax.choices import Estimator, find_symmetries
 from nad_jax.errors import InputError
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, Halves
 from nad_jax.nads import NADs, numerical_rank
-from nad_jax.symmetries import Eigenvectors, mean_of_pairs
+from nad_jax.symmetries import Eigenvectors
 
 
 class Found(NamedTuple):
@@ -21,13 +21,6 @@ class Found(NamedTuple):
     whole: Eigenvectors
     even: Eigenvectors
     odd: Eigenvectors
-
-
-class Measured(NamedTuple):
-    """Batches of the networks: their second moments [B][D, D], and what is kept of them."""
-
-    matrices: list[np.ndarray]
-    summary: Batches
 
 
 def make_dense(model: Model, estimator: Estimator) -> Accumulator:
@@ -89,9 +82,11 @@ def finish(
     config: dict[str, Any],
     sizes: tuple[int, ...],
     centered: bool = False,
+    *,
     pass_overlap: list[np.ndarray] | np.ndarray = (),
     num_directions: int | None = None,
-    batches: Measured | None = None,
+    looks: list[Halves] | None = None,
+    batches: Batches | None = None,
 ) -> NADs:
     """The record of an accumulated state, dense or leading.
 
@@ -102,22 +97,17 @@ def finish(
       centered: whether the covariance was read off.
       pass_overlap: [P − 1, S], see `NADs`.
       num_directions: K of those found; None: all.
-      batches: of the networks, from `measure_batches`; None: the two halves.
+      looks: states as the ensemble grew, the last one of all networks; None: that one alone.
+      batches: what is kept of batches of the networks.
     """
     eigenvalues, directions, symmetry = (part[:num_directions] for part in found.whole[:3])
-    if batches is None:
-        difference = accumulator.contrast(halves.even, halves.odd, directions, centered)
-        sem = np.abs(mean_of_pairs(difference, symmetry)) / 2
-    else:
-        energies = [
-            mean_of_pairs(np.einsum("kd,kd->k", directions @ one, directions), symmetry)
-            for one in batches.matrices
-        ]
-        sem = standard_error(np.stack(energies), batches.summary.weights)
+    kept = {} if batches is None else batches._asdict()
     return NADs(
         directions=directions,
         eigenvalues=eigenvalues,
-        eigenvalue_sem=sem,
+        eigenvalue_sem=measure_errors(
+            accumulator, looks or [halves], directions, symmetry, centered
+        ),
         overlap_sizes=np.array(sizes),
         split_half_overlap=overlap_halves(found.even, found.odd, sizes).astype(np.float32),
         num_networks=int(halves.networks),
@@ -125,23 +115,15 @@ def finish(
         symmetry=symmetry,
         trace=found.whole.trace,
         pass_overlap=np.array(pass_overlap).reshape(-1, len(sizes)),
-        batches=None if batches is None else batches.summary,
+        **{f"batch_{name}": value for name, value in kept.items()},
     )
 
 
-def measure_batches(model: Model, estimator: Estimator, looks: list[Halves]) -> Measured:
-    """The second moments of batches of the networks.
-
-    Args:
-      looks: dense states of the ensemble as it grew, the last one of all networks.
-    """
-    looks = thin_looks(looks)
-    matrices, counts = split_moments(looks, estimator.centred)
+def keep_batches(model: Model, estimator: Estimator, looks: list[Halves]) -> Batches:
+    """What the record of a dense estimate keeps of batches of its networks."""
     names = model.symmetries if estimator.symmetrized else ()
     _, representations = find_symmetries(model, estimator)
-    return Measured(
-        matrices, summarize(matrices, counts, model.image_shape, representations, names)
-    )
+    return measure_batches(looks, model.image_shape, representations, names, estimator.centred)
 
 
 def overlap_halves(even: Eigenvectors, odd: Eigenvectors, sizes: tuple[int, ...]) -> np.ndarray:

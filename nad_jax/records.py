@@ -32,10 +32,8 @@ def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
     arrays = {
         name: np.asarray(number_array(f"nads: {name}", value))
         for name, value in nads._asdict().items()
-        if name not in ("config", "symmetry", "trace", "batches")
+        if name not in ("config", "symmetry", "trace")
     }
-    if nads.batches is not None:
-        arrays |= {f"batch_{name}": one for name, one in nads.batches._asdict().items()}
     arrays["trace"] = np.asarray(np.nan if nads.trace is None else nads.trace)
     arrays |= {"config": np.asarray(config), "symmetry": np.asarray(nads.symmetry)}
     _check_nads(dict(arrays), "nads")
@@ -49,14 +47,18 @@ def load_nads(path: str | Path) -> NADs:
     """Reads a record written by `save_nads`; raises `InputError` naming the file and what is wrong
     with it.
     """
-    later = ("symmetry", "trace", "pass_overlap")  # earlier versions did not write them
-    required = tuple(name for name in NADs._fields if name not in (*later, "batches"))
-    arrays = read_npz(path, required, optional=(*later, *_BATCHES))
+    later = ("symmetry", "trace", "pass_overlap", *_BATCHES)  # not written by earlier versions
+    required = tuple(name for name in NADs._fields if name not in later)
+    arrays = read_npz(path, required, optional=later)
     if ("trace" in arrays) != ("pass_overlap" in arrays):
         raise DamagedError(f"{path}: trace and pass_overlap are written together, one is missing")
     # Directions of earlier versions are of no representation in particular.
     symmetry = np.full(len(np.atleast_1d(arrays["directions"])), "")
     unsaid = {"symmetry": symmetry, "trace": np.asarray(np.nan), "pass_overlap": np.zeros(0)}
+    if missing := [name for name in _BATCHES if name not in arrays]:
+        if len(missing) < len(_BATCHES):
+            raise DamagedError(f"{path}: array {missing[0]!r} is missing beside others of its kind")
+        unsaid |= {name: NADs._field_defaults[name] for name in _BATCHES}
     return _check_nads(unsaid | arrays, str(path))
 
 
@@ -73,6 +75,10 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
         **dict.fromkeys(("num_networks", "config", "trace"), ()),
         "pass_overlap": (len(np.atleast_1d(arrays["pass_overlap"])), sizes),
     }
+    batches = np.size(arrays["batch_weights"])
+    expected |= dict.fromkeys(("batch_weights", "batch_traces"), (batches,))
+    expected |= {"batch_products": (batches, batches)}
+    expected |= {"batch_energies": (batches, *np.shape(arrays["batch_energies"])[1:])}
     for name, shape in expected.items():
         array = arrays[name]
         if array.shape != shape:
@@ -94,29 +100,8 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
         raise InputError(f"{path}: config is not a JSON object")
     trace, num_networks = float(arrays["trace"]), int(arrays["num_networks"])
     trace = None if np.isnan(trace) else trace
-    kept = [arrays.pop(name, None) for name in _BATCHES]
-    batches = None
-    if any(one is not None for one in kept):
-        batches = _check_batches(kept, path)
-    read = {"num_networks": num_networks, "config": config, "trace": trace, "batches": batches}
+    read = {"num_networks": num_networks, "config": config, "trace": trace}
     return NADs(**{**arrays, **read})
-
-
-def _check_batches(kept: list[np.ndarray | None], path: str) -> Batches:
-    for name, one in zip(_BATCHES, kept, strict=True):
-        if one is None:
-            raise DamagedError(f"{path}: array {name!r} is missing beside others of its kind")
-        if one.dtype.kind not in "iuf" or not np.isfinite(one).all():
-            raise InputError(f"{path}: {name} is not an array of finite numbers")
-    batches = Batches(*kept)
-    count = len(np.atleast_1d(batches.weights))
-    expected = {"weights": (count,), "traces": (count,), "products": (count, count)}
-    expected["energies"] = (count, *np.shape(batches.energies)[1:])
-    for name, shape in expected.items():
-        found = getattr(batches, name).shape
-        if found != shape:
-            raise InputError(f"{path}: batch_{name} has shape {found}, expected {shape}")
-    return batches
 
 
 def _check_directions(

@@ -138,7 +138,7 @@ def test_batches_are_stored_with_the_record(steep, tmp_path):
     for one, other in zip(loaded.batches, steep.batches, strict=True):
         np.testing.assert_array_equal(one, other)
     assert isotropy(loaded) == isotropy(steep)
-    damaged = steep._replace(batches=steep.batches._replace(traces=np.ones(3)))
+    damaged = steep._replace(batch_traces=np.ones(3))
     with pytest.raises(InputError, match="batch_traces has shape"):
         save_nads(tmp_path / "damaged.npz", damaged)
 

@@ -205,7 +205,9 @@ def test_stored_units_of_such_networks_merge(tmp_path, monkeypatch):
                 assert all(path.exists() for path in module.draw(config, workdir))
     for (experiment, factor), record in records.items():
         _same(record, records[experiment, 1.0], factor)
-    together = estimate_nads(_model(1e30), 16, derivative="input_gradient", readout="sampled")
+    batches = {"chunk_size": 10}  # those of the units
+    choices = {"derivative": "input_gradient", "readout": "sampled", **batches}
+    together = estimate_nads(_model(1e30), 16, **choices)
     _same(together, records["compute_nads", 1e30], 1.0)
 
 
