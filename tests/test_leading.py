@@ -10,13 +10,15 @@ CHOICES = {"derivative": "input_gradient", "readout": "sampled", "num_readouts":
 @pytest.mark.parametrize("choices", [CHOICES, {**CHOICES, "num_readouts": 1, "centred": True}])
 def test_leading_nads_are_those_of_the_dense_estimate(choices):
     model, seen = create_model("lenet", (16, 16, 1)), []
+    choices = {**choices, "chunk_size": 10}  # the same batches
     leading = estimate_leading_nads(
         model, 60, 8, num_passes=4, num_extra=12, progress=seen.append, **choices
     )
     dense = estimate_nads(model, 60, **choices)
     assert subspace_overlap(leading.nads.directions, dense.directions, (8,))[0] > 0.99
     assert leading.pass_overlap.shape == (3, 3) and leading.nads.overlap_sizes.tolist() == [1, 4, 8]
-    assert leading.pass_overlap[-1, -1] > max(0.99, leading.pass_overlap[0, -1])
+    first, last = leading.pass_overlap[[0, -1], -1]
+    assert last > max(0.99, first - 1e-6)  # both may be 1 to rounding
     np.testing.assert_allclose(leading.nads.eigenvalues, dense.eigenvalues[:8], rtol=0.02)
     np.testing.assert_allclose(
         leading.nads.split_half_overlap[:2], dense.split_half_overlap[:2], atol=0.02

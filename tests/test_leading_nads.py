@@ -63,7 +63,10 @@ def test_units_give_what_one_call_gives(finished):
     together = estimate_leading_nads(create_model("mlp", (8, 8, 1)), **SIZES, **choices)
     stored, arrays = load_nads(finished / "nads.npz"), store.read_npz(finished / "nads.npz")
     np.testing.assert_allclose(stored.directions, together.nads.directions, atol=1e-4)
-    for name in ("eigenvalues", "eigenvalue_sem", "split_half_overlap"):
+    # The batches are the units here, chunks there: two estimates of one error.
+    ratios = stored.eigenvalue_sem / together.eigenvalue_sem
+    assert ratios.max() < 3 and ratios.min() > 1 / 3
+    for name in ("eigenvalues", "split_half_overlap"):
         np.testing.assert_allclose(
             getattr(stored, name), getattr(together.nads, name), rtol=1e-3, atol=1e-8
         )
