@@ -34,6 +34,11 @@ def test_a_false_variance_of_the_read_out_is_refused_with_the_one_seen(variance)
     assert from_linen(Net(), (8, 8, 1), readout_variance=variance, check=False)
 
 
+def test_a_head_that_starts_at_zero_may_have_a_variance_that_stands_for_it():
+    model = from_linen(Net(0.0), (8, 8, 1), readout_variance=1 / 6)
+    assert model.readout_variance == 1 / 6
+
+
 def test_true_symmetries_pass_and_false_ones_are_refused_by_name():
     both = ("flip", "transpose")
     assert from_linen(Net(), (8, 8, 1), symmetries=both).symmetries == both
