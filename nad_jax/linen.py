@@ -254,6 +254,16 @@ def _find_sown(
     return tuple(name for name in _state(shapes) if name in asked.sown and runs_without(name))
 
 
+def _find_readout(module: _Module, shapes: Any, inputs: jax.ShapeDtypeStruct) -> _DenseCall | None:
+    found: list[_DenseCall | None] = []
+
+    def trace(variables: Any, x: jax.Array) -> None:
+        found.append(module.readout(variables, x))
+
+    jax.eval_shape(trace, shapes, inputs)
+    return found[0]
+
+
 def from_linen(
     module: nn.Module,
     image_shape: tuple[int, ...],
@@ -340,13 +350,7 @@ def from_linen(
     def features(variables: Any, x: jax.Array) -> jax.Array:
         return functions.readout(variables, x).inputs
 
-    readout = None
-
-    def trace(variables: Any, x: jax.Array) -> None:
-        nonlocal readout
-        readout = functions.readout(variables, x)
-
-    jax.eval_shape(trace, shapes, inputs)
+    readout = _find_readout(functions, shapes, inputs)
     known_variance = readout.variance(initialization) if readout else None
     model = Model(
         init,

@@ -184,6 +184,52 @@ def _readout(module: nnx.Module, call: Callable[[], jax.Array]) -> _LinearCall |
     return calls[-1]._replace(path=next(path for path, one in nodes.items() if one is last))
 
 
+class _Module:
+    """An NNX module as functions of its variables."""
+
+    def __init__(
+        self, example: nnx.Module, arguments: Values, train_arguments: Values, convolution: str
+    ) -> None:
+        kind = type(example)
+        self._graph, self._convolution = nnx.split(example)[0], convolution
+        self._name = f"module: {kind.__name__}.__call__"
+        self._call = make_call_arguments(kind, arguments, train_arguments, supplied=("rngs",))
+
+    def rebuild(self, variables: Any, train: bool) -> nnx.Module:
+        # A module writes into the state it is merged from: the caller's stays as it is.
+        module = nnx.merge(self._graph, jax.tree.map(lambda leaf: leaf, variables))
+        _set_mode(module, train)
+        substitute_nnx(module, self._convolution)
+        return module
+
+    def _run(
+        self, module: nnx.Module, x: jax.Array, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        positional, keyword = self._call(train, rngs=rngs)
+        with reported(f"{self._name} in {'training' if train else 'evaluation'} mode"):
+            return module(x, *positional, **keyword)
+
+    def apply(
+        self, variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False
+    ) -> Any:
+        rngs = None
+        if train and key is not None:
+            variables = _with_fresh_keys(variables, key)
+            rngs = nnx.Rngs(named_key(key, "call"))
+        module = self.rebuild(variables, train)
+        logits = self._run(module, x, train, rngs)
+        return (logits, _updated(variables, nnx.split(module)[1])) if train else logits
+
+    def called_twice(self, variables: Any, x: jax.Array) -> jax.Array:
+        module = self.rebuild(variables, train=False)
+        self._run(module, x)
+        return self._run(module, x)
+
+    def readout(self, variables: Any, x: jax.Array) -> _LinearCall | None:
+        module = self.rebuild(variables, train=False)
+        return _readout(module, lambda: self._run(module, x))
+
+
 def from_nnx(
     factory: Factory,
     image_shape: tuple[int, ...],
@@ -225,57 +271,21 @@ def from_nnx(
     check_function("features", features)
     convolution = resolve_convolution(convolution)
     example = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-    module_class, graph = type(example), nnx.split(example)[0]
-    name = f"module: {module_class.__name__}.__call__"
-    call = make_call_arguments(module_class, arguments, train_arguments, supplied=("rngs",))
+    module = _Module(example, arguments, train_arguments, convolution)
 
     def init(key: jax.Array) -> Any:
         return nnx.split(build(nnx.Rngs(key)))[1]
 
-    def rebuild(variables: Any, train: bool) -> nnx.Module:
-        # A module writes into the state it is merged from: the caller's stays as it is.
-        module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, variables))
-        _set_mode(module, train)
-        substitute_nnx(module, convolution)
-        return module
-
-    def run(
-        module: nnx.Module, x: jax.Array, train: bool, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
-        positional, keyword = call(train, rngs=rngs)
-        with reported(f"{name} in {'training' if train else 'evaluation'} mode"):
-            return module(x, *positional, **keyword)
-
-    def apply(
-        variables: Any, x: jax.Array, key: jax.Array | None = None, train: bool = False
-    ) -> Any:
-        rngs = None
-        if train and key is not None:
-            variables = _with_fresh_keys(variables, key)
-            rngs = nnx.Rngs(named_key(key, "call"))
-        module = rebuild(variables, train)
-        logits = run(module, x, train, rngs)
-        return (logits, _updated(variables, nnx.split(module)[1])) if train else logits
-
-    def called_twice(variables: Any, x: jax.Array) -> jax.Array:
-        module = rebuild(variables, train=False)
-        run(module, x, train=False)
-        return run(module, x, train=False)
-
-    def readout(variables: Any, x: jax.Array) -> _LinearCall | None:
-        module = rebuild(variables, train=False)
-        return _readout(module, lambda: run(module, x, train=False))
-
     def evaluate_features(variables: Any, x: jax.Array) -> jax.Array:
         if features is None:
-            return readout(variables, x).inputs
+            return module.readout(variables, x).inputs
         with reported("model: features"):
-            return features(rebuild(variables, train=False), x)
+            return features(module.rebuild(variables, train=False), x)
 
     found: list[_LinearCall] = []
 
     def trace(variables: Any, x: jax.Array) -> None:
-        found.extend(filter(None, [readout(variables, x)]))
+        found.extend(filter(None, [module.readout(variables, x)]))
 
     shapes, inputs = nnx.split(example)[1], jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
     if features is None:
@@ -286,12 +296,12 @@ def from_nnx(
 
     model = Model(
         init,
-        apply,
+        module.apply,
         image_shape,
         features=evaluate_features if features or found else None,
         readout_variance=readout_variance,
         description={
-            "model": module_class.__name__,
+            "model": type(example).__name__,
             "convolution": convolution,
             "hyperparameters": nnx_hyperparameters(example),
             **describe_arguments(arguments, train_arguments),
@@ -300,5 +310,5 @@ def from_nnx(
         trainable=lambda variables: _mask(variables, nnx.Param),
         symmetries=symmetries,
     )
-    probes = Probes(_statistics, called_twice)
+    probes = Probes(_statistics, module.called_twice)
     return complete_model(model, check, probes, known_variance, convolution)
