@@ -297,3 +297,15 @@ def test_the_geometry_of_a_trained_ensemble_starts_to_move_as_derived(labels):
     assert np.linalg.norm(moved - expected) < 0.01 * np.linalg.norm(expected)
     assert metrics.observed["geometry"][1].num_networks == 100_000
     assert isinstance(metrics, FitMetrics)
+
+
+def test_fresh_points_are_those_of_each_network_and_shared_ones_of_the_ensemble():
+    keys = jax.random.split(jax.random.key(0), 500)
+    for shared in (True, False):
+        law = gaussian((4,), 3.0, shared)
+        pool = law.prepare(jax.random.key(1), law.data)
+        drawn = np.stack([law.draw(pool, key) for key in keys])[:, 0]
+        assert (len(np.unique(drawn, axis=0)) == 1) == shared
+        if not shared:
+            z = (drawn**2 / 9 - 1).mean(0) / np.sqrt(2 / len(keys))
+            assert np.abs(z).max() < 4.5
