@@ -21,7 +21,7 @@ from nad_jax import (
     load_nads,
     save_nads,
 )
-from nad_jax.batches import average_map, frequency_energies, summarize
+from nad_jax.batches import average_map, frequency_energies, standard_error, summarize
 from nad_jax.symmetries import permutations, representations
 
 SPECTRUM = 2.0 ** -np.arange(12)
@@ -55,6 +55,18 @@ def test_errors_are_those_of_gaussian_rows(steep):
     ratios = steep.eigenvalue_sem / expected
     assert ratios.max() < 1.7 and ratios.min() > 0.5
     assert abs(np.mean(ratios**2) - 1) < 0.35  # twelve times as many degrees of freedom
+
+
+def test_the_standard_error_is_that_of_a_weighted_mean():
+    """Of two halves it is half their difference; of many it is unbiased whatever their weights."""
+    halves = standard_error(np.array([[1.0, 5.0], [3.0, 5.0]]), np.array([0.5, 0.5]))
+    np.testing.assert_allclose(halves, [1.0, 0.0])
+    weights = np.array([0.1, 0.2, 0.3, 0.4])
+    values = np.random.default_rng(0).normal(size=(4, 20_000)) / np.sqrt(weights)[:, None]
+    variance = (standard_error(values, weights) ** 2).mean()
+    # The mean has variance Σ w²/w = 1; the mean of 20,000 estimates is known to .6 %.
+    assert abs(variance - 1) < 0.03
+    assert np.isnan(standard_error(np.ones((1, 3)), np.ones(1))).all()
 
 
 def test_batches_are_of_the_whole_ensemble(steep):

@@ -235,3 +235,31 @@ def test_weights_that_a_run_stores_are_those_of_its_networks(tmp_path):
         read_weights(tmp_path, create_model("mlp", SHAPE, 2, width=4))
     with pytest.raises(InputError, match="holds no units of trained networks"):
         read_weights(tmp_path / "progress", MODEL)
+
+
+def test_a_training_that_was_interrupted_with_other_questions_is_not_taken_up(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(done):
+        raise Stopped
+
+    def run(progress, urgent, **asked):
+        snapshots = Snapshots(tmp_path / "unit", {}, 0.0, lambda: urgent)
+        how = {"recipe": RECIPE, "seed": SEEDS, "snapshots": snapshots, "progress": progress}
+        return train_many(MODEL, DIRECTIONS, **how, **asked)
+
+    with pytest.raises(Stopped):
+        run(stop, True)
+    rate = {"rate": lambda variables, data, member: member.learning_rate}
+    kept = run(None, False, keep=True, observe=rate)
+    assert kept.variables is not None and kept.observed["rate"].shape == (5, 4)
+
+
+def test_networks_come_back_in_the_order_in_which_they_were_given():
+    """Their seeds are trained together, in an order that is not its own inverse."""
+    directions, seeds = np.eye(16, dtype=np.float32)[:6], [0, 1, 2, 0, 1, 2]
+    together = train_many(MODEL, directions, recipe=RECIPE, seed=seeds)
+    for number, seed in enumerate(seeds):
+        alone = train_many(MODEL, directions[number : number + 1], recipe=RECIPE, seed=seed)
+        np.testing.assert_allclose(alone.losses[0], together.losses[number], rtol=1e-4)
