@@ -41,16 +41,15 @@ def frequency_energies(matrix: np.ndarray, image_shape: tuple[int, ...]) -> np.n
     Returns: [*space], in the order of `np.fft.fftfreq` along each axis.
     """
     space = spatial_shape(image_shape)
-    channels, axes = matrix.shape[0] // int(np.prod(space)), range(len(space))
-    total = np.zeros(space)
-    both = matrix.reshape(*space, channels, *space, channels)
-    for channel in range(channels):
-        one = both.take(channel, axis=len(space)).take(channel, axis=-1)
-        left = np.fft.fftn(one, axes=axes)
-        spectrum = np.fft.ifftn(left, axes=[axis + len(space) for axis in axes])
-        count = int(np.prod(space))
-        total += np.diagonal(spectrum.reshape(count, count)).real.reshape(space)
-    return total / channels
+    count = int(np.prod(space))
+    channels = len(matrix) // count
+    alike = np.einsum("ncmc->nm", matrix.reshape(count, channels, count, channels))
+    # Sums over all pairs of places that are as far apart, whose spectrum is that of the energies.
+    places = np.indices(space).reshape(len(space), count)
+    apart = (places[:, :, None] + places[:, None, :]) % np.array(space)[:, None, None]
+    pairs = np.take_along_axis(alike, np.ravel_multi_index(tuple(apart), space), 1)
+    sums = pairs.sum(0, dtype=np.float64)
+    return np.fft.fftn(sums.reshape(space)).real / (count * channels)
 
 
 def average_map(energies: np.ndarray, symmetries: tuple[str, ...]) -> np.ndarray:

@@ -32,7 +32,7 @@ class Comparison(NamedTuple):
     """Two geometries of one input space.
 
     left, right: their isotropies. z: their difference in standard errors; positive where the left
-      one is more isotropic.
+      one is more isotropic; nan where no error is known.
     overlap_sizes, overlap: [S] ‖U_k V_kᵀ‖²/k of their leading subspaces, k/D by chance.
     """
 
@@ -111,7 +111,8 @@ def _batches(nads: NADs, function: str) -> Any:
 def isotropy(nads: NADs) -> Isotropy:
     """How alike all directions are to a network, (tr G)² / (D tr G²), with its standard error.
 
-    Products of different batches alone are used: few networks do not bias it.
+    Products of different batches alone are used: few networks do not bias it. nan where these say
+    nothing.
 
     Raises:
       InputError: for records without batches.
@@ -120,7 +121,9 @@ def isotropy(nads: NADs) -> Isotropy:
 
     def ratio(kept: np.ndarray) -> float:
         traces = average_products(batches, np.outer(batches.traces, batches.traces), kept)
-        return traces / (dimension * average_products(batches, batches.products, kept))
+        squares = average_products(batches, batches.products, kept)
+        # Batches of too few networks may have nothing in common.
+        return traces / (dimension * squares) if squares > 0 else math.nan
 
     count = len(batches.weights)
     value = ratio(np.ones(count))
@@ -144,7 +147,8 @@ def compare(left: NADs, right: NADs) -> Comparison:
         raise InputError(f"right: must have D = {sizes[0]} like the left one, got {sizes[1]}")
     overlap_sizes = np.intersect1d(left.overlap_sizes, right.overlap_sizes)
     overlap = subspace_overlap(left.directions, right.directions, tuple(overlap_sizes.tolist()))
-    z = (one.value - other.value) / math.hypot(one.sem, other.sem)
+    error = math.hypot(one.sem, other.sem)
+    z = (one.value - other.value) / error if error else math.nan
     return Comparison(one, other, z, overlap_sizes, overlap)
 
 

@@ -140,7 +140,7 @@ def _is_self_conjugate(frequency: tuple[int, ...], lengths: Shape) -> bool:
     return all(2 * f % length == 0 for f, length in zip(frequency, lengths, strict=True))
 
 
-def _half_space(lengths: Shape) -> list[tuple[int, ...]]:
+def half_space(lengths: Shape) -> list[tuple[int, ...]]:
     """One frequency of every conjugate pair ±f, as values in -N/2 < f <= N/2, lowest first."""
 
     frequencies = np.indices(lengths).reshape(len(lengths), -1).T
@@ -160,7 +160,7 @@ def basis_dft(image_shape: Shape) -> FourierBasis:
     lengths = spatial_shape(shape)
     coordinates = [
         (frequency, phase, channel)
-        for frequency in _half_space(lengths)
+        for frequency in half_space(lengths)
         for phase in PHASES[: 1 if _is_self_conjugate(frequency, lengths) else 2]
         for channel in range(math.prod(shape) // math.prod(lengths))
     ]

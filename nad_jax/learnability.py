@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nad_jax.directions import basis_dft, dft_direction, spatial_shape
+from nad_jax.directions import dft_direction, half_space, spatial_shape
 from nad_jax.errors import InputError, check_integer, check_number, check_record, host_array
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
@@ -89,8 +89,7 @@ class Learnability(NamedTuple):
 
 def _grid(image_shape: tuple[int, ...], step: int) -> np.ndarray:
     """One frequency of each conjugate pair, every `step`-th along each axis: [K, A]."""
-    basis = basis_dft((*spatial_shape(image_shape), 1))
-    frequencies = basis.frequencies[basis.phases == 0]
+    frequencies = np.array(half_space(spatial_shape(image_shape)))
     return frequencies[(frequencies % step == 0).all(1)]
 
 

@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,19 @@ def register(name: str, maker: Maker) -> None:
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise InputError(f"name: must be letters, digits and underscores, got {shown(name)}")
+    from nad_jax.architectures import ARCHITECTURES  # which knows models by these names
+
+    if name in ARCHITECTURES:
+        raise InputError(f"name: {name!r} is that of a built-in architecture; take another one")
+    _REGISTERED[name] = _check_maker("maker", maker)
+
+
+def _check_maker(name: str, maker: Any) -> Maker:
     if not callable(maker) or isinstance(maker, nn.Module | nnx.Module):
-        raise InputError(f"maker: must be a class or a function, got {type(maker).__name__}")
-    _REGISTERED[name] = maker
+        raise InputError(
+            f"{name}: must be a class or a function that makes a model, got {type(maker).__name__}"
+        )
+    return maker
 
 
 def is_own(architecture: Any) -> bool:
@@ -76,8 +87,10 @@ def _import(reference: str) -> Any:
     try:
         if place.endswith(".py"):
             path = Path(place).resolve()
-            specification = importlib.util.spec_from_file_location(path.stem, path)
+            # By its whole path, as files may share a name; dataclasses look for their module there.
+            specification = importlib.util.spec_from_file_location(f"own{path}", path)
             module = importlib.util.module_from_spec(specification)
+            sys.modules[specification.name] = module
             specification.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
@@ -114,7 +127,7 @@ def make_own_model(
     Args:
       initialization: "flax", the module's own, or "reference" of a Linen module.
       convolution: see `from_linen`.
-      options: further arguments, beside those in the name; None and 0 are left out.
+      options: further arguments, beside those in the name; None is left out.
 
     Raises:
       InputError: where nothing of that name is found, an option is not taken, or what is made is no
@@ -122,20 +135,21 @@ def make_own_model(
     """
     reference, written = _read_options(name)
     maker = _REGISTERED[reference] if reference in _REGISTERED else _import(reference)
-    if not callable(maker) or isinstance(maker, nn.Module | nnx.Module):
-        raise InputError(
-            f"architecture: {reference} must be a class or a function that makes a model, got "
-            f"{type(maker).__name__}"
-        )
+    _check_maker(f"architecture: {reference}", maker)
     shape = check_input_shape(image_shape)
-    given = {key: plain(value) for key, value in (options or {}).items() if plain(value)}
+    given = {key: plain(value) for key, value in (options or {}).items() if value is not None}
     taken = [one for one in _parameters(maker) if one not in ("rngs", "parent", "name")]
     for option in (*given, *written):
         check_choice(f"option of {reference}", option, taken)
     offered = {"image_shape": shape, "input_shape": shape, "num_logits": num_logits}
     given = {**{key: offered[key] for key in offered if key in taken}, **given, **written}
     how = (reference, tuple(given.items()), shape, initialization, resolve_convolution(convolution))
-    model = _make(maker, *how)
+    try:
+        hash(how)
+        make = _make
+    except TypeError:  # a list, say, which cannot be looked up
+        make = _make.__wrapped__
+    model = make(maker, *how)
     if tuple(model.image_shape) != shape:
         raise InputError(
             f"architecture: {reference} is for inputs {tuple(model.image_shape)}, not {shape}"

@@ -1,7 +1,7 @@
 """The convolution that is fast on a CPU, put into modules of one's own.
 
-Plain convolutions of Flax (`nn.Conv`, `nnx.Conv`) call `jax.lax.conv_general_dilated`, whose
-training steps take 8 to 15 times as long on a CPU. The adapters run them with
+Plain convolutions of Flax (`nn.Conv`, `nnx.Conv`) call `jax.lax.conv_general_dilated`, which
+trains far slower there (`docs/models.md` has the number). The adapters run them with
 `substitute_convolution` instead. Parameters and results are the same up to rounding.
 """
 
@@ -122,8 +122,8 @@ def warn_of_slow_convolutions(
     kernels = list(_slow_kernels(jax.make_jaxpr(apply)(variables, x).jaxpr))
     if kernels:
         warnings.warn(
-            f"model: {len(kernels)} convolutions, the first of a kernel {kernels[0]}, are those of "
-            "jax.lax, which train 8 to 15 times slower on a CPU; call "
+            f"model: convolutions ({len(kernels)}, the first of a kernel {kernels[0]}) are those of "
+            "jax.lax, which train far slower on a CPU; call "
             "nad_jax.product_convolution(x, kernel, window_strides, padding) in their place, or "
             "give it to the layer, as in nn.Conv(..., "
             "conv_general_dilated=nad_jax.product_convolution)",

@@ -169,6 +169,8 @@ def unfold(coordinates: np.ndarray, representation: Representation) -> np.ndarra
 
 def block(matrix: np.ndarray, representation: Representation) -> np.ndarray:
     """The mean of P M Pᵀ over the group in a representation, [n, n], for a matrix M [D, D]."""
+    if len(representation.moved) == 1:  # the identity
+        return matrix
 
     turns = representation.turns
     parts = [fold(fold(matrix, representation, t).T, representation, t).T for t in turns]

@@ -1,5 +1,6 @@
 """What a task of one's own must keep to, tested before its networks are trained."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nad_jax.contract import reported
+from nad_jax.contract import reported, shape_of_variables
 from nad_jax.errors import InputError, first_line
 from nad_jax.fitting import SPLITS, Members, Task
 from nad_jax.models import Model
@@ -21,18 +22,13 @@ def check_task(model: Model, recipe: Recipe, task: Task, data: Any, member: Memb
     Args:
       data: of the task. member: of one network.
     """
-    variables = jax.eval_shape(model.init, jax.random.key(0))
+    variables = shape_of_variables(model)
     for split, count in zip(SPLITS, (recipe.num_train, recipe.num_test), strict=True):
-
-        def sample(
-            indices: jax.Array, data: Any, arrays: Any, split: str = split
-        ) -> tuple[jax.Array, Any]:
-            return task.sample(data, split, indices, arrays)
-
-        indices = np.array([0, count - 1])
+        indices, arrays = np.array([0, count - 1]), (data, member.arrays)
+        sample = partial(_sample, task, split, indices)
         # JAX would take the last sample again and again where there are too few; NumPy says so.
         try:
-            sample(indices, *jax.tree.map(np.asarray, (data, member.arrays)))
+            sample(*jax.tree.map(np.asarray, arrays))
         except IndexError as error:
             raise InputError(
                 f"recipe: num_{split}={count} asks for more samples than the task has: "
@@ -41,7 +37,7 @@ def check_task(model: Model, recipe: Recipe, task: Task, data: Any, member: Memb
         except Exception:  # a sample may be written for arrays of JAX alone
             pass
         with reported(f"task: sample({split!r})"):
-            samples = jax.eval_shape(sample, indices, data, member.arrays)
+            samples = jax.eval_shape(sample, *arrays)
         if not isinstance(samples, tuple) or len(samples) != 2:
             raise InputError(f"task: sample must return (x, targets), got {type(samples).__name__}")
         x, targets = samples
@@ -54,6 +50,10 @@ def check_task(model: Model, recipe: Recipe, task: Task, data: Any, member: Memb
         x = jax.ShapeDtypeStruct((2, *model.image_shape), x.dtype)
         outputs = jax.eval_shape(model.apply, variables, x)
         _check_numbers(task, outputs, targets)
+
+
+def _sample(task: Task, split: str, indices: np.ndarray, data: Any, arrays: Any) -> Any:
+    return task.sample(data, split, indices, arrays)
 
 
 def _check_numbers(task: Task, outputs: jax.ShapeDtypeStruct, targets: Any) -> None:

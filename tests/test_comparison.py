@@ -164,3 +164,19 @@ def test_without_batches_nothing_is_claimed():
             function(leading)
     with pytest.raises(InputError, match="must have D = 12"):
         compare(_estimate(_linear(np.ones(12)), 32), _estimate(_linear(np.ones(6)), 32))
+
+
+def test_where_nothing_is_known_no_number_is_claimed():
+    axes = from_functions(  # the first network has one gradient, the second another
+        lambda key: jax.random.choice(key, jnp.eye(40), axis=0),
+        lambda theta, x: x @ theta[:, None],
+        (40,),
+        check=False,
+    )
+    assert np.isnan(isotropy(_estimate(axes, 2)).value)
+    same = from_functions(
+        lambda key: jnp.ones((3, 1)), lambda theta, x: x @ theta, (3,), check=False
+    )
+    nads = _estimate(same, 32)
+    assert isotropy(nads) == (pytest.approx(1 / 3), 0.0)
+    assert np.isnan(compare(nads, nads).z) and "not certain" in repr(compare(nads, nads))

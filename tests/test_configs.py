@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments import compute_nads, directional_bias, geometry, image_networks, time_to_accuracy
-from experiments.main import EXPERIMENTS
+from experiments.main import EXPERIMENTS, _TupleParser
 from experiments.run import runner
 from experiments.run.folder import ALONE
 from experiments.trained import read_recipe
@@ -142,3 +142,22 @@ def test_the_published_recipe_is_the_default():
         1580,
     )
     assert (config.sigmas, config.epsilons, config.num_test) == ((3.0,), (1.0,), 10_000)
+
+
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [
+        ("lenet", ("lenet",)),
+        ("lenet,vgg11", ("lenet", "vgg11")),
+        ("('lenet', 'vgg11')", ("lenet", "vgg11")),
+        ("(lenet, vgg11)", ("lenet", "vgg11")),
+        ("0,1", (0, 1)),
+        ("[-1,.5]", (-1, 0.5)),
+        ("3", (3,)),
+        ("()", ()),
+        ("nets:Net(width=3, norm='a,b'),mlp", ("nets:Net(width=3, norm='a,b')", "mlp")),
+        ("path/to/nets.py:Net(widths=[1,2])", ("path/to/nets.py:Net(widths=[1,2])",)),
+    ],
+)
+def test_tuples_are_typed_without_quotes(typed, values):
+    assert _TupleParser().parse(typed) == values

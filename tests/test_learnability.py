@@ -7,6 +7,7 @@ import pytest
 
 from experiments.published import read_table
 from nad_jax import InputError, Recipe, create_model, learnable
+from nad_jax.learnability import _grid
 
 QUICK = Recipe(num_train=2000, num_test=2000, num_epochs=5)
 
@@ -69,3 +70,8 @@ def test_bad_input_is_named():
     with pytest.raises(InputError, match="plot: draws maps of images"):
         vectors = create_model("logreg", (8,), num_logits=2)
         learnable(vectors, [(1,)], recipe=QUICK).plot()
+
+
+def test_frequencies_of_large_images_need_no_basis():
+    frequencies = _grid((224, 224, 3), 32)
+    assert len(frequencies) == 25 and (frequencies % 32 == 0).all()  # one of each pair of 7 × 7

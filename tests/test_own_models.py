@@ -3,6 +3,7 @@
 import json
 
 import flax.linen as nn
+import jax
 import pytest
 
 import nad_jax
@@ -109,6 +110,32 @@ def test_what_is_no_model_is_refused_in_one_line(path, name, problem):
     with pytest.raises(InputError, match=problem) as caught:
         create_model(f"{path}:{name}", (4, 4, 1), num_logits=2)
     assert "\n" not in str(caught.value)
+
+
+def test_options_keep_their_values_whatever_they_are(tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "from __future__ import annotations\n"
+        "import flax.linen as nn\n"
+        "class Net(nn.Module):\n"
+        "    use_bias: bool = True\n"
+        "    widths: tuple = (3,)\n"
+        "    scale: float = 1.0\n"
+        "    @nn.compact\n"
+        "    def __call__(self, x):\n"
+        "        for width in self.widths:\n"
+        "            x = nn.relu(nn.Dense(width, use_bias=self.use_bias)(x))\n"
+        "        return nn.Dense(1)(self.scale * x)\n"
+    )
+    model = create_model(f"{tmp_path}/nets.py:Net(widths=[2, 4])", (5,), use_bias=False, scale=None)
+    assert model.description["options"] == {"use_bias": False, "widths": [2, 4]}
+    assert model.description["hyperparameters"]["use_bias"] is False
+    shapes = [leaf.shape for leaf in jax.tree.leaves(model.init(jax.random.key(0)))]
+    assert sorted(shapes) == [(1,), (2, 4), (4, 1), (5, 2)]
+
+
+def test_names_of_built_in_architectures_stay_theirs():
+    with pytest.raises(InputError, match="name: 'lenet' is that of a built-in architecture"):
+        register("lenet", nn.Dense)
 
 
 def test_what_cannot_be_imported_says_why(tmp_path):

@@ -99,8 +99,9 @@ def create_model(
       initialization: "reference" (PyTorch-default), "flax" (that of the modules), or "default": the
         former for built-in architectures, the latter for models of one's own.
       convolution: "auto" (by backend), "product" or "lax", see `convolution`.
-      options: fields of the architecture's module, or arguments of what makes a model of one's own;
-        None and 0 are as published, and a model's description holds those that are not.
+      options: fields of the architecture's module, None and 0 as published, of which a model's
+        description holds those that are not; or arguments of what makes a model of one's own, of
+        which None is left out.
         width: units of the hidden layers (mlp, published 512), channels of the first layer, with
           all others in proportion (lenet 6, vgg11 64, resnet18 64), or the growth of channels per
           layer (densenet121 32).
