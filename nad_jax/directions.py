@@ -26,6 +26,7 @@ from nad_jax.errors import (
     real_array,
     shown,
 )
+from nad_jax.renamed import takes_old_names
 
 Shape = tuple[int, ...]  # of one input, or the lengths of some of its axes
 PHASES = ("cosine", "sine")
@@ -189,18 +190,21 @@ def basis_dct(image_shape: Shape) -> jax.Array:
     return jnp.asarray(np.kron(spatial, channels), dtype=jnp.float32)
 
 
+@takes_old_names(key="seed")
 def basis_random(
-    key: jax.Array | int, dimension: int, num_directions: int | None = None
+    seed: jax.Array | int, dimension: int, num_directions: int | None = None
 ) -> jax.Array:
     """`num_directions` orthonormal rows [K, D], uniformly distributed (Haar); all D by default.
-    Consumes `key`.
 
     Asking for more directions keeps the first ones, up to rounding.
 
+    Args:
+      seed: an integer, or a typed random key, which is consumed.
+
     Raises:
-      InputError: for a key that is neither one typed key nor a seed, and for numbers out of range.
+      InputError: for a seed that is neither, and for numbers out of range.
     """
-    key, dimension = resolve_key(key), check_integer("dimension", dimension, 1)
+    key, dimension = resolve_key(seed), check_integer("dimension", dimension, 1)
     num_directions = dimension if num_directions is None else num_directions
     num_directions = check_integer("num_directions", num_directions, 1, dimension)
     keys = member_keys(key, jnp.arange(num_directions))

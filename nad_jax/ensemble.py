@@ -70,34 +70,32 @@ def key_of_seed(seed: int | jax.Array) -> jax.Array:
     return jax.random.key(seed, impl="philox4x32")
 
 
-def resolve_key(key: jax.Array | int) -> jax.Array:
-    """A typed random key as it is, a seed as the key of `make_key`.
+def resolve_key(seed: jax.Array | int, name: str = "seed") -> jax.Array:
+    """A typed random key as it is, an integer as the key of `make_key`; `name` is the argument's.
 
     Raises:
       InputError: for anything else, several keys at once, a key of `jax.random.PRNGKey`, and a key
         of rbg, whose draws depend on which networks are computed together.
     """
-    needed = (
-        "key: must be a seed, an integer in 0 … 4294967295, or one key as of jax.random.key(seed)"
-    )
-    dtype, shape = getattr(key, "dtype", np.dtype(object)), getattr(key, "shape", ())
+    needed = f"{name}: must be an integer in 0 … 4294967295, or one key as of jax.random.key(0)"
+    dtype, shape = getattr(seed, "dtype", np.dtype(object)), getattr(seed, "shape", ())
     if jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if shape != ():
             raise InputError(f"{needed}, got keys of shape {shape}")
-        kind = jax.random.key_impl(key)
+        kind = jax.random.key_impl(seed)
         if "rbg" in str(kind):
             raise InputError(
-                f"key: must be of philox4x32 or threefry2x32, got one of {kind}; pass a seed"
+                f"{name}: must be of philox4x32 or threefry2x32, got a key of {kind}; pass an integer"
             )
-        return key
+        return seed
     if shape != ():
         legacy = dtype == np.uint32 and shape[-1] in (2, 4)
         got = "one of jax.random.PRNGKey" if legacy else f"an array of shape {shape}"
         raise InputError(f"{needed}, got {got}")
     try:
-        return make_key(key)
+        return make_key(seed)
     except InputError:
-        raise InputError(f"{needed}, got {shown(key)}") from None
+        raise InputError(f"{needed}, got {shown(seed)}") from None
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:

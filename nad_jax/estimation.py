@@ -36,12 +36,14 @@ from nad_jax.reading import (
     make_dense,
     overlap_halves,
 )
+from nad_jax.renamed import takes_old_names
 
 
+@takes_old_names(key="seed")
 def estimate_nads(
     model: Model,
     num_networks: int,
-    key: jax.Array | int = 0,
+    seed: jax.Array | int = 0,
     progress: Progress | None = None,
     stop_overlap: float | None = None,
     stop_size: int = 64,
@@ -63,7 +65,7 @@ def estimate_nads(
     Args:
       model: from `create_model`, `from_linen`, `from_nnx` or `from_functions`.
       num_networks: N >= 2, or 1 with several points; with `stop_overlap` the most that are taken.
-      key: a typed random key, or a seed for `make_key`; network n depends on (key, n) alone.
+      seed: an integer, or a typed random key; network n depends on (seed, n) alone.
       progress: called with the number of networks done.
       stop_overlap: in (0, 1]: stop at the first look at which the subspaces of `stop_size`
         directions of the two halves of the ensemble overlap so far (see `NADs.split_half_overlap`;
@@ -82,7 +84,7 @@ def estimate_nads(
         them, several logits and none chosen, a network whose derivative is not finite, or
         derivatives that are all zero, with the cause that can be seen (see `diagnosis`).
     """
-    key = ensemble.resolve_key(key)
+    key = ensemble.resolve_key(seed)
     check_function("progress", progress)
     estimator, execution = read_choices("estimate_nads", choices)
     choose_readout(model, estimator)  # refuses what does not fit before anything else is asked
@@ -230,13 +232,14 @@ def compare_passes(
     return subspaces.subspace_overlap(found.whole.directions, basis[: max(sizes)], sizes)
 
 
+@takes_old_names(key="seed")
 def estimate_leading_nads(
     model: Model,
     num_networks: int,
     num_directions: int = 64,
     num_passes: int = 3,
     num_extra: int = 32,
-    key: jax.Array | int = 0,
+    seed: jax.Array | int = 0,
     progress: Progress | None = None,
     *,
     points: Points | None = None,
@@ -253,7 +256,7 @@ def estimate_leading_nads(
     Source: NAD, Section 3, Definition 1; randomized subspace iteration: see `moments`.
 
     Args:
-      model, key, points, variables, **choices: as in `estimate_nads`. For large inputs:
+      model, seed, points, variables, **choices: as in `estimate_nads`. For large inputs:
         derivative="input_gradient", readout="sampled" with several num_readouts.
       num_networks: N >= 2, or 1 with several points; every pass goes over all of them.
       num_directions: K.
@@ -266,7 +269,7 @@ def estimate_leading_nads(
       InputError: as `estimate_nads`, and for fewer derivatives than directions in a half of the
         ensemble.
     """
-    key = ensemble.resolve_key(key)
+    key = ensemble.resolve_key(seed)
     check_function("progress", progress)
     estimator, execution = read_choices("estimate_leading_nads", choices)
     choose_readout(model, estimator)

@@ -384,7 +384,7 @@ def make_whole(
 
     def train(key: Any, learning_rate: Any, arrays: Arrays, data: Any) -> tuple[Any, Any]:
         rate = check_scalar("learning_rate", learning_rate)
-        member = Members(ensemble.resolve_key(key), rate, arrays)
+        member = Members(ensemble.resolve_key(key, "key"), rate, arrays)
 
         state = jax.lax.fori_loop(
             0,

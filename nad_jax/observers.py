@@ -23,6 +23,7 @@ from nad_jax.nads import NADs
 from nad_jax.points import Points
 from nad_jax.reading import find_directions, finish, make_dense
 from nad_jax.recipe import Recipe
+from nad_jax.renamed import takes_old_names
 from nad_jax.subspaces import default_sizes
 from nad_jax.tasks import separable
 
@@ -60,8 +61,9 @@ def gradient_cosine(model: Model, recipe: Recipe) -> Observer:
     return observe
 
 
+@takes_old_names(key="seed")
 def geometry(
-    model: Model, key: jax.Array | int = 0, points: Points | None = None, **choices: Any
+    model: Model, seed: jax.Array | int = 0, points: Points | None = None, **choices: Any
 ) -> EnsembleObserver:
     """The geometry E[g gᵀ] of all networks in training: a record (`NADs`) of each epoch, from 0.
 
@@ -70,7 +72,7 @@ def geometry(
     Args:
       model, points, **choices: as in `estimate_nads`; readout="sampled", num_readouts=1: the last
         layer is that of the network.
-      key: of the points, or a seed.
+      seed: of the points: an integer, or a typed random key.
 
     An epoch whose geometry has no directions (all networks dead, say) is None, with a warning;
     networks with rows that are not finite are counted as `diverged` in its config. The states of
@@ -79,7 +81,7 @@ def geometry(
     Raises:
       InputError: as `estimate_nads`, and before the training for fewer than two networks.
     """
-    key = ensemble.resolve_key(key)
+    key = ensemble.resolve_key(seed)
     estimator, execution = read_choices("geometry", choices)
     check_own_layer(estimator)
     if execution.chunk_size or execution.num_devices:

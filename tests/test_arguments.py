@@ -209,7 +209,7 @@ CASES = [
     # separable
     (
         lambda: n.sample_noise(NADS, 2, 2, 4),
-        "key: must be a seed, an integer in 0 … 4294967295, or one key as of",
+        "seed: must be an integer in 0 … 4294967295, or one key as of",
     ),
     (lambda: n.sample_separable(0, "abc", 4), "direction: must be real numbers [D], got 'abc'"),
     (lambda: n.sample_separable(0, 3 * EYE[0], 4), "direction: has norm 3, expected 1"),

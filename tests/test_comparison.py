@@ -106,7 +106,7 @@ def test_products_and_energies_are_those_of_the_averaged_moments(shape, symmetri
 
 def test_isotropy_is_that_of_the_spectrum_without_the_bias_of_few_networks():
     expected = SPECTRUM.sum() ** 2 / (12 * (SPECTRUM**2).sum())
-    found = [isotropy(_estimate(_linear(SPECTRUM**0.5), 64, key=key)) for key in range(12)]
+    found = [isotropy(_estimate(_linear(SPECTRUM**0.5), 64, seed=seed)) for seed in range(12)]
     values = np.array([one.value for one in found])
     errors = np.array([one.sem for one in found])
     z = (values - expected) / errors
@@ -120,7 +120,7 @@ def test_the_more_isotropic_of_two_is_named(steep):
     found = compare(flat, steep)
     assert found.z > 5 and "the first is more isotropic" in repr(found)
     assert compare(steep, flat).z == -found.z
-    assert "not certain" in repr(compare(flat, _estimate(_linear(np.ones(12)), key=1)))
+    assert "not certain" in repr(compare(flat, _estimate(_linear(np.ones(12)), seed=1)))
 
 
 def test_an_energy_map_is_that_of_the_fourier_basis_with_errors(tmp_path):

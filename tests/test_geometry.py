@@ -143,7 +143,7 @@ def test_a_field_and_points_of_ones_own_are_in_the_record_and_in_leading_nads():
     dense = estimate_nads(MODEL, 8, 1, **choices)
     assert dense.config["derivative"] == "_weighted_input"
     assert (dense.config["point"], dense.config["num_points"]) == ("given", 4)
-    leading = estimate_leading_nads(MODEL, 8, 2, key=1, **choices)
+    leading = estimate_leading_nads(MODEL, 8, 2, seed=1, **choices)
     np.testing.assert_allclose(leading.eigenvalues, dense.eigenvalues[:2], rtol=1e-4)
     assert leading.nads is leading and dense.pass_overlap.shape == (0, len(dense.overlap_sizes))
 

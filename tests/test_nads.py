@@ -466,10 +466,10 @@ def test_bad_agreements_to_stop_at_are_refused(overlap, size, message):
             4,
             -1,
             {},
-            "key: must be a seed, an integer in 0 … 4294967295, or one key as of .*, got -1",
+            "seed: must be an integer in 0 … 4294967295, or one key as of .*, got -1",
         ),
-        (4, 2**32, {}, "key: must be a seed, .*, got 4294967296"),
-        (4, "a", {}, "key: must be a seed, .*, got 'a'"),
+        (4, 2**32, {}, "seed: must be an integer in .*, got 4294967296"),
+        (4, "a", {}, "seed: must be an integer in .*, got 'a'"),
     ],
 )
 def test_bad_counts_and_seeds_are_refused(num_networks, key, choices, message):
@@ -510,8 +510,8 @@ def test_lenet_approaches_the_published_directions(published, tmp_path):
 
 def test_keys_whose_draws_depend_on_company_are_refused():
     model = create_model("logreg", (4, 4, 1))
-    with pytest.raises(InputError, match="key: must be of philox4x32 or threefry2x32, got one of"):
-        estimate_nads(model, 4, key=jax.random.key(0, impl="rbg"))
+    with pytest.raises(InputError, match="seed: must be of philox4x32 or threefry2x32, got a key"):
+        estimate_nads(model, 4, seed=jax.random.key(0, impl="rbg"))
     with pytest.raises(InputError, match="num_networks: must be an integer"):
         estimate_nads(model, 1e2)
 

@@ -186,7 +186,7 @@ TAKE_A_KEY = {
         MODEL, 4, key, logit=0, derivative="input_gradient"
     ),
     "estimate_leading_nads": lambda key: nad_jax.estimate_leading_nads(
-        MODEL, 4, 1, 1, key=key, logit=0, derivative="input_gradient"
+        MODEL, 4, 1, 1, seed=key, logit=0, derivative="input_gradient"
     ),
     "sample_noise": lambda key: nad_jax.sample_noise(key, 4, 4, 4),
     "sample_separable": lambda key: nad_jax.sample_separable(key, np.eye(4)[0], 4),
@@ -206,7 +206,7 @@ def test_keys_are_one_typed_key_or_a_seed(function):
     for one, other in zip(by_seed, by_key, strict=True):
         np.testing.assert_array_equal(one, other)
     call(jax.random.key(0))
-    needed = r"key: must be a seed, an integer in 0 … 4294967295, or one key as of jax\.random\.key\(seed\), got "
+    needed = r"(seed|key): must be an integer in 0 … 4294967295, or one key as of jax\.random\.key\(0\), got "
     for wrong, message in {
         "legacy": (jax.random.PRNGKey(0), r"one of jax\.random\.PRNGKey"),
         "numpy": (np.asarray(jax.random.PRNGKey(0)), r"one of jax\.random\.PRNGKey"),
@@ -223,6 +223,14 @@ def test_keys_are_one_typed_key_or_a_seed(function):
             call(wrong)
     with pytest.raises(
         InputError,
-        match=r"^key: must be of philox4x32 or threefry2x32, got one of rbg; pass a seed$",
+        match=r"^(seed|key): must be of philox4x32 or threefry2x32, got a key of rbg; pass an integer$",
     ):
         call(jax.random.key(0, impl="rbg"))
+
+
+def test_seeds_are_still_taken_by_their_old_name():
+    with pytest.warns(FutureWarning, match="^key: is called seed now$"):
+        old = nad_jax.basis_random(key=3, dimension=4)
+    np.testing.assert_array_equal(old, nad_jax.basis_random(seed=3, dimension=4))
+    with pytest.raises(InputError, match="^key: is the old name of seed; both are given$"):
+        nad_jax.basis_random(key=3, seed=3, dimension=4)

@@ -267,7 +267,7 @@ def _model():
 
 def test_symmetrized_nads_are_worth_several_times_the_networks():
     choices = {"derivative": "input_gradient", "point_scale": 0.0, "chunk_size": 20}
-    reference = estimate_nads(_model(), 400, key=1, **choices)
+    reference = estimate_nads(_model(), 400, seed=1, **choices)
     plain, better = (
         estimate_nads(_model(), 60, symmetrized=flag, **choices) for flag in (False, True)
     )

@@ -30,6 +30,7 @@ from nad_jax.errors import (
 from nad_jax.fitting import REQUIRED, Arrays, Task, keys_of_seeds
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
+from nad_jax.renamed import takes_old_names
 from nad_jax.tables import Metrics
 
 
@@ -58,15 +59,18 @@ def check_sizes(recipe: Recipe) -> tuple[int, int]:
     return num_train, check_num_samples("num_test", recipe.num_test)
 
 
-def sample_noise(key: jax.Array | int, num_train: int, num_test: int, dimension: int) -> Noise:
-    """The noise of one replicate, from `key` and the split alone: [num_train, D] and [num_test, D],
-    N(0, I).
+@takes_old_names(key="seed")
+def sample_noise(seed: jax.Array | int, num_train: int, num_test: int, dimension: int) -> Noise:
+    """The noise of one replicate, from `seed` and the split alone: [num_train, D] and
+    [num_test, D], N(0, I).
+
+    Args:
+      seed: an integer, or a typed random key.
 
     Raises:
-      InputError: for a key that is neither one typed key nor a seed, and for sizes that are not
-        positive.
+      InputError: for a seed that is neither, and for sizes that are not positive.
     """
-    key, dimension = resolve_key(key), check_integer("dimension", dimension, 1)
+    key, dimension = resolve_key(seed), check_integer("dimension", dimension, 1)
     sizes = {
         "train": check_integer("num_train", num_train, 1),
         "test": check_integer("num_test", num_test, 1),
@@ -117,25 +121,25 @@ def separate(
     return sigma * noise + coefficient[:, None] * direction[None]
 
 
+@takes_old_names(key="seed")
 def sample_separable(
-    key: jax.Array | int,
+    seed: jax.Array | int,
     direction: jax.Array,
     num_samples: int,
     epsilon: float = 1.0,
     sigma: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """`num_samples` samples of D(v) and their labels: x [B, D] float32, labels [B] in {0, 1}.
-    Consumes the key.
 
     Class means are ±ε v, label 0 at +ε v; labels are balanced exactly; the noise has no component
     along v. Source: NAD, Section 2. `direction` is v, [D], of unit norm; ε and σ are in units of
-    the input.
+    the input. `seed` is an integer, or a typed random key, which is consumed.
 
     Raises:
-      InputError: unless `key` is one typed key or a seed, `num_samples` is even, `direction` is a
+      InputError: unless `seed` is one of these, `num_samples` is even, `direction` is a
         unit vector, and ε and σ are numbers of at least 0.
     """
-    key, num_samples = resolve_key(key), check_num_samples("num_samples", num_samples)
+    key, num_samples = resolve_key(seed), check_num_samples("num_samples", num_samples)
     direction = real_array("direction", direction, "[D]")
     labels = label_samples(jnp.arange(num_samples))
     noise = jax.random.normal(key, (num_samples, direction.size), jnp.float32)
