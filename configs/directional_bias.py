@@ -97,7 +97,8 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     # D(v).
     config.epsilons = (1.0,)  # class means are ±epsilon v
     config.sigmas = (3.0,)  # standard deviation of the noise orthogonal to v
-    config.nums_train = (10_000,)
+    config.num_train = (10_000,)
+    config.nums_train = ()  # the earlier name of num_train, which is still taken
     config.num_test = 10_000
     config.seeds = (0,)
 

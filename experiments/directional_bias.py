@@ -21,6 +21,7 @@ from experiments.run.config import (
     check_seeds,
     check_sweeps,
     read_model,
+    take_earlier_names,
     written,
 )
 from experiments.run.folder import Folder
@@ -40,7 +41,7 @@ SWEEPS = {
     "poolings": "pooling",
     "widths": "width",
     "optimizers": "optimizer",
-    "nums_train": "num_train",
+    "num_train": "num_train",
     "seeds": "seed",
     "sigmas": "sigma",
     "epsilons": "epsilon",
@@ -67,24 +68,23 @@ FIELDS = Fields(
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises one `InputError` with a line per problem."""
+    """Raises one `InputError` with a line per problem; fields under earlier names are renamed."""
+    take_earlier_names(config)
     FIELDS.check_known(config)
     check_all(lambda: check_sweeps(config, SWEEPS), lambda: check_image_shape(config.image_shape))
     networks = itertools.product(config.architectures, config.poolings, config.widths)
-    recipes = itertools.product(config.optimizers, config.nums_train)
+    recipes = itertools.product(config.optimizers, config.num_train)
     check_all(
         *(partial(_read_model, config, *axes) for axes in networks),
         lambda: check_seeds("seeds", *config.seeds),
         lambda: check_each(config, "sigmas", check_number, 0.0),
         lambda: check_each(config, "epsilons", check_number, 0.0),
         lambda: sources.validate(config),
-        lambda: check_each(config, "nums_train", check_num_samples),
+        lambda: check_each(config, "num_train", check_num_samples),
         lambda: check_num_samples("num_test", config.num_test),
         lambda: trained.check_execution(config),
         *(
-            partial(
-                trained.check_recipe, config, "optimizers", *axes, config.num_test, "nums_train"
-            )
+            partial(trained.check_recipe, config, "optimizers", *axes, config.num_test)
             for axes in recipes
         ),
     )

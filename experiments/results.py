@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.run.config import EARLIER
 from nad_jax import store
 from nad_jax.accuracy_plots import Curve, Frequencies
 from nad_jax.errors import InputError
@@ -88,10 +89,11 @@ def read_table(
             f"{path}: damaged, not JSON ({error}); give the command without --figures_only"
         ) from error
     asked = json.loads(json.dumps(command))
+    stored = {EARLIER.get(name, name): value for name, value in made_by.items()}
     differing = [
-        f"  {name}: folder {made_by.get(name)!r}, command {asked.get(name)!r}"
-        for name in sorted({*asked, *made_by})
-        if made_by.get(name) != asked.get(name)
+        f"  {name}: folder {stored.get(name)!r}, command {asked.get(name)!r}"
+        for name in sorted({*asked, *stored})
+        if stored.get(name) != asked.get(name)
     ]
     if differing:
         lines = [f"{workdir}: its table was made by another command", *differing]

@@ -71,13 +71,11 @@ def check_recipe(
     optimizer: str,
     num_train: int,
     num_test: int,
-    num_train_field: str = "num_train",
 ) -> None:
     """Raises `InputError` where `read_recipe` gives none that can be carried out."""
     recipe, learning_rate = read_recipe(config, field, optimizer, num_train, num_test)
-    names = {"num_train": num_train_field, "optimizer": field}
     lines = (line.split(":", 1) for line in recipe.problems())
-    problems = [f"{names.get(name, name)}:{rest}" for name, rest in lines]
+    problems = [f"{field if name == 'optimizer' else name}:{rest}" for name, rest in lines]
     problems += errors.problems(lambda: check_number("learning_rate", learning_rate, 0.0))
     errors.raise_problems(problems)
 

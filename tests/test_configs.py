@@ -93,7 +93,7 @@ def test_every_recipe_of_directional_bias_is_valid_at_every_sweep_point(recipe):
         config.nads = "nads.npz"
     directional_bias.validate(config)
     points = itertools.product(
-        config.architectures, config.poolings, config.optimizers, config.nums_train
+        config.architectures, config.poolings, config.optimizers, config.num_train
     )
     for architecture, pooling, optimizer, num_train in points:
         make_train(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shutil
 
 import numpy as np
@@ -31,7 +32,7 @@ def _config(recipe="accuracy_map", **changes):
         architectures=("logreg",),
         poolings=("default",),
         image_shape=(8, 8, 1),
-        nums_train=(100,),
+        num_train=(100,),
         num_test=50,
         num_epochs=2,
         batch_size=32,
@@ -291,10 +292,45 @@ def test_a_sweep_extends_a_folder_and_another_training_is_refused(finished, tmp_
         run(directional_bias, _config(learning_rate=0.1), workdir)
 
 
+def test_the_earlier_name_of_a_field_is_taken_with_one_warning(finished, tmp_path, caplog):
+    workdir = _copy(finished, tmp_path)
+    stored = sorted((workdir / "units").iterdir())
+    config = _config(num_train=(10_000,), nums_train=(100,))
+    run(directional_bias, config, workdir)
+    directional_bias.draw(config, workdir)
+    assert caplog.text.count("nums_train: is called num_train now") == 1
+    assert (config.num_train, config.nums_train) == ((100,), ())
+    assert sorted((workdir / "units").iterdir()) == stored
+    assert (workdir / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+    with pytest.raises(InputError, match=r"^nums_train: is the earlier name of num_train; both"):
+        directional_bias.validate(_config(nums_train=(50,)))
+    own = _config(num_train=(10_000,), nums_train=(100,))
+    with own.unlocked():
+        del own.num_train  # a recipe file written for an earlier version
+    directional_bias.validate(own)
+    assert own.num_train == (100,)
+    with own.unlocked():
+        del own.nums_train
+    directional_bias.validate(own)
+
+
+def test_a_table_of_the_earlier_name_is_drawn(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    said = json.loads((workdir / "command.json").read_text())
+    assert "nums_train" not in said["command"]
+    command = {("nums_train" if n == "num_train" else n): v for n, v in said["command"].items()}
+    said |= {"command": command, "digest": results._digest(workdir, command, said["missing"])}
+    (workdir / "command.json").write_text(json.dumps(said))
+    directional_bias.draw(_config(), workdir)
+    assert (workdir / "accuracy_map.png").exists()
+    with pytest.raises(InputError, match=r"num_train: folder \[100\], command \[50\]"):
+        directional_bias.draw(_config(num_train=(50,)), workdir)
+
+
 def test_static_axes_are_swept(tmp_path):
     config = _config(
         optimizers=("sgd", "adam:learning_rate=0.01"),
-        nums_train=(50, 100),
+        num_train=(50, 100),
         frequency_step=8,
     )
     run(directional_bias, config, tmp_path)
@@ -573,7 +609,7 @@ def test_bad_input_is_reported_at_once(tmp_path):
     config = _config(
         sigmas=(-1.0,),
         optimizers=("sdg",),
-        nums_train=(3,),
+        num_train=(3,),
         frequency_step=0,
         phases="cos",
         source="nads",
@@ -585,7 +621,7 @@ def test_bad_input_is_reported_at_once(tmp_path):
     assert names == {
         "sigmas",
         "optimizers",
-        "nums_train",
+        "num_train",
         "phases",
         "frequency_step",
         "nads",

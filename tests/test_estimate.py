@@ -33,7 +33,7 @@ def test_memory_is_that_of_the_machine_and_programs_need_more_for_more_networks(
     assert 2**30 < costs.device_bytes() < 2**50
     config = load_config("directional_bias").get_config("accuracy_map")
     config.update(
-        image_shape=(16, 16, 1), nums_train=(64,), num_test=64, batch_size=16, mapping="vectorized"
+        image_shape=(16, 16, 1), num_train=(64,), num_test=64, batch_size=16, mapping="vectorized"
     )
     member = directional_bias.make_networks(config)[0]
     assert member.program == ("lenet", "default", "sgd", 64)

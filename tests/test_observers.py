@@ -217,7 +217,7 @@ def test_images_take_transforms_whose_arrays_are_bound_or_have_defaults():
 def test_weights_that_a_run_stores_are_those_of_its_networks(tmp_path):
     config = load_config("directional_bias").get_config("accuracy_map,mlp")
     config.update(
-        image_shape=SHAPE, source="pixel", indices=(0, 1, 2), nums_train=(64,), num_test=32, frequency_range=(-2, 3),
+        image_shape=SHAPE, source="pixel", indices=(0, 1, 2), num_train=(64,), num_test=32, frequency_range=(-2, 3),
         num_epochs=3, batch_size=16, sigmas=(1.0,), widths=(8,), loss_window=2, keep_weights=True,
     )  # fmt: skip
     from experiments.run import runner

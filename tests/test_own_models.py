@@ -165,7 +165,7 @@ COMMANDS = {
     },
     "directional_bias": {
         "architectures": "{own}",
-        "nums_train": 32,
+        "num_train": 32,
         "num_test": 32,
         "num_epochs": 2,
         "frequency_range": "0,4",

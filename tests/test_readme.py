@@ -41,7 +41,7 @@ printf '%s\\x1e' "$fields" >> "$RECORD"
 
 # What is carried out, by the beginning of the value of --config: the fields that make it small. Of
 # commands that these make the same, the first one is.
-TASK = {"architectures": "logreg", "image_shape": "6,6,1", "nums_train": 16, "num_test": 16}
+TASK = {"architectures": "logreg", "image_shape": "6,6,1", "num_train": 16, "num_test": 16}
 TASK |= {"optimizers": "sgd", "num_epochs": 2, "batch_size": 8, "loss_window": 2}
 TASK |= {"sigmas": 3.0, "seeds": 0, "frequency_range": "-3,3", "frequency_step": 3}
 ENSEMBLE = {"architecture": "logreg", "image_shape": "6,6,1", "num_networks": 8, "unit_size": 4}

@@ -41,7 +41,7 @@ SWEEP = [
     "--config.source=pixel",  # 64 directions, a unit each
     "--config.image_shape=8,8,1",
     "--config.frequency_range=-4,4",
-    "--config.nums_train=200,",
+    "--config.num_train=200,",
     "--config.num_test=100",
     "--config.num_epochs=2",
 ]
@@ -261,7 +261,7 @@ def _config(**changes):
         source="pixel",
         image_shape=(8, 8, 1),
         frequency_range=(-4, 4),
-        nums_train=(200,),
+        num_train=(200,),
         num_test=100,
     )
     config.update(num_epochs=2, indices=(0, 1, 2, 3))
@@ -584,7 +584,7 @@ def test_a_process_with_too_little_memory_halves_the_chunk(tmp_path):
     arguments += [
         "--config.frequency_range=-4,4",
         "--config.num_test=64",
-        "--config.nums_train=64,",
+        "--config.num_train=64,",
     ]
     arguments += ["--config.num_epochs=1", "--config.batch_size=64", "--config.mapping=vectorized"]
     arguments += ["--config.schedule=constant", "--config.chunk_size=32", "--config.indices=0,"]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.run.origin import Json
@@ -24,6 +25,9 @@ HOW = ("mapping", "chunk_size")
 CheckValue = Callable[..., Any]  # of `errors`: takes a field's name, its value and bounds
 # Fields that came later, with the value that folders from before them have: it is not written down.
 LATER = {"width": 0, "widths": (0,)}
+# Names that fields once had, in recipe files empty, which are still taken; they are not written
+# down.
+EARLIER = {"nums_train": "num_train"}
 
 
 class Fields(NamedTuple):
@@ -56,15 +60,34 @@ class Fields(NamedTuple):
         """
         known = _recipe(self.experiment)
         known = known[place] if place else known
-        lines = [f"{name}: field is missing" for name in known if name not in config]
+        missing = [name for name in known if name not in config and name not in EARLIER]
+        lines = [f"{name}: field is missing" for name in missing]
         lines += [str(unknown("config field", n, known)) for n in config if n not in known]
         errors.raise_problems(lines)
 
 
 def written(values: Json, left_out: tuple[str, ...] = ()) -> Json:
     """Those of these fields that are written down, but for those that are left out."""
-    later = {name for name, value in LATER.items() if values.get(name) == value}
-    return {name: value for name, value in values.items() if name not in {*later, *left_out}}
+    left = {name for name, value in LATER.items() if values.get(name) == value}
+    left |= {*EARLIER, *left_out}
+    return {name: value for name, value in values.items() if name not in left}
+
+
+def take_earlier_names(config: ConfigDict) -> None:
+    """Moves what was given under the earlier name of a field to the field, with a warning.
+
+    Raises:
+      InputError: where the field is given, too.
+    """
+    for earlier, name in EARLIER.items():
+        if not config.get(earlier):
+            continue
+        default = _recipe(config.experiment)[name]
+        if config.get(name, default) != default:
+            raise InputError(f"{earlier}: is the earlier name of {name}; both are given")
+        logging.warning("%s: is called %s now", earlier, name)
+        with config.unlocked():  # a recipe file of one's own may have the earlier name alone
+            config[name], config[earlier] = config[earlier], ()
 
 
 @functools.cache
