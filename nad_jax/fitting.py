@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 from nad_jax import ensemble
 from nad_jax.contract import check_training, reported
-from nad_jax.errors import check_record, check_scalar, raise_problems
+from nad_jax.errors import check_function, check_record, check_scalar, raise_problems
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import PRECISIONS, Recipe
 from nad_jax.tables import Metrics
@@ -72,6 +72,11 @@ class FitMetrics(NamedTuple):
 Observer = Callable[[Any, Any, Members], Any]
 
 
+# Of outputs [B, K] and targets, one number for each sample [B].
+PerSample = Callable[[jax.Array, Any], jax.Array]
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
 def has_label(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether the largest of logits [B, K] is that of the label [B]."""
     return outputs.argmax(-1) == labels
@@ -99,7 +104,8 @@ class Task(NamedTuple):
     sample(data, split, indices, arrays) -> (x, targets): the samples of numbers `indices` [B], in
       0 … num_train − 1 of the split "train" or 0 … num_test − 1 of "test": x [B, *input_shape] or
       [B, D]; of one network, whose own `arrays` they may depend on.
-    loss(outputs, targets) -> [B], correct(outputs, targets) -> [B]: of outputs [B, K].
+    loss(outputs, targets) -> [B] real numbers, correct(outputs, targets) -> [B] truth values: of
+      outputs [B, K].
     arrays: the names of what differs between networks, and their defaults (`REQUIRED`: none).
     takes_others: whether `sample` also takes arrays of other names.
     prepare(model, arrays) -> arrays: arrays [N, …], checked, as `sample` takes them.
@@ -118,8 +124,8 @@ class Task(NamedTuple):
 
     data: Callable[[Model, Recipe, int], Any]
     sample: Callable[[Any, str, jax.Array, Arrays], tuple[jax.Array, Any]]
-    loss: Callable[[jax.Array, Any], jax.Array] = optax.softmax_cross_entropy_with_integer_labels
-    correct: Callable[[jax.Array, Any], jax.Array] = has_label
+    loss: PerSample = cross_entropy
+    correct: PerSample = has_label
     arrays: Arrays = MappingProxyType({})
     takes_others: bool = False
     prepare: Callable[[Model, Arrays], Arrays] = lambda model, arrays: arrays
@@ -150,6 +156,18 @@ class Task(NamedTuple):
 
 
 REQUIRED = "required"  # in place of a default
+
+
+def choose_loss(loss: PerSample, correct: PerSample) -> dict[str, Any]:
+    """The fields of a task whose loss may be a user's: with the defaults alone it is trusted.
+
+    Raises:
+      InputError: for what is no function.
+    """
+    check_function("loss", loss, optional=False)
+    check_function("correct", correct, optional=False)
+    trusted = loss is cross_entropy and correct is has_label
+    return {"loss": loss, "correct": correct, "trusted": trusted}
 
 
 class FitState(NamedTuple):

@@ -6,25 +6,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from nad_jax.contract import reported, shape_of_variables
-from nad_jax.errors import InputError, first_line
-from nad_jax.fitting import SPLITS, Members, Task
+from nad_jax.errors import InputError, first_line, shown
+from nad_jax.fitting import SPLITS, Members, Task, cross_entropy
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 
 
 def check_task(model: Model, recipe: Recipe, task: Task, data: Any, member: Members) -> None:
     """Raises `InputError` where a task gives no samples of the model's inputs, has fewer than the
-    recipe asks for, or its `loss` or `correct` are not one number for each sample.
+    recipe asks for, its `loss` or `correct` are not one number or truth value for each sample, or
+    the first losses are not finite.
 
     Args:
       data: of the task. member: of one network.
     """
     variables = shape_of_variables(model)
+    # Other than the number of outputs, with which it could be confused.
+    batch = 3 if model.num_logits == 2 else 2
     for split, count in zip(SPLITS, (recipe.num_train, recipe.num_test), strict=True):
-        indices, arrays = np.array([0, count - 1]), (data, member.arrays)
+        indices = np.linspace(0, count - 1, batch).astype(int)
+        arrays = data, member.arrays
         sample = partial(_sample, task, split, indices)
         # JAX would take the last sample again and again where there are too few; NumPy says so.
         try:
@@ -42,14 +45,15 @@ def check_task(model: Model, recipe: Recipe, task: Task, data: Any, member: Memb
             raise InputError(f"task: sample must return (x, targets), got {type(samples).__name__}")
         x, targets = samples
         size = int(np.prod(model.image_shape))
-        if x.shape[:1] != (2,) or np.prod(x.shape) != 2 * size:
+        if x.shape[:1] != (batch,) or np.prod(x.shape) != batch * size:
             raise InputError(
                 f"task: sample must give inputs [B, {', '.join(map(str, model.image_shape))}] or "
-                f"[B, {size}], got shape {x.shape} for B = 2"
+                f"[B, {size}], got shape {x.shape} for B = {batch}"
             )
-        x = jax.ShapeDtypeStruct((2, *model.image_shape), x.dtype)
+        x = jax.ShapeDtypeStruct((batch, *model.image_shape), x.dtype)
         outputs = jax.eval_shape(model.apply, variables, x)
         _check_numbers(task, outputs, targets)
+    _check_finite(model, recipe, task, data, member)
 
 
 def _sample(task: Task, split: str, indices: np.ndarray, data: Any, arrays: Any) -> Any:
@@ -58,15 +62,47 @@ def _sample(task: Task, split: str, indices: np.ndarray, data: Any, arrays: Any)
 
 def _check_numbers(task: Task, outputs: jax.ShapeDtypeStruct, targets: Any) -> None:
     labels = jax.tree.leaves(targets)
-    default = task.loss is optax.softmax_cross_entropy_with_integer_labels
-    if default and not all(jnp.issubdtype(one.dtype, jnp.integer) for one in labels):
+    integers = all(jnp.issubdtype(one.dtype, jnp.integer) for one in labels)
+    if task.loss is cross_entropy and not integers:
         raise InputError(
             f"task: targets are {labels[0].dtype}, but the default loss is cross-entropy "
             "of integer labels [B]; give a loss"
         )
-    for name in ("loss", "correct"):
-        function = getattr(task, name)
+    count = len(outputs)
+    for name, kind, needed in (
+        ("loss", jnp.floating, "real numbers"),
+        ("correct", jnp.bool_, "truth values"),
+    ):
         with reported(f"task: {name}"):
-            shape = jax.eval_shape(function, outputs, targets).shape
-        if shape != (2,):
-            raise InputError(f"task: {name} must be one number for each sample, [B], got {shape}")
+            found = jax.eval_shape(getattr(task, name), outputs, targets)
+        shape = getattr(found, "shape", type(found).__name__)
+        if shape != (count,):
+            raise InputError(
+                f"task: {name} must be one number for each sample, [B], got {shape} for B = {count}"
+            )
+        if not jnp.issubdtype(found.dtype, kind):
+            raise InputError(f"task: {name} must give {needed}, got {found.dtype}")
+
+
+def _check_finite(model: Model, recipe: Recipe, task: Task, data: Any, member: Members) -> None:
+    """Raises `InputError` where losses of the first batch are not finite though the outputs of the
+    network, as it is initialized, are.
+    """
+
+    @jax.jit
+    def first_losses(data: Any, member: Members) -> tuple[jax.Array, jax.Array]:
+        start_key, _, key = jax.random.split(member.key, 3)
+        indices = jnp.arange(min(recipe.batch_size, recipe.num_train))
+        x, targets = task.sample(data, "train", indices, member.arrays)
+        x = x.reshape(-1, *model.image_shape)
+        outputs, _ = model.apply(model.init(start_key), x, key, train=True)
+        losses = task.loss(outputs, targets)
+        return losses, jnp.isfinite(outputs).all(1)
+
+    losses, valid = map(np.asarray, first_losses(data, member))
+    wrong = losses[valid & ~np.isfinite(losses)]
+    if len(wrong):
+        raise InputError(
+            f"task: loss must be finite, got {shown(float(wrong[0]))} for {len(wrong)} of the first "
+            f"{len(losses)} training samples, whose outputs are finite, before any training"
+        )

@@ -1,11 +1,14 @@
 """A task, and observers, of one's own that break their contract are refused before the training."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import nad_jax
-from nad_jax import InputError, Recipe, Task, create_model, observers, train_many
+from nad_jax import InputError, Recipe, Task, create_model, observers, tasks, train_many
+from nad_jax.fitting import cross_entropy
+from nad_jax.training import make_members
 
 INPUTS = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
 TARGETS = np.tanh(INPUTS[:, 0])
@@ -54,6 +57,98 @@ def test_more_samples_than_there_are_are_refused(split):
 def test_what_breaks_the_contract_is_named(changes, problem):
     with pytest.raises(InputError, match=problem):
         train_many(MODEL, _task(**changes), recipe=RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"loss": lambda o, y: jnp.log(0 * (o[:, 0] - y))},
+            "loss must be finite, got .*inf for 20",
+        ),
+        ({"loss": lambda o, y: o[:, 0] > y}, "loss must give real numbers, got bool"),
+        ({"correct": lambda o, y: o[:, 0] - y}, "correct must give truth values, got float32"),
+        ({"loss": lambda o, y: (o[:, 0], y)}, "loss must be one number .* got tuple"),
+    ],
+)
+def test_losses_that_cannot_be_trained_are_named(changes, problem):
+    with pytest.raises(InputError, match=f"^task: {problem}"):
+        train_many(MODEL, _task(**changes), recipe=RECIPE)
+
+
+def test_outputs_that_are_not_finite_are_no_fault_of_the_loss():
+    spoilt = INPUTS.copy()
+    spoilt[3] = np.nan
+    task = _task(data=lambda model, recipe, seed: (jnp.asarray(spoilt), jnp.asarray(TARGETS)))
+    assert train_many(MODEL, task, recipe=RECIPE).diverged_at.tolist() != [-1]
+
+
+TWO = create_model("mlp", (4, 4, 1), 2, width=4)
+
+
+def _images(**losses):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 4, 4, 1), np.uint8)
+    labels = (pixels.mean((1, 2, 3)) > 127).astype(np.int32)
+    return tasks.images(nad_jax.ImageData(pixels, labels, pixels, labels), **losses), {}
+
+
+def _separable(**losses):
+    return tasks.separable(**losses), {"direction": np.eye(16, dtype=np.float32)[:1]}
+
+
+def squares(outputs, labels):
+    return ((outputs - jax.nn.one_hot(labels, 2)) ** 2).sum(1)
+
+
+@pytest.mark.parametrize("make", [_separable, _images])
+def test_a_task_takes_a_loss(make):
+    def train(**losses):
+        task, arrays = make(**losses)
+        return train_many(TWO, task, recipe=RECIPE, learning_rate=0.1, keep=True, **arrays)
+
+    plain = train()
+    same = train(loss=lambda outputs, labels: cross_entropy(outputs, labels))
+    jax.tree.map(np.testing.assert_array_equal, same, plain)
+    other = train(loss=squares, correct=lambda outputs, labels: outputs[:, 1] > 100)
+    assert other.train_accuracy.tolist() == [0] and other.train_loss < 2
+    assert not np.array_equal(other.losses, plain.losses)
+    # The loss of the networks as they are, from their variables, in NumPy.
+    task, arrays = make()
+    members, _ = make_members(TWO, task, arrays, 0.1, 0)
+    data = task.data(TWO, RECIPE, 0)
+    member = jax.tree.map(lambda leaf: leaf[0], members)
+    x, labels = task.sample(data, "test", jnp.arange(40), member.arrays)
+    variables = jax.tree.map(lambda leaf: leaf[0], other.variables)
+    outputs = np.asarray(TWO.apply(variables, x.reshape(-1, 4, 4, 1)), np.float64)
+    expected = ((outputs - np.eye(2)[np.asarray(labels)]) ** 2).sum(1).mean()
+    np.testing.assert_allclose(other.test_loss, [expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [_separable, _images])
+@pytest.mark.parametrize(
+    ("losses", "problem"),
+    [
+        ({"loss": lambda o, y: o.mean(0)}, r"task: loss must be .* got \(2,\) for B = 3"),
+        ({"loss": lambda o, y: squares(o, y).mean()}, r"task: loss must be .* got \(\)"),
+        ({"loss": lambda o, y: squares(o, y) / 0}, "task: loss must be finite, got .*inf"),
+        ({"loss": lambda o: o}, "task: loss raised TypeError"),
+        ({"correct": squares}, "task: correct must give truth values"),
+        ({"loss": "squares"}, "loss: must be a function, got 'squares'"),
+        ({"correct": None}, "correct: must be a function, got None"),
+    ],
+)
+def test_a_loss_that_breaks_the_contract_is_named(make, losses, problem):
+    with pytest.raises(InputError, match=f"^{problem}") as caught:
+        task, arrays = make(**losses)
+        train_many(TWO, task, recipe=RECIPE, **arrays)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_tasks_with_the_losses_of_the_package_need_no_test():
+    assert tasks.separable().trusted and _images()[0].trusted
+    assert not tasks.separable(loss=squares).trusted
+    assert not _images(correct=lambda o, y: o[:, 0] > 0)[0].trusted
 
 
 def test_labels_that_are_no_integers_need_a_loss_of_their_own():

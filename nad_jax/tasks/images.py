@@ -23,7 +23,16 @@ from nad_jax.errors import (
     real_array,
     shown,
 )
-from nad_jax.fitting import REQUIRED, Arrays, Task, keys_of_seeds
+from nad_jax.fitting import (
+    REQUIRED,
+    Arrays,
+    PerSample,
+    Task,
+    choose_loss,
+    cross_entropy,
+    has_label,
+    keys_of_seeds,
+)
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 
@@ -106,6 +115,8 @@ def images(
     transform: Transform | None = None,
     mean: Any = 0.0,
     std: Any = 1.0,
+    loss: PerSample = cross_entropy,
+    correct: PerSample = has_label,
 ) -> Task:
     """Classifying images as a task: a training image x of label y becomes
     (transform(x, y, …) − mean) / std, a test image (x − mean) / std.
@@ -119,10 +130,15 @@ def images(
         networks differ, to images of the same shape, e.g. `interventions.poison`, whose
         `carriers` and `coefficients` are then arrays [N, …] of the task.
       mean, std: numbers, or one for each channel [C].
+      loss: of outputs [B, K] and labels [B] in 0 … K − 1, real numbers [B]; default: cross-entropy
+        of the labels.
+      correct: of the same, truth values [B]; default: whether the largest output is the label's.
 
     Raises:
-      InputError: for another transform than a function; and, where it meets a model, for images,
-        labels, `mean` or `std` that do not fit, and a transform that fails or changes the shape.
+      InputError: for another transform, loss or correct than a function; where it meets a model,
+        for images, labels, `mean` or `std` that do not fit, and a transform that fails or changes
+        the shape; before networks are trained, for a loss or correct that fails or whose results
+        have another form, and for losses that are not finite at the start.
     """
     check_function("transform", transform)
     if data is not None:
@@ -158,8 +174,8 @@ def images(
         takes_others=_takes_others(transform),
         mapping="sequential",  # few and large, and a chunk is always filled up
         make_keys=lambda seeds, arrays: keys_of_seeds("image networks", seeds),
-        trusted=True,
         sizes=None if data is None else (len(data.train_images), len(data.test_images)),
         recipe=cifar_recipe(),
         learning_rate=0.21,
+        **choose_loss(loss, correct),
     )

@@ -27,7 +27,16 @@ from nad_jax.errors import (
     number_array,
     real_array,
 )
-from nad_jax.fitting import REQUIRED, Arrays, Task, keys_of_seeds
+from nad_jax.fitting import (
+    REQUIRED,
+    Arrays,
+    PerSample,
+    Task,
+    choose_loss,
+    cross_entropy,
+    has_label,
+    keys_of_seeds,
+)
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.renamed import takes_old_names
@@ -222,11 +231,20 @@ class TrainMetrics(NamedTuple):
     )
 
 
-def separable() -> Task:
+def separable(loss: PerSample = cross_entropy, correct: PerSample = has_label) -> Task:
     """D(v) as a task: networks differ in `direction` [N, D], `epsilon` and `sigma`.
 
     The noise depends on the seed alone, initialization and order of the samples on the seed and the
     direction: networks that differ in ε, σ or learning rate share all their random numbers.
+
+    Args:
+      loss: of outputs [B, 2] and labels [B] in {0, 1}, label 0 at +ε v, real numbers [B]; default:
+        cross-entropy of the labels.
+      correct: of the same, truth values [B]; default: whether the larger output is the label's.
+
+    Raises:
+      InputError: for what is no function; and, before networks are trained, for functions that
+        fail, whose results have another form, and for losses that are not finite at the start.
     """
     return Task(
         data=_make_data,
@@ -235,7 +253,6 @@ def separable() -> Task:
         prepare=_prepare,
         make_keys=network_keys,
         num_outputs=2,
-        trusted=True,
         shared=False,
         learning_rate=0.5,
         probe=lambda logits: logits[:, 0] - logits[:, 1],
@@ -243,6 +260,7 @@ def separable() -> Task:
             "gradient_cosine": _cosine(gradient.reshape(-1), arrays["direction"])
         },
         metrics=TrainMetrics,
+        **choose_loss(loss, correct),
     )
 
 
