@@ -64,7 +64,7 @@ class EnergyMap(NamedTuple):
     energy: np.ndarray
     sem: np.ndarray
 
-    def rows(self) -> list[Row]:
+    def to_rows(self) -> list[Row]:
         """A row for each frequency: that along each axis, the energy and its standard error."""
         axes = np.meshgrid(*self.frequencies, indexing="ij")
         columns = {f"frequency_{a}": one.reshape(-1).tolist() for a, one in enumerate(axes)}
@@ -74,7 +74,7 @@ class EnergyMap(NamedTuple):
         }
         return zip_columns(columns)
 
-    to_csv = Tabular.to_csv
+    rows, to_csv, to_dataframe = to_rows, Tabular.to_csv, Tabular.to_dataframe
 
     def plot(self) -> Any:
         """A figure of the energies of images over (vertical, horizontal) frequency.

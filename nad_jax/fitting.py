@@ -52,6 +52,8 @@ class FitMetrics(NamedTuple):
     losses: [T] minibatch losses; nan from the divergence on.
     variables: of the trained network, where they were asked for (`keep`).
     observed: what was asked for at the start and after every epoch (`observe`), by name.
+    settings: [N] arrays by name, what each network was trained with: its seed, its learning rate
+      (unless the recipe's optimizer has its own), and what the task takes as one number for each.
     """
 
     train_accuracy: jax.Array
@@ -63,8 +65,10 @@ class FitMetrics(NamedTuple):
     losses: jax.Array
     variables: Any = None
     observed: Mapping[str, Any] | None = None
+    settings: Mapping[str, np.ndarray] | None = None
 
-    rows, to_csv, plot, __repr__ = Metrics.rows, Metrics.to_csv, Metrics.plot, Metrics.__repr__
+    to_rows, rows, to_csv = Metrics.to_rows, Metrics.rows, Metrics.to_csv
+    to_dataframe, plot, __repr__ = Metrics.to_dataframe, Metrics.plot, Metrics.__repr__
 
 
 # What is measured of one network, during training or after it: of its variables, the data of the

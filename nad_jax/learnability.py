@@ -46,14 +46,14 @@ class Learnability(NamedTuple):
         """The frequencies whose accuracy is that of chance."""
         return [tuple(frequency) for frequency in self.frequencies[~self.learned].tolist()]
 
-    def rows(self) -> list[Row]:
+    def to_rows(self) -> list[Row]:
         """A row for each direction: its frequency along each axis, accuracy and standard error."""
         names = [f"frequency_{axis}" for axis in range(self.frequencies.shape[1])]
         columns = dict(zip(names, self.frequencies.T.tolist(), strict=True))
         columns |= {"accuracy": self.accuracy.tolist(), "accuracy_sem": self.accuracy_sem.tolist()}
         return zip_columns({**columns, "learned": self.learned.tolist()})
 
-    to_csv = Tabular.to_csv
+    rows, to_csv, to_dataframe = to_rows, Tabular.to_csv, Tabular.to_dataframe
 
     def plot(self) -> Any:
         """A figure of the accuracies over (vertical, horizontal) frequency; cells that were not

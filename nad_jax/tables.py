@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nad_jax import store
-from nad_jax.errors import as_path, known
+from nad_jax.errors import as_path, first_line, known
 
 Row = dict[str, Any]
 
@@ -30,27 +30,50 @@ def zip_columns(columns: dict[str, Any]) -> list[Row]:
 
 
 class Tabular:
-    """Methods of records whose method `rows` gives a dictionary for each row of a table."""
+    """Methods of records whose method `to_rows` gives a dictionary for each row of a table.
+
+    `rows` is its earlier name, which every record has, too.
+    """
 
     def to_csv(self, path: str | Path) -> None:
         """Writes the rows as CSV; raises `InputError` where the file cannot be written."""
         rows = self.rows()
         store.write_text(as_path("path", path), format_table(rows, tuple(rows[0])))
 
+    def to_dataframe(self) -> Any:
+        """The rows as a `pandas.DataFrame`; raises `ImportError` where pandas is not installed."""
+        try:
+            import pandas  # which nothing else needs
+        except ImportError as error:
+            raise ImportError(
+                f"to_dataframe: needs pandas, which cannot be imported ({first_line(error)}); "
+                "install it (pip install pandas), or take to_rows()"
+            ) from error
+        return pandas.DataFrame(self.rows())
+
 
 def list_metrics(record: Any) -> tuple[str, ...]:
     """The names of those metrics of a record, or its type, that are numbers, one a network."""
-    others = ("losses", "variables", "observed")
+    others = ("losses", "variables", "observed", "settings")
     return tuple(name for name in record._fields if name not in others)
 
 
 class Metrics(Tabular):
     """Methods of the records of trained networks."""
 
-    def rows(self) -> list[Row]:
-        """A row for each network: its number, and every metric that is a number."""
+    def to_rows(self) -> list[Row]:
+        """A row for each network: its number, what it was trained with, and every metric that is a
+        number.
+
+        A setting that has the name of another column is in `task_` and this name.
+        """
         columns = {name: np.atleast_1d(getattr(self, name)) for name in list_metrics(self)}
-        return zip_columns({"network": range(len(columns["test_accuracy"])), **columns})
+        taken, settings = {"network", *columns}, getattr(self, "settings", None) or {}
+        said = {f"task_{n}" if n in taken else n: values for n, values in settings.items()}
+        numbers = range(len(columns["test_accuracy"]))
+        return zip_columns({"network": numbers, **said, **columns})
+
+    rows = to_rows
 
     def plot(self) -> Any:
         """A figure of the minibatch losses and the test accuracies."""

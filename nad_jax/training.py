@@ -116,9 +116,19 @@ def make_run(
         )
         back = np.argsort(np.concatenate([cohort.numbers for cohort in cohorts]))
         metrics = jax.tree.map(lambda values: values[back], metrics)
-        return metrics._replace(observed={**metrics.observed, **read} or None)
+        metrics = metrics._replace(observed={**metrics.observed, **read} or None)
+        if "settings" not in metrics._fields:  # a record of the task's own
+            return metrics
+        return metrics._replace(settings=_list_settings(members, seeds))
 
     return run
+
+
+def _list_settings(members: Members, seeds: np.ndarray) -> dict[str, np.ndarray]:
+    """What N networks were trained with, as far as it is one number for each: [N] by name."""
+    numbers = {name: array for name, array in members.arrays.items() if array.ndim == 1}
+    rates = {"learning_rate": members.learning_rate}
+    return {"seed": seeds, **(rates if np.isfinite(members.learning_rate).all() else {}), **numbers}
 
 
 def split_observers(observe: Observers | None, keep: bool) -> Asked:
@@ -209,7 +219,8 @@ def train_many(
       snapshots: a run that was interrupted is taken up again from there by the same call.
       **arrays: those of the task: direction=…, carriers=….
 
-    Returns: the task's metrics (`TrainMetrics` of D(v), `FitMetrics`), NumPy, leading axis [N].
+    Returns: the task's metrics (`TrainMetrics` of D(v), `FitMetrics`), NumPy, leading axis [N];
+      their `settings` say what each network was trained with.
 
     Raises:
       InputError: naming the argument, its value and what is allowed.

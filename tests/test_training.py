@@ -32,6 +32,7 @@ from nad_jax.chunks import make_chunk
 from nad_jax.errors import InputError
 from nad_jax.fitting import make_fit
 from nad_jax.recipe import Recipe
+from nad_jax.tables import list_metrics
 from nad_jax.tasks.separable import (
     _cosine,
     label_samples,
@@ -187,7 +188,7 @@ LENET_RECIPE = Recipe(num_train=280, num_test=200, batch_size=64, num_epochs=2, 
 
 def numbers(metrics):
     """The metrics that are arrays."""
-    return {name: value for name, value in metrics._asdict().items() if value is not None}
+    return {name: getattr(metrics, name) for name in (*list_metrics(metrics), "losses")}
 
 
 def run_stages(chunk, num_epochs, data, members):

@@ -222,13 +222,10 @@ class TrainMetrics(NamedTuple):
     losses: jax.Array
     variables: Any = None
     observed: Any = None
+    settings: Any = None
 
-    rows, to_csv, plot, __repr__ = (
-        Metrics.rows,
-        Metrics.to_csv,
-        Metrics.plot,
-        Metrics.__repr__,
-    )
+    to_rows, rows, to_csv = Metrics.to_rows, Metrics.rows, Metrics.to_csv
+    to_dataframe, plot, __repr__ = Metrics.to_dataframe, Metrics.plot, Metrics.__repr__
 
 
 def separable(loss: PerSample = cross_entropy, correct: PerSample = has_label) -> Task:
