@@ -38,7 +38,8 @@ def make_train(
 
       key:           of initialization, order of the samples and dropout, or a seed; consumed.
       direction:     v, [D], of unit norm.
-      epsilon, sigma, learning_rate: scalars; ε and σ as in `tasks.separable`.
+      epsilon, sigma, learning_rate: scalars; ε and σ as in `tasks.separable`; a learning rate of
+                     None is that of the task, or of the optimizer where it has its own.
       noise:         `Noise` of [num_train, D] and [num_test, D]; labels alternate.
 
     Raises:
@@ -111,7 +112,7 @@ def make_train_images(
     `tasks.images`, and evaluates it.
 
       key:           of initialization, order of the samples and dropout, or a seed; consumed.
-      learning_rate: scalar.
+      learning_rate: scalar; None: that of the task, or of the optimizer where it has its own.
       arrays:        whatever `transform` takes besides images and labels; they can be mapped over.
       data:          `ImageData` of arrays on the device, num_train and num_test of them.
 
@@ -153,7 +154,7 @@ def make_train_many_images(
     chunk_size: int = 0,
     num_devices: int = 0,
 ) -> Callable[..., FitMetrics]:
-    """Builds `run(arrays=(), learning_rate=0.21, seed=0, progress=None, snapshots=None) ->
+    """Builds `run(arrays=(), learning_rate=None, seed=0, progress=None, snapshots=None) ->
     FitMetrics`, see `train_many_images`.
     """
     check_record("data", data, ImageData)
@@ -163,7 +164,7 @@ def make_train_many_images(
 
     def run(
         arrays: tuple[jax.Array, ...] = (),
-        learning_rate: Any = 0.21,
+        learning_rate: Any = None,
         seed: Any = 0,
         *args: Any,
         **others: Any,
@@ -175,8 +176,8 @@ def make_train_many_images(
             raise InputError("arrays: are what `transform` takes, but there is no transform")
         if any(array.ndim == 0 for array in arrays):
             raise InputError("arrays: must have a leading axis [N], got a number")
-        rates, seeds = number_array("learning_rate", learning_rate), number_array("seed", seed)
-        count = max(np.size(rates), np.size(seeds), *map(len, arrays))
+        rates = 0.0 if learning_rate is None else number_array("learning_rate", learning_rate)
+        count = max(np.size(rates), np.size(number_array("seed", seed)), *map(len, arrays))
         if any(len(array) != count for array in arrays):
             shapes = [array.shape for array in arrays]
             raise InputError(f"arrays: must have one leading axis [{count}], got {shapes}")
@@ -189,7 +190,7 @@ def train_many_images(
     model: Model,
     data: ImageData,
     arrays: tuple[jax.Array, ...] = (),
-    learning_rate: Any = 0.21,
+    learning_rate: Any = None,
     seed: Any = 0,
     recipe: Recipe | None = None,
     transform: Transform | None = None,
@@ -206,6 +207,7 @@ def train_many_images(
     Args:
       arrays: what differs between the transformations, each [N, …], in the order of its parameters;
         e.g. carriers [N, T, D] and coefficients [N, T].
+      learning_rate: default: 0.21.
       recipe: default `cifar_recipe()`; its `num_train` and `num_test` become those of the data.
       data, transform, mean, std: see `tasks.images`; the others: see `training.train_many`.
 

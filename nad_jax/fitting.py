@@ -30,7 +30,8 @@ SPLITS = ("train", "test")
 class Members(NamedTuple):
     """What differs between networks; every leaf has a leading axis [N] where there are N of them.
 
-    key: of initialization, order of the samples and dropout. learning_rate: a number.
+    key: of initialization, order of the samples and dropout. learning_rate: a number; nan where
+    the recipe's optimizer has its own.
     arrays: what a task takes besides, by name.
     """
 
@@ -405,7 +406,8 @@ def make_whole(
     stages = make_fit(model, recipe, task)
 
     def train(key: Any, learning_rate: Any, arrays: Arrays, data: Any) -> tuple[Any, Any]:
-        rate = check_scalar("learning_rate", learning_rate)
+        rate = recipe.choose_learning_rate(learning_rate, task.learning_rate)
+        rate = jnp.nan if rate is None else check_scalar("learning_rate", rate)
         member = Members(ensemble.resolve_key(key, "key"), rate, arrays)
 
         state = jax.lax.fori_loop(

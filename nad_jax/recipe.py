@@ -21,6 +21,7 @@ from nad_jax.errors import (
     check_integer,
     check_number,
     first_line,
+    shown,
     unknown,
 )
 
@@ -29,6 +30,8 @@ SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
     "constant": lambda progress: jnp.ones_like(progress),
 }
+# From a learning rate, a schedule (step -> rate) say, to what makes updates of gradients.
+MakeOptimizer = Callable[..., optax.GradientTransformation]
 # Names as JAX knows them.
 PRECISIONS = {
     "default": "default",
@@ -43,14 +46,19 @@ class Recipe:
     """How a network is trained; the defaults are the published recipe for D(v) (NAD, reference
     code).
 
-    optimizer: the name of an optimizer of optax that takes a learning rate ("sgd", "adam", "adamw",
-      "lion", …).
-    optimizer_options: its keyword arguments, e.g. {"momentum": 0.9}.
+    optimizer: one of
+      the name of an optimizer of optax that takes a learning rate: "sgd", "adam", "adamw", "lion";
+      a function learning_rate -> `optax.GradientTransformation`, such as `optax.adam`, which is
+      called with the schedule, a function step -> learning rate;
+      an `optax.GradientTransformation`, such as `optax.adam(1e-3)`: its own learning rate and
+      schedule hold, so `optimizer_options`, `schedule` and a learning rate are not given.
+      The parameters of a network come to it as a list of arrays.
+    optimizer_options: keyword arguments of the first two, e.g. {"momentum": 0.9}.
     schedule: factor on the learning rate at step t = 1 … T: "linear" 1 − t/T (the last step is 0),
       "cosine" ½(1 + cos πt/T), "constant" 1.
     clip_norm: the global norm to which a network's gradient is clipped; 0: no clipping.
     weight_decay: multiple of the parameters added to the clipped gradient, before the optimizer
-      sees it.
+      sees it. Both hold for every kind of optimizer.
     batch_size: B; the last batch of an epoch is smaller where B does not divide the number of
       samples.
     num_epochs: passes over the data, each in a new order.
@@ -62,7 +70,7 @@ class Recipe:
       "highest" (float32), "bfloat16" (sums in float32; XLA's own convolutions stay at the default).
     """
 
-    optimizer: str = "sgd"
+    optimizer: str | MakeOptimizer | optax.GradientTransformation = "sgd"
     optimizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     schedule: str = "linear"
     clip_norm: float = 0.5
@@ -83,32 +91,71 @@ class Recipe:
         values = [(f.name, getattr(self, f.name), f.type) for f in dataclasses.fields(self)]
         problems = errors.problems(
             self._check_optimizer,
+            lambda: self._check_alone("optimizer_options", {}),
+            lambda: self._check_alone("schedule", "linear"),
             lambda: check_choice("schedule", self.schedule, SCHEDULES),
             *(partial(check_number, name, value, 0.0) for name, value, t in values if t is float),
             *(partial(check_integer, name, value, 1) for name, value, t in values if t is int),
             lambda: check_choice("precision", self.precision, PRECISIONS),
         )
-        if not problems and self.num_steps == 1 and self.schedule != "constant":
+        scheduled = not self.has_own_rate and self.schedule != "constant"
+        if not problems and scheduled and self.num_steps == 1:
             problems.append(
                 f"schedule: the only step of a {self.schedule!r} schedule has learning rate 0; "
                 "train longer"
             )
         return problems
 
-    def _check_optimizer(self) -> None:
-        """Raises `InputError` unless optax has such an optimizer, and from gradients alone it makes
-        steps in a loop.
+    @property
+    def has_own_rate(self) -> bool:
+        """Whether the optimizer is an object, with a learning rate and a schedule of its own."""
+        return isinstance(self.optimizer, optax.GradientTransformation)
+
+    def choose_learning_rate(self, given: Any, default: Any) -> Any:
+        """The learning rate that is given, or else the default; None for an optimizer that has its
+        own.
+
+        Raises:
+          InputError: where one is given to such an optimizer.
         """
-        if not isinstance(self.optimizer, str) or self.optimizer not in vars(optax):
+        if not self.has_own_rate:
+            return default if given is None else given
+        if given is not None:
+            raise InputError(f"learning_rate: {_no_other(given)}")
+        return None
+
+    def _check_alone(self, field: str, default: Any) -> None:
+        """Raises `InputError` where a field is set that an optimizer with its own learning rate
+        would not see.
+        """
+        value = getattr(self, field)
+        if self.has_own_rate and value != default:
+            raise InputError(f"{field}: {_no_other(value)}")
+
+    def _check_optimizer(self) -> None:
+        """Raises `InputError` unless from gradients alone the optimizer makes steps in a loop."""
+        named = isinstance(self.optimizer, str)
+        if named and self.optimizer not in vars(optax):
             raise unknown("optimizer", self.optimizer, _list_optimizers())
-        call = f"optax.{self.optimizer}(learning_rate=schedule, **{self.optimizer_options})"
+        if not (named or self.has_own_rate or callable(self.optimizer)):
+            raise InputError(
+                "optimizer: must be a name of optax, a function of the learning rate such as "
+                "optax.adam, or an optax.GradientTransformation such as optax.adam(1e-3), got "
+                f"{shown(self.optimizer)}"
+            )
+        if named:
+            call = f"optax.{self.optimizer}(learning_rate=schedule, **{self.optimizer_options})"
+        else:
+            call = shown(self.optimizer)
+            if not self.has_own_rate:
+                call += f", called with schedule (step -> rate) and {self.optimizer_options},"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
                 # Of optax: that an argument is missing, say.
                 warnings.simplefilter("error", UserWarning)
-                _check_steps(getattr(optax, self.optimizer), dict(self.optimizer_options))
-        except Exception as error:  # any function of optax may have been named
+                _check_steps(self._create_optimizer)
+        except Exception as error:  # any function may have been named or given
             raise InputError(
                 f"optimizer: {call} gives no optimizer of gradients ({first_line(error)})"
             ) from error
@@ -124,7 +171,7 @@ class Recipe:
 
     def make_optimizer(self, learning_rate: jax.Array) -> optax.GradientTransformation:
         """Clipping, then weight decay, then the optimizer under the schedule; `learning_rate` may
-        be traced.
+        be traced, and is not used by an optimizer that has its own.
         """
 
         def scheduled(count: jax.Array) -> jax.Array:
@@ -134,13 +181,27 @@ class Recipe:
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
-            getattr(optax, self.optimizer)(learning_rate=scheduled, **self.optimizer_options),
+            self._create_optimizer(scheduled),
         )
 
+    def _create_optimizer(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        if self.has_own_rate:
+            return self.optimizer
+        if isinstance(self.optimizer, str):
+            create = getattr(optax, self.optimizer)
+            return create(learning_rate=schedule, **self.optimizer_options)
+        return self.optimizer(schedule, **self.optimizer_options)
 
-def _check_steps(
-    create: Callable[..., optax.GradientTransformation], options: dict[str, Any]
-) -> None:
+
+def _no_other(value: Any) -> str:
+    """What is wrong with a value beside an optimizer object."""
+    return (
+        f"{shown(value)} cannot be combined with an optimizer object, whose own learning rate and "
+        "schedule hold; give a function of the learning rate, such as optax.adam, or leave this out"
+    )
+
+
+def _check_steps(create: MakeOptimizer) -> None:
     """Raises an error unless an optimizer's state and updates keep their form, for parameters of
     any shape.
     """
@@ -149,7 +210,7 @@ def _check_steps(
     parameters = [jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes for shape in shapes]
 
     def step(parameters: list[jax.Array]) -> tuple[Any, ...]:
-        optimizer = create(learning_rate=lambda count: jnp.float32(0.1) * count, **options)
+        optimizer = create(lambda count: jnp.float32(0.1) * count)
         state = optimizer.init(parameters)
         updates, updated = optimizer.update(parameters, state, parameters)
         return state, updated, updates

@@ -99,7 +99,7 @@ def make_run(
         progress: Progress | None = None,
         snapshots: Snapshots | None = None,
     ) -> Any:
-        learning_rate = task.learning_rate if learning_rate is None else learning_rate
+        learning_rate = recipe.choose_learning_rate(learning_rate, task.learning_rate)
         members, seeds = make_members(model, task, arrays, learning_rate, seed)
         for name, observer in asked.together.items():
             observer.check(name, len(seeds))
@@ -149,6 +149,8 @@ def make_members(
     """What differs between N networks, every leaf [N, …], and their seeds [N]; N is the length of
     the arrays that a task requires, or the largest length given.
 
+    learning_rate: None where the optimizer has its own.
+
     Raises:
       InputError: naming the array, its value and what is allowed.
     """
@@ -158,7 +160,9 @@ def make_members(
             raise InputError(f"{name}: is needed, [N, …], one for each network")
         if name not in task.arrays and not task.takes_others:
             raise errors.unknown("array of this task", name, task.arrays)
-    given = {**task.prepare(model, given), "learning_rate": learning_rate, "seed": seed}
+    given = {**task.prepare(model, given), "seed": seed}
+    if learning_rate is not None:
+        given["learning_rate"] = learning_rate
     given = {name: np.asarray(number_array(name, value)) for name, value in given.items()}
     options = {**task.arrays, "learning_rate": None, "seed": None}
     each = [name for name in given if options.get(name, REQUIRED) is REQUIRED]
@@ -171,7 +175,8 @@ def make_members(
                 f"{name}: must have a leading axis [{count}], got shape {given[name].shape}"
             )
     given |= {name: _one_for_each(name, given[name], count) for name in scalars}
-    seeds, rates = given.pop("seed"), given.pop("learning_rate")
+    own_rates = np.full(count, np.nan, np.float32)
+    seeds, rates = given.pop("seed"), given.pop("learning_rate", own_rates)
     return Members(task.make_keys(seeds, given), rates, given), seeds
 
 
@@ -204,7 +209,7 @@ def train_many(
       task: from `tasks`, or directions [N, D], which may also be given as `directions`.
       epsilon, sigma: of D(v), in units of the input, one for all or one for each network [N]; 1.
       learning_rate, seed: one for all, or one for each network [N]; default: the task's, 0.5 for
-        D(v).
+        D(v). No learning rate goes with an optimizer object, which has its own (see `Recipe`).
       recipe: default: the task's; for D(v) `Recipe()`, the published one.
       mapping, chunk_size, num_devices: see `Execution`; chunk_size is a multiple of the number of
         devices. Results agree to rounding, which training with max-pooling amplifies: in the end

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -531,6 +532,122 @@ def test_optimizers_that_need_more_than_gradients_are_refused_with_the_reason(op
         f"^optimizer: .* gives no optimizer of gradients .*{reason}",
         Recipe(optimizer).problems()[0],
     )
+
+
+def _trained(recipe, **arguments):
+    """What training two networks by a recipe gives, as arrays."""
+    model = create_model("logreg", SHAPE, num_logits=2)
+    metrics = train_many(model, _directions(2), sigma=0.3, recipe=recipe, **arguments)
+    return numbers(metrics), metrics.settings
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "function"),
+    [
+        ("adam", {}, optax.adam),
+        ("sgd", {"momentum": 0.9}, partial(optax.sgd, momentum=0.9)),
+        ("adam", {"b1": 0.8}, lambda rate, b1: optax.adam(rate, b1=b1)),
+    ],
+)
+def test_a_function_of_the_learning_rate_is_an_optimizer_as_its_name_is(name, options, function):
+    by_name = dataclasses.replace(
+        SMALL, optimizer=name, optimizer_options=options, schedule="cosine", weight_decay=1e-3
+    )
+    mine = {} if isinstance(function, partial) else options
+    given = dataclasses.replace(by_name, optimizer=function, optimizer_options=mine)
+    expected, found = (_trained(recipe, learning_rate=0.01) for recipe in (by_name, given))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert found[1]["learning_rate"].tolist() == [np.float32(0.01)] * 2
+
+
+def test_an_optimizer_object_has_its_own_rate_behind_clipping_and_decay():
+    recipe = dataclasses.replace(SMALL, clip_norm=0.3, weight_decay=0.1)
+    by_name = dataclasses.replace(recipe, schedule="constant")
+    given = dataclasses.replace(recipe, optimizer=optax.sgd(0.25))
+    expected, found = _trained(by_name, learning_rate=0.25), _trained(given)
+    jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
+    assert list(found[1]) == ["seed", "epsilon", "sigma"]  # no rate that was not used
+    # A schedule of its own: the rate of the second epoch is 0.
+    steps = SMALL.steps_per_epoch
+    stopping = optax.sgd(lambda count: jnp.where(count < steps, 0.25, 0.0))
+    longer = dataclasses.replace(given, optimizer=stopping)
+    stopped, _ = _trained(longer)
+    shorter, _ = _trained(dataclasses.replace(given, num_epochs=1))
+    np.testing.assert_array_equal(stopped["test_loss"], shorter["test_loss"])
+    assert not np.array_equal(stopped["test_loss"], found[0]["test_loss"])
+    # The only step of a linear schedule has rate 0; an object has none.
+    one_step = dataclasses.replace(SMALL, batch_size=200, num_epochs=1)
+    assert one_step.problems()[0].startswith("schedule: the only step")
+    assert not dataclasses.replace(one_step, optimizer=optax.adam(0.1)).problems()
+
+
+def test_functions_of_one_network_take_no_rate_for_an_optimizer_object():
+    recipe = dataclasses.replace(SMALL, optimizer=optax.sgd(0.25))
+    model, v = create_model("logreg", SHAPE, num_logits=2), _directions(1)[0]
+    noise = sample_noise(noise_key(0), 200, 100, 64)
+    train = make_train(model, recipe)
+    _, metrics = train(_network_key(0, v), v, 1.0, 0.3, None, noise)
+    expected, _ = _trained(recipe)
+    assert float(metrics.test_loss) == pytest.approx(float(expected["test_loss"][0]), rel=1e-5)
+    with pytest.raises(InputError, match=r"^learning_rate: 0\.5 cannot be combined"):
+        train(_network_key(0, v), v, 1.0, 0.3, 0.5, noise)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"schedule": "cosine"}, "schedule: 'cosine'"),
+        ({"schedule": "constant"}, "schedule: 'constant'"),
+        ({"optimizer_options": {"momentum": 0.9}}, "optimizer_options: {'momentum': 0.9}"),
+    ],
+)
+def test_what_an_optimizer_object_would_not_see_is_refused(changes, field):
+    recipe = dataclasses.replace(SMALL, optimizer=optax.adam(1e-3), **changes)
+    (problem,) = recipe.problems()
+    assert problem.startswith(f"{field} cannot be combined with an optimizer object")
+
+
+@pytest.mark.parametrize("rate", [0.5, [0.1, 0.2]])
+def test_a_learning_rate_beside_an_optimizer_object_is_refused(rate):
+    recipe = dataclasses.replace(SMALL, optimizer=optax.adam(1e-3))
+    with pytest.raises(InputError) as caught:
+        _trained(recipe, learning_rate=rate)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"learning_rate: {rate} cannot be combined with an optimizer object")
+
+
+def _drifting_object():
+    return optax.GradientTransformation(
+        lambda parameters: jnp.int32(0), lambda gradients, state, parameters=None: (gradients, 0.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "problem"),
+    [
+        (3, "must be a name of optax, a function .* got 3"),
+        (None, "must be a name of optax, a function .* got None"),
+        (lambda rate: optax.sgd(0.1 * rate), r"called with schedule \(step -> rate\)"),
+        (lambda: optax.sgd(0.1), "takes 0 positional arguments"),
+        (partial(optax.sgd, learning_rate=0.1), "multiple values for argument 'learning_rate'"),
+        (lambda rate: rate, "no attribute 'init'"),
+        (optax.lbfgs(), "missing .* 'value'"),
+        (_drifting_object(), "its state changes its form"),
+        (lambda rate: _drifting_object(), "its state changes its form"),
+    ],
+)
+def test_what_is_no_optimizer_is_refused_in_a_line(optimizer, problem):
+    (line,) = Recipe(optimizer=optimizer).problems()
+    assert re.search(f"^optimizer: .*{problem}", line)
+
+
+def test_settings_say_what_each_network_was_trained_with():
+    model = create_model("logreg", SHAPE, num_logits=2)
+    given = {"sigma": [1.0, 2.0, 3.0], "seed": [4, 0, 4], "learning_rate": [0.1, 0.2, 0.3]}
+    metrics = train_many(model, _directions(3), recipe=SMALL, chunk_size=2, **given)
+    assert list(metrics.settings) == ["seed", "learning_rate", "epsilon", "sigma"]
+    for name, values in {**given, "epsilon": [1.0] * 3}.items():  # in the order they were given
+        np.testing.assert_allclose(metrics.settings[name], values, rtol=1e-6)
 
 
 @pytest.mark.parametrize("change", ["dtype", "structure", "updates"])
