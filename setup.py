@@ -15,6 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["nad_jax", "nad_jax.*"]),
+    package_data={"nad_jax": ["py.typed"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",

@@ -19,9 +19,15 @@ from experiments.run.config import HOW, check_all, check_integers, check_seeds, 
 from experiments.run.costs import Ensemble, choose_chunk, measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Work
-from nad_jax import nads, records
+from nad_jax import nads, records, summary
 from nad_jax.batches import add_look
-from nad_jax.choices import Estimator, check_num_networks, check_symmetrized, record_choices
+from nad_jax.choices import (
+    Estimator,
+    check_num_networks,
+    check_symmetrized,
+    choose_readout,
+    record_choices,
+)
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_integer, raise_problems
@@ -156,7 +162,10 @@ def make_program(ensemble: Ensemble, chunk_size: int) -> Program:
 
 def measure_cost(ensemble: Ensemble) -> Cost:
     """What a program of `make_program` costs."""
-    return measure_ensemble(choose_chunk(ensemble))
+    estimator, readout = ensemble.estimator, choose_readout(ensemble.model, ensemble.estimator)
+    exact = estimator.derivative == "input_gradient"
+    note = summary.explain_passes(readout.num_outputs) if exact else ""
+    return measure_ensemble(choose_chunk(ensemble))._replace(note=note)
 
 
 def merge(
@@ -219,13 +228,10 @@ def report(result: NADs, kind: str, more: str) -> None:
     """Prints what a record is of, `kind` and what `more` says included, the first eigenvalues, and
     which directions they do not determine.
     """
-    choices = result.config
-    readout = choices["readout"] + ", symmetrized" * choices["symmetrized"]
-    print(
-        f"{choices.get('architecture', 'own model')}: {kind} of {result.num_networks} networks, "
-        f"{choices['derivative']}, {readout}{more}"
-    )
-    if diverged := choices["diverged"]:
+    print(f"{kind} of {summary.describe(result)}{more}")
+    if note := summary.explain_passes(result.config.get("backward_passes", 0)):
+        print(f"  {note}")
+    if diverged := result.config["diverged"]:
         print(f"  {diverged} more networks have derivatives that are not finite and are left out")
 
     def label(index: int) -> str:

@@ -143,3 +143,8 @@ __all__ = [
     "train_many",
     "train_many_images",
 ]
+
+
+def __dir__() -> list[str]:
+    """What a notebook offers: the public names, not the modules that they come from."""
+    return __all__

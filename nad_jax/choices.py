@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -51,8 +52,8 @@ _CHECKS = {  # of fields of `Estimator`, and what is allowed
 class Estimator:
     """What is measured: every choice besides the model, the key and the number of networks.
 
-    derivative: "central_difference", which reproduces the published NADs, "input_gradient", their
-      definition, or any vector field, see `vector_fields`.
+    derivative: "input_gradient", the definition of NADs, "central_difference", which reproduces the
+      published ones, or any vector field, see `vector_fields`.
     step: h of the central difference, in units of the input.
     point: where the field is evaluated: at one point "shared" by all networks, or a "fresh" one for
       each.
@@ -71,7 +72,7 @@ class Estimator:
     block_size: pixels per forward pass of the central difference.
     """
 
-    derivative: str | VectorField = "central_difference"
+    derivative: str | VectorField = "input_gradient"
     step: float = 100.0
     point: str = "shared"
     point_scale: float = 1.0
@@ -126,18 +127,31 @@ class Estimator:
         return from_derivative(central_difference(chosen.step, chosen.block_size))
 
 
-def read_choices(function: str, choices: dict[str, Any]) -> tuple[Estimator, Execution]:
-    """What is measured, and how, of the choices given to a function of the API.
+def read_choices(given: Mapping[str, Any]) -> tuple[Estimator, Execution]:
+    """What is measured, and how, of the arguments of a function of the API.
 
-    Raises:
-      InputError: for one that it does not have.
+    None for `derivative` is the default, and says so; for `readout` it is "marginalized", or the
+    networks' own where `variables` are given.
     """
-    how = {name: choices.pop(name) for name in Execution._fields if name in choices}
-    known = Estimator.__dataclass_fields__
-    for name in choices:
-        if name not in known:
-            raise errors.unknown(function, name, (*known, *Execution._fields))
-    return Estimator(**choices), Execution(**how)
+    chosen = {name: given[name] for name in Estimator.__dataclass_fields__ if name in given}
+    if chosen["derivative"] is None:
+        _warn_of_default()
+        del chosen["derivative"]
+    if chosen["readout"] is None:
+        chosen["readout"] = "marginalized" if given["variables"] is None else "sampled"
+    how = {name: given[name] for name in Execution._fields if name in given}
+    return Estimator(**chosen), Execution(**how)
+
+
+@functools.cache
+def _warn_of_default() -> None:
+    warnings.warn(
+        "derivative: is not given, so it is 'input_gradient', the definition of NADs; before "
+        "version 0.4 it was 'central_difference', which the published arrays are. Give either to "
+        "silence this.",
+        FutureWarning,
+        stacklevel=5,  # who called the function of the API, through `takes_old_names`
+    )
 
 
 def check_num_networks(
@@ -249,7 +263,8 @@ def choose_readout(model: Model, estimator: Estimator) -> Readout:
         _check_real(model, "features")
         if model.readout_variance is None:
             raise InputError(
-                f"readout_variance: {choice} needs τ², the variance of the last layer's weights"
+                f"readout_variance: {choice} needs τ², the variance of the last layer's weights; "
+                "state it where the model is made, or take readout='sampled'"
             )
     check_symmetrized(estimator, model)
     if estimator.readout == "marginalized":
@@ -316,6 +331,8 @@ def record_choices(
     JSON values; whether the networks were `given` instead of drawn.
     """
     chosen = dict(vars(estimator))
+    if estimator.derivative == "input_gradient":
+        chosen["backward_passes"] = choose_readout(model, estimator).num_outputs
     if points is not None:
         del chosen["point_scale"]
         chosen |= {"point": "own law", **points.description}

@@ -10,6 +10,7 @@ import numpy as np
 
 from nad_jax import ensemble, errors, moments, subspaces
 from nad_jax.batches import add_look
+from nad_jax.between_points import measure_between_points
 from nad_jax.choices import (
     Estimator,
     check_num_networks,
@@ -26,7 +27,7 @@ from nad_jax.geometry import Progress, make_accumulate
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, init_halves
 from nad_jax.nads import NADs
-from nad_jax.points import Points
+from nad_jax.points import as_points
 from nad_jax.reading import (
     Found,
     check_finite,
@@ -37,6 +38,7 @@ from nad_jax.reading import (
     overlap_halves,
 )
 from nad_jax.renamed import takes_old_names
+from nad_jax.vector_fields import VectorField
 
 
 @takes_old_names(key="seed")
@@ -47,9 +49,22 @@ def estimate_nads(
     progress: Progress | None = None,
     stop_overlap: float | None = None,
     stop_size: int = 64,
-    points: Points | None = None,
+    points: Any = None,
     variables: Any = None,
-    **choices: Any,
+    *,
+    derivative: str | VectorField | None = None,
+    step: float = Estimator.step,
+    point: str = Estimator.point,
+    point_scale: float = Estimator.point_scale,
+    readout: str | None = None,
+    num_readouts: int = Estimator.num_readouts,
+    logit: int | None = None,
+    symmetrized: bool = Estimator.symmetrized,
+    centred: bool = Estimator.centred,
+    block_size: int = Estimator.block_size,
+    mapping: str = "auto",
+    chunk_size: int = 0,
+    num_devices: int = 0,
 ) -> NADs:
     """The NADs of a model from `num_networks` independent initializations, or from as many as an
     agreement needs.
@@ -73,20 +88,25 @@ def estimate_nads(
         the result is that of a call with so many of them. Without having come so far it ends at
         `num_networks`: the record says how far it came.
       stop_size: k in 1 … D − 1.
-      points: where the field is evaluated, e.g. `images(x)`; None: as `point` and `point_scale`
-        say.
+      points: where the field is evaluated: [P, *input_shape], averaged over, or a law of them, e.g.
+        `images(x, per_network=10)`; None: as `point` and `point_scale` say. Where all networks
+        share several points, `point_sem` is the error between them.
       variables: of given networks, every leaf [N, …], as `train_many(..., keep=True)` returns them;
-        None: as the model initializes them. Their read-out is their own: readout="sampled".
-      **choices: fields of `Estimator` and of `Execution`.
+        None: as the model initializes them. Their read-out is their own.
+      derivative, step, point, point_scale, num_readouts, logit, symmetrized, centred, block_size:
+        fields of `Estimator`. The derivative should be given: its default changed, and warns.
+      readout: "marginalized", "sampled", see `Estimator`; None: marginalized, of given networks
+        their own ("sampled").
+      mapping, chunk_size, num_devices: fields of `Execution`.
 
     Raises:
       InputError: for a bad value, a model without reachable features under a read-out that needs
         them, several logits and none chosen, a network whose derivative is not finite, or
         derivatives that are all zero, with the cause that can be seen (see `diagnosis`).
     """
-    key = ensemble.resolve_key(seed)
+    estimator, execution = read_choices(locals())
+    key, points = ensemble.resolve_key(seed), as_points(points)
     check_function("progress", progress)
-    estimator, execution = read_choices("estimate_nads", choices)
     choose_readout(model, estimator)  # refuses what does not fit before anything else is asked
     num_networks = check_num_networks(num_networks, estimator, points)
     if variables is not None:
@@ -123,7 +143,8 @@ def estimate_nads(
     config = record_choices(model, estimator, execution, key, points, variables is not None)
     batches = keep_batches(model, estimator, seen)
     how = tuple(sorted(sizes)), estimator.centred
-    return finish(accumulator, halves, found, config, *how, looks=seen, batches=batches)
+    nads = finish(accumulator, halves, found, config, *how, looks=seen, batches=batches)
+    return measure_between_points(model, estimator, key, nads, points, variables)
 
 
 def _after(before: int, progress: Progress | None) -> Progress | None:
@@ -242,9 +263,21 @@ def estimate_leading_nads(
     seed: jax.Array | int = 0,
     progress: Progress | None = None,
     *,
-    points: Points | None = None,
+    points: Any = None,
     variables: Any = None,
-    **choices: Any,
+    derivative: str | VectorField | None = None,
+    step: float = Estimator.step,
+    point: str = Estimator.point,
+    point_scale: float = Estimator.point_scale,
+    readout: str | None = None,
+    num_readouts: int = Estimator.num_readouts,
+    logit: int | None = None,
+    symmetrized: bool = Estimator.symmetrized,
+    centred: bool = Estimator.centred,
+    block_size: int = Estimator.block_size,
+    mapping: str = "auto",
+    chunk_size: int = 0,
+    num_devices: int = 0,
 ) -> NADs:
     """The leading NADs of a model, in memory proportional to L·D instead of D², L = 3·(K + extra).
 
@@ -256,7 +289,7 @@ def estimate_leading_nads(
     Source: NAD, Section 3, Definition 1; randomized subspace iteration: see `moments`.
 
     Args:
-      model, seed, points, variables, **choices: as in `estimate_nads`. For large inputs:
+      model, seed, points, variables, and those after them: as in `estimate_nads`. For large inputs:
         derivative="input_gradient", readout="sampled" with several num_readouts.
       num_networks: N >= 2, or 1 with several points; every pass goes over all of them.
       num_directions: K.
@@ -269,9 +302,9 @@ def estimate_leading_nads(
       InputError: as `estimate_nads`, and for fewer derivatives than directions in a half of the
         ensemble.
     """
-    key = ensemble.resolve_key(seed)
+    estimator, execution = read_choices(locals())
+    key, points = ensemble.resolve_key(seed), as_points(points)
     check_function("progress", progress)
-    estimator, execution = read_choices("estimate_leading_nads", choices)
     choose_readout(model, estimator)
     num_networks = check_num_networks(num_networks, estimator, points)
     if variables is not None:
@@ -301,4 +334,5 @@ def estimate_leading_nads(
     config = record_choices(model, estimator, execution, key, points, variables is not None)
     config |= {"num_passes": passes.num_passes, "num_extra": passes.num_extra}
     how = {"pass_overlap": pass_overlap, "num_directions": passes.num_directions, "looks": looks}
-    return finish(accumulator, halves, found, config, sizes, estimator.centred, **how)
+    nads = finish(accumulator, halves, found, config, sizes, estimator.centred, **how)
+    return measure_between_points(model, estimator, key, nads, points, variables)

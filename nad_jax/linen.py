@@ -27,6 +27,7 @@ from nad_jax.initializers import (
     reference_readout_variance,
 )
 from nad_jax.models import Model, complete_model
+from nad_jax.renamed import takes_input_shape
 from nad_jax.substitution import substituted
 
 INITIALIZATIONS = ("reference", "flax")
@@ -264,6 +265,7 @@ def _find_readout(module: _Module, shapes: Any, inputs: jax.ShapeDtypeStruct) ->
     return found[0]
 
 
+@takes_input_shape
 def from_linen(
     module: nn.Module,
     image_shape: tuple[int, ...],
@@ -292,7 +294,7 @@ def from_linen(
 
     Args:
       module: the module.
-      image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C).
+      image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C); also `input_shape`.
       initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own,
         shown one input of zeros).
       readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under

@@ -30,6 +30,7 @@ from nad_jax.contract import (
 )
 from nad_jax.convolution import resolve_convolution
 from nad_jax.errors import check_choice, check_function, check_input_shape, check_number
+from nad_jax.renamed import takes_input_shape
 from nad_jax.substitution import warn_of_slow_convolutions
 from nad_jax.symmetries import check_symmetries
 
@@ -140,6 +141,7 @@ def complete_model(
     return model
 
 
+@takes_input_shape
 def from_functions(
     init: Callable[[jax.Array], Any],
     apply: Apply,
@@ -155,7 +157,7 @@ def from_functions(
     Args:
       init, apply, features: as in the module's docstring; `train=True` is needed for training
         alone.
-      image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C).
+      image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C); also `input_shape`.
       readout_variance: τ² of the last linear layer's weights; needed, with `features`, for a
         marginalized read-out or several read-outs per network.
       trainable: maps variables to a tree of booleans: which leaves training changes. By default the

@@ -5,13 +5,14 @@ input derivative of one logit in evaluation mode (NAD, Section 3).
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nad_jax import spectral
-from nad_jax.batches import Batches
+from nad_jax.batches import Batches, standard_error
 from nad_jax.errors import InputError, check_integer, check_number, check_record, host_array
 from nad_jax.tables import Row, Tabular, zip_columns
 
@@ -48,6 +49,10 @@ class NADs(NamedTuple):
     batch_weights, batch_traces, batch_products, batch_energies: what is kept of batches of the
                         networks, see `batches.Batches`; empty in leading records and those of
                         earlier versions.
+    point_sem:          [K] standard error of u_iᵀ G u_i between the points, where all networks share
+                        several: what another draw of as many would change, besides
+                        `eigenvalue_sem`. Empty otherwise: points that each network draws for itself
+                        are in `eigenvalue_sem`.
     """
 
     directions: np.ndarray
@@ -64,12 +69,18 @@ class NADs(NamedTuple):
     batch_traces: np.ndarray = np.zeros(0)
     batch_products: np.ndarray = np.zeros((0, 0))
     batch_energies: np.ndarray = np.zeros(0)
+    point_sem: np.ndarray = np.zeros(0)
 
     @property
     def batches(self) -> Batches | None:
         """What is kept of batches of the networks; None where nothing is."""
         kept = self.batch_weights, self.batch_traces, self.batch_products, self.batch_energies
         return Batches(*kept) if len(self.batch_weights) else None
+
+    @property
+    def trace_sem(self) -> float:
+        """The standard error of the trace between networks; nan of leading records."""
+        return float(standard_error(self.batch_traces, self.batch_weights))
 
     @property
     def matrix(self) -> np.ndarray:
@@ -86,17 +97,50 @@ class NADs(NamedTuple):
         """The record itself, which leading NADs were once wrapped around."""
         return self
 
-    def rows(self) -> list[Row]:
-        """A row for each direction: its index, eigenvalue, standard error and representation."""
+    def to_rows(self) -> list[Row]:
+        """A row for each direction: its index, eigenvalue, standard errors and representation."""
         columns = {
             "index": range(len(self.eigenvalues)),
             "eigenvalue": self.eigenvalues,
             "eigenvalue_sem": self.eigenvalue_sem,
+            **({"point_sem": self.point_sem} if len(self.point_sem) else {}),
             "symmetry": self.symmetry,
         }
         return zip_columns(columns)
 
-    to_csv = Tabular.to_csv
+    rows, to_csv, to_dataframe = to_rows, Tabular.to_csv, Tabular.to_dataframe
+
+    def save(self, path: str | Path) -> None:
+        """Writes the record as `.npz`, see `records.save_nads`; `load_nads` reads it."""
+        from nad_jax.records import save_nads  # which imports this module
+
+        save_nads(path, self)
+
+    def plot_directions(self, num_directions: int = 16) -> Any:
+        """A figure of the leading directions, and of their energies in Fourier space."""
+        from nad_jax import plotting  # matplotlib takes longer to import than all the rest
+
+        num_directions = check_integer("num_directions", num_directions, 1)
+        shown, shape = self.directions[:num_directions], tuple(self.config["image_shape"])
+        title = f"Leading NADs: {self._title}"
+        return plotting.plot_directions(shown, shape, title, self.symmetry)
+
+    def plot_spectrum(self, compared: np.ndarray | None = None) -> Any:
+        """A figure of the eigenvalues with their errors; `compared` are eigenvalues of others."""
+        from nad_jax import plotting
+
+        band = null_band(self) if has_null_band(self) else None
+        spectrum = self.eigenvalues, self.eigenvalue_sem, self._title
+        return plotting.plot_spectrum(*spectrum, band, compared)
+
+    def plot_overlap(self, curves: Mapping[str, tuple[np.ndarray, np.ndarray]] = NO_CURVES) -> Any:
+        """A figure of the overlap of leading subspaces of the halves; `curves` are sizes and
+        overlaps that are drawn besides, by their labels.
+        """
+        from nad_jax import plotting
+
+        halves = {"even against odd members": (self.overlap_sizes, self.split_half_overlap)}
+        return plotting.plot_overlap({**halves, **curves}, self.directions.shape[1], self._title)
 
     def plot(
         self,
@@ -104,44 +148,30 @@ class NADs(NamedTuple):
         curves: Mapping[str, tuple[np.ndarray, np.ndarray]] = NO_CURVES,
         compared: np.ndarray | None = None,
     ) -> dict[str, Any]:
-        """Figures: the leading directions ("nads"), the eigenvalues ("spectrum"), and the overlap
-        of leading subspaces of the halves ("overlap").
-
-        Args:
-          num_directions: how many directions are shown.
-          curves: sizes and overlaps that are drawn beside those of the halves, by their labels.
-          compared: eigenvalues of others.
-        """
-        from nad_jax import plotting  # matplotlib takes longer to import than all the rest
-
-        num_directions = check_integer("num_directions", num_directions, 1)
-        name = self.config.get("architecture", "own model")
-        title = f"{name}, {self.num_networks} networks, {self.config.get('derivative', '')}"
-        shown, shape = self.directions[:num_directions], tuple(self.config["image_shape"])
-        spectrum = (self.eigenvalues, self.eigenvalue_sem, title)
-        band = null_band(self) if has_null_band(self) else None
-        halves = {"even against odd members": (self.overlap_sizes, self.split_half_overlap)}
-        dimension = self.directions.shape[1]
+        """All three figures: "nads" of `plot_directions`, "spectrum" and "overlap"."""
         return {
-            "nads": plotting.plot_directions(shown, shape, f"Leading NADs: {title}", self.symmetry),
-            "spectrum": plotting.plot_spectrum(*spectrum, band, compared),
-            "overlap": plotting.plot_overlap({**halves, **curves}, dimension, title),
+            "nads": self.plot_directions(num_directions),
+            "spectrum": self.plot_spectrum(compared),
+            "overlap": self.plot_overlap(curves),
         }
 
+    @property
+    def _title(self) -> str:
+        derivative = self.config.get("derivative", "")
+        return f"{name_model(self.config)}, {self.num_networks} networks, {derivative}"
+
     def __repr__(self) -> str:
-        count, dimension = self.directions.shape
-        sure = zip(self.eigenvalues[:3], self.eigenvalue_sem, strict=False)
-        values = ", ".join(f"{value:.4g} ± {error:.1g}" for value, error in sure)
-        sizes = zip(self.overlap_sizes[:3], self.split_half_overlap, strict=False)
-        overlaps = ", ".join(f"{overlap:.3f} at {size}" for size, overlap in sizes)
-        return (
-            f"NADs({count} of D = {dimension} directions, {self.num_networks} networks; "
-            f"eigenvalues {values}{', …' * (count > 3)}; split-half overlap {overlaps}; "
-            f"fields: {', '.join(self._fields)})"
-        )
+        from nad_jax import summary  # which imports this module
+
+        return "\n  ".join([f"NADs of {summary.describe(self)}", *summary.summarize(self)])
 
 
 LeadingNADs = NADs  # the published name of a record of leading directions
+
+
+def name_model(config: Mapping[str, Any]) -> str:
+    """What the network of a record is called."""
+    return config.get("architecture") or config.get("model", "own model")
 
 
 def null_band(nads: NADs, trace: float | None = None) -> tuple[float, float]:

@@ -20,6 +20,7 @@ from nad_jax.errors import InputError, check_function, check_input_shape
 from nad_jax.hyperparameters import nnx_hyperparameters
 from nad_jax.initializers import flax_readout_variance
 from nad_jax.models import Model, complete_model
+from nad_jax.renamed import takes_input_shape
 from nad_jax.substitution import substitute_nnx
 
 
@@ -230,6 +231,7 @@ class _Module:
         return _readout(module, lambda: self._run(module, x))
 
 
+@takes_input_shape
 def from_nnx(
     factory: Factory,
     image_shape: tuple[int, ...],
@@ -253,7 +255,7 @@ def from_nnx(
     Args:
       factory: builds the module from `nnx.Rngs`; the module maps inputs [B, *image_shape] to
         logits [B, K].
-      image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C).
+      image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C); also `input_shape`.
       features: maps (module, inputs) to the input of the module's last linear layer [B, F]; None:
         found out where the logits are the output of an `nnx.Linear`.
       readout_variance: τ² of that layer's weights; known by itself (1/F) where that layer has NNX's

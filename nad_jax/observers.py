@@ -12,7 +12,13 @@ import jax.numpy as jnp
 from absl import logging
 
 from nad_jax import ensemble
-from nad_jax.choices import check_own_layer, choose_points, read_choices, record_choices
+from nad_jax.choices import (
+    Estimator,
+    check_own_layer,
+    choose_points,
+    read_choices,
+    record_choices,
+)
 from nad_jax.chunks import EnsembleObserver
 from nad_jax.errors import InputError, check_choice
 from nad_jax.fitting import SPLITS, Members, Observer, Task, make_evaluate
@@ -20,12 +26,13 @@ from nad_jax.geometry import make_measure
 from nad_jax.models import Model
 from nad_jax.moments import Halves, init_halves
 from nad_jax.nads import NADs
-from nad_jax.points import Points
+from nad_jax.points import as_points
 from nad_jax.reading import find_directions, finish, make_dense
 from nad_jax.recipe import Recipe
 from nad_jax.renamed import takes_old_names
 from nad_jax.subspaces import default_sizes
 from nad_jax.tasks import separable
+from nad_jax.vector_fields import VectorField
 
 
 def accuracy(
@@ -63,16 +70,29 @@ def gradient_cosine(model: Model, recipe: Recipe) -> Observer:
 
 @takes_old_names(key="seed")
 def geometry(
-    model: Model, seed: jax.Array | int = 0, points: Points | None = None, **choices: Any
+    model: Model,
+    seed: jax.Array | int = 0,
+    points: Any = None,
+    *,
+    derivative: str | VectorField | None = None,
+    step: float = Estimator.step,
+    point: str = Estimator.point,
+    point_scale: float = Estimator.point_scale,
+    readout: str = "sampled",
+    logit: int | None = None,
+    centred: bool = Estimator.centred,
+    block_size: int = Estimator.block_size,
+    mapping: str = "auto",
 ) -> EnsembleObserver:
     """The geometry E[g gᵀ] of all networks in training: a record (`NADs`) of each epoch, from 0.
 
     Its halves are those of networks of even and of odd number.
 
     Args:
-      model, points, **choices: as in `estimate_nads`; readout="sampled", num_readouts=1: the last
-        layer is that of the network.
       seed: of the points: an integer, or a typed random key.
+      readout: "sampled": the last layer is that of the network.
+      model, points, and the others: as in `estimate_nads`; how many networks are measured at a time
+        the training says.
 
     An epoch whose geometry has no directions (all networks dead, say) is None, with a warning;
     networks with rows that are not finite are counted as `diverged` in its config. The states of
@@ -81,11 +101,9 @@ def geometry(
     Raises:
       InputError: as `estimate_nads`, and before the training for fewer than two networks.
     """
-    key = ensemble.resolve_key(seed)
-    estimator, execution = read_choices("geometry", choices)
+    estimator, execution = read_choices(locals())
+    key, points = ensemble.resolve_key(seed), as_points(points)
     check_own_layer(estimator)
-    if execution.chunk_size or execution.num_devices:
-        raise InputError("geometry: has no chunk_size and num_devices, those of the training hold")
     law, execution = choose_points(model, estimator, points), execution.resolved()
     accumulator = make_dense(model, estimator)
     measure = make_measure(model, estimator, accumulator, points, execution.mapping)

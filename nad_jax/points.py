@@ -79,3 +79,8 @@ def images(x: Any, per_network: int = 0) -> Points:
     if not x.any():
         described["point_scale"] = 0.0
     return Points(lambda key, data: data, draw, x, described)
+
+
+def as_points(points: Any) -> Points | None:
+    """A law of points as it is, None too; an array [P, *input_shape] as that of `images`."""
+    return points if points is None or isinstance(points, Points) else images(points)

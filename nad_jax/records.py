@@ -47,7 +47,13 @@ def load_nads(path: str | Path) -> NADs:
     """Reads a record written by `save_nads`; raises `InputError` naming the file and what is wrong
     with it.
     """
-    later = ("symmetry", "trace", "pass_overlap", *_BATCHES)  # not written by earlier versions
+    later = (
+        "symmetry",
+        "trace",
+        "pass_overlap",
+        *_BATCHES,
+        "point_sem",
+    )  # not written by earlier versions
     required = tuple(name for name in NADs._fields if name not in later)
     arrays = read_npz(path, required, optional=later)
     if ("trace" in arrays) != ("pass_overlap" in arrays):
@@ -59,6 +65,7 @@ def load_nads(path: str | Path) -> NADs:
         if len(missing) < len(_BATCHES):
             raise DamagedError(f"{path}: array {missing[0]!r} is missing beside others of its kind")
         unsaid |= {name: NADs._field_defaults[name] for name in _BATCHES}
+    unsaid["point_sem"] = NADs._field_defaults["point_sem"]
     return _check_nads(unsaid | arrays, str(path))
 
 
@@ -79,6 +86,7 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
     expected |= dict.fromkeys(("batch_weights", "batch_traces"), (batches,))
     expected |= {"batch_products": (batches, batches)}
     expected |= {"batch_energies": (batches, *np.shape(arrays["batch_energies"])[1:])}
+    expected["point_sem"] = (count,) if arrays["point_sem"].size else (0,)
     for name, shape in expected.items():
         array = arrays[name]
         if array.shape != shape:

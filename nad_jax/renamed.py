@@ -1,28 +1,47 @@
-"""Old names of arguments, which are still taken, with a warning."""
+"""Arguments that are also taken by another name; one that a function does not have is refused with
+the nearest that it has.
+"""
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
-from nad_jax.errors import InputError
+from nad_jax.errors import InputError, unknown
 
 Function = TypeVar("Function", bound=Callable)
 
 
 def takes_old_names(**new_names: str) -> Callable[[Function], Function]:
-    """Lets a function take arguments by names that they once had: old="new"."""
+    """Lets a function take arguments by names that they once had, with a warning: old="new"."""
+    return _takes_names(new_names, "old")
+
+
+def takes_input_shape(function: Function) -> Function:
+    """Lets a function take `image_shape` as `input_shape`, which vectors and signals also have."""
+    return _takes_names({"input_shape": "image_shape"}, "other")(function)
+
+
+def _takes_names(names: dict[str, str], kind: str) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
+        known = inspect.signature(function).parameters
+        others = any(one.kind is one.VAR_KEYWORD for one in known.values())
+
         @functools.wraps(function)
         def call(*args, **given):
-            for old, new in new_names.items():
-                if old not in given:
+            for name, own in names.items():
+                if name not in given:
                     continue
-                if new in given:
-                    raise InputError(f"{old}: is the old name of {new}; both are given")
-                warnings.warn(f"{old}: is called {new} now", FutureWarning, stacklevel=2)
-                given[new] = given.pop(old)
+                if own in given:
+                    raise InputError(f"{name}: is the {kind} name of {own}; both are given")
+                if kind == "old":
+                    warnings.warn(f"{name}: is called {own} now", FutureWarning, stacklevel=2)
+                given[own] = given.pop(name)
+            for name in given:
+                if not others and name not in known:
+                    raise unknown(f"argument of {function.__name__}", name, known)
             return function(*args, **given)
 
         return call

@@ -366,7 +366,7 @@ def test_the_command_line_runs_a_recipe(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "10/10 networks" in result.stderr and "0 diverged" in result.stderr
-    assert "logreg: NADs of 10 networks" in result.stdout
+    assert "NADs of logreg, 10 networks: central difference of step 100 at one" in result.stdout
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.json",

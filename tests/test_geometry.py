@@ -151,7 +151,7 @@ def test_a_field_and_points_of_ones_own_are_in_the_record_and_in_leading_nads():
 def test_points_that_do_not_fit_are_refused():
     for points, message in [
         (images(np.ones((4, 5))), r"points: must be of shape \(3, 2\) each, got \(5,\)"),
-        (DATA, "points: must be Points, got ndarray"),
+        ("data", "points: must be real numbers .*, got 'data'"),
     ]:
         with pytest.raises(InputError, match=message):
             estimate_nads(MODEL, 4, points=points)

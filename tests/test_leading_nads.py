@@ -224,8 +224,8 @@ def test_figures_estimates_and_what_is_stored_so_far(finished, tmp_path, capsys)
     assert not runner.collect(study, workdir)
     printed = capsys.readouterr().out
     assert (
-        "mlp: leading NADs of 14 networks, input_gradient, sampled, symmetrized, passes: 2"
-        in printed
+        "leading NADs of mlp, 14 networks: exact gradient at one point of N(0, 1²), read-out "
+        "sampled, 4 of each network, symmetrized, passes: 2" in printed
     )
     assert "size, split half, changed by the last pass" in printed
 

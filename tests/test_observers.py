@@ -128,7 +128,7 @@ def test_bad_observers_are_refused():
         with pytest.raises(InputError, match=message):
             train_many(MODEL, DIRECTIONS, recipe=RECIPE, observe=observe)
     with pytest.raises(InputError, match="readout: must be 'sampled' with num_readouts=1"):
-        observers.geometry(MODEL, logit=0)
+        observers.geometry(MODEL, logit=0, readout="marginalized")
     with pytest.raises(InputError, match="split: unknown value 'tset'"):
         observers.accuracy(MODEL, separable(), split="tset")
 
@@ -140,10 +140,13 @@ def test_what_cannot_be_observed_is_refused_before_the_training():
             lambda: train_many(MODEL, DIRECTIONS[:1], recipe=RECIPE, observe={"g": alone}),
             r"observe\['g'\]: needs at least 2 networks, got 1",
         ),
-        (lambda: observers.geometry(MODEL, **GRADIENT, symmetrized=True), "symmetrized: must be F"),
+        (
+            lambda: observers.geometry(MODEL, **GRADIENT, symmetrized=True),
+            "geometry: unknown value 'symmetrized'",
+        ),
         (
             lambda: observers.geometry(MODEL, **GRADIENT, chunk_size=2),
-            "geometry: has no chunk_size",
+            "geometry: unknown value 'chunk_size'",
         ),
         (lambda: observers.accuracy(MODEL, separable()), "recipe: is needed for the sizes"),
         (

@@ -232,5 +232,5 @@ def test_seeds_are_still_taken_by_their_old_name():
     with pytest.warns(FutureWarning, match="^key: is called seed now$"):
         old = nad_jax.basis_random(key=3, dimension=4)
     np.testing.assert_array_equal(old, nad_jax.basis_random(seed=3, dimension=4))
-    with pytest.raises(InputError, match="^key: is the old name of seed; both are given$"):
+    with pytest.raises(InputError, match=r"^key: is the old name of seed; both are given$"):
         nad_jax.basis_random(key=3, seed=3, dimension=4)

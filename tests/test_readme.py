@@ -66,7 +66,7 @@ SMALL = (
     (r"np.arange\(500\)", "np.arange(200)"),
 )
 PRINTED = {
-    "README.md": ["preferred frequency: ["],
+    "README.md": ["preferred frequency: [", "λ = "],
     "docs/start.md": ["preferred frequencies: [[", "the same: True"],
     "docs/nads.md": ["preferred frequencies: [[", "bounds of the "],
     "docs/training.md": ["accuracies: ["],

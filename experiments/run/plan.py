@@ -83,12 +83,13 @@ class Program(NamedTuple):
 
 class Cost(NamedTuple):
     """What a program costs, measured with one batch: seconds to compile, seconds a network, bytes
-    of memory.
+    of memory; and what may be said of it besides.
     """
 
     compile_seconds: float
     network_seconds: float
     bytes: int
+    note: str = ""
 
 
 class Study(NamedTuple):

@@ -270,5 +270,7 @@ def describe(study: Study, workdir: Path, shard: Shard = ALONE) -> None:
             f"compilation {cost.compile_seconds:.1f} s, {cost.network_seconds:.3g} s a "
             f"{study.counts.removesuffix('s')}, {cost.bytes / 2**20:.0f} MiB of arrays"
         )
+        if cost.note:
+            print(f"  {cost.note}")
     if missing:
         print(f"estimate on this machine: {clock(seconds)} for shard {shard.name}")

@@ -42,6 +42,7 @@ from nad_jax.errors import (
 from nad_jax.linen import INITIALIZATIONS, from_linen
 from nad_jax.models import Model
 from nad_jax.own_models import is_own, make_own_model
+from nad_jax.renamed import takes_input_shape
 
 
 class Architecture(NamedTuple):
@@ -76,6 +77,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 POOLINGS = ("default", "max", "avg", "none")
 
 
+@takes_input_shape
 def create_model(
     architecture: str,
     image_shape: tuple[int, ...] = (32, 32, 1),
@@ -90,8 +92,9 @@ def create_model(
     Args:
       architecture: a key of `ARCHITECTURES`; or `package.module:Name`, `path/to/file.py:Name` or a
         name given by `register`, see `own_models`.
-      image_shape: of one input. "logreg" and "mlp" take any, (D,), (L, C), (H, W, C) or
-        (T, H, W, C), the others images (H, W, C) of any size that survives their pooling.
+      image_shape: of one input; also `input_shape`. "logreg" and "mlp" take any, (D,), (L, C),
+        (H, W, C) or (T, H, W, C), the others images (H, W, C) of any size that survives their
+        pooling.
       num_logits: K.
       pooling: "default" (as published), "max" or "avg" in place of every pooling layer there is (a
         global average stays), or "none", which removes every pooling and stride and lets the dense
