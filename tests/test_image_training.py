@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from nad_jax import (
@@ -238,3 +239,21 @@ def test_a_label_without_a_carrier_is_not_passed_over():
         _model(), _data(), (carriers, coefficients), recipe=SMALL, transform=poison
     )
     assert metrics.diverged_at.tolist() == [1]
+
+
+def test_the_rate_is_the_published_one_or_that_of_an_optimizer_object():
+    model, data = _model(), _data(32, 16)
+    recipe = dataclasses.replace(SMALL, num_epochs=1)
+    by_default, given = (
+        train_many_images(model, data, recipe=recipe, **rate)
+        for rate in ({}, {"learning_rate": [0.21]})
+    )
+    jax.tree.map(np.testing.assert_array_equal, by_default, given)
+    own = dataclasses.replace(recipe, optimizer=optax.sgd(0.1), optimizer_options={})
+    metrics = train_many_images(model, data, recipe=own, seed=[0, 1])
+    plain = dataclasses.replace(own, optimizer="sgd", schedule="constant")
+    expected = train_many_images(model, data, recipe=plain, seed=[0, 1], learning_rate=0.1)
+    np.testing.assert_array_equal(metrics.losses, expected.losses)
+    assert list(metrics.settings) == ["seed"]
+    with pytest.raises(InputError, match=r"^learning_rate: 0\.21 cannot be combined"):
+        train_many_images(model, data, recipe=own, learning_rate=0.21)
