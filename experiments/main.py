@@ -1,9 +1,10 @@
 """The command line of every experiment.
 
     python -m experiments.main --config=configs/compute_nads.py:lenet --workdir=runs/lenet
-    python -m experiments.main --config=... --workdir=... OPTION
+    python -m experiments.main --workdir=runs/lenet OPTION
 
     --config.num_networks=1200   overrides one field
+    --status                     what is done, per shard, how fast, and what failed
     --dry_run                    says what it will take
     --shard=0/4                  one of four processes
     --shard=auto                 a task of a Slurm array, ...
@@ -11,17 +12,16 @@
     --figures_only               redraws stored results
     --allow_other_versions       adds to units of others
 
-Run from the root of the repository. The same command resumes an interrupted run. It ends with 0
-when its work is done, 75 when it was interrupted and can be run again, 2 where the input is bad, 74
-where the disk is full or fails.
+Run from the root of the repository. The same command resumes an interrupted run, and so does
+--workdir alone, for a folder knows its last command. It ends with 0 when its work is done, 75 when
+it was interrupted and can be run again, 2 where the input is bad, 74 where the disk is full or
+fails.
 """
 
 import ast
 import os
 import re
 import sys
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,7 +44,8 @@ from experiments import (
     time_to_accuracy,
 )
 from experiments.benchmark import benchmark
-from experiments.run import origin, runner
+from experiments.run import command, origin, runner, status
+from experiments.run.folder import Folder
 from experiments.run.shards import Shard, find_shard, join_cluster
 from nad_jax import store
 from nad_jax.errors import InputError, unknown
@@ -93,7 +94,10 @@ class _TupleParser(tuple_parser.TupleParser):
             ast.literal_eval(argument)
         except (ValueError, SyntaxError):
             whole = re.fullmatch(r"\((.*)\)", argument.strip())
-            words = re.findall(_WORD, whole[1] if whole else argument)
+            text = (whole[1] if whole else argument).strip()
+            words = re.findall(_WORD, text)
+            if ",".join(words) != text.removesuffix(","):
+                raise ValueError("must be values with a comma between two of them") from None
             argument = f"({', '.join(map(_quoted, words))},)"
         return super().parse(argument)
 
@@ -123,6 +127,11 @@ _COLLECT = flags.DEFINE_bool(
     False,
     "Compute nothing: write tables and figures of what is stored, say what is missing (exit code "
     "75).",
+)
+_STATUS = flags.DEFINE_bool(
+    "status",
+    False,
+    "Print what is done and missing, in all and per shard, how fast, and what failed; touch nothing.",
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run",
@@ -177,44 +186,31 @@ def _fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-def _reason(error: BaseException) -> str:
-    """What went wrong while flags or a config file were read, without the loader's own traces."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, InputError):
-            return str(cause).splitlines()[-1].removeprefix("nad_jax.errors.InputError: ")
-        cause = cause.__cause__ or cause.__context__
-    hint = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', str(error))
-    if hint:
-        return f"unknown config field {hint[2]!r} (did you mean {hint[1]!r}?)"
-    if "'get_config'" in str(error):
-        return "config: the file defines no function get_config"
-    if isinstance(error, KeyError | AttributeError):
-        return f"unknown config field {str(error).strip(chr(34) + chr(39))!r}"
-    return str(error).strip().splitlines()[-1].strip()
-
-
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a bad config file, field or value is one line instead of a traceback."""
+    """Parses flags; a bad config file, field or value is one line instead of a traceback.
+
+    Without --config the fields are those of the last command of the run folder.
+    """
+    stored, workdir = None, command.value_of("workdir", argv)
+    told = any(command.value_of(name, argv) is not None for name in ("config", "status", "help"))
     try:
+        if workdir and not told:
+            stored = command.read(Path(workdir), EXPERIMENTS)
+            argv = [argv[0], command.recipe_argument(stored["experiment"]), *argv[1:]]
         remaining = flags.FLAGS(argv)
         if flags.FLAGS["verbosity"].using_default_value:
             flags.FLAGS.verbosity = logging.WARNING
         # A file that could not be loaded says so on its first use.
-        fields = ["experiment"] if _CONFIG.value is None else list(_CONFIG.value.keys())
-        if "experiment" not in fields or isinstance(_CONFIG.value, dict):
-            raise InputError(
-                "config: get_config must return a ConfigDict with a field 'experiment'"
-            )
-        for name, value in config_flags.get_override_values(flags.FLAGS["config"]).items():
-            if value in (None, (None,)):
-                _CONFIG.value.update_from_flattened_dict({name: _unset(_CONFIG.value, name)})
+        if _CONFIG.value is not None:
+            _settle_config(_CONFIG.value)
+        if stored:
+            command.take_up(_CONFIG.value, stored, Path(workdir))
     except Exception as error:  # a config file is a program, it may fail in any way
-        _fail(_reason(error))
-    chosen = [flag.name for flag in (_FIGURES_ONLY, _COLLECT, _DRY_RUN) if flag.value]
+        _fail(command.reason(error))
+    chosen = [flag.name for flag in (_FIGURES_ONLY, _COLLECT, _DRY_RUN, _STATUS) if flag.value]
     if len(chosen) > 1:
         _fail(f"--{chosen[0]}, --{chosen[1]}: give one of them")
-    for name in ("config", "workdir"):
+    for name in ("workdir",) if _STATUS.value else ("config", "workdir"):
         if not flags.FLAGS[name].value:
             _fail(f"--{name} is required; see --help")
     if len(remaining) > 1:
@@ -222,46 +218,28 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return remaining
 
 
-def _unset(config: ConfigDict, name: str) -> Any:
-    """The value of a field that is given as None: the recipe's, where that says "not set" (None or
-    empty).
-
-    Raises:
-      InputError: where the recipe sets the field.
-    """
-    flag = f"config.{name}"  # its default is the recipe's value
-    recipe = (
-        flags.FLAGS[flag].default
-        if flag in flags.FLAGS
-        else reduce(getitem, name.split("."), config)
-    )
-    if recipe not in (None, "", (), []):
-        raise InputError(
-            f"{name}: must have a value, got None, which is for fields that the recipe leaves empty"
-        )
-    return () if recipe == [] else recipe  # a flag has lists for tuples
-
-
-def _settle_nulls(config: ConfigDict, name: str, value: Any) -> Any:
-    """The value of a field of a JSON object, at any depth, with what null stands for."""
-    if isinstance(value, dict):
-        return {n: _settle_nulls(config, f"{name}.{n}", inner) for n, inner in value.items()}
-    return _unset(config, name) if value is None else value
+def _settle_config(config: ConfigDict) -> None:
+    """Checks what a config file gives, and sets the fields that are given as None."""
+    if "experiment" not in list(config.keys()) or isinstance(config, dict):
+        raise InputError("config: get_config must return a ConfigDict with a field 'experiment'")
+    for name, value in config_flags.get_override_values(flags.FLAGS["config"]).items():
+        if value in (None, (None,)):
+            config.update_from_flattened_dict({name: command.unset(config, name)})
 
 
 def _read_json(config: ConfigDict, path: str) -> None:
     """Sets the fields that a JSON object names; a field's type is kept."""
-    values = origin.parse_object(path, store.read_text(path))
-    for name, value in values.items():
-        if name not in config:
-            raise InputError(f"{path}: {unknown('config field', name, config)}")
-        try:
-            value = tuple(value) if isinstance(value, list) else value
-            config.update({name: _settle_nulls(config, name, value)})
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise InputError(f"{path}: {name}: {_reason(error)}") from error
+    command.set_fields(config, origin.parse_object(path, store.read_text(path)), path)
+
+
+def _tell_status(config: ConfigDict | None, workdir: Path) -> None:
+    """Prints the status of a folder: of its last command, or of the one that is given."""
+    if config is None:
+        plan = status.read_plan(workdir)
+    else:
+        study = EXPERIMENTS[config.experiment].make_study(config)
+        plan = status.make_plan(Folder(workdir, study, repair=False).open(create=False))
+    print(status.describe(plan, workdir))
 
 
 def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard) -> int:
@@ -269,13 +247,14 @@ def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard)
     complete = True
     if not _FIGURES_ONLY.value:
         study = experiment.make_study(config)
+        said = command.describe(config, sys.argv, workdir)
         if _DRY_RUN.value:
             runner.describe(study, workdir, shard)
             return 0
         if _COLLECT.value:
-            complete = runner.collect(study, workdir)
+            complete = runner.collect(study, workdir, said)
         else:
-            complete = runner.run(study, workdir, shard, _ALLOW_OTHER_VERSIONS.value)
+            complete = runner.run(study, workdir, shard, _ALLOW_OTHER_VERSIONS.value, said)
     if complete or _COLLECT.value:
         for figure in experiment.draw(config, workdir):
             print(figure)
@@ -293,10 +272,13 @@ def main(argv: list[str]) -> int:
             else find_shard(_SHARD.value, os.environ)
         )
         interruption.take_signals()
-        if config.experiment not in EXPERIMENTS:
+        if config is not None and config.experiment not in EXPERIMENTS:
             raise unknown("experiment", config.experiment, EXPERIMENTS)
-        if _CONFIG_JSON.value:
+        if config is not None and _CONFIG_JSON.value:
             _read_json(config, _CONFIG_JSON.value)
+        if _STATUS.value:
+            _tell_status(config, workdir)
+            return 0
         if _DRY_RUN.value:
             jax.config.update(
                 "jax_enable_compilation_cache", False

@@ -27,6 +27,7 @@ class Snapshots:
       seconds: between snapshots; a computation that is done sooner writes none. Where writing one
         is slow, it is fifty times what that took.
       urgent: says that a snapshot is wanted now, because the process is about to end.
+      clock: the seconds that are counted by `elapsed`.
 
     Raises:
       InputError: for a path that has no name, an identity that is not JSON, and bad values of the
@@ -39,16 +40,19 @@ class Snapshots:
         identity: dict[str, Any],
         seconds: float,
         urgent: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         path = as_path("path", path)
         if not path.name:
             raise InputError(f"path: must end in a name, got {str(path)!r}")
         check_function("urgent", urgent, optional=False)
+        check_function("clock", clock, optional=False)
         self._paths = [path.with_name(f"{path.name}.{slot}.npz") for slot in (0, 1)]
         self._identity = "{}"
         self.bind(identity)
         self._seconds, self._urgent = check_number("seconds", seconds, 0.0), urgent
         self._next, self._kept, self._cost = 0, time.monotonic(), 0.0
+        self._clock, self._begun = clock, clock()
 
     def bind(self, identity: dict[str, Any]) -> None:
         """Adds what determines the computation and is not known before it begins; raises
@@ -60,6 +64,12 @@ class Snapshots:
             )
         except (TypeError, ValueError) as error:
             raise InputError(f"identity: must be JSON values ({error})") from error
+
+    def elapsed(self) -> float:
+        """The seconds that the computation has taken, up to the snapshot it was taken up from
+        included.
+        """
+        return self._clock() - self._begun
 
     def load(
         self, check: Callable[[dict[str, np.ndarray]], None] = lambda arrays: None
@@ -76,6 +86,7 @@ class Snapshots:
             try:
                 arrays = store.read_npz(path)
                 identity, position = str(arrays.pop("identity")), int(arrays.pop("position"))
+                elapsed = float(arrays.pop("elapsed", 0.0))  # which earlier versions did not say
                 if identity != self._identity or position <= highest:
                     continue
                 check(arrays)
@@ -86,6 +97,7 @@ class Snapshots:
                 )
                 continue
             newest, highest, self._next = arrays, position, 1 - slot
+            self._begun = self._clock() - elapsed
         return newest
 
     def due(self) -> bool:
@@ -100,6 +112,7 @@ class Snapshots:
         begun = time.monotonic()
         store.make_folder(self._paths[0].parent)
         added = {"identity": np.asarray(self._identity), "position": np.asarray(position)}
+        added["elapsed"] = np.asarray(self.elapsed())
         store.write_npz(self._paths[self._next], {**arrays, **added})
         self._next = 1 - self._next
         self._kept = time.monotonic()

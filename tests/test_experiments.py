@@ -375,6 +375,7 @@ def test_the_command_line_runs_a_recipe(tmp_path):
         "nads.png",
         "overlap.png",
         "progress",
+        "run.json",
         "spectrum.png",
         "units",
     }

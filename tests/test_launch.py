@@ -255,6 +255,12 @@ def test_the_command_prints_a_description_and_names_bad_input(tmp_path):
         ),
         (
             "slurm_array.sh",
+            ["--workdir=w", "--status"],
+            {},
+            "--status: does not belong into a job",
+        ),
+        (
+            "slurm_array.sh",
             ["--workdir=w", "--shard=0/4"],
             {},
             "--shard: does not belong into a job",

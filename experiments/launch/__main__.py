@@ -68,7 +68,7 @@ def render(
             raise InputError(
                 f"--{name}=… is missing among the arguments after --, got {shlex.join(arguments)!r}"
             )
-    for name in ("shard", "distributed", "collect", "dry_run", "figures_only"):
+    for name in ("shard", "distributed", "collect", "dry_run", "figures_only", "status"):
         if name in values:
             raise InputError(
                 f"--{name}: does not belong into a job; shards are known by the engine, and "

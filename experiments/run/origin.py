@@ -29,7 +29,7 @@ def parse_object(path: str | Path, content: str | bytes) -> Json:
     """The object that a JSON text is; raises `store.DamagedError`, naming its file, for another."""
     try:
         values = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise store.DamagedError(f"{path}: must be a JSON object, is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise store.DamagedError(f"{path}: must be a JSON object, got {type(values).__name__}")
@@ -144,7 +144,8 @@ def open_run_folder(workdir: Path, identity: Json) -> None:
         store.write_text(aside, file.read_text(encoding="utf-8", errors="replace"))
         logging.warning("%s; kept as %s, written again", error, aside.name)
         store.write_text(file, text)
-    for folder in ("", "units", "snapshots"):  # killed processes have left temporary files
+    # Killed processes have left temporary files.
+    for folder in ("", "units", "snapshots", "progress"):
         for path in (workdir / folder).glob(".*.tmp"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > 3600:  # one in use is younger

@@ -20,6 +20,10 @@ Arrays = Mapping[str, np.ndarray]  # of what is stored as JSON, JSON values
 Shapes = dict[str, tuple[int | str, ...]]  # an axis with a name has one length in all of a unit
 
 
+class RunAgain(Exception):
+    """The same command will do what this one could not."""
+
+
 class Member(NamedTuple):
     """The least that is computed: one network, or networks of an ensemble that are merged.
 

@@ -1,17 +1,27 @@
-"""What a running process tells: one line on a terminal, and a JSON line for every event in the run
-folder.
+"""What a running process tells: a line on a terminal or lines in a log, and in the run folder a JSON
+line for every event and a small file that says where it is.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
+import os
+import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
 
+from experiments.run import interruption
+from experiments.run.plan import RunAgain
+from nad_jax.errors import InputError, first_line
+
+LINE_SECONDS = 5.0  # between two lines of a log, and between two versions of the small file
 _compile_seconds = 0.0
 
 
@@ -36,24 +46,31 @@ def compile_seconds() -> float:
 
 @dataclasses.dataclass
 class Progress:
-    """Counts networks, or what a plan calls them. The line is rewritten in place on a terminal by
-    the first process; others say the end only.
+    """Counts networks, or what a plan calls them.
+
+    On a terminal the first process rewrites one line in place, others say the end only. In a log or
+    a pipe every process writes lines, the first at once, then one every few seconds.
 
     log: the file that JSON lines are appended to; each has `event` and `time` (seconds since 1970).
+      The small file beside it has the suffix .json, see `experiments.run.status`.
+    plan: the digest of what is carried out.
     total, done: the networks of this process, and those that are there.
-    speaks: whether this process shows the line while it runs.
+    speaks: whether this process shows the line on a terminal while it runs.
     counts: what is counted.
+    shard: the name of this process where there are several, "" otherwise.
     """
 
     log: Path
+    plan: str
     total: int
     done: int
     speaks: bool
     counts: str
+    shard: str = ""
 
     def __post_init__(self) -> None:
-        self._base, self._terminal = self.done, self.speaks and sys.stderr.isatty()
-        self._started, self._shown = time.monotonic(), 0.0
+        self._base, self._terminal = self.done, sys.stderr.isatty()
+        self._started, self._shown, self._kept = time.monotonic(), -math.inf, -math.inf
         self._compiled, self._diverged = compile_seconds(), 0
 
     def event(self, name: str, **fields: Any) -> None:
@@ -61,14 +78,58 @@ class Progress:
         work.
         """
         line = json.dumps({"event": name, "time": round(time.time(), 3), **fields})
-        try:
+        with self._writing():
             self.log.parent.mkdir(parents=True, exist_ok=True)
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             logging.log_first_n(
                 logging.WARNING, "%s: %s; no events are written", 1, self.log, error.strerror
             )
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Says when the work begins, and how it ends: done, interrupted, or with which error."""
+        self._keep("running", 0.0)
+        if self.done < self.total:
+            self.show(0.0)
+        try:
+            yield
+        except interruption.Interrupted:
+            self.event("interrupted")
+            self._keep("interrupted", 0.0)
+            raise
+        except Exception as error:
+            known = isinstance(error, InputError | RunAgain)
+            message = first_line(error) if known else f"{type(error).__name__}: {first_line(error)}"
+            self.event("error", message=message)
+            self._keep("run again" if isinstance(error, RunAgain) else "failed", 0.0, message)
+            raise
+        self.event("end")
+        self._keep("ended", 0.0)
+
+    def _keep(self, state: str, in_unit: float, error: str = "") -> None:
+        """Writes the small file, at once but without waiting for the disk."""
+        self._kept = time.monotonic()
+        said = {"plan": self.plan, "state": state, "error": error, "moved": round(time.time(), 3)}
+        said |= {"host": socket.gethostname(), "pid": os.getpid()}
+        networks = float(self.done + in_unit - self._base)
+        said |= {"networks": networks, "seconds": round(self._seconds(), 3)}
+        path = self.log.with_suffix(".json")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(said) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+
+    def _seconds(self) -> float:
+        """The time since the beginning, without compilation."""
+        return max(time.monotonic() - self._started - (compile_seconds() - self._compiled), 0.0)
 
     def unit(self, networks: int, diverged: int) -> None:
         """A unit of so many networks is stored."""
@@ -77,23 +138,52 @@ class Progress:
         self.show(0.0)
 
     def show(self, in_unit: float) -> None:
-        """Shows the line; `in_unit` networks of the current unit are done."""
-        now, done = time.monotonic(), self.done + in_unit
-        last = self.done >= self.total
-        if not last and (not self._terminal or now - self._shown < 0.2):
+        """Shows where it is, if it is time to; `in_unit` networks of the current unit are done."""
+        now, last = time.monotonic(), self.done >= self.total
+        if now - self._kept >= LINE_SECONDS:
+            self._keep("running", in_unit)
+        wait = 0.2 if self._terminal else LINE_SECONDS
+        if not last and (now - self._shown < wait or (self._terminal and not self.speaks)):
             return
         self._shown = now
-        compiled = compile_seconds() - self._compiled
-        rate = (done - self._base) / max(now - self._started - compiled, 1e-9)
-        line = f"{int(done)}/{self.total} {self.counts}, {rate:.3g} {self.counts}/s"
+        line = self._line(in_unit, last)
+        if self._terminal and self.speaks:
+            line = f"\r\x1b[K{line}" + "\n" * last
+        else:
+            line += "\n"
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+    def _line(self, in_unit: float, last: bool) -> str:
+        done, compiled = self.done + in_unit, compile_seconds() - self._compiled
+        rate = (done - self._base) / max(self._seconds(), 1e-9)
+        line = f"shard {self.shard}: " if self.shard else ""
+        line += f"{int(done)}/{self.total} {self.counts}, {rate:.3g} {self.counts}/s"
         if not last:
             line += f", ETA {clock((self.total - done) / rate) if rate > 0 else '?'}"
         if self.counts == "networks":
             line += f", compilation {compiled:.0f} s, {self._diverged} diverged"
-        sys.stderr.write(
-            f"\r\x1b[K{line}" + ("\n" if last else "") if self._terminal else line + "\n"
-        )
-        sys.stderr.flush()
+        return line
+
+
+def read_seconds(workdir: Path) -> dict[str, float]:
+    """What the units of a run folder took, by their labels: seconds a network, without compilation.
+
+    Lines that are damaged say nothing; of several of a unit the last one counts.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for path in sorted((workdir / "progress").glob("*.jsonl")):
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, KeyError, ZeroDivisionError):
+                said = json.loads(line)
+                when, taken = float(said["time"]), said["seconds"] / said["networks"]
+                if said["event"] == "unit" and 0 <= taken < math.inf:
+                    found[said["unit"]] = max(found.get(said["unit"], (0.0, 0.0)), (when, taken))
+    return {label: taken for label, (_, taken) in found.items()}
 
 
 def clock(seconds: float) -> str:

@@ -6,6 +6,7 @@ import glob
 import itertools
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments.run import interruption, origin
+from experiments.run import command, interruption, origin, status
 from experiments.run.folder import ALONE, Folder, read_intact
-from experiments.run.plan import Study, Unit, Work
+from experiments.run.plan import RunAgain, Study, Unit, Work
 from experiments.run.progress import Progress, clock, compile_seconds
 from experiments.run.shards import Shard
 from nad_jax.errors import InputError
@@ -24,10 +25,6 @@ from nad_jax.snapshots import Snapshots
 
 SNAPSHOT_SECONDS = 60.0  # a unit that takes longer keeps snapshots of its state
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory allocating")  # of accelerators; of a CPU
-
-
-class RunAgain(Exception):
-    """The same command will do what this one could not."""
 
 
 def damaged_meanwhile(workdir: Path) -> RunAgain:
@@ -38,10 +35,16 @@ def damaged_meanwhile(workdir: Path) -> RunAgain:
 
 
 def run(
-    study: Study, workdir: Path, shard: Shard = ALONE, allow_other_versions: bool = False
+    study: Study,
+    workdir: Path,
+    shard: Shard = ALONE,
+    allow_other_versions: bool = False,
+    said: str = "",
 ) -> bool:
     """Computes what is missing of a shard, and collects if then nothing of the study is missing:
     whether that is so.
+
+    said: what the folder keeps of the command, see `command.describe`.
 
     Raises:
       InputError: where it would add to units of other versions, or of another kind of device, and
@@ -50,18 +53,26 @@ def run(
         shards compute.
     """
     _check_shard(study, shard)
-    folder = _compute(Folder(workdir, study).open(), shard, allow_other_versions)
-    if missing := folder.missing():
-        if folder.missing(shard):
-            raise damaged_meanwhile(workdir)
+    folder = Folder(workdir, study).open()
+    if said:
+        command.keep(workdir, said)
+    progress = _begin(folder, shard)
+    with progress.recorded():
+        folder = _compute(folder, shard, progress, allow_other_versions)
+        if missing := folder.missing():
+            if folder.missing(shard):
+                raise damaged_meanwhile(workdir)
+        else:
+            folder.study.collect(folder, 0)
+    if missing:
         print(f"shard {shard.name} is done; other shards have {_count(study, missing)} to go")
-        return False
-    folder.study.collect(folder, 0)
-    return True
+    return not missing
 
 
-def collect(study: Study, workdir: Path) -> bool:
+def collect(study: Study, workdir: Path, said: str = "") -> bool:
     """Collects what is stored, and says what is missing: whether that is nothing.
+
+    said: what the folder keeps of the command, see `command.describe`.
 
     Raises:
       RunAgain: where nothing is stored.
@@ -71,6 +82,8 @@ def collect(study: Study, workdir: Path) -> bool:
     num_missing = _num_networks(missing)
     if num_missing == _num_networks(_everything(folder)):
         raise RunAgain(f"{workdir}: nothing of this command is stored yet")
+    if said:
+        command.keep(workdir, said)
     folder.study.collect(folder, num_missing)
     for name, units in _by_program(missing).items():
         sys.stderr.write(f"missing: {name}: {_count(study, units)}\n")
@@ -123,7 +136,22 @@ def _check_versions(folder: Folder, checked: set[str]) -> None:
             raise InputError("\n".join([message, *lines]))
 
 
-def _compute(folder: Folder, shard: Shard, allow_other_versions: bool) -> Folder:
+def _begin(folder: Folder, shard: Shard) -> Progress:
+    """Says in the run folder what there is to do, and that this process begins with its share."""
+    total, to_go = (_num_networks(units(folder, shard)) for units in (_everything, _to_go))
+    log, plan = folder.workdir / "progress" / f"{shard.name}.jsonl", status.keep_plan(folder)
+    named = shard.name if shard.count > 1 else ""
+    how = {"speaks": shard.index == 0, "counts": folder.study.counts, "shard": named}
+    progress = Progress(log, plan.digest, total, total - to_go, **how)
+    says = {"pid": os.getpid(), "shard": shard.name, "source": shard.source}
+    says |= {"device": jax.local_devices()[0].device_kind, "jax": jax.__version__}
+    progress.event("start", **says, networks=total, missing=to_go)
+    return progress
+
+
+def _compute(
+    folder: Folder, shard: Shard, progress: Progress, allow_other_versions: bool
+) -> Folder:
     """Computes what is missing of a shard, of this study and of those that follow it; the folder
     with the last of them.
     """
@@ -133,29 +161,18 @@ def _compute(folder: Folder, shard: Shard, allow_other_versions: bool) -> Folder
         if not allow_other_versions:
             _check_versions(folder, checked)
 
-    total, to_go = (_num_networks(units(folder, shard)) for units in (_everything, _to_go))
-    log, done = folder.workdir / "progress" / f"{shard.name}.jsonl", total - to_go
-    progress = Progress(log, total, done, speaks=shard.index == 0, counts=folder.study.counts)
-    says = {"pid": os.getpid(), "shard": shard.name, "source": shard.source}
-    says |= {"device": jax.local_devices()[0].device_kind, "jax": jax.__version__}
-    progress.event("start", **says, networks=total, missing=to_go)
-    try:
-        with interruption.resumable():
-            while True:
-                missing = folder.missing(shard)
-                for _, group in itertools.groupby(missing, lambda unit: unit.program):
-                    _compute_group(folder, list(group), progress, check_versions)
-                for unit in folder.units(shard):  # of a process killed after it had stored its unit
-                    Snapshots(_snapshots_path(folder, unit), {}, SNAPSHOT_SECONDS).clear()
-                if folder.study.then is None:
-                    break
-                check_versions()
-                folder = _go_on(folder)
-    except interruption.Interrupted:
-        progress.event("interrupted")
-        raise
-    progress.event("end")
-    return folder
+    with interruption.resumable():
+        while True:
+            missing = folder.missing(shard)
+            for _, group in itertools.groupby(missing, lambda unit: unit.program):
+                _compute_group(folder, list(group), progress, check_versions)
+            for unit in folder.units(shard):  # of a process killed after it had stored its unit
+                Snapshots(_snapshots_path(folder, unit), {}, SNAPSHOT_SECONDS).clear()
+            if folder.study.then is None:
+                return folder
+            check_versions()
+            folder = _go_on(folder)
+            status.keep_plan(folder)
 
 
 def _go_on(folder: Folder) -> Folder:
@@ -191,7 +208,8 @@ def _compute_group(
             _, chunk_size, smallest, how = program
             identity = {"says": str(folder.describe(unit, how)), "chunk_size": chunk_size}
             path = _snapshots_path(folder, unit)
-            snapshots = Snapshots(path, identity, SNAPSHOT_SECONDS, interruption.requested)
+            how_long = SNAPSHOT_SECONDS, interruption.requested, _clock
+            snapshots = Snapshots(path, identity, *how_long)
             try:
                 done = program.compute(Work(unit.members, report, snapshots))
             except jax.errors.JaxRuntimeError as error:
@@ -201,14 +219,20 @@ def _compute_group(
             if done is None:
                 progress.event("out of memory", unit=unit.label, chunk_size=chunk_size)
                 chunk_size = _halved(unit.program, chunk_size, smallest)
-        arrays, diverged = done
+        (arrays, diverged), seconds = done, snapshots.elapsed()
         folder.write(unit, arrays, how)
         snapshots.clear()
         fields = {"unit": unit.label, "networks": unit.num_networks, "diverged": diverged}
         fields["compile_seconds"] = round(compile_seconds() - compiled, 3)
+        fields["seconds"] = round(max(seconds, 0.0), 6)  # without these
         progress.event("unit", **fields, chunk_size=chunk_size)
         progress.unit(unit.num_networks, diverged)
         interruption.check()
+
+
+def _clock() -> float:
+    """Time without compilation."""
+    return time.monotonic() - compile_seconds()
 
 
 def _halved(key: Any, chunk_size: int, smallest: int) -> int:

@@ -1,0 +1,210 @@
+"""The command that a run folder keeps, `run.json`: a folder knows what it was last asked for.
+
+It is data from elsewhere when it is read: field values, never a path of a program to run.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments.run import origin
+from experiments.run.config import EARLIER, RECIPES
+from experiments.run.origin import Json
+from nad_jax import store
+from nad_jax.errors import InputError, plain, unknown
+from nad_jax.own_models import is_own
+
+FILE = "run.json"
+# Fields whose values name programs, which are not run on the word of a folder.
+_MODELS = ("architecture", "architectures", "sweep.architecture")
+_PROGRAMS = ("python",)
+
+
+def describe(config: ConfigDict, arguments: list[str], workdir: Path) -> str:
+    """The content of `run.json`: every field of a command, and its config and overrides as they
+    were typed.
+
+    Shards of one command have the same; overrides alone add to what the folder says was typed.
+    """
+    fields = {n: v for n, v in plain(config.to_dict()).items() if n not in EARLIER}
+    typed, before = _typed(arguments), []
+    if value_of("config", arguments) is None:
+        with contextlib.suppress(InputError, TypeError):
+            said = origin.parse_object(workdir / FILE, store.read_text(workdir / FILE))
+            before = [str(one) for one in said.get("typed", [])]
+    again = {one.partition("=")[0] for one in typed}
+    typed = [*(one for one in before if one.partition("=")[0] not in again), *typed]
+    said = {"experiment": config.experiment, "typed": typed, "fields": fields}
+    return json.dumps(said, indent=1) + "\n"
+
+
+def _typed(arguments: list[str]) -> list[str]:
+    """Those arguments that are a config, its overrides, or a file of these."""
+    typed, following = [], [*arguments[1:], ""]
+    for argument, after in zip(arguments, following, strict=True):
+        if not re.match(r"--?(no)?config(_json)?([.=]|$)", argument):
+            continue
+        apart = "=" not in argument and not after.startswith("-")
+        typed += [argument, after] if apart else [argument]
+    return typed
+
+
+def keep(workdir: Path, content: str) -> None:
+    """Writes `run.json` at once, unless it is there: of several shards all write the same."""
+    path = workdir / FILE
+    try:
+        if path.read_text(encoding="utf-8") == content:
+            return
+    except (OSError, UnicodeDecodeError):  # there is none, or it is damaged
+        pass
+    store.write_text(path, content)
+
+
+def read(workdir: Path, experiments: Iterable[str]) -> Json:
+    """The fields of the last command of a run folder.
+
+    Raises:
+      InputError: in one line, where the folder does not say them, is none, or names no experiment.
+    """
+    path = workdir / FILE
+    if not (workdir / "config.json").exists():
+        raise InputError(f"{workdir}: there is no run here; give --config=FILE")
+    if not path.exists():
+        made = _experiment_of(workdir)
+        raise InputError(
+            f"{workdir}: an earlier version made this folder, which does not say its command; give "
+            f"--config=configs/{made}.py:ARGUMENT and the fields that were overridden once more"
+        )
+    try:
+        said = origin.parse_object(path, store.read_text(path))
+        if not isinstance(said.get("fields"), dict):
+            raise store.DamagedError(f"{path}: does not say the fields of a command")
+    except store.DamagedError as error:
+        raise InputError(
+            f"{error}; give --config=FILE and what was overridden once more"
+        ) from error
+    if said.get("experiment") not in experiments:
+        raise InputError(f"{path}: {unknown('experiment', said.get('experiment'), experiments)}")
+    return {**said["fields"], "experiment": said["experiment"]}
+
+
+def _experiment_of(workdir: Path) -> str:
+    try:
+        said = json.loads((workdir / "config.json").read_bytes()).get("experiment")
+    except (OSError, ValueError, AttributeError):
+        said = None
+    return said if isinstance(said, str) and re.fullmatch(r"\w+", said) else "EXPERIMENT"
+
+
+def value_of(name: str, arguments: list[str]) -> str | None:
+    """What is typed for a flag that takes text; None where it is not among the arguments."""
+    for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        match = re.fullmatch(rf"--?{name}(=(.*))?", argument, re.DOTALL)
+        if match:
+            return after if match[1] is None else match[2]
+    return None
+
+
+def recipe_argument(experiment: str) -> str:
+    """The argument that reads the recipe file of an experiment, which has the types of its fields."""
+    return f"--config={RECIPES / experiment}.py"
+
+
+def take_up(config: ConfigDict, fields: Json, workdir: Path) -> None:
+    """Sets the fields of a config, that of a recipe, as a folder says them; overrides that are
+    typed stay.
+
+    Raises:
+      InputError: for an unknown field, a value of another type, and one that names a program.
+    """
+    place, typed = workdir / FILE, set(config_flags.get_override_values(flags.FLAGS["config"]))
+    chosen = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            value = {n: v for n, v in value.items() if f"{name}.{n}" not in typed}
+        if name not in typed:
+            chosen[name] = value
+            _check_no_program(place, name, value)
+    set_fields(config, chosen, place)
+
+
+def _check_no_program(place: Path, name: str, value: Any) -> None:
+    """Raises `InputError` where a field of a folder names a program."""
+    if isinstance(value, dict):
+        for inner, one in value.items():
+            _check_no_program(place, f"{name}.{inner}", one)
+        return
+    values = value if isinstance(value, list) else [value]
+    programs = [one for one in values if name in _MODELS and is_own(one)]
+    programs += [one for one in values if name in _PROGRAMS and one]
+    if programs:
+        raise InputError(
+            f"{place}: {name}: {programs[0]!r} is a program, which is not run on the word of a "
+            f'folder; give --config.{name}="{",".join(map(str, values))}" once more'
+        )
+
+
+def set_fields(config: ConfigDict, values: Mapping[str, Any], place: str | Path) -> None:
+    """Sets the fields that a JSON object from a place names; a field's type is kept."""
+    for name, value in values.items():
+        if name not in config:
+            raise InputError(f"{place}: {unknown('config field', name, config)}")
+        try:
+            value = tuple(value) if isinstance(value, list) else value
+            config.update({name: _settle_nulls(config, name, value)})
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{place}: {name}: {reason(error)}") from error
+
+
+def _settle_nulls(config: ConfigDict, name: str, value: Any) -> Any:
+    """The value of a field of a JSON object, at any depth, with what null stands for."""
+    if isinstance(value, dict):
+        return {n: _settle_nulls(config, f"{name}.{n}", inner) for n, inner in value.items()}
+    return unset(config, name) if value is None else value
+
+
+def unset(config: ConfigDict, name: str) -> Any:
+    """The value of a field that is given as None: the recipe's, where that says "not set" (None or
+    empty).
+
+    Raises:
+      InputError: where the recipe sets the field.
+    """
+    flag = f"config.{name}"  # its default is the recipe's value
+    recipe = (
+        flags.FLAGS[flag].default
+        if flag in flags.FLAGS
+        else reduce(getitem, name.split("."), config)
+    )
+    if recipe not in (None, "", (), []):
+        raise InputError(
+            f"{name}: must have a value, got None, which is for fields that the recipe leaves empty"
+        )
+    return () if recipe == [] else recipe  # a flag has lists for tuples
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong while flags or a config file were read, without the loader's own traces."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return str(cause).splitlines()[-1].removeprefix("nad_jax.errors.InputError: ")
+        cause = cause.__cause__ or cause.__context__
+    hint = re.search(r'Did you mean "(.+?)" instead of "(.+?)"', str(error))
+    if hint:
+        return f"unknown config field {hint[2]!r} (did you mean {hint[1]!r}?)"
+    if "'get_config'" in str(error):
+        return "config: the file defines no function get_config"
+    if isinstance(error, KeyError | AttributeError):
+        return f"unknown config field {str(error).strip(chr(34) + chr(39))!r}"
+    return str(error).strip().splitlines()[-1].strip()

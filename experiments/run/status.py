@@ -1,0 +1,270 @@
+"""How far a run is, told from its folder alone: what is stored, and where its processes were last.
+
+`progress/plan.json` says what the last command is to compute, `progress/i-of-n.json` where shard i
+is. Nothing is computed, compiled or touched, and no file but those is needed: no data, no config.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import logging
+
+from experiments.run import origin
+from experiments.run.folder import Folder
+from experiments.run.origin import Json
+from experiments.run.progress import clock
+from nad_jax import store
+from nad_jax.errors import InputError, check_integer
+from nad_jax.store import DamagedError
+
+MOST_SHARDS = 65_536  # a folder that says more is not believed
+SILENT_SECONDS = 120.0  # a process on another machine that has not moved for so long may be dead
+
+
+class Plan(NamedTuple):
+    """What a command is to compute.
+
+    counts: what its numbers of networks are called.
+    round: the number of the study under way, and of all that follow each other.
+    stacked: whether files hold several members each.
+    suffix: of files.
+    folders: below the run folder, that files are in.
+    members: key, see `_key`, and number of networks of each, in the order of the plan.
+    """
+
+    counts: str
+    round: tuple[int, int]
+    stacked: bool
+    suffix: str
+    folders: list[str]
+    members: list[tuple[str, int]]
+
+    @property
+    def digest(self) -> str:
+        """A name for it, the same for all studies that follow each other."""
+        members = self.members if self.round[1] == 1 else [number for _, number in self.members]
+        said = json.dumps([self.round[1], self.stacked, members])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+class ShardStatus(NamedTuple):
+    """Where a shard is.
+
+    done, missing: networks.
+    rate: networks a second of its last process, 0: unknown.
+    moved: when it was last heard of, in seconds since 1970, 0: never.
+    state: in words.
+    """
+
+    name: str
+    done: int
+    missing: int
+    rate: float = 0.0
+    moved: float = 0.0
+    state: str = "not started"
+
+
+def _key(folder: str, name: str) -> str:
+    """A short name for a member."""
+    return hashlib.sha256(f"{folder}\n{name}".encode()).hexdigest()[:16]
+
+
+def make_plan(folder: Folder) -> Plan:
+    """The plan of the study that is under way in a folder."""
+    study = folder.study
+    members = [(_key(one.folder, one.name), one.num_networks) for one in study.members]
+    folders = sorted({one.folder for one in study.members})
+    return Plan(study.counts, study.round, study.unit_size > 0, study.suffix, folders, members)
+
+
+def keep_plan(folder: Folder) -> Plan:
+    """Writes the plan of the study under way; a folder that cannot be written is said once."""
+    plan = make_plan(folder)
+    path = folder.workdir / "progress" / "plan.json"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(plan._asdict()) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        logging.log_first_n(logging.WARNING, "%s: %s; no plan is kept", 1, path, error.strerror)
+    return plan
+
+
+def read_plan(workdir: Path) -> Plan:
+    """The plan of the last command of a run folder; raises `InputError`, in one line, where there
+    is none.
+    """
+    path = workdir / "progress" / "plan.json"
+    if not (workdir / "config.json").exists():
+        raise InputError(f"{workdir}: there is no run here")
+    if not path.exists():
+        raise InputError(
+            f"{path}: is missing, for no command of this version has begun here; give its --config=FILE"
+        )
+    said = origin.parse_object(path, store.read_text(path))
+    try:
+        members = [(str(key), check_integer("networks", n, 0)) for key, n in said["members"]]
+        number, rounds = (check_integer("round", n, 0) for n in said["round"])
+        folders = [_check_folder(name) for name in said["folders"]]
+        suffix = re.fullmatch(r"\.(npz|json)", said["suffix"])[0]
+        stacked, counts = bool(said["stacked"]), _plain(said["counts"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedError(
+            f"{path}: is damaged ({type(error).__name__}); give --config=FILE"
+        ) from error
+    return Plan(counts, (number, rounds), stacked, suffix, folders, members)
+
+
+def _check_folder(name: str) -> str:
+    """Returns the name of a folder inside the run folder; raises `ValueError` for others."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError
+    return name
+
+
+def _read_stored(plan: Plan, workdir: Path) -> tuple[dict[str, int], int]:
+    """Of every stored member how many of its networks diverged; and how many files are damaged."""
+    stored, damaged = {}, 0
+    for folder in plan.folders:
+        for path in sorted((workdir / folder / "units").glob(f"*{plan.suffix}")):
+            try:
+                stored |= dict(_read_members(plan, path, folder))
+            except InputError:
+                damaged += path.exists()
+    return stored, damaged
+
+
+def _read_members(plan: Plan, path: Path, folder: str) -> Iterator[tuple[str, int]]:
+    """The key of each member in a file, and its networks that diverged."""
+    if plan.stacked:
+        arrays = store.read_npz(path, ("names",), ("diverged_at",))
+        diverged = arrays.get("diverged_at", [-1] * arrays["names"].size)
+        for name, step in zip(arrays["names"].tolist(), diverged, strict=False):
+            yield _key(folder, name), int(step >= 0)
+    elif plan.suffix == ".npz":
+        yield (
+            _key(folder, path.stem),
+            int(store.read_npz(path, (), ("diverged",)).get("diverged", 0)),
+        )
+    else:
+        origin.parse_object(path, store.read_text(path))
+        yield _key(folder, path.stem), 0
+
+
+def _read_places(plan: Plan, workdir: Path) -> tuple[int, dict[int, Json]]:
+    """How many shards there were last, and what each of those that began this plan says."""
+    found: dict[int, dict[int, Json]] = {}
+    for path in (workdir / "progress").glob("*-of-*.json"):
+        match = re.fullmatch(r"(\d{1,9})-of-([1-9]\d{0,8})", path.stem)
+        if not match or int(match[2]) > MOST_SHARDS:
+            continue
+        with contextlib.suppress(InputError, KeyError, TypeError, ValueError, OverflowError):
+            said = origin.parse_object(path, store.read_text(path))
+            numbers = ("moved", "networks", "seconds", "pid")
+            said |= {name: float(said[name]) for name in numbers}
+            if said["plan"] == plan.digest and all(map(math.isfinite, map(said.get, numbers))):
+                found.setdefault(int(match[2]), {})[int(match[1])] = said
+    if not found:
+        return 1, {}
+    count = max(found, key=lambda n: max(said["moved"] for said in found[n].values()))
+    return count, found[count]
+
+
+def _state(said: Json, missing: int) -> str:
+    """What a process is doing, or what became of it, in words."""
+    state, error, host = (_plain(said.get(name, "")) for name in ("state", "error", "host"))
+    if state in ("failed", "run again"):
+        return f"{state}: {error}"
+    if state == "interrupted":
+        return "interrupted"
+    if state == "ended":
+        return "done" if not missing else "ended"
+    silent = time.time() - said["moved"]
+    if host != socket.gethostname():
+        where = f"on {host}"
+        return f"running {where}" if silent < SILENT_SECONDS else f"silent, {where}"
+    return "running" if _is_alive(int(said["pid"])) else "stopped"
+
+
+def _plain(value: object) -> str:
+    """A value of a file as one line of a terminal."""
+    text = " ".join(str(value).split())[:200]
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(pid, 0)  # which signals nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return pid > 0
+
+
+def list_shards(plan: Plan, workdir: Path, stored: dict[str, int]) -> list[ShardStatus]:
+    """Where each shard is, of as many as there were last."""
+    count, places = _read_places(plan, workdir)
+    number, rounds = plan.round
+    shards = []
+    for index in range(count):
+        mine = plan.members[index::count]
+        total = sum(networks for _, networks in mine)
+        done = sum(networks for key, networks in mine if key in stored) + number * total
+        shard = ShardStatus(f"{index}-of-{count}", done, rounds * total - done)
+        if said := places.get(index):
+            networks, seconds = (max(said[name], 0.0) for name in ("networks", "seconds"))
+            rate = networks / seconds if seconds else 0.0
+            state = _state(said, shard.missing)
+            shard = shard._replace(rate=rate, moved=said["moved"], state=state)
+        elif not shard.missing:
+            shard = shard._replace(state="done")
+        shards.append(shard)
+    return shards
+
+
+def describe(plan: Plan, workdir: Path) -> str:
+    """The status of a run folder as text: a line for all of it, and one for each shard."""
+    stored, damaged = _read_stored(plan, workdir)
+    shards = list_shards(plan, workdir, stored)
+    done, missing = (
+        sum(numbers) for numbers in zip(*(shard[1:3] for shard in shards), strict=True)
+    )
+    total = done + missing
+    diverged = sum(stored.get(key, 0) for key, _ in plan.members)
+    lines = [f"{workdir}: {done} of {total} {plan.counts} stored, {missing} missing"]
+    lines[0] += f", {diverged} diverged" * (diverged > 0)
+    lines[0] += f", {damaged} file{'s' * (damaged > 1)} damaged" * (damaged > 0)
+    rates = [shard.rate for shard in shards if shard.rate > 0]
+    usual = sum(rates) / len(rates) if rates else 0.0
+    table = [("shard", "done", "missing", f"{plan.counts}/min", "rest", "last moved", "state")]
+    rests = []
+    for shard in shards:
+        rate = shard.rate or usual
+        rests.append(shard.missing / rate if rate else math.inf if shard.missing else 0.0)
+        moved = f"{clock(max(time.time() - shard.moved, 0.0))} ago" if shard.moved else "never"
+        speed = f"{60 * shard.rate:.3g}" if shard.rate else "?"
+        row = (shard.name, str(shard.done), str(shard.missing), speed, _rest(rests[-1]), moved)
+        table.append((*row, shard.state))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for *cells, state in table:
+        aligned = (cell.rjust(width) for cell, width in zip(cells, widths, strict=False))
+        lines.append(f"  {'  '.join(aligned)}  {state}")
+    if missing:
+        lines.append(f"rest: {_rest(max(rests))} where every shard runs at its own rate")
+    return "\n".join(lines)
+
+
+def _rest(seconds: float) -> str:
+    return clock(seconds) if seconds < math.inf else "?"

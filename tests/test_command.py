@@ -1,0 +1,241 @@
+"""A folder knows its command: `--workdir` alone goes on, collects, draws and describes."""
+
+import json
+import shutil
+
+import pytest
+
+from experiments.main import EXPERIMENTS
+from experiments.run import command
+from nad_jax import load_nads, store
+from nad_jax.errors import InputError
+from tests.commands import Command, read_numbers
+from tests.test_configs import load_config
+
+TYPED = [
+    "--config=configs/compute_nads.py:logreg",
+    "--config.image_shape=4,4,1",
+    "--config.num_networks=10",
+    "--config.unit_size=2",
+]
+BIAS = [
+    "--config=configs/directional_bias.py:accuracy_map,logreg",
+    "--config.image_shape=4,4,1",
+    "--config.frequency_range=0,2",
+    "--config.frequency_step=1",
+    "--config.num_train=40,",
+    "--config.num_test=20",
+    "--config.num_epochs=1",
+    "--config.batch_size=10",
+]
+
+
+def _end(*arguments, code=0, **how):
+    """What a command that ends with this code has written to both outputs."""
+    process = Command(*arguments, **how)
+    assert process.wait() == code, process.errors
+    return process.output, process.errors
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    _end(*TYPED, f"--workdir={folder / 'nads'}")
+    _end(*BIAS, f"--workdir={folder / 'bias'}")
+    return folder
+
+
+def test_a_folder_that_was_killed_goes_on_without_its_command(finished, tmp_path):
+    alone = f"--workdir={tmp_path / 'run'}"
+    _end(*TYPED, alone, place="after the rename:4", code=-9)
+    assert not (tmp_path / "run" / "nads.npz").exists()
+    kept = (tmp_path / "run" / "run.json").read_bytes()
+    assert json.loads(kept)["typed"] == TYPED
+    _end(alone)
+    straight, resumed = (folder / "nads.npz" for folder in (finished / "nads", tmp_path / "run"))
+    assert resumed.read_bytes() == straight.read_bytes()
+    (tmp_path / "run" / "nads.png").unlink()
+    for option, says in (
+        ("--dry_run", "stored 10 networks, missing 0"),
+        ("--collect", "NADs of logreg, 10 networks"),
+        ("--figures_only", "nads.png"),
+        ("--status", "10 of 10 networks stored, 0 missing"),
+    ):
+        assert says in _end(alone, option)[0]
+    assert (tmp_path / "run" / "nads.png").exists()
+    assert (tmp_path / "run" / "run.json").read_bytes() == kept
+
+
+def test_shards_keep_the_same_command_once(tmp_path):
+    path = tmp_path / "run" / "run.json"
+    _end(*BIAS, f"--workdir={tmp_path / 'run'}", "--shard=0/2")
+    content, at = path.read_bytes(), path.stat().st_mtime_ns
+    _end(*BIAS, f"--workdir={tmp_path / 'run'}", "--shard=1/2")
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (content, at)
+
+
+def test_overrides_alone_extend_a_folder_or_are_refused_with_what_differs(finished, tmp_path):
+    workdir = shutil.copytree(finished / "nads", tmp_path / "run")
+    alone = f"--workdir={workdir}"
+    _end(alone, "--config.num_networks=14")
+    assert load_nads(workdir / "nads.npz").num_networks == 14
+    said = json.loads((workdir / "run.json").read_text())
+    assert said["typed"] == [*(t for t in TYPED if "networks" not in t), "--config.num_networks=14"]
+    assert said["fields"]["num_networks"] == 14
+    _, errors = _end(alone, "--config.step=10", code=2)
+    assert "step: folder 100.0, command 10.0" in errors
+    assert json.loads((workdir / "run.json").read_text()) == said
+    _, errors = _end(*TYPED, alone, "--config.seed=1", code=2)  # a config that is given is taken
+    assert "seed: folder 0, command 1" in errors
+    for field, message in (
+        ("num_network=3", "did you mean 'num_networks'"),
+        ("step=x", "a number"),
+    ):
+        _, errors = _end(alone, f"--config.{field}", code=2)
+        assert message in errors and len(errors.splitlines()) == 1
+
+
+def test_a_narrower_command_keeps_the_rows_of_a_wider_one(finished, tmp_path):
+    workdir = shutil.copytree(finished / "bias", tmp_path / "run")
+    alone, table = f"--workdir={workdir}", workdir / "results.csv"
+    _end(alone, "--config.sigmas=3,1", "--config.seeds=0,1")
+    wide = read_numbers(table)
+    assert len(wide) == 4 * 4 // 4 * len(read_numbers(finished / "bias" / "results.csv"))
+    _end(alone, "--config.sigmas=0.5", "--config.seeds=1,")
+    narrow = read_numbers(table)
+    one = len(wide) // 4
+    assert [row["command"] for row in narrow] == one * ["this"] + len(wide) * ["earlier"]
+    assert {(row["sigma"], row["seed"]) for row in narrow[:one]} == {("0.5", "1")}
+    earlier = [{**row, "command": "earlier"} for row in wide]
+    assert sorted(map(str, narrow[one:])) == sorted(map(str, earlier))
+    _end(alone, "--figures_only")
+    maps = (workdir / "map.csv").read_text().splitlines()
+    assert len(maps) == 1 + 2 * 2  # the map is that of the command
+
+
+def test_what_computed_a_network_stands_in_its_row(finished):
+    for row in (finished / "bias" / "results.csv").read_text().splitlines()[1:]:
+        seconds, device, version, asked = row.split(",")[-4:]
+        assert 0 < float(seconds) < 60 and asked == "this"
+        unit = next((finished / "bias" / "units").iterdir())
+        said = json.loads(str(store.read_npz(unit, ("config",))["config"]))
+        assert (device, version) == (said["device"], said["versions"]["nad_jax"])
+
+
+def test_seconds_that_are_not_known_are_left_empty(finished, tmp_path):
+    workdir = shutil.copytree(finished / "bias", tmp_path / "run")
+    (log,) = (workdir / "progress").glob("*.jsonl")
+    lines = log.read_text().splitlines()
+    units = [line for line in lines if '"unit"' in line]
+    log.write_text("\n".join(["[]", "{", *(line for line in lines if line != units[0])]) + "\n")
+    before = read_numbers(workdir / "results.csv")
+    _end(f"--workdir={workdir}", "--collect")
+    assert read_numbers(workdir / "results.csv") == before
+    seconds = [line.split(",")[-4] for line in (workdir / "results.csv").read_text().splitlines()]
+    assert seconds.count("") == json.loads(units[0])["networks"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_field_is_the_same_after_it_was_kept(name, tmp_path):
+    config = load_config(name).get_config()
+    for field in ("seeds", "num_directions"):
+        if field in config:
+            config[field] = type(config[field])((3, 4)) if field == "seeds" else config[field]
+    (tmp_path / "run.json").write_text(command.describe(config, ["main"], tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    fields, fresh = command.read(tmp_path, EXPERIMENTS), load_config(name).get_config()
+    command.set_fields(fresh, fields, "run.json")
+    assert fresh.to_dict() == config.to_dict()
+    assert repr(fresh) == repr(config)  # tuples are tuples
+
+
+def _changed(**changes):
+    def change(said):
+        return json.dumps({**said, "fields": {**said["fields"], **changes}})
+
+    return change
+
+
+MODEL = "architecture: 'nets.py:Net' is a program, which is not run on the word of a folder; give "
+BAD = [
+    (lambda said: "", "run.json: must be a JSON object, is not JSON"),
+    (lambda said: json.dumps(said)[:-9], "run.json: must be a JSON object, is not JSON"),
+    (lambda said: "[1]", "run.json: must be a JSON object, got list"),
+    (lambda said: "{}", "run.json: does not say the fields of a command"),
+    (
+        lambda said: json.dumps({**said, "experiment": "../../x"}),
+        "run.json: experiment: unknown value '../../x'",
+    ),
+    (_changed(num_networks="many"), "run.json: num_networks: "),
+    (_changed(num_network=3), "run.json: config field: unknown value 'num_network'"),
+    (_changed(num_networks=None), "run.json: num_networks: must have a value, got None"),
+    (_changed(num_networks=-1), "num_networks: must be an integer of at least"),
+    (_changed(architecture="nets.py:Net"), f"run.json: {MODEL}--config.architecture=\"nets.py:Net\""),
+    (_changed(sweep={"architecture": ["mlp", "a:b"]}), "run.json: sweep.architecture: 'a:b' is a pro"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_a_folder_that_says_something_else_is_refused_in_one_line(
+    change, message, finished, tmp_path
+):
+    workdir = shutil.copytree(finished / "nads", tmp_path / "run")
+    path = workdir / "run.json"
+    path.write_text(change(json.loads(path.read_text())))
+    for options in ((), ("--figures_only",)):
+        _, errors = _end(f"--workdir={workdir}", *options, code=2)
+        assert message in errors and len(errors.splitlines()) == 1
+
+
+def test_a_command_that_is_given_is_kept_in_place_of_a_damaged_one(finished, tmp_path):
+    workdir = shutil.copytree(finished / "nads", tmp_path / "run")
+    content = (workdir / "run.json").read_bytes()
+    (workdir / "run.json").write_bytes(content[:40])
+    _end(*TYPED, f"--workdir={workdir}", "--collect")
+    assert (workdir / "run.json").read_bytes() == content
+
+
+def test_a_model_of_ones_own_is_given_once_more(tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "import flax.linen as nn\n"
+        "class Net(nn.Module):\n"
+        "    @nn.compact\n"
+        "    def __call__(self, x):\n"
+        "        return nn.Dense(1)(nn.relu(nn.Dense(4)(x.reshape(len(x), -1))))\n"
+    )
+    own = f"--config.architecture={tmp_path / 'nets.py'}:Net"
+    fields = [*TYPED[1:], own, "--config.symmetrized=False", "--config.num_networks=4"]
+    alone = f"--workdir={tmp_path / 'run'}"
+    _end("--config=configs/compute_nads.py", *fields, alone)
+    (tmp_path / "nets.py").write_text("raise SystemExit(9)")
+    _, errors = _end(alone, code=2)
+    assert "is a program" in errors
+    _, errors = _end(alone, own, code=9)
+    assert "4 of 4 networks stored" in _end(alone, "--status")[0]
+
+
+def test_a_folder_without_a_command_says_what_to_give(finished, tmp_path):
+    workdir = shutil.copytree(finished / "nads", tmp_path / "run")
+    (workdir / "run.json").unlink()
+    shutil.rmtree(workdir / "progress")
+    _, errors = _end(f"--workdir={workdir}", code=2)
+    assert "an earlier version made this folder" in errors
+    assert "give --config=configs/compute_nads.py:ARGUMENT" in errors
+    assert len(errors.splitlines()) == 1
+    _, errors = _end(f"--workdir={workdir}", "--status", code=2)
+    assert "no command of this version has begun here" in errors
+    assert "10 of 10 networks stored" in _end(*TYPED, f"--workdir={workdir}", "--status")[0]
+    for option in ((), ("--status",)):
+        _, errors = _end(f"--workdir={tmp_path / 'none'}", *option, code=2)
+        assert "none: there is no run here" in errors and len(errors.splitlines()) == 1
+    _, errors = _end("--dry_run", code=2)
+    assert "--config is required" in errors
+
+
+def test_a_program_named_by_a_folder_is_refused_in_every_field_that_names_one(tmp_path):
+    for field, value in (("python", "/bin/sh"), ("architectures", ["mlp", "x.py:Net"])):
+        with pytest.raises(InputError, match=rf"^run.json: {field}: .* is a program"):
+            command._check_no_program("run.json", field, value)
+    command._check_no_program("run.json", "python", "")
+    command._check_no_program("run.json", "architectures", ["mlp"])
+    command._check_no_program("run.json", "optimizers", ["sgd:momentum=0.9"])
