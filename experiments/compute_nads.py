@@ -4,30 +4,34 @@ NADs, figures.
 Writes into the run folder: `units/*.npz` (partial covariances), `nads.npz` (see `nad_jax.NADs`),
 `nads.csv` (a row per direction), and with `config.compare` or `config.compare_singular_values` a
 `comparison.npz`. With axes in `config.sweep` each point has such a folder of its own in the run
-folder, beside `results.csv`, one row per point.
+folder, beside `results.csv`, one row per point, those of the command first.
 """
 
 import itertools
 import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
-from experiments import geometry
+from experiments import geometry, results
 from experiments.run import runner
-from experiments.run.config import Fields, check_all, check_integers, check_sweep
+from experiments.run.config import LATER, Fields, check_all, check_integers, check_sweep
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder
+from experiments.run.origin import parse_object
 from experiments.run.plan import Json, Member, Study
+from experiments.run.progress import read_seconds
 from nad_jax import nads, records, store, subspaces
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError
 from nad_jax.nads import NADs, numerical_rank
 from nad_jax.reading import finish, keep_batches
-from nad_jax.tables import format_table
+from nad_jax.tables import Row, format_table
 
 FIELDS = Fields(
     "compute_nads",
@@ -211,16 +215,48 @@ def _find_nads(folder: Folder, point: Point, complete: bool) -> NADs | None:
     return finish(ensemble.accumulator, halves, found, choices, *how, looks=looks, batches=batches)
 
 
-def _write_table(found: list[tuple[Point, NADs]], workdir: Path) -> None:
-    """Writes `results.csv`: coordinates, size and agreement of the ensemble of each point."""
-    rows = []
-    for point, result in found:
-        sizes = zip(result.overlap_sizes.tolist(), result.split_half_overlap.tolist(), strict=True)
-        row = {**point.coordinates, "num_networks": result.num_networks}
-        row |= {"diverged": result.config["diverged"], "trace": float(result.eigenvalues.sum())}
-        row["eigenvalue_0"] = float(result.eigenvalues[0])
-        rows.append(row | {f"split_half_overlap_{size}": overlap for size, overlap in sizes})
-    store.write_text(workdir / "results.csv", format_table(rows, tuple(rows[0])))
+def _make_row(workdir: Path, point: Point, result: NADs, seconds: Json, command: str) -> Row:
+    """The row of one point: coordinates, size and agreement of its ensemble, what computed it."""
+    row = {**point.coordinates, "num_networks": result.num_networks}
+    row |= {"diverged": result.config.get("diverged", 0), "trace": float(result.eigenvalues.sum())}
+    row["eigenvalue_0"] = float(result.eigenvalues[0])
+    sizes = zip(result.overlap_sizes.tolist(), result.split_half_overlap.tolist(), strict=True)
+    row |= {f"split_half_overlap_{size}": overlap for size, overlap in sizes}
+    units = geometry.parse_units(path.stem for path in (workdir / point.name).glob("units/*.npz"))
+    took = [(seconds.get(f"{point.name},{name}"), *ends) for name, ends in units.items()]
+    known = [(taken * (stop - first), stop - first) for taken, first, stop in took if taken]
+    totals = [sum(column) for column in zip(*known, strict=True)]
+    row["seconds"] = totals[0] / totals[1] if totals else ""
+    return {**row, **results.provenance(result.config, command)}
+
+
+def _find_earlier(workdir: Path, axes: list[str], names: set[str]) -> Iterator[tuple[Point, NADs]]:
+    """The points of other commands in a run folder, and their records; not those of these names.
+
+    Raises nothing: one that is damaged is said in a warning.
+    """
+    for path in sorted(workdir.glob("*/nads.npz")):
+        if path.parent.name in names:
+            continue
+        try:
+            text = store.read_text(path.parent / "config.json")
+            said = {**LATER, **parse_object(path.parent / "config.json", text)}
+            coordinates = {axis: said[axis] for axis in axes}
+            record = records.load_nads(path)
+        except (InputError, KeyError) as error:
+            logging.warning("%s: has no row in results.csv: %s", path.parent, error)
+            continue
+        yield Point(path.parent.name, ConfigDict(), coordinates), record
+
+
+def _write_table(found: list[tuple[Point, NADs]], points: list[Point], workdir: Path) -> None:
+    """Writes `results.csv`: a row for each point of the command, then those of earlier ones."""
+    axes, seconds = list(points[0].coordinates), read_seconds(workdir)
+    rows = [_make_row(workdir, *one, seconds, "this") for one in found]
+    others = _find_earlier(workdir, axes, {point.name for point in points})
+    rows += [_make_row(workdir, *one, seconds, "earlier") for one in others]
+    columns = dict.fromkeys(name for row in rows for name in row if name not in results.PROVENANCE)
+    store.write_text(workdir / "results.csv", format_table(rows, (*columns, *results.PROVENANCE)))
 
 
 def _list_members(points: list[Point]) -> list[Member]:
@@ -272,7 +308,7 @@ def make_study(config: ConfigDict) -> Study:
                 store.write_npz(place / "comparison.npz", comparison)
             _report(result, comparison, point)
         if axes and found:
-            _write_table(found, folder.workdir)
+            _write_table(found, points, folder.workdir)
         if failed:
             raise InputError("\n".join(failed))
 

@@ -1,8 +1,9 @@
 """Directional bias: networks trained on D(v), one for each direction and point of a sweep.
 
-Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network of
-the command), and figures. Networks are told apart by what determines them, so that a folder is
-extended by any sweep axis.
+Writes into the run folder: `units/*.npz` (finished networks), `results.csv` (one row per network,
+those of the command first), of source dft `map.csv` (one row per cell of the accuracy map), and
+figures. Networks are told apart by what determines them, so that a folder is extended by any sweep
+axis.
 """
 
 import itertools
@@ -31,7 +32,7 @@ from nad_jax import accuracy_plots, nads, store
 from nad_jax.errors import check_image_shape, check_number
 from nad_jax.models import Model
 from nad_jax.subspaces import rank_correlation
-from nad_jax.tables import list_metrics
+from nad_jax.tables import format_table, list_metrics
 from nad_jax.tasks import separable
 from nad_jax.tasks.separable import TrainMetrics, check_num_samples
 
@@ -51,6 +52,7 @@ METRICS = list_metrics(TrainMetrics)
 COLUMNS = (
     "architecture", "pooling", "width", "optimizer", "num_train", "source", "index",
     "frequency_row", "frequency_column", "phase", "direction", "sigma", "epsilon", "seed", *METRICS,
+    *results.PROVENANCE,
 )  # fmt: skip
 FIGURES = (
     "accuracy_map.png", "steps_map.png", "accuracy_by_index.png", "accuracy_histogram.png",
@@ -183,6 +185,12 @@ def _command(config: ConfigDict) -> Json:
     return {**FIELDS.command(config), **directions}
 
 
+def _write_map(config: ConfigDict, rows: list[results.Row], workdir: Path) -> None:
+    """Writes `map.csv`, a row for every cell of the accuracy map: both f and −f."""
+    cells = results.map_rows(rows, frequency_axes(config), tuple(config.image_shape[:2]))
+    store.write_text(workdir / "map.csv", format_table(cells, results.MAP_COLUMNS))
+
+
 def make_study(config: ConfigDict) -> Study:
     """The networks of a config; all files it names are read."""
     validate(config)
@@ -192,9 +200,12 @@ def make_study(config: ConfigDict) -> Study:
             published.read_table(config.compare, architecture)
 
     def collect(folder: Folder, num_missing: int) -> None:
-        rows = trained.list_rows(folder)
+        rows = trained.list_rows(folder, COLUMNS)
         command = _command(config)
-        _report(config, results.write_table(folder.workdir, rows, COLUMNS, command, num_missing))
+        rows = results.write_table(folder.workdir, rows, COLUMNS, command, num_missing)
+        if config.source == "dft":
+            _write_map(config, rows, folder.workdir)
+        _report(config, rows)
 
     networks = make_networks(config)
     setup = partial(_make_setup, config)

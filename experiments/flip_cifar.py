@@ -25,7 +25,7 @@ from nad_jax.errors import check_choice
 from nad_jax.interventions import flip
 
 FIELDS = image_networks.make_fields("flip_cifar", "bases")
-COLUMNS = ("architecture", "basis", "seed", *METRICS)
+COLUMNS = ("architecture", "basis", "seed", *METRICS, *results.PROVENANCE)
 BASES = ("original", "flipped")
 # Test accuracies in the two bases (NAD, Section 5.2).
 PUBLISHED = {

@@ -171,7 +171,8 @@ def make_study(
 
     def collect(folder: Folder, num_missing: int) -> None:
         store.write_npz(folder.workdir / "examples.npz", show())
-        rows, columns = trained.list_rows(folder), (*networks[0].what.coordinates, *METRICS)
+        columns = (*networks[0].what.coordinates, *METRICS, *results.PROVENANCE)
+        rows = trained.list_rows(folder, columns)
         table = (folder.workdir, rows, columns, fields.command(config), num_missing)
         report(results.write_table(*table))
 

@@ -25,7 +25,7 @@ from nad_jax.interventions import poison, published_carriers
 FIELDS = image_networks.make_fields("poison_cifar", "nad_indices", "epsilons", "clean")
 # Test accuracies of ResNet18 by NAD index, first and last, lowest and highest (NAD, Section 5.1).
 PUBLISHED = ((0, 0, 0.18, 0.18), (10, 60, 0.33, 0.47), (400, 1022, 0.76, 0.86))
-COLUMNS = ("architecture", "nad_index", "epsilon", "seed", *METRICS)
+COLUMNS = ("architecture", "nad_index", "epsilon", "seed", *METRICS, *results.PROVENANCE)
 EXAMPLES = ("original", "poisoned", "indices", "carriers")  # the arrays of `examples.npz`
 
 

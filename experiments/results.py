@@ -2,13 +2,15 @@
 metrics.
 
 Everything here is a function of such rows: writing and reading them, grouping them, averaging them
-over seeds. `command.json` beside the table says which command made it.
+over seeds. `command.json` beside the table says which command made it. Rows of networks that only
+earlier commands asked for stand behind those of the command, and are in no figure.
 """
 
 import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import operator
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -19,27 +21,44 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.run.config import EARLIER
+from experiments.run.origin import Json
 from nad_jax import store
 from nad_jax.accuracy_plots import Curve, Frequencies
 from nad_jax.errors import InputError
 from nad_jax.tables import Row, format_table
 
 Rows = list[Row]
+# Of every table, with what those of earlier versions are read as: seconds a network, without
+# compilation; the device and the version of this package; which command asked for the network.
+PROVENANCE = {"seconds": "", "device": "", "version": "", "command": "this"}
+_TEXTS = ("direction", "device", "version")  # which may look like numbers
 
 
 def read_results(path: Path, columns: tuple[str, ...]) -> Rows:
-    """The rows of a `results.csv`: numbers where there are numbers, empty text where a column does
-    not apply.
+    """The rows of a `results.csv` that its command asked for: numbers where there are numbers,
+    empty text where a column does not apply.
     """
     rows = list(csv.DictReader(io.StringIO(store.read_text(path))))
+    rows = [{**{n: v for n, v in PROVENANCE.items() if n in columns}, **row} for row in rows]
     if any(set(row) != set(columns) or None in row.values() for row in rows):
         raise InputError(
             f"{path}: not a results.csv of this version: columns must be {', '.join(columns)}"
         )
-    if not rows:
+    asked = [row for row in rows if row.get("command", "this") == "this"]
+    if not asked:
         raise InputError(f"{path}: holds no networks")
-    texts = ("direction",)  # which may look like numbers
-    return [{n: v if n in texts else _number(v) for n, v in row.items()} for row in rows]
+    return [{n: v if n in _TEXTS else _number(v) for n, v in row.items()} for row in asked]
+
+
+def provenance(said: Json, command: str) -> Row:
+    """The device and version that a unit says, and which command asked for it: this, earlier."""
+    device, version = said.get("device", ""), said.get("versions", {}).get("nad_jax", "")
+    return {"device": _joined(device), "version": _joined(version), "command": command}
+
+
+def _joined(values: str | list[str]) -> str:
+    """A text, or several where units differ."""
+    return values if isinstance(values, str) else "; ".join(values)
 
 
 def _number(text: str) -> Any:
@@ -53,7 +72,7 @@ def write_table(
     workdir: Path, rows: Rows, columns: tuple[str, ...], command: dict[str, Any], missing: int
 ) -> Rows:
     """Writes `results.csv` and the fields of the command that say which networks are in it, and how
-    many are not yet; the rows as they are read.
+    many are not yet; the rows of the command as they are read.
     """
     store.write_text(workdir / "results.csv", format_table(rows, columns))
     command = json.loads(json.dumps(command))
@@ -123,6 +142,10 @@ _SYMBOLS = {
 }
 _USUAL = {"pooling": "default", "width": 0, "optimizer": "sgd", "num_train": 10_000, "epsilon": 1}
 _AXES = ("architecture", "pooling", "width", "optimizer", "num_train", "sigma", "epsilon")
+MAP_COLUMNS = (
+    *_AXES, "phase", "frequency_row", "frequency_column", "test_accuracy", "test_accuracy_sem",
+    "num_seeds",
+)  # fmt: skip
 
 
 def group(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, Rows]:
@@ -206,13 +229,37 @@ def by_frequency(rows: Rows, metric: str, shape: tuple[int, int]) -> dict[tuple[
     """The mean of a metric of Fourier directions by their frequency modulo (H, W); ±f is one
     direction.
     """
+    values = _values_by_frequency(rows, metric, shape)
+    return {place: float(np.mean(numbers)) for place, numbers in values.items()}
+
+
+def _values_by_frequency(
+    rows: Rows, metric: str, shape: tuple[int, int]
+) -> dict[tuple[int, int], list[float]]:
     height, width = shape
     values: dict[tuple[int, int], list[float]] = {}
     for row in rows:
-        for sign in (1, -1):
-            place = (sign * row["frequency_row"] % height, sign * row["frequency_column"] % width)
+        r, c = row["frequency_row"], row["frequency_column"]
+        for place in {(r % height, c % width), (-r % height, -c % width)}:
             values.setdefault(place, []).append(row[metric])
-    return {place: float(np.mean(numbers)) for place, numbers in values.items()}
+    return values
+
+
+def map_rows(rows: Rows, frequencies: Frequencies, shape: tuple[int, int]) -> Rows:
+    """The map of accuracies as a table: a row for every cell, in which ±f are two, and every
+    combination of the other coordinates; nan where no network is.
+    """
+    (vertical, horizontal), (height, width) = frequencies, shape
+    names, cells = (*_AXES, "phase"), []
+    for place, chosen in group(rows, operator.itemgetter(*names)).items():
+        values = _values_by_frequency(chosen, "test_accuracy", shape)
+        for r, c in itertools.product(vertical.tolist(), horizontal.tolist()):
+            seeds = values.get((r % height, c % width), [])
+            mean, error = mean_and_error(seeds) if seeds else (np.nan, np.nan)
+            cell = {"frequency_row": r, "frequency_column": c, "test_accuracy": mean}
+            cell |= {"test_accuracy_sem": error, "num_seeds": len(seeds)}
+            cells.append({**dict(zip(names, place, strict=True)), **cell})
+    return cells
 
 
 def map_panels(

@@ -15,13 +15,13 @@ look that is not expected within `max_seconds`; --dry_run and progress neverthel
 
 Writes into the run folder: `units/*.npz` (the leading directions at each look of an ensemble, some
 20 MB for LeNet), `results.csv` (one row per look; rows of variant `reference` hold the overlap of
-its own halves; an overlap of more directions than have been sampled is nan) and
-`time_to_accuracy.png`.
+its own halves; an overlap of more directions than have been sampled is nan) and a figure.
 """
 
 import dataclasses
 import itertools
 import math
+import re
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -283,7 +283,7 @@ def _make_rows(
     config: ConfigDict, ensemble: Ensemble, arrays: Arrays, reference: np.ndarray
 ) -> results.Rows:
     """The rows of the table that a unit gives, with the overlaps of its variants with a reference
-    [K, D].
+    [K, D], but for what computed it.
     """
     rows, sizes, networks = [], tuple(config.sizes), arrays["networks"]
     for variant in ensemble.variants:
@@ -294,13 +294,14 @@ def _make_rows(
             overlaps = np.where(np.less_equal.outer(sizes, seen).T, overlaps, np.nan)
         for look in zip(networks, arrays["seconds"], *overlaps.T, strict=True):
             values = (ensemble.derivative, variant, ensemble.seed, *look)
-            rows.append(dict(zip(_columns(config), values, strict=True)))
+            rows.append(dict(zip(_columns(config), values, strict=False)))
     return rows
 
 
 def _columns(config: ConfigDict) -> tuple[str, ...]:
     overlaps = (f"overlap_{size}" for size in config.sizes)
-    return "derivative", "variant", "seed", "networks", "seconds", *overlaps
+    _, *origin = results.PROVENANCE  # the seconds are those of the looks
+    return "derivative", "variant", "seed", "networks", "seconds", *overlaps, *origin
 
 
 def _list_panels(
@@ -335,23 +336,40 @@ def _report(config: ConfigDict, rows: results.Rows) -> None:
             print(f"    {variant:24} seed {seed} {text}{end}")
 
 
+def _list_earlier(config: ConfigDict, folder: Folder) -> list[Member]:
+    """The members that other commands have left in a folder, references first."""
+    names, asked = folder.names(), {member.name for member in folder.study.members}
+    found = (re.fullmatch(r".*,seed=(\d{1,10})", name) for name in names)
+    wider, members = config.copy_and_resolve_references(), {}
+    wider.update(derivatives=DERIVATIVES, seeds=tuple({int(one[1]) for one in found if one}))
+    for seed in wider.seeds:
+        wider.reference_seed = seed
+        members |= {one.name: one for one in _list_members(wider)}
+    left = (one for one in members.values() if one.name in {*names} - asked)
+    return sorted(left, key=lambda member: member.what.readout != "reference")
+
+
 def make_study(config: ConfigDict) -> Study:
     """The ensembles of a config."""
     validate(config)
 
     def collect(folder: Folder, num_missing: int) -> None:
         rows, references = [], {}
-        for member, arrays in folder.stored():  # a reference comes before what is compared with it
+        asked = {"this": folder.study.members, "earlier": _list_earlier(config, folder)}
+        for command, member in ((name, one) for name, several in asked.items() for one in several):
+            if (arrays := folder.read(member)) is None:
+                continue
             ensemble = member.what
-            if ensemble.readout == "reference":
-                references[ensemble.derivative] = arrays["reference"][-1]
+            if ensemble.readout == "reference":  # comes before what is compared with it
+                references.setdefault(ensemble.derivative, arrays["reference"][-1])
             if ensemble.derivative in references:
-                rows += _make_rows(config, ensemble, arrays, references[ensemble.derivative])
-        if not rows:
+                found = _make_rows(config, ensemble, arrays, references[ensemble.derivative])
+                said = [results.provenance(o, command) for o in folder.read_origins([member])]
+                rows += [{**row, **said[0]} for row in found if said]
+        if not any(row["command"] == "this" for row in rows):
             raise runner.RunAgain(f"{folder.workdir}: no reference is stored yet")
         table = (folder.workdir, rows, _columns(config), FIELDS.command(config), num_missing)
-        results.write_table(*table)
-        _report(config, rows)
+        _report(config, results.write_table(*table))
 
     return Study(
         {"": FIELDS.identity(config)},

@@ -5,6 +5,8 @@ trained twice.
 """
 
 import ast
+import contextlib
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.run.config import HOW, check_all, check_integers
+from experiments.run.config import HOW, LATER, check_all, check_integers
 from experiments.run.costs import (
     Setup,
     device_bytes,
@@ -20,8 +22,9 @@ from experiments.run.costs import (
     measure_training,
     training_bytes,
 )
-from experiments.run.folder import Folder
+from experiments.run.folder import Folder, Stored
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Study, Work
+from experiments.run.progress import read_seconds
 from nad_jax import errors
 from nad_jax.chunks import choose_chunks
 from nad_jax.ensemble import Execution
@@ -141,6 +144,8 @@ def make_study(
             seeds = [member.what.coordinates["seed"] for member in work.members]
             found = run(_stack(work.members), learning_rate, seeds, *work[1:])
             arrays = {name: getattr(found, name) for name in (*metrics, "losses")}
+            # For tables of later commands, which may not know this network.
+            arrays["coordinates"] = [json.dumps(m.what.coordinates) for m in work.members]
             arrays |= weights_to_arrays(found.variables)
             return arrays, int((found.diverged_at >= 0).sum())
 
@@ -162,6 +167,34 @@ def _stack(members: list[Member]) -> dict[str, np.ndarray]:
     }
 
 
-def list_rows(folder: Folder) -> list[results.Row]:
-    """The coordinates and metrics of the networks that are stored."""
-    return [{**member.what.coordinates, **metrics} for member, metrics in folder.stored()]
+def list_rows(folder: Folder, columns: tuple[str, ...]) -> results.Rows:
+    """The rows of the networks that are stored: first those of the command, then those that other
+    commands have left, sorted.
+    """
+    seconds = read_seconds(folder.workdir)
+    mine, others = folder.stored_by_command()
+
+    def make_row(stored: Stored, coordinates: Json, command: str) -> results.Row:
+        metrics = {name: stored.arrays[name] for name in columns if name in stored.arrays}
+        row = {**coordinates, **metrics, **results.provenance(stored.said, command)}
+        return {**row, "seconds": seconds.get(stored.label, "")}
+
+    rows = [make_row(stored, member.what.coordinates, "this") for member, stored in mine]
+    named = ((stored, _read_coordinates(stored, columns)) for stored in others)
+    order = sorted(named, key=lambda pair: [(isinstance(v, str), v) for v in pair[1].values()])
+    return rows + [make_row(*pair, "earlier") for pair in order]
+
+
+def _read_coordinates(stored: Stored, columns: tuple[str, ...]) -> Json:
+    """The place in the table of a network of another command; units of earlier versions say only
+    what determines it.
+    """
+    texts = (str(stored.arrays.get("coordinates", "")), stored.name)
+    said: Json = {}
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            values = json.loads(text)
+            said = said or (values if isinstance(values, dict) else {})
+    said = {"width": LATER["width"], **said}
+    plain = (int, float, str)
+    return {n: said[n] for n in columns if isinstance(said.get(n), plain)}

@@ -5,6 +5,8 @@ A test may have a part of the program replaced there, to kill or hold it up at a
 choice.
 """
 
+import csv
+import io
 import multiprocessing
 import os
 import shutil
@@ -72,6 +74,14 @@ class Command:
     def errors(self) -> str:
         """What it has written to the standard error."""
         return self._files[1].read_text()
+
+
+def read_numbers(table: Path) -> list[dict[str, str]]:
+    """The rows of a `results.csv` but for the seconds that its networks took, which are those of a
+    clock.
+    """
+    rows = csv.DictReader(io.StringIO(table.read_text()))
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def script(text: str, *arguments: str, variables: dict[str, str] | None = None) -> Command:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import shutil
 
@@ -17,10 +18,13 @@ from nad_jax import (
     estimate_nads,
     make_key,
     save_nads,
+    store,
     train_many,
 )
 from nad_jax.architectures import create_model
 from nad_jax.errors import InputError
+from nad_jax.tables import format_table
+from tests.commands import read_numbers
 from tests.test_configs import load_config, run
 
 RECIPES = load_config("directional_bias").RECIPES
@@ -137,6 +141,54 @@ def test_maps_show_every_frequency_at_its_place():
     (panel,) = results.map_panels(groups, "test_accuracy", axes, (2, 16)).values()
     nan = np.nan
     np.testing.assert_allclose(panel, [[1.5, nan, 1.5], [nan, 0.5, nan], [1.5, nan, 1.5]])
+
+
+def test_the_map_is_a_table_of_the_whole_plane(finished):
+    rows = list(csv.DictReader(io.StringIO((finished / "map.csv").read_text())))
+    assert tuple(rows[0]) == results.MAP_COLUMNS
+    axis = ("-4", "-2", "0", "2")
+    places = [(row["frequency_row"], row["frequency_column"]) for row in rows]
+    assert places == list(itertools.product(axis, axis))  # each cell once, none left out
+    trained_at = {}
+    for row in _rows(finished):
+        r, c = int(row["frequency_row"]), int(row["frequency_column"])
+        for place in {(r % 8, c % 8), (-r % 8, -c % 8)}:
+            trained_at[place] = row["test_accuracy"]
+    assert len(_rows(finished)) == 10 and len(trained_at) == 16
+    for row in rows:
+        place = int(row["frequency_row"]) % 8, int(row["frequency_column"]) % 8
+        assert row["test_accuracy"] == trained_at[place]
+        assert (row["architecture"], row["sigma"], row["phase"]) == ("logreg", "3", "cosine")
+        assert (row["num_seeds"], row["test_accuracy_sem"]) == ("1", "nan")
+
+
+def test_cells_of_the_map_have_errors_over_seeds_and_one_row_for_each_point_of_a_sweep():
+    rows = [
+        _row(
+            frequency_row=r,
+            frequency_column=0,
+            phase=phase,
+            sigma=sigma,
+            seed=seed,
+            test_accuracy=sigma + r + seed / 10,
+        )
+        for sigma in (1.0, 3.0)
+        for r, phase in [(0, "cosine"), (1, "cosine"), (1, "sine")]
+        for seed in (0, 1)
+    ]
+    axes = np.array([-1, 0, 1]), np.array([0])
+    cells = results.map_rows(rows, axes, (8, 8))
+    assert len(cells) == 2 * 2 * 3  # σ, phase, frequency
+    found = {(c["sigma"], c["phase"], c["frequency_row"]): c for c in cells}
+    for sign in (1, -1):
+        cell = found[3.0, "sine", sign]
+        assert cell["test_accuracy"] == pytest.approx(4.05)
+        # √(2 · .05²) / √2; −1 is the same two networks, which are not counted twice
+        assert cell["test_accuracy_sem"] == pytest.approx(0.05) and cell["num_seeds"] == 2
+    zero = found[1.0, "cosine", 0]  # its own negative
+    assert (zero["num_seeds"], zero["test_accuracy_sem"]) == (2, pytest.approx(0.05))
+    none = found[1.0, "sine", 0]
+    assert none["num_seeds"] == 0 and np.isnan(none["test_accuracy"])
 
 
 def _frequencies(shape, frequency_range, step=1, phases="cosine"):
@@ -267,7 +319,7 @@ def test_a_rerun_trains_nothing_and_what_is_missing_comes_out_the_same(
     second.write_bytes(second.read_bytes()[:-100])
     (workdir / "results.csv").unlink()
     run(directional_bias, _config(unit_size=4), workdir)
-    assert (workdir / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+    assert read_numbers(workdir / "results.csv") == read_numbers(finished / "results.csv")
     assert list(workdir.glob("units/*.corrupt"))
     monkeypatch.setattr(
         trained, "make_run", lambda *args, **how: pytest.fail("a network was trained again")
@@ -275,18 +327,55 @@ def test_a_rerun_trains_nothing_and_what_is_missing_comes_out_the_same(
     run(directional_bias, _config(sigmas=(3,)), workdir)  # 3 is 3.0
 
 
+def test_a_network_of_an_earlier_command_keeps_its_whole_row(finished, tmp_path):
+    workdir, before = _copy(finished, tmp_path), _rows(finished)
+    this, earlier = before[3:6:2], [*before[:3], before[4], *before[6:]]
+    narrow = _config(indices=tuple(int(row["index"]) for row in this))
+    run(directional_bias, narrow, workdir)
+    expected = [*this, *({**row, "command": "earlier"} for row in earlier)]
+    assert sorted(map(str, _rows(workdir))) == sorted(map(str, expected))
+    assert _rows(workdir)[:2] == this
+    read = results.read_results(workdir / "results.csv", directional_bias.COLUMNS)
+    assert tuple(row["index"] for row in read) == narrow.indices  # which figures show
+    # A unit of an earlier version says only what determines its networks.
+    for path in workdir.glob("units/*.npz"):
+        arrays = store.read_npz(path)
+        store.write_npz(path, {n: array for n, array in arrays.items() if n != "coordinates"})
+    run(directional_bias, narrow, workdir)
+    short = {"source": "", "index": "", "frequency_row": "", "frequency_column": "", "phase": ""}
+    expected = [*this, *({**row, **short, "command": "earlier"} for row in earlier)]
+    assert sorted(map(str, _rows(workdir))) == sorted(map(str, expected))
+
+
+def test_a_table_from_before_the_columns_of_its_origin_is_drawn(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    said = json.loads((workdir / "command.json").read_text())
+    names = [name for name in directional_bias.COLUMNS if name not in results.PROVENANCE]
+    rows = [{name: row[name] for name in names} for row in _rows(workdir)]
+    (workdir / "results.csv").write_text(format_table(rows, tuple(names)))
+    said["digest"] = results._digest(workdir, said["command"], said["missing"])
+    (workdir / "command.json").write_text(json.dumps(said))
+    read, _ = results.read_table(workdir, directional_bias.COLUMNS, said["command"])
+    assert len(read) == 10 and {row["device"] for row in read} == {""}
+
+
 def test_a_sweep_extends_a_folder_and_another_training_is_refused(finished, tmp_path):
     workdir = _copy(finished, tmp_path)
     run(directional_bias, _config(sigmas=(3.0, 1.0), seeds=(0, 1), frequency_step=4), workdir)
-    rows = _rows(workdir)
-    assert (
-        len(rows) == 2 * 2 * 4
-    )  # the frequencies (0, 0), (0, −4), (−4, 0), (−4, −4) are their own negatives
+    table, before = _rows(workdir), _rows(finished)
+    rows = [row for row in table if row["command"] == "this"]
+    # The frequencies (0, 0), (0, −4), (−4, 0), (−4, −4) are their own negatives.
+    assert rows == table[: 2 * 2 * 4]
+    # The six other directions that were trained before keep their rows.
+    kept = {row["direction"]: row for row in table[16:]}
+    assert len(kept) == len(table) - 16 == 6
+    earlier = {row["direction"]: {**row, "command": "earlier"} for row in before}
+    assert kept.items() <= earlier.items()
     place = {
         (row["sigma"], row["seed"], row["frequency_row"], row["frequency_column"]): row
         for row in rows
     }
-    assert place["3", "0", "0", "0"] == _rows(finished)[0]
+    assert place["3", "0", "0", "0"] == before[0]
     assert len({row["test_loss"] for row in rows}) == len(rows)
     with pytest.raises(InputError, match=r"learning_rate: folder 0\.5, command 0\.1"):
         run(directional_bias, _config(learning_rate=0.1), workdir)
@@ -301,7 +390,7 @@ def test_the_earlier_name_of_a_field_is_taken_with_one_warning(finished, tmp_pat
     assert caplog.text.count("nums_train: is called num_train now") == 1
     assert (config.num_train, config.nums_train) == ((100,), ())
     assert sorted((workdir / "units").iterdir()) == stored
-    assert (workdir / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+    assert read_numbers(workdir / "results.csv") == read_numbers(finished / "results.csv")
     with pytest.raises(InputError, match=r"^nums_train: is the earlier name of num_train; both"):
         directional_bias.validate(_config(nums_train=(50,)))
     own = _config(num_train=(10_000,), nums_train=(100,))

@@ -5,6 +5,8 @@ NAD_KILLS is how often the killed sweep is killed at random: by default twice, a
 writes; from three on at every one of them.
 """
 
+import csv
+import io
 import json
 import os
 import random
@@ -33,7 +35,7 @@ from nad_jax.errors import InputError
 from nad_jax.geometry import make_accumulate
 from nad_jax.moments import halves_to_arrays, init_halves
 from nad_jax.reading import make_dense
-from tests.commands import ROOT, Command, script
+from tests.commands import ROOT, Command, read_numbers, script
 from tests.test_configs import load_config, run
 
 SWEEP = [
@@ -67,13 +69,11 @@ def _run(arguments, place="nothing"):
 
 
 def _arrays(workdir):
-    """Every stored unit and table, by its path."""
-    paths = [
-        *workdir.rglob("units/*.npz"),
-        *workdir.rglob("results.csv"),
-        *workdir.rglob("nads.npz"),
-    ]
-    return {str(path.relative_to(workdir)): path.read_bytes() for path in paths}
+    """Every stored unit and table, by its path; of tables all but the seconds."""
+    paths = [*workdir.rglob("units/*.npz"), *workdir.rglob("nads.npz")]
+    found = {str(path.relative_to(workdir)): path.read_bytes() for path in paths}
+    tables = workdir.rglob("results.csv")
+    return found | {str(path.relative_to(workdir)): read_numbers(path) for path in tables}
 
 
 def _values(workdir):
@@ -614,8 +614,8 @@ def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, mon
     run(directional_bias, _config(chunk_size=4), tmp_path / "run")
     (unit,) = (tmp_path / "run" / "units").iterdir()
     assert json.loads(str(store.read_npz(unit)["config"]))["chunk_size"] == 1
-    expected = (finished / "directional_bias" / "results.csv").read_bytes()
-    assert (tmp_path / "run" / "results.csv").read_bytes() == expected
+    expected = read_numbers(finished / "directional_bias" / "results.csv")
+    assert read_numbers(tmp_path / "run" / "results.csv") == expected
     events = [
         json.loads(line)
         for line in (tmp_path / "run" / "progress" / "0-of-1.jsonl").read_text().splitlines()
@@ -718,7 +718,7 @@ def test_shards_compute_what_one_process_computes(name, finished, tmp_path):
         ]
         assert not complete[0] and complete[-1]  # the last one collects
         assert _arrays(tmp_path / str(count)) == _arrays(finished / name)
-    logs = sorted((tmp_path / "4" / "progress").iterdir())
+    logs = sorted((tmp_path / "4" / "progress").glob("*.jsonl"))
     assert [path.name for path in logs] == [f"{index}-of-4.jsonl" for index in range(4)]
 
 
@@ -771,7 +771,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_touches_nothing(finished, tmp_pa
         assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 
 
-def test_an_ensemble_is_swept_over_its_fields(tmp_path, capsys):
+def test_an_ensemble_is_swept_over_its_fields(tmp_path, caplog):
     config = _nads_config()
     config.sweep.update(seed=(0, 1), readout=("marginalized", "sampled"))
     run(compute_nads, config, tmp_path / "run")
@@ -783,6 +783,26 @@ def test_an_ensemble_is_swept_over_its_fields(tmp_path, capsys):
     point = tmp_path / "run" / "readout=sampled,seed=1"
     assert _arrays(point) == _arrays(tmp_path / "one")
     assert len(compute_nads.draw(config, tmp_path / "run")) == 12
+    config.sweep.seed = (1, 2)  # the table keeps the points of the command before
+    config.sweep.readout = ("sampled",)
+    run(compute_nads, config, tmp_path / "run")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "run" / "results.csv").read_text())))
+    places = [(row["command"], row["readout"], row["seed"]) for row in rows]
+    assert places == [
+        ("this", "sampled", "1"), ("this", "sampled", "2"), ("earlier", "marginalized", "0"),
+        ("earlier", "marginalized", "1"), ("earlier", "sampled", "0"),
+    ]  # fmt: skip
+    before = {line.split(",", 2)[:2][0] + line.split(",", 2)[1]: line for line in table[1:]}
+    for row in rows:
+        if (line := before.get(row["readout"] + row["seed"])) is not None:
+            assert ",".join([*row.values()][:-1]) == line.rpartition(",")[0]
+        assert row["version"] == origin.versions()["nad_jax"] and float(row["seconds"]) > 0
+    damaged = tmp_path / "run" / "readout=sampled,seed=0" / "nads.npz"
+    damaged.write_bytes(b"")
+    run(compute_nads, config, tmp_path / "run")
+    assert len((tmp_path / "run" / "results.csv").read_text().splitlines()) == 5
+    assert "readout=sampled,seed=0: has no row in results.csv" in caplog.text
+    config.sweep.update(seed=(0, 1), readout=("marginalized", "sampled"))
     with pytest.raises(InputError, match="another configuration"):
         config.sweep.seed = ()
         run(compute_nads, config, tmp_path / "run")

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import nad_jax
 from experiments import results, time_to_accuracy
 from experiments.run import interruption, runner
 from experiments.run.folder import Folder
@@ -16,10 +17,12 @@ from experiments.run.shards import Shard
 from nad_jax import store
 from nad_jax.errors import InputError
 from nad_jax.snapshots import Snapshots
+from tests.commands import read_numbers
 from tests.test_configs import load_config, run
 
 VARIANTS = ("sampled", "sampled_4", "marginalized", "marginalized_symmetrized")
-COLUMNS = ("derivative", "variant", "seed", "networks", "seconds", "overlap_4", "overlap_32")
+COLUMNS = ("derivative", "variant", "seed", "networks", "seconds", "overlap_4", "overlap_32",
+           "device", "version", "command")  # fmt: skip
 HURRIED = {
     "derivatives": ("central_difference", "input_gradient"), "max_seconds": 1e-6, "reference_networks": 48
 }  # fmt: skip
@@ -81,6 +84,21 @@ def test_overlaps_grow_with_networks_and_the_more_so_the_more_is_integrated_out(
     assert overlaps["marginalized_symmetrized"][-1] > halves[-1]  # 96 against 128, 64 against 64
 
 
+def test_curves_of_an_earlier_command_stay_in_the_table(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    before = read_numbers(workdir / "results.csv")
+    study = time_to_accuracy.make_study(_config(seeds=(7,)))
+    assert not runner.collect(study, workdir)
+    rows = read_numbers(workdir / "results.csv")
+    kept = [{**row, "command": "this"} for row in rows]
+    assert sorted(map(str, kept)) == sorted(map(str, before))
+    asked = [row["command"] for row in rows]
+    assert asked == sorted(asked, reverse=True)  # those of this one first
+    assert {row["variant"] for row in rows if row["command"] == "this"} == {"reference"}
+    assert {row["variant"] for row in rows if row["command"] == "earlier"} == {*VARIANTS}
+    assert {row["version"] for row in rows} == {nad_jax.__version__}
+
+
 def test_an_interrupted_run_ends_with_the_same_directions_and_a_rerun_computes_nothing(
     finished, tmp_path, monkeypatch
 ):
@@ -129,7 +147,8 @@ def test_a_reference_resumed_on_other_devices_has_all_its_networks(
         study = time_to_accuracy.make_study(config)
         (reference, *_) = study.members
         study = study._replace(members=[reference], is_done=lambda *_: False)
-        runner._compute(Folder(workdir, study).open(), Shard(), False)
+        folder = Folder(workdir, study).open()
+        runner._compute(folder, Shard(), runner._begin(folder, Shard()), False)
         return store.read_npz(workdir / "units" / f"{reference.name}.npz")
 
     def check():

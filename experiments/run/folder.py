@@ -24,6 +24,7 @@ from nad_jax.errors import InputError
 from nad_jax.store import DamagedError
 
 ALONE = Shard()
+TEXTS = ("names", "coordinates")  # arrays of text, of each network in a file of several
 EARLIER = {"networks", "even_exponent", "odd_exponent"}  # what units of earlier versions lack
 
 
@@ -50,6 +51,18 @@ def read_intact(path: Path, read: Callable[[], Any], repair: bool) -> Any:
             raise
         # Another process has just moved it aside, or removed it.
     return None
+
+
+class Stored(NamedTuple):
+    """A member as it is found in a file of several.
+
+    name: of the member. arrays: its own. label: of the file. said: by it of itself.
+    """
+
+    name: str
+    arrays: Arrays
+    label: str
+    said: Json
 
 
 class Folder(NamedTuple):
@@ -102,9 +115,13 @@ class Folder(NamedTuple):
 
     def stored(self, members: Iterable[Member] | None = None) -> Iterator[tuple[Member, Arrays]]:
         """The members (default: all) that are stored intact, and their arrays, one by one."""
-        table = self._read_table() if self.study.unit_size else None
-        for member in self.study.members if members is None else members:
-            arrays = self.read(member) if table is None else table.get(member.name)
+        members = self.study.members if members is None else members
+        if self.study.unit_size:
+            table = self._read_table()
+            yield from ((one, table[one.name].arrays) for one in members if one.name in table)
+            return
+        for member in members:
+            arrays = self.read(member)
             if arrays is not None:
                 yield member, arrays
 
@@ -125,20 +142,37 @@ class Folder(NamedTuple):
 
         return read_intact(path, read, self.repair)
 
-    def _read_table(self) -> dict[str, Arrays]:
-        """The arrays of every stored member by its name."""
+    def _read_table(self) -> dict[str, Stored]:
+        """Every stored member by its name, those of other commands included."""
         found = {}
         shapes = self.study.shapes(self.study.members[0])
         shapes = {name: ("networks", *shape) for name, shape in {**shapes, "names": ()}.items()}
+        more = {"coordinates": ("networks",)}
         for path in sorted((self.workdir / "units").glob("networks_*.npz")):
-            stored = read_intact(path, partial(self._read_file, path, shapes), self.repair)
-            for row in zip(*stored[0].values(), strict=True) if stored else ():
-                arrays = dict(zip(shapes, row, strict=True))
-                found[str(arrays.pop("names"))] = arrays
+            read = partial(self._read_file, path, shapes, optional=more)
+            stored = read_intact(path, read, self.repair)
+            if stored is None:
+                continue
+            columns, said = stored
+            for row in zip(*columns.values(), strict=True):
+                arrays = dict(zip(columns, row, strict=True))
+                name = str(arrays.pop("names"))
+                found[name] = Stored(name, arrays, path.stem, said)
         return found
 
-    def _read_file(self, path: Path, shapes: Shapes, folder: str = "") -> tuple[Arrays, Json]:
-        """The arrays of a file, of these shapes, and what it says of itself.
+    def stored_by_command(self) -> tuple[list[tuple[Member, Stored]], list[Stored]]:
+        """The members that are stored in files of several, and what else there is of other
+        commands.
+        """
+        table = self._read_table()
+        mine = [(one, table.pop(one.name)) for one in self.study.members if one.name in table]
+        return mine, list(table.values())
+
+    def _read_file(
+        self, path: Path, shapes: Shapes, folder: str = "", optional: Shapes | None = None
+    ) -> tuple[Arrays, Json]:
+        """The arrays of a file, of these shapes, and what it says of itself; those `optional` ones
+        too that are there.
 
         Raises:
           DamagedError: where it is not intact.
@@ -161,9 +195,10 @@ class Folder(NamedTuple):
         if missing:
             raise DamagedError(f"{path}: array {missing[0]!r} is missing")
         said = origin.check_origin(path, arrays["config"], identity)
+        shapes = {**shapes, **{n: s for n, s in (optional or {}).items() if n in arrays}}
         lengths: dict[str, int] = {}
         for name, shape in () if is_json else shapes.items():
-            array, kinds = arrays[name], "U" if name == "names" else "iuf"
+            array, kinds = arrays[name], "U" if name in TEXTS else "iuf"
             wanted = [
                 lengths.setdefault(axis, length) if isinstance(axis, str) else axis
                 for axis, length in zip(shape, array.shape, strict=False)
