@@ -157,7 +157,30 @@ def test_the_published_recipe_is_the_default():
         ("()", ()),
         ("nets:Net(width=3, norm='a,b'),mlp", ("nets:Net(width=3, norm='a,b')", "mlp")),
         ("path/to/nets.py:Net(widths=[1,2])", ("path/to/nets.py:Net(widths=[1,2])",)),
+        ("0.5", (0.5,)),
+        ("0,", (0,)),
+        ("(0,1)", (0, 1)),
+        ("lenet, ", ("lenet",)),
+        (" lenet , mlp ", ("lenet", "mlp")),
     ],
 )
 def test_tuples_are_typed_without_quotes(typed, values):
     assert _TupleParser().parse(typed) == values
+
+
+@pytest.mark.parametrize("typed", ["0,,1", ",lenet", "lenet,,", "(lenet,,mlp)"])
+def test_a_value_that_is_missing_between_two_commas_is_no_tuple(typed):
+    with pytest.raises(ValueError, match="must be values with a comma between two of them"):
+        _TupleParser().parse(typed)
+
+
+@pytest.mark.parametrize("typed", ["0:3", "0-3", "0..3", "0 1", "0;1"])
+@pytest.mark.parametrize("field", ["seeds", "sigmas"])
+def test_a_range_is_answered_with_how_values_are_written(field, typed):
+    config = load_config("directional_bias").get_config()
+    config[field] = _TupleParser().parse(typed)
+    message = (
+        f"^{field}: values are written one by one, as in --config.{field}=0,1,2, got '{typed}'$"
+    )
+    with pytest.raises(InputError, match=message):
+        directional_bias.validate(config)

@@ -5,6 +5,7 @@ folder, unless the experiment names it in one of three sets, see `Fields`.
 """
 
 import functools
+import re
 import runpy
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -110,6 +111,10 @@ def check_sweep(field: str, values: Any) -> None:
             several = ", ".join(repr(part.strip()) for part in value.split(","))
             raise InputError(
                 f'{field}: several names are written --config.{field}="({several})", got {value!r}'
+            )
+        if isinstance(value, str) and re.fullmatch(r"\s*-?\d+\s*(:|-|\.\.+|;|\s)\s*\d+\s*", value):
+            raise InputError(
+                f"{field}: values are written one by one, as in --config.{field}=0,1,2, got {value!r}"
             )
 
 
