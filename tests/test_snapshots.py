@@ -75,6 +75,21 @@ def test_a_resumed_computation_writes_over_the_older_of_the_two(tmp_path):
     assert not list((tmp_path / "folder").iterdir())
 
 
+def test_the_seconds_of_a_computation_go_on_from_its_snapshot(tmp_path):
+    now = [100.0]
+    snapshots = _snapshots(tmp_path, clock=lambda: now[0])
+    now[0] = 107.0
+    snapshots.save(1, {"elapsed_otherwise": np.ones(1)})
+    now[0] = 500.0  # the process was killed, and another begins
+    resumed = _snapshots(tmp_path, clock=lambda: now[0])
+    assert resumed.elapsed() == 0.0
+    assert set(resumed.load()) == {"elapsed_otherwise"}
+    now[0] = 502.0
+    assert resumed.elapsed() == 7.0 + 2.0
+    with pytest.raises(InputError, match="clock: must be a function, got 3"):
+        _snapshots(tmp_path, clock=3)
+
+
 def test_a_snapshot_is_bound_to_what_the_computation_finds_when_it_begins(tmp_path):
     for basis in (None, "a", "b"):
         snapshots = _snapshots(tmp_path)

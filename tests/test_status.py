@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -196,6 +197,22 @@ def test_progress_that_cannot_be_written_does_not_stop_the_work(tmp_path):
     (tmp_path / "progress").write_text("in the way")
     (tmp_path / "config.json").write_text('{"power": 2}')
     assert runner.run(_study((1, 2), []), tmp_path)
+
+
+def test_a_log_has_a_line_at_once_and_then_one_every_five_seconds(tmp_path, capsys, monkeypatch):
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr(progress, "time", clock)
+    told = progress.Progress(tmp_path / "0-of-1.jsonl", "", 100, 0, False, "networks")
+    with told.recorded():
+        for tenth in range(601):  # a network a second
+            now[0] = tenth / 10
+            told.show(now[0])
+        lines = capsys.readouterr().err.splitlines()
+        assert json.loads((tmp_path / "0-of-1.json").read_text())["networks"] == 60
+    assert [int(line.partition("/")[0]) for line in lines] == list(range(0, 61, 5))
+    assert lines[0].startswith("0/100 networks, 0 networks/s, ETA ?, ")
+    assert lines[-1].startswith("60/100 networks, 1 networks/s, ETA 0:00:40, ")
 
 
 def _hurried(*arguments):

@@ -129,11 +129,23 @@ def take_up(config: ConfigDict, fields: Json, workdir: Path) -> None:
     chosen = {}
     for name, value in fields.items():
         if isinstance(value, dict):
+            _take_entries(config.get(name), value)
             value = {n: v for n, v in value.items() if f"{name}.{n}" not in typed}
         if name not in typed:
             chosen[name] = value
             _check_no_program(place, name, value)
     set_fields(config, chosen, place)
+
+
+def _take_entries(entries: Any, values: Json) -> None:
+    """Gives a field of several entries those that a folder says besides: which there are may depend
+    on the argument of the recipe.
+    """
+    if not isinstance(entries, ConfigDict):  # which is refused where the field is set
+        return
+    with entries.unlocked():
+        for name in {*values} - {*entries}:
+            entries[name] = tuple(values[name]) if isinstance(values[name], list) else values[name]
 
 
 def _check_no_program(place: Path, name: str, value: Any) -> None:
