@@ -226,7 +226,7 @@ def test_a_folder_without_a_command_says_what_to_give(finished, tmp_path):
     (workdir / "run.json").unlink()
     shutil.rmtree(workdir / "progress")
     _, errors = _end(f"--workdir={workdir}", code=2)
-    assert "an earlier version made this folder" in errors
+    assert "run: does not say its command (an earlier version made it, or it was killed" in errors
     assert "give --config=configs/compute_nads.py:ARGUMENT" in errors
     assert len(errors.splitlines()) == 1
     _, errors = _end(f"--workdir={workdir}", "--status", code=2)

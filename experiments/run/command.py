@@ -80,8 +80,8 @@ def read(workdir: Path, experiments: Iterable[str]) -> Json:
     if not path.exists():
         made = _experiment_of(workdir)
         raise InputError(
-            f"{workdir}: an earlier version made this folder, which does not say its command; give "
-            f"--config=configs/{made}.py:ARGUMENT and the fields that were overridden once more"
+            f"{workdir}: does not say its command (an earlier version made it, or it was killed as "
+            f"it began); give --config=configs/{made}.py:ARGUMENT and what was overridden once more"
         )
     try:
         said = origin.parse_object(path, store.read_text(path))
