@@ -324,17 +324,15 @@ def make_study(config: ConfigDict) -> Study:
     )
 
 
-def draw(config: ConfigDict, workdir: Path) -> list[Path]:
-    """Draws the stored results of `workdir`, of each point: `nads.png`, `spectrum.png`,
-    `overlap.png`.
-    """
+def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
+    """Draws the stored results of `workdir`, of each point: `nads`, `spectrum`, `overlap`."""
     validate(config)
     folders = [workdir / point.name for point in make_points(config)]
     stored = [folder for folder in folders if (folder / "nads.npz").exists()]
-    return [path for folder in stored or folders for path in _draw(config, folder)]
+    return [path for folder in stored or folders for path in _draw(config, folder, formats)]
 
 
-def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
+def _draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...]) -> list[Path]:
     result, comparison = records.load_nads(workdir / "nads.npz"), {}
     path, curves = workdir / "comparison.npz", {}
     if path.exists():
@@ -346,4 +344,5 @@ def _draw(config: ConfigDict, workdir: Path) -> list[Path]:
         overlap = comparison["overlap_sizes"], comparison["overlap"]
         curves["against the compared directions"] = overlap
     compared = comparison.get("compared_eigenvalues")
-    return geometry.draw_record(workdir, result, config.figure_directions, curves, compared)
+    shown = result, config.figure_directions, curves, compared
+    return geometry.draw_record(workdir, *shown, formats)

@@ -30,6 +30,7 @@ from experiments.run.plan import Json, Member, Study
 from experiments.sources import frequency_axes, make_directions, read_spectrum
 from nad_jax import accuracy_plots, nads, store
 from nad_jax.errors import check_image_shape, check_number
+from nad_jax.figures import FORMATS
 from nad_jax.models import Model
 from nad_jax.subspaces import rank_correlation
 from nad_jax.tables import format_table, list_metrics
@@ -55,8 +56,7 @@ COLUMNS = (
     *results.PROVENANCE,
 )  # fmt: skip
 FIGURES = (
-    "accuracy_map.png", "steps_map.png", "accuracy_by_index.png", "accuracy_histogram.png",
-    "accuracy_by_energy.png",
+    "accuracy_map", "steps_map", "accuracy_by_index", "accuracy_histogram", "accuracy_by_energy",
 )  # fmt: skip
 FIELDS = Fields(
     "directional_bias",
@@ -212,7 +212,16 @@ def make_study(config: ConfigDict) -> Study:
     return trained.make_study(config, FIELDS.identity(config), networks, METRICS, setup, collect)
 
 
-def draw(config: ConfigDict, workdir: Path) -> list[Path]:
+def _make_grid(groups: dict[str, results.Rows], maps: accuracy_plots.Maps) -> accuracy_plots.Maps:
+    """The maps of groups, where there are several phases by (what else varies, phase)."""
+    phases = [group[0]["phase"] for group in groups.values()]
+    if len(set(phases)) == 1:
+        return maps
+    names = zip(groups, phases, strict=True)
+    return {(name.removesuffix(p).removesuffix(", "), p): maps[name] for name, p in names}
+
+
+def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
     """Draws `results.csv` of `workdir`; which figures there are depends on the source of the
     directions.
     """
@@ -224,8 +233,8 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     if config.source == "dft":
         axes, shape = frequency_axes(config), tuple(config.image_shape[:2])
         accuracy = results.map_panels(groups, "test_accuracy", axes, shape)
-        figures["accuracy_map.png"] = accuracy_plots.plot_accuracy_maps(
-            accuracy, axes, f"Accuracy on D(v): {title}"
+        figures["accuracy_map"] = accuracy_plots.plot_accuracy_maps(
+            _make_grid(groups, accuracy), axes, f"Accuracy on D(v): {title}"
         )
         # Averaged over the seeds that reached the loss.
         reached = {
@@ -234,24 +243,27 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         }
         steps = results.map_panels(reached, "steps_to_loss", axes, shape)
         if np.isfinite(list(steps.values())).any():
-            figures["steps_map.png"] = accuracy_plots.plot_steps_maps(
-                steps, axes, f"Steps to a loss of {config.loss_threshold:g}: {title}"
+            figures["steps_map"] = accuracy_plots.plot_steps_maps(
+                _make_grid(groups, steps),
+                axes,
+                f"Steps to a loss of {config.loss_threshold:g}: {title}",
             )
     elif config.source == "nads":
         spectrum = read_spectrum(config)
         eigenvalues = None if spectrum is None else spectrum.eigenvalues
-        figures["accuracy_by_index.png"] = accuracy_plots.plot_accuracy_by_index(
+        figures["accuracy_by_index"] = accuracy_plots.plot_accuracy_by_index(
             results.curves(groups), eigenvalues, f"Accuracy on $D(u_i)$: {title}"
         )
     else:
-        figures["accuracy_histogram.png"] = accuracy_plots.plot_accuracy_histogram(
+        figures["accuracy_histogram"] = accuracy_plots.plot_accuracy_histogram(
             accuracies, f"Accuracy on D(v), {config.source} directions: {title}"
         )
     if energies := _energies(config, groups):
         points = {label: (energies[label], accuracies[label]) for label in groups}
-        figures["accuracy_by_energy.png"] = accuracy_plots.plot_accuracy_by_energy(
-            points, f"Accuracy against vᵀGv: {title}"
+        figures["accuracy_by_energy"] = accuracy_plots.plot_accuracy_by_energy(
+            points, f"Accuracy on D(v) against the energy along v: {title}"
         )
     for name in {*FIGURES} - {*figures}:
-        store.remove(workdir / name)  # it showed an earlier table
-    return results.save_figures(workdir, figures)
+        for form in FORMATS:
+            store.remove(workdir / f"{name}.{form}")  # it showed an earlier table
+    return results.save_figures(workdir, figures, formats)

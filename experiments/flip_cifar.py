@@ -110,7 +110,7 @@ def make_study(config: ConfigDict) -> Study:
     return image_networks.make_study(config, FIELDS, data, networks, *how)
 
 
-def draw(config: ConfigDict, workdir: Path) -> list[Path]:
+def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
     """Draws `results.csv` and `examples.npz` of `workdir`."""
     rows, missing = results.read_table(workdir, COLUMNS, FIELDS.command(config))
     bars = {
@@ -123,7 +123,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
         f"In the flipped basis of {config.architectures[0]} (each image scaled to its own range)"
     )
     figures = {
-        "flip_bars.png": plotting.plot_bars(bars, BASES, PUBLISHED, title),
-        "examples.png": plotting.plot_images(shown, flipped),
+        "flip_bars": plotting.plot_bars(bars, BASES, PUBLISHED, title),
+        "examples": plotting.plot_images(shown, flipped),
     }
-    return results.save_figures(workdir, figures)
+    return results.save_figures(workdir, figures, formats)

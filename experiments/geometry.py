@@ -276,15 +276,15 @@ def draw_record(
     num_directions: int,
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
     compared: np.ndarray | None = None,
+    formats: tuple[str, ...] = ("png",),
 ) -> list[Path]:
-    """Draws a record: `nads.png`, `spectrum.png` and `overlap.png`.
+    """Draws a record: `nads`, `spectrum` and `overlap`.
 
     Args:
       num_directions: how many of them are shown.
       curves: sizes and overlaps beside those of the halves.
       compared: eigenvalues of others.
+      formats: of the files, among `figures.FORMATS`.
     """
     figures = result.plot(num_directions, curves, compared)
-    return results.save_figures(
-        workdir, {f"{name}.png": figure for name, figure in figures.items()}
-    )
+    return results.save_figures(workdir, figures, formats)

@@ -254,10 +254,11 @@ def make_study(config: ConfigDict) -> Study:
     return _make_pass(config, _first_pass(config))
 
 
-def draw(config: ConfigDict, workdir: Path) -> list[Path]:
-    """Draws the stored results of `workdir`: `nads.png`, `spectrum.png`, `overlap.png`."""
+def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
+    """Draws the stored results of `workdir`: `nads`, `spectrum`, `overlap`."""
     validate(config)
     result = records.load_nads(workdir / "nads.npz")
     sizes, overlap = result.overlap_sizes, result.pass_overlap
     curves = {"last pass against the one before": (sizes, overlap[-1])} if len(overlap) else {}
-    return geometry.draw_record(workdir, result, config.figure_directions, curves)
+    shown = result, config.figure_directions, curves
+    return geometry.draw_record(workdir, *shown, formats=formats)

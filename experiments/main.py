@@ -10,6 +10,7 @@
     --shard=auto                 a task of a Slurm array, ...
     --collect                    results of what is stored
     --figures_only               redraws stored results
+    --figure_formats=png,pdf     also as PDF (or SVG)
     --allow_other_versions       adds to units of others
 
 Run from the root of the repository. The same command resumes an interrupted run, and so does
@@ -49,6 +50,7 @@ from experiments.run.folder import Folder
 from experiments.run.shards import Shard, find_shard, join_cluster
 from nad_jax import store
 from nad_jax.errors import InputError, unknown
+from nad_jax.figures import FORMATS
 
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
@@ -121,6 +123,9 @@ _WORKDIR = flags.DEFINE_string(
 )
 _FIGURES_ONLY = flags.DEFINE_bool(
     "figures_only", False, "Draw the figures from the stored results and stop."
+)
+_FIGURE_FORMATS = flags.DEFINE_list(
+    "figure_formats", ["png"], f"Formats of the figures: {', '.join(FORMATS)}."
 )
 _COLLECT = flags.DEFINE_bool(
     "collect",
@@ -242,7 +247,21 @@ def _tell_status(config: ConfigDict | None, workdir: Path) -> None:
     print(status.describe(plan, workdir))
 
 
-def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard) -> int:
+def _read_formats(names: list[str]) -> tuple[str, ...]:
+    """The formats of figures that a flag names."""
+    if not names or not set(names) <= set(FORMATS):
+        allowed, given = ", ".join(FORMATS), ",".join(names)
+        raise InputError(f"figure_formats: must be some of {allowed}, got {given!r}")
+    return tuple(names)
+
+
+def _carry_out(
+    experiment: Any,
+    config: ConfigDict,
+    workdir: Path,
+    shard: Shard,
+    formats: tuple[str, ...] = ("png",),
+) -> int:
     """Does what the flags ask for, and gives the exit code."""
     complete = True
     if not _FIGURES_ONLY.value:
@@ -256,7 +275,7 @@ def _carry_out(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard)
         else:
             complete = runner.run(study, workdir, shard, _ALLOW_OTHER_VERSIONS.value, said)
     if complete or _COLLECT.value:
-        for figure in experiment.draw(config, workdir):
+        for figure in experiment.draw(config, workdir, formats):
             print(figure)
     return 0 if complete or not _COLLECT.value else interruption.EXIT_CODE
 
@@ -271,6 +290,7 @@ def main(argv: list[str]) -> int:
             if _DISTRIBUTED.value
             else find_shard(_SHARD.value, os.environ)
         )
+        formats = _read_formats(_FIGURE_FORMATS.value)
         interruption.take_signals()
         if config is not None and config.experiment not in EXPERIMENTS:
             raise unknown("experiment", config.experiment, EXPERIMENTS)
@@ -285,7 +305,7 @@ def main(argv: list[str]) -> int:
             )  # what compilation takes is measured
         else:
             _enable_compilation_cache()
-        return _carry_out(EXPERIMENTS[config.experiment], config, workdir, shard)
+        return _carry_out(EXPERIMENTS[config.experiment], config, workdir, shard, formats)
     except store.StorageError as error:
         _fail(str(error), os.EX_IOERR)
     except InputError as error:

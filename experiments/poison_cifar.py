@@ -81,9 +81,9 @@ def _make_examples(config: ConfigDict, data: ImageData, nads: Arrays) -> Arrays:
     return dict(zip(EXAMPLES, arrays, strict=True))
 
 
-def _curves(rows: results.Rows) -> dict[str, dict[int, list[float]]]:
-    """Test accuracies by NAD index, for each architecture and, where there are several, each
-    amplitude.
+def _poisoned(rows: results.Rows) -> dict[str, results.Rows]:
+    """The rows of poisoned networks, by index, of each architecture and, where there are several,
+    each amplitude.
     """
     rows = sorted((r for r in rows if r["nad_index"] != ""), key=lambda row: row["nad_index"])
     several = len({row["epsilon"] for row in rows}) > 1
@@ -91,8 +91,26 @@ def _curves(rows: results.Rows) -> dict[str, dict[int, list[float]]]:
     def label(row: results.Row) -> str:
         return row["architecture"] + (f", ε = {row['epsilon']:g}" if several else "")
 
-    curves = results.group(rows, label)
-    return {name: results.values_by(curve, "nad_index") for name, curve in curves.items()}
+    return results.group(rows, label)
+
+
+def _curves(rows: results.Rows) -> dict[str, dict[int, list[float]]]:
+    """Test accuracies by NAD index, for each group of `_poisoned`."""
+    groups = _poisoned(rows).items()
+    return {name: results.values_by(group, "nad_index") for name, group in groups}
+
+
+def _clean_of_curves(rows: results.Rows) -> dict[str, list[float]]:
+    """Test accuracies of the clean networks of the architecture and seeds of each curve that has
+    some.
+    """
+    found = {}
+    for name, group in _poisoned(rows).items():
+        same = {(row["architecture"], row["seed"]) for row in group}
+        clean = [r for r in rows if r["nad_index"] == "" and (r["architecture"], r["seed"]) in same]
+        if clean:
+            found[name] = [row["test_accuracy"] for row in clean]
+    return found
 
 
 def _clean(rows: results.Rows) -> dict[str, list[float]]:
@@ -128,11 +146,12 @@ def make_study(config: ConfigDict) -> Study:
     return image_networks.make_study(config, FIELDS, data, networks, *how)
 
 
-def draw(config: ConfigDict, workdir: Path) -> list[Path]:
+def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
     """Draws `results.csv` and `examples.npz` of `workdir`."""
     rows, missing = results.read_table(workdir, COLUMNS, FIELDS.command(config))
     curves = {label: results.mean_curve(curve) for label, curve in _curves(rows).items()}
-    clean = {label: results.mean_and_error(values) for label, values in _clean(rows).items()}
+    clean = _clean_of_curves(rows)
+    lines = {label: results.mean_and_error(values) for label, values in clean.items()}
     examples = store.read_npz(workdir / "examples.npz", EXAMPLES)
     labels = [f"NAD {index}" for index in examples["indices"]]
     shown = {"original": examples["original"]}
@@ -141,7 +160,7 @@ def draw(config: ConfigDict, workdir: Path) -> list[Path]:
     title = f"CIFAR-10 poisoned along one NAD, {results.count_seeds(rows)}{missing}"
     poisoned = f"Poisoned along one NAD of {config.architectures[0]}, ε = {config.epsilons[0]:g} (clipped to [0, 1])"
     figures = {
-        "poison_curve.png": plotting.plot_poison_curve(curves, clean, PUBLISHED, title),
-        "examples.png": plotting.plot_images(shown, poisoned, carriers),
+        "poison_curve": plotting.plot_poison_curve(curves, lines, PUBLISHED, title),
+        "examples": plotting.plot_images(shown, poisoned, carriers),
     }
-    return results.save_figures(workdir, figures)
+    return results.save_figures(workdir, figures, formats)

@@ -25,6 +25,7 @@ from experiments.run.origin import Json
 from nad_jax import store
 from nad_jax.accuracy_plots import Curve, Frequencies
 from nad_jax.errors import InputError
+from nad_jax.figures import FORMATS
 from nad_jax.tables import Row, format_table
 
 Rows = list[Row]
@@ -126,11 +127,20 @@ def read_table(
     return rows, f"\n{missing} networks missing" if missing else ""
 
 
-def save_figures(workdir: Path, figures: Mapping[str, Figure]) -> list[Path]:
-    """Writes figures under their names; the paths of the files."""
+def save_figures(
+    workdir: Path, figures: Mapping[str, Figure], formats: tuple[str, ...]
+) -> list[Path]:
+    """Writes figures under their names in every format, and in others that are there, which would
+    show earlier results; the paths of the files.
+    """
+    paths = []
     for name, figure in figures.items():
-        store.save_figure(workdir / name, figure)
-    return [workdir / name for name in figures]
+        files = {form: workdir / f"{name}.{form}" for form in FORMATS}
+        chosen = [file for form, file in files.items() if form in formats or file.exists()]
+        for path in chosen:
+            store.save_figure(path, figure)
+        paths += chosen
+    return paths
 
 
 _SYMBOLS = {

@@ -46,7 +46,7 @@ from experiments.run.config import (
 )
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
-from nad_jax import plotting
+from nad_jax import plotting, summary
 from nad_jax.choices import Estimator, check_symmetrized
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_choice, check_input_shape, check_integer, check_number
@@ -382,19 +382,21 @@ def make_study(config: ConfigDict) -> Study:
     )
 
 
-def draw(config: ConfigDict, workdir: Path) -> list[Path]:
+def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
     """Draws `results.csv` of `workdir`."""
     validate(config)
     rows, missing = results.read_table(workdir, _columns(config), FIELDS.command(config))
     panels: dict[plotting.Panel, dict[str, list[plotting.Line]]] = {}
     halves: dict[plotting.Panel, float] = {}
     for panel, last, curves in _list_panels(config, rows):
-        overlap, lines = f"overlap_{panel[1]}", panels.setdefault(panel, {})
-        halves[panel] = last[overlap]
+        derivative, size = panel
+        named = summary.name_derivative(derivative, config.step), size
+        overlap, lines = f"overlap_{size}", panels.setdefault(named, {})
+        halves[named] = last[overlap]
         for (variant, _), curve in curves.items():
             points = [(row["seconds"], row[overlap]) for row in curve]
             lines.setdefault(variant, []).append(tuple(np.transpose(points)))
     reference = f"a reference of {config.reference_networks} networks"
     title = f"{config.architecture}: leading subspaces against {reference}"
     figure = plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title + missing)
-    return results.save_figures(workdir, {"time_to_accuracy.png": figure})
+    return results.save_figures(workdir, {"time_to_accuracy": figure}, formats)

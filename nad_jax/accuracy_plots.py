@@ -2,35 +2,51 @@
 histograms.
 """
 
-import textwrap
+from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nad_jax.plotting import Curve, Line, one_panel
+from nad_jax.figures import (
+    COLORS,
+    COLUMN,
+    GRAY,
+    HATCHES,
+    INK,
+    LEVELS,
+    LINES,
+    PAGE,
+    STEPS,
+    PrintedFigure,
+    add_legend,
+    one_panel,
+    series,
+    set_title,
+    styled,
+    wrap,
+)
+from nad_jax.plotting import Curve, Line, draw_curve, set_index_axis
 from nad_jax.subspaces import rank_correlation
 
 Frequencies = tuple[
     np.ndarray, np.ndarray
 ]  # vertical and horizontal frequencies, [R] and [C], ascending
-ByLabel = dict[str, np.ndarray]  # of each label
+ByLabel = Mapping[str, np.ndarray]  # of each label
+# Of each label, or of each (row, column) of a grid.
+Maps = Mapping[str, np.ndarray] | Mapping[tuple[str, str], np.ndarray]
+ENERGY = r"energy $v^\top \mathbb{E}[g g^\top] v$"
 
 
-def _panels(count: int, ratio: float) -> tuple[Figure, list]:
-    """Panels side by side, of equal area whatever their shape; `ratio` is the height of one over
-    its width.
-    """
-    width, height = 3.0 / ratio**0.5, 3.0 * ratio**0.5
-    columns = max(1, min(count, int(12.0 / width)))
-    rows = -(-count // columns)
-    size = width * columns + 1.2, max(height * rows + 0.6, 2.8)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.subplots(rows, columns)
-    for panel in figure.axes[count:]:
-        panel.set_visible(False)
-    return figure, figure.axes[:count]
+def _place(maps: Maps, fitting: int) -> tuple[list[tuple[int, int]], list[str], list[str]]:
+    """Row and column of each map, the names of the rows and of the columns of a grid."""
+    names = list(maps)
+    if isinstance(names[0], str):
+        return [divmod(k, fitting) for k in range(len(names))], [], []
+    rows, columns = (list(dict.fromkeys(axis)) for axis in zip(*names, strict=True))
+    return [(rows.index(row), columns.index(column)) for row, column in names], rows, columns
 
 
 def _edges(frequencies: np.ndarray) -> tuple[float, float]:
@@ -39,133 +55,196 @@ def _edges(frequencies: np.ndarray) -> tuple[float, float]:
     return frequencies[0] - half, frequencies[-1] + half
 
 
+def _make_panels(
+    maps: Maps, ratio: float, title: str
+) -> tuple[Figure, dict[str | tuple[str, str], Axes]]:
+    """A figure with a panel of each map; `ratio` is the height of one over its width."""
+    width = 1.55 / min(ratio, 1) ** 0.5
+    places, rows, columns = _place(maps, max(1, min(len(maps), int((PAGE - 0.9) / width))))
+    num_rows, num_columns = (max(axis) + 1 for axis in zip(*places, strict=True))
+    size = COLUMN if num_columns * width + 0.9 <= COLUMN + 0.8 else PAGE
+    beside = 1.25 if rows else 1.1  # labels and color bar
+    width = min((size - beside) / num_columns, 2.2 / max(ratio, 1))
+    height = num_rows * (width * ratio + 0.2) + 0.45
+    figure = PrintedFigure(figsize=(size, max(height, 1.5)), layout="constrained")
+    set_title(figure, title)
+    axes = figure.subplots(num_rows, num_columns, squeeze=False)
+    panels = {name: axes[place] for name, place in zip(maps, places, strict=True)}
+    for panel in set(axes.flat) - set(panels.values()):
+        panel.set_visible(False)
+    for column, name in enumerate(columns):
+        axes[0, column].set_title(name)
+    for row, name in enumerate(rows):
+        axes[row, 0].set_ylabel(name)
+    for name, panel in panels.items():
+        if isinstance(name, str):
+            panel.set_title(wrap(name, width, 7))
+    return figure, panels
+
+
 def _plot_maps(
-    maps: ByLabel, frequencies: Frequencies, title: str, label: str, **scale: object
+    maps: Maps, frequencies: Frequencies, title: str, label: str, **scale: object
 ) -> Figure:
-    """One panel per map over (vertical, horizontal) frequency, all on one scale; cells without a
-    value are grey.
+    """One panel per map over (vertical, horizontal) frequency, all on one scale with one color bar;
+    cells without a value are gray.
     """
     rows, columns = frequencies
     ratio = float(np.clip(len(rows) / len(columns), 0.25, 4.0))
-    figure, panels = _panels(len(maps), ratio)
-    width = int(10 * figure.get_figwidth())  # letters
-    figure.suptitle("\n".join(textwrap.fill(line, width) for line in title.splitlines()))
+    figure, panels = _make_panels(maps, ratio, title)
     extent = (*_edges(columns), *reversed(_edges(rows)))
-    for panel, (name, values) in zip(panels, maps.items(), strict=True):
+    extend = scale.pop("extend", "neither")
+    for name, panel in panels.items():
         panel.set_facecolor("lightgray")
         how = {"extent": extent, "interpolation": "nearest", "aspect": "auto", **scale}
-        drawn = panel.imshow(values, **how)
+        drawn = panel.imshow(maps[name], **how)
         panel.set_box_aspect(ratio)
-        panel.set_title(name, fontsize=9)
-        panel.set_xticks(columns[:: max(1, len(columns) // 8)])
-        panel.set_yticks(rows[:: max(1, len(rows) // 8)])
-        panel.tick_params(labelsize=7)
+        panel.set_xticks(_choose_ticks(columns))
+        panel.set_yticks(_choose_ticks(rows))
+        # The title of a row stands where labels of axes do, which `label_outer` keeps.
         panel.label_outer()
-    figure.supxlabel("horizontal frequency", fontsize="medium")
-    figure.supylabel("vertical frequency", fontsize="medium")
-    figure.colorbar(drawn, ax=panels, label=label, shrink=0.8)
+    figure.supxlabel("horizontal frequency (cycles per image)", fontsize=7)
+    figure.supylabel("vertical frequency (cycles per image)", fontsize=7)
+    how = {"label": label, "aspect": 30, "extend": extend}
+    bar = figure.colorbar(drawn, ax=list(panels.values()), **how)
+    bar.outline.set_linewidth(0.6)
+    if isinstance(drawn.norm, LogNorm):
+        levels = _choose_levels(drawn.norm.vmin, drawn.norm.vmax)
+        bar.set_ticks(levels, labels=[f"{level:.3g}" for level in levels])
+        bar.minorticks_off()
     return figure
 
 
-def plot_accuracy_maps(maps: ByLabel, frequencies: Frequencies, title: str) -> Figure:
+def _choose_levels(low: float, high: float) -> np.ndarray:
+    """Three to nine round numbers of a logarithmic scale; where it is short, its ends and middle."""
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.log10(high) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8)):
+        levels = np.outer(powers, digits).reshape(-1)
+        levels = levels[(levels >= low * 0.999) & (levels <= high * 1.001)]
+        if len(levels) >= 3:
+            return levels[:: -(-len(levels) // 9)]
+    return np.geomspace(low, high, 3)
+
+
+def _choose_ticks(frequencies: np.ndarray) -> np.ndarray:
+    """At most five or six of ascending frequencies, 0 among them where it is one."""
+    step = -(-len(frequencies) // 5)
+    zero = int(np.abs(frequencies).argmin())
+    return frequencies[zero % step :: step]
+
+
+@styled
+def plot_accuracy_maps(maps: Maps, frequencies: Frequencies, title: str) -> Figure:
     """Test accuracies on D(v), one map [R, C] per label, v the real Fourier vector of (vertical,
-    horizontal) frequency.
+    horizontal) frequency; maps of pairs of labels are a grid of these rows and columns.
 
     Frequencies, [R] and [C], ascend, in cycles per image. The scale is always 50 to 100 %, so that
     figures compare.
     """
     percent = {name: 100 * values for name, values in maps.items()}
-    scale = {"vmin": 50, "vmax": 100, "cmap": "viridis"}
+    below = any((values < 50).any() for values in percent.values())
+    scale = {"vmin": 50, "vmax": 100, "cmap": LEVELS, "extend": "min" if below else "neither"}
     return _plot_maps(percent, frequencies, title, "test accuracy (%)", **scale)
 
 
-def plot_steps_maps(maps: ByLabel, frequencies: Frequencies, title: str) -> Figure:
-    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; grey: nan,
+@styled
+def plot_steps_maps(maps: Maps, frequencies: Frequencies, title: str) -> Figure:
+    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; gray: nan,
     never reached.
     """
     finite = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
     norm = LogNorm(finite.min(), max(finite.max(), finite.min() * 1.01))
-    return _plot_maps(maps, frequencies, title, "steps (grey: never)", norm=norm, cmap="magma_r")
+    return _plot_maps(maps, frequencies, title, "steps (gray: never)", norm=norm, cmap=STEPS)
 
 
+@styled
 def plot_energy_map(energy: np.ndarray, frequencies: Frequencies) -> Figure:
     """The energy vᵀ E[g gᵀ] v [R, C] of Fourier vectors v as `plot_accuracy_maps`, on a logarithmic
     scale.
     """
     highest = energy.max()
     norm = LogNorm(max(energy.min(), 1e-6 * highest), max(highest, np.finfo(float).tiny))
-    label = r"$v^\top \mathbb{E}[g g^\top] v$"
-    return _plot_maps(
-        {"": energy}, frequencies, "Energy of the geometry", label, norm=norm, cmap="viridis"
-    )
+    title = "Energy of the geometry along Fourier vectors v"
+    return _plot_maps({"": energy}, frequencies, title, ENERGY, norm=norm, cmap=LEVELS)
 
 
+@styled
 def plot_accuracy_by_index(
     curves: dict[str, Curve], eigenvalues: np.ndarray | None, title: str
 ) -> Figure:
     """Accuracy on D(u_i) against the NAD index, (indices, means, standard errors) per label, over
     the eigenvalues.
     """
-    labels = {"xlabel": "NAD index $i$", "ylabel": "test accuracy on $D(u_i)$ (%)"}
-    figure, axes = one_panel((6.5, 4), title=title, **labels)
+    figure, axes = one_panel(title, ylabel="test accuracy on $D(u_i)$ (%)")
     bottom = 45.0
-    for label, (indices, means, sem) in curves.items():
-        percent, error = 100 * means, 100 * np.nan_to_num(sem)
-        name = label or "accuracy"
-        axes.errorbar(indices, percent, error, fmt="o-", capsize=3, label=name)
-        bottom = min(bottom, (percent - error).min() - 2)
-    axes.axhline(50, color="gray", linestyle=":", linewidth=1)
-    axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
+    for number, (label, (indices, means, sem)) in enumerate(curves.items()):
+        draw_curve(axes, (indices, 100 * means, 100 * sem), number, label or "accuracy")
+        bottom = min(bottom, (100 * means - 100 * np.nan_to_num(sem)).min() - 2)
+    axes.axhline(50, color=INK, linestyle=":", linewidth=0.8, label="chance")
     axes.set_ylim(bottom, 101.5)
-    handles, _ = axes.get_legend_handles_labels()
+    last = max(int(indices.max()) for indices, *_ in curves.values())
+    handles, labels = axes.get_legend_handles_labels()
     if eigenvalues is not None:
         shown = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
         other = axes.twinx()
         line = np.flatnonzero(shown), eigenvalues[shown]
-        handles += other.plot(*line, "k--", linewidth=1, label="eigenvalue")
+        handles += other.plot(*line, color=GRAY, linestyle="--", linewidth=1)
+        labels.append("eigenvalue (right axis)")
+        last = max(last, int(line[0][-1]))
         other.set(yscale="log", ylabel=r"eigenvalue $\lambda_i$")
-    axes.legend(handles=handles, loc="lower left")
+    set_index_axis(axes, last)
+    add_legend(figure, dict(zip(labels, handles, strict=True)))
     return figure
 
 
+@styled
 def plot_accuracy_histogram(groups: ByLabel, title: str) -> Figure:
     """How the test accuracies [N] of each label are distributed, in bins of 2.5 points; the first
     one has all below.
     """
-    figure, axes = one_panel(title=title, xlabel="test accuracy (%)", ylabel="directions")
+    figure, axes = one_panel(title, xlabel="test accuracy (%)", ylabel="number of directions")
     bins = np.arange(45, 102.5, 2.5)
-    for label, accuracies in groups.items():
+    for number, (label, accuracies) in enumerate(groups.items()):
         name = f"{label + ': ' if label else ''}mean {100 * accuracies.mean():.1f} %"
-        axes.hist(np.maximum(100 * accuracies, bins[0]), bins, alpha=0.6, label=name)
+        percent = np.maximum(100 * accuracies, bins[0])
+        color, line = COLORS[number % len(COLORS)], LINES[number % len(LINES)]
+        how = {"color": color, "edgecolor": color, "linestyle": line}
+        hatch = HATCHES[number % len(HATCHES)]
+        axes.hist(percent, bins, histtype="stepfilled", alpha=0.35, hatch=hatch, label=name, **how)
+        axes.hist(percent, bins, histtype="step", **how)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    handles, labels = axes.get_legend_handles_labels()
+    add_legend(figure, dict(zip(labels, handles, strict=True)))
     return figure
 
 
+@styled
 def plot_accuracy_by_energy(points: dict[str, Line], title: str) -> Figure:
     """Accuracy on D(v) against vᵀ E[g gᵀ] v, (energies [N], accuracies [N]) per label, with their
     rank correlation.
     """
-    ylabel = "test accuracy on $D(v)$ (%)"
-    figure, axes = one_panel(title=title, xlabel=r"$v^\top \mathbb{E}[g g^\top] v$", ylabel=ylabel)
-    for label, (energies, accuracies) in points.items():
+    figure, axes = one_panel(title, xlabel=ENERGY, ylabel="test accuracy on $D(v)$ (%)")
+    for number, (label, (energies, accuracies)) in enumerate(points.items()):
         correlation = rank_correlation(energies, accuracies) if len(energies) > 1 else np.nan
         name = f"{label + ': ' if label else ''}rank correlation {correlation:.2f}"
-        axes.plot(energies, 100 * accuracies, "o", markersize=3, label=name)
+        style = {**series(number), "linestyle": "none", "markersize": 3, "alpha": 0.8}
+        axes.plot(energies, 100 * accuracies, label=name, markeredgewidth=0, **style)
     axes.set_xscale("log")
-    axes.legend(fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    add_legend(figure, dict(zip(labels, handles, strict=True)))
     return figure
 
 
+@styled
 def plot_training(losses: np.ndarray, accuracies: np.ndarray) -> Figure:
     """Minibatch losses [N, T] of N networks by step, and their test accuracies [N]."""
-    figure = Figure(figsize=(8.5, 3.2), layout="constrained")
+    figure = PrintedFigure(figsize=(PAGE, 2.3), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = np.arange(1, losses.shape[1] + 1)
-    left.plot(steps, losses.T, color="tab:blue", alpha=max(0.1, 1 / len(losses)), linewidth=0.8)
-    left.plot(steps, np.nanmedian(losses, 0), color="black", label="median")
+    left.plot(steps, losses.T, color=COLORS[2], alpha=max(0.1, 1 / len(losses)), linewidth=0.8)
+    left.plot(steps, np.nanmedian(losses, 0), color=INK, label="median of the networks")
     left.set(xlabel="step", ylabel="minibatch loss", ylim=(0, None))
     left.legend()
-    right.plot(accuracies, "o", markersize=3)
-    right.set(xlabel="network", ylabel="test accuracy", ylim=(0, 1.03))
+    right.plot(100 * accuracies, **{**series(0), "linestyle": "none"})
+    right.set(xlabel="network", ylabel="test accuracy (%)", ylim=(0, 103))
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

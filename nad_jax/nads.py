@@ -117,30 +117,35 @@ class NADs(NamedTuple):
         save_nads(path, self)
 
     def plot_directions(self, num_directions: int = 16) -> Any:
-        """A figure of the leading directions, and of their energies in Fourier space."""
+        """A figure of the leading directions, with their eigenvalues and energies in Fourier space;
+        brackets hold those together that are not determined one by one.
+        """
         from nad_jax import plotting  # matplotlib takes longer to import than all the rest
 
         num_directions = check_integer("num_directions", num_directions, 1)
         shown, shape = self.directions[:num_directions], tuple(self.config["image_shape"])
-        title = f"Leading NADs: {self._title}"
-        return plotting.plot_directions(shown, shape, title, self.symmetry)
+        known = self.symmetry, self.eigenvalues, self._sem
+        groups = degenerate_groups(self, max(16, num_directions))
+        return plotting.plot_directions(shown, shape, f"NADs of {self._title}", *known, groups)
 
     def plot_spectrum(self, compared: np.ndarray | None = None) -> Any:
         """A figure of the eigenvalues with their errors; `compared` are eigenvalues of others."""
         from nad_jax import plotting
 
         band = null_band(self) if has_null_band(self) else None
-        spectrum = self.eigenvalues, self.eigenvalue_sem, self._title
+        spectrum = self.eigenvalues, self._sem, f"Spectrum of {self._title}"
         return plotting.plot_spectrum(*spectrum, band, compared)
 
     def plot_overlap(self, curves: Mapping[str, tuple[np.ndarray, np.ndarray]] = NO_CURVES) -> Any:
-        """A figure of the overlap of leading subspaces of the halves; `curves` are sizes and
-        overlaps that are drawn besides, by their labels.
+        """A figure of the overlap of leading subspaces of the halves; `curves` are sizes, overlaps
+        and, where known, their standard errors that are drawn besides, by their labels.
         """
         from nad_jax import plotting
 
         halves = {"even against odd members": (self.overlap_sizes, self.split_half_overlap)}
-        return plotting.plot_overlap({**halves, **curves}, self.directions.shape[1], self._title)
+        title, dimension = f"Leading subspaces of {self._title}", self.directions.shape[1]
+        groups, _ = degenerate_groups(self)
+        return plotting.plot_overlap({**halves, **curves}, dimension, title, groups)
 
     def plot(
         self,
@@ -157,8 +162,18 @@ class NADs(NamedTuple):
 
     @property
     def _title(self) -> str:
-        derivative = self.config.get("derivative", "")
-        return f"{name_model(self.config)}, {self.num_networks} networks, {derivative}"
+        from nad_jax import summary  # which imports this module
+
+        return summary.describe(self)
+
+    @property
+    def _sem(self) -> np.ndarray:
+        """[K] standard errors of the eigenvalues: between networks, and between points where all
+        networks share several.
+        """
+        if not len(self.point_sem):
+            return self.eigenvalue_sem
+        return np.hypot(self.eigenvalue_sem if self.num_networks > 1 else 0.0, self.point_sem)
 
     def __repr__(self) -> str:
         from nad_jax import summary  # which imports this module

@@ -1,116 +1,67 @@
 """Figures from arrays: every function returns a matplotlib `Figure`; nothing is computed from
 networks here.
-"""
 
-from typing import Any
+Those of directions and images are in `image_plots`, those of accuracies on D(v) in
+`accuracy_plots`.
+"""
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-from nad_jax.directions import spatial_shape, to_images
+from nad_jax.figures import (
+    COLORS,
+    COLUMN,
+    GRAY,
+    HATCHES,
+    INK,
+    PAGE,
+    PrintedFigure,
+    add_legend,
+    one_panel,
+    series,
+    set_title,
+    styled,
+)
+from nad_jax.image_plots import fourier_energy as fourier_energy
+from nad_jax.image_plots import plot_directions as plot_directions
+from nad_jax.image_plots import plot_images as plot_images
 
 Line = tuple[np.ndarray, np.ndarray]  # places [S] and heights [S]
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]  # indices [K], means [K], standard errors [K]
 Estimate = tuple[float, float]  # mean and standard error
 Panel = tuple[str, int]  # derivative and subspace size
+# Ours over the baseline: median, lowest, highest; and the floor over the baseline. nan: unknown.
+Ratio = tuple[float, float, float, float]
 OVERLAP = r"overlap $\|U_k V_k^\top\|^2 / k$"
 
 
-def one_panel(figsize: tuple[float, float] = (6, 4), **settings: Any) -> tuple[Figure, Axes]:
-    """A figure of one panel, and this panel; `settings` are those of `Axes.set`."""
-    figure = Figure(figsize=figsize, layout="constrained")
-    return figure, figure.subplots(subplot_kw=settings)
+def set_index_axis(axes: Axes, last: int, label: str = "NAD index $i$") -> None:
+    """Makes the horizontal axis one of indices 0 … last, logarithmic beyond 1."""
+    axes.set_xscale("symlog", linthresh=1)
+    ticks = [0, *(10**power for power in range(len(str(max(last, 1)))))]
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlim=(-0.25, 1.25 * max(last, 1)), xlabel=label)
 
 
-def _image_panels(
-    title: str, figsize: tuple[float, float], rows: int, columns: int
-) -> tuple[Figure, np.ndarray]:
-    """A figure of panels [rows, columns] without ticks and frames."""
-    figure = Figure(figsize=figsize, layout="constrained")
-    figure.suptitle(title)
-    axes = figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
-    for panel in axes.flat:
-        panel.spines[:].set_visible(False)
-    return figure, axes
-
-
-def _show_signed(panel: Axes, values: np.ndarray, **how: str) -> None:
-    """Values [H, W] in diverging colors, symmetric about 0."""
-    limit = np.abs(values).max()
-    panel.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, **how)
-
-
-def fourier_energy(image: np.ndarray) -> np.ndarray:
-    """|DFT|² of an image [H, W, C] or a signal [L, C], summed over channels, zero frequency at the
-    center: [H, W] or [L].
+def draw_curve(axes: Axes, curve: Curve, number: int, label: str) -> None:
+    """A series of means with error bars, and a band of ± one standard error; without errors where
+    they are nan.
     """
-    axes = tuple(range(image.ndim - 1))
-    spectrum = np.abs(np.fft.fftn(image, axes=axes)) ** 2
-    return np.fft.fftshift(spectrum.sum(-1))
-
-
-def plot_directions(
-    directions: np.ndarray,
-    image_shape: tuple[int, ...],
-    title: str,
-    symmetry: np.ndarray | tuple[str, ...] = (),
-) -> Figure:
-    """Directions [K, D] as images (diverging, symmetric about 0; channels side by side) over their
-    Fourier energy; those of vectors and signals as lines, one for each channel, those of volumes as
-    their middle slice.
-
-    Each panel has its own scale and, where given, names the representation of its direction
-    (`NADs.symmetry`, [K]). Frequencies are in cycles per length of an axis.
-    """
-    images = np.asarray(to_images(np.asarray(directions), image_shape))
-    draw, label, (height, width, channels) = _draw_image, "pixels", (1, 1, 1)
-    if images.ndim == 5:
-        images, label = images[:, images.shape[1] // 2], "middle slice"
-    if images.ndim == 4:
-        _, height, width, channels = images.shape
+    places, means, sem = curve
+    style = series(number)
+    if np.isfinite(sem).any():
+        sem = np.nan_to_num(sem)  # caps are wider than marks, so that small errors are seen
+        how = {"color": style["color"], "alpha": 0.25, "linewidth": 0}
+        axes.fill_between(places, means - sem, means + sem, **how)
+        axes.errorbar(places, means, sem, label=label, **style)
     else:
-        images = images.reshape(len(images), *spatial_shape(tuple(image_shape)), -1)
-        draw, label = _draw_lines, "entries"
-    # Inches; a pixel of a large image is one of the figure, at 150 dots per inch.
-    panel = max(1.35 * max(1, channels / 2), channels * width / 150)
-    columns = min(8, len(images), max(1, int(18 / panel)))
-    rows = -(-len(images) // columns)
-    figsize = (panel * columns + 0.3, 2 * max(1.45, height / 150 + 0.25) * rows + 0.5)
-    figure, axes = _image_panels(title, figsize, 2 * rows, columns)
-    upper, lower = axes[::2].flat, axes[1::2].flat
-    for index, (entries, fourier, image) in enumerate(zip(upper, lower, images, strict=False)):
-        draw(entries, fourier, image)
-        of = f" {symmetry[index]}" if len(symmetry) else ""
-        entries.set_title(f"$u_{{{index}}}${of}", fontsize=9)
-        if index % columns == 0:
-            entries.set_ylabel(label, fontsize=8)
-            fourier.set_ylabel("Fourier energy", fontsize=8)
-    first = axes[1, 0]
-    for axis, length in zip((first.xaxis, first.yaxis), images.shape[-2:0:-1], strict=False):
-        axis.set_ticks([-(length // 2), 0, length - length // 2 - 1])
-    first.tick_params(labelsize=6)
-    return figure
+        axes.plot(places, means, label=label, **style)
 
 
-def _draw_image(pixel: Axes, fourier: Axes, image: np.ndarray) -> None:
-    """An image [H, W, C], channels side by side, and its Fourier energy."""
-    _show_signed(pixel, np.concatenate(list(np.moveaxis(image, -1, 0)), axis=1))
-    height, width = image.shape[:2]
-    bottom, left = -(height // 2) - 0.5, -(width // 2) - 0.5
-    extent = (left, left + width, bottom + height, bottom)
-    fourier.imshow(fourier_energy(image), cmap="magma", vmin=0, extent=extent)
-
-
-def _draw_lines(entries: Axes, fourier: Axes, signal: np.ndarray) -> None:
-    """A signal [L, C], a line for each channel, and its Fourier energy."""
-    entries.plot(signal, linewidth=0.8)
-    limit = 1.1 * np.abs(signal).max()
-    entries.set_ylim(-limit, limit)
-    length = len(signal)
-    fourier.plot(np.arange(length) - length // 2, fourier_energy(signal), "k", linewidth=0.8)
-
-
+@styled
 def plot_spectrum(
     eigenvalues: np.ndarray,
     eigenvalue_sem: np.ndarray,
@@ -118,49 +69,101 @@ def plot_spectrum(
     null_band: tuple[float, float] | None = None,
     compared: np.ndarray | None = None,
 ) -> Figure:
-    """Eigenvalues [K] against their index, logarithmic, ± one standard error, with null band and
-    compared spectrum.
+    """Eigenvalues [K] against their index, logarithmic, with null band and compared spectrum; below
+    it ± one standard error and the compared ones, relative to the eigenvalues.
     """
-    figure, axes = one_panel(
-        title=title, xlabel="NAD index $i + 1$", ylabel=r"eigenvalue $\lambda_i$"
-    )
-    positive = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
-    values, sem = eigenvalues[positive], eigenvalue_sem[positive]
-    index = np.flatnonzero(positive) + 1
-    top, bottom = values[0], values.min()
-    low, high = np.maximum(values - sem, bottom / 2), values + sem
-    label = "± split-half standard error"
-    axes.fill_between(index, low, high, alpha=0.35, linewidth=0, label=label)
-    axes.plot(index, values, label="eigenvalues")
+    figure = PrintedFigure(figsize=(COLUMN, 2.7), layout="constrained")
+    set_title(figure, title)
+    axes, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
+    shown = eigenvalues > np.finfo(np.float32).eps * eigenvalues[0]  # below is rounding
+    values, sem, index = eigenvalues[shown], eigenvalue_sem[shown], np.flatnonzero(shown)
+    few = np.unique(np.geomspace(1, len(index), 14).round().astype(int) - 1)
+    style = {"color": COLORS[0], "label": "eigenvalues ± standard error"}
+    relative = 100 * sem / values
+    limits = [relative[0], np.percentile(relative, 98)]
+    # What the logarithm of a value below zero would be is not drawn.
+    below = np.minimum(sem, 0.999 * values)
+    axes.errorbar(index, values, **style, marker="o", markevery=few.tolist())
+    axes.errorbar(index[few], values[few], (below[few], sem[few]), fmt="none", color=COLORS[0])
+    axes.fill_between(index, values - below, values + sem, color=COLORS[0], alpha=0.3, linewidth=0)
     if compared is not None:
-        axes.plot(np.arange(1, len(compared) + 1), compared, "k--", linewidth=1, label="compared")
+        others = np.asarray(compared)
+        kept = others > np.finfo(np.float32).eps * others[0]
+        style = {"color": COLORS[1], "linestyle": "--", "marker": "s", "linewidth": 0.8}
+        style |= {"markerfacecolor": "none", "markersize": 5, "zorder": 3, "label": "compared"}
+        axes.plot(
+            np.flatnonzero(kept), others[kept], markevery=few[few < kept.sum()].tolist(), **style
+        )
+        same = index[index < len(others)]
+        difference = 100 * (others[same] / eigenvalues[same] - 1)
+        lower.plot(same, difference, markevery=few[few < len(same)].tolist(), **style)
+        limits.append(np.percentile(np.abs(difference), 98))
     if null_band is not None:
-        axes.axhspan(*null_band, color="gray", alpha=0.3, label="null band (Marchenko–Pastur)")
-    if top < 1.5 * bottom:  # an isotropic spectrum is drawn flat, not as its rounding errors
-        axes.set_ylim(bottom / 1.5, top * 1.5)
-    axes.loglog()
-    axes.legend()
+        label = "null band (Marchenko–Pastur)"
+        axes.axhspan(*null_band, color=GRAY, alpha=0.35, linewidth=0, label=label)
+    axes.set(yscale="log", ylabel=r"eigenvalue $\lambda_i$")
+    if values[0] < 1.5 * values.min():  # an isotropic spectrum is drawn flat, not as rounding
+        axes.set_ylim(values.min() / 1.5, values[0] * 1.5)
+    lower.fill_between(index, -relative, relative, color=COLORS[0], alpha=0.3, linewidth=0.8)
+    lower.axhline(0, color=COLORS[0], linewidth=0.8)
+    limit = float(np.clip(1.2 * np.nanmax([2.0, *limits]), None, 110))
+    lower.set(ylim=(-limit, limit), ylabel="relative to\n" + r"$\lambda_i$ (%)")
+    set_index_axis(lower, int(index[-1]))
+    add_legend(figure, dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
     return figure
 
 
-def plot_overlap(curves: dict[str, Line], dimension: int, title: str) -> Figure:
-    """Subspace overlap against subspace size k, one (sizes [S], overlaps [S]) per label; k/D is
-    that of chance.
+def chance_overlap(sizes: np.ndarray, dimension: int) -> Line:
+    """Mean and standard deviation of ‖UVᵀ‖²/k of random subspaces of sizes k, [S] each.
+
+    k/D, and √2 (D − k) / (D √((D − 1)(D + 2))): tr PQ of a fixed and a uniformly turned projection
+    of rank k. (From the second moments of a uniformly distributed orthogonal matrix.)
     """
-    figure, axes = one_panel(
-        title=title, xlabel="subspace size $k$", ylabel=OVERLAP, ylim=(0, 1.02)
-    )
-    for label, (sizes, overlaps) in curves.items():
-        axes.plot(sizes, overlaps, "o-", label=label)
-    sizes = np.unique(np.concatenate([sizes for sizes, _ in curves.values()]))
-    axes.plot(sizes, sizes / dimension, ":", color="gray", label="random subspaces")
+    sizes, others = np.asarray(sizes, float), max(dimension - 1, 1) * (dimension + 2)
+    deviation = np.sqrt(2 / others) * (dimension - sizes) / dimension
+    return sizes / dimension, deviation
+
+
+@styled
+def plot_overlap(
+    curves: dict[str, Line | Curve],
+    dimension: int,
+    title: str,
+    groups: list[list[int]] | tuple = (),
+) -> Figure:
+    """Subspace overlap against subspace size k, (sizes [S], overlaps [S]) per label, and where there
+    are, their standard errors [S]; that of random subspaces ± two standard deviations.
+
+    `groups` are indices of directions of equal eigenvalues: sizes that cut through one are gray,
+    overlaps say less there.
+    """
+    figure, axes = one_panel(title, xlabel="subspace size $k$", ylabel=OVERLAP, ylim=(0, 1.03))
+    for number, (label, (sizes, overlaps, *errors)) in enumerate(curves.items()):
+        error = errors[0] if errors else np.full(len(sizes), np.nan)
+        draw_curve(axes, (sizes, overlaps, error), number, label)
+    sizes = np.unique(np.concatenate([sizes for sizes, *_ in curves.values()]))
+    for group in groups:
+        # A leading subspace cuts through a group between its first and its last member.
+        reach = group[0] + 0.6, group[-1] + 0.4
+        if reach[0] <= sizes.max():
+            style = {"color": GRAY, "alpha": 0.3, "linewidth": 0}
+            label = "cuts equal eigenvalues"
+            axes.axvspan(reach[0], min(reach[1], 1.2 * sizes.max()), label=label, **style)
+    places = np.unique(np.geomspace(sizes.min(), sizes.max(), 60))
+    mean, deviation = chance_overlap(places, dimension)
+    band = np.maximum(mean - 2 * deviation, 0), mean + 2 * deviation
+    axes.fill_between(places, *band, color=GRAY, alpha=0.4, linewidth=0)
+    axes.plot(places, mean, ":", color=INK, label="random subspaces ± 2σ")
     axes.set_xscale("log")
-    axes.set_xticks(sizes, sizes)
+    axes.set_xticks(sizes, map(str, sizes))
+    axes.set_xlim(0.85 * sizes.min(), 1.2 * sizes.max())
     axes.minorticks_off()
-    axes.legend()
+    handles, labels = axes.get_legend_handles_labels()
+    add_legend(figure, dict(zip(labels, handles, strict=True)))  # one entry for all groups
     return figure
 
 
+@styled
 def plot_time_to_accuracy(
     panels: dict[Panel, dict[str, list[Line]]],
     halves: dict[Panel, float],
@@ -177,26 +180,27 @@ def plot_time_to_accuracy(
     """
     columns = len({derivative for derivative, _ in panels})
     rows = len(panels) // columns
-    figsize = max(4.2 * columns + 0.6, 8.0), 2.6 * rows + 1.2
-    figure = Figure(figsize=figsize, layout="constrained")
-    figure.suptitle(title)
+    size = PAGE if columns > 1 else COLUMN, 1.65 * rows + 0.3
+    figure = PrintedFigure(figsize=size, layout="constrained")
+    set_title(figure, title)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for panel, (derivative, size) in zip(axes.T.flat, panels, strict=True):
         for number, (variant, lines) in enumerate(panels[derivative, size].items()):
             for line in lines:
-                panel.plot(*line, ".-", color=f"C{number}", label=variant)
-        panel.axhline(target, color="gray", linestyle="--", linewidth=1, label="target")
+                panel.plot(*line, label=variant, **series(number))
+        panel.axhline(target, color=INK, linestyle="--", linewidth=0.8, label="target")
         agreement = halves[derivative, size]
-        panel.axhline(agreement, color="gray", linestyle=":", label="halves of the reference")
-        panel.set(xscale="log", ylim=(0, 1.02), xlabel="seconds", ylabel=OVERLAP)
-        panel.set_title(f"{derivative}, $k = {size}$", fontsize=10)
+        style = {"color": INK, "linestyle": ":", "linewidth": 0.8}
+        panel.axhline(agreement, **style, label="halves of the reference")
+        panel.set(xscale="log", ylim=(0, 1.03), xlabel="time (s)", ylabel=OVERLAP)
+        panel.set_title(f"{derivative}, $k = {size}$")
         panel.label_outer()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    entries = dict(zip(labels, handles, strict=True)).values()  # one of a variant, for all seeds
-    figure.legend(handles=entries, loc="outside lower center", ncols=3, fontsize=9)
+    add_legend(figure, dict(zip(labels, handles, strict=True)))  # one of a variant, for all seeds
     return figure
 
 
+@styled
 def plot_poison_curve(
     curves: dict[str, Curve],
     clean: dict[str, Estimate],
@@ -207,30 +211,36 @@ def plot_poison_curve(
     label.
 
     Accuracies are in [0, 1], errors nan where there is one seed. `clean` has the (mean, standard
-    error) of networks trained on clean images; `published` ranges for ResNet18, (first index, last,
-    lowest accuracy, highest), grey.
+    error) of networks trained on clean images, for the labels of the curves: a line of the same
+    color with its band. `published` are ranges for ResNet18, (first index, last, lowest accuracy,
+    highest), gray.
     """
-    labels = {"xlabel": "NAD index of the poison $i$", "ylabel": "test accuracy (%)"}
-    figure, axes = one_panel((6.5, 4), title=title, **labels)
-    label = "published ranges, ResNet18"
+    figure, axes = one_panel(title, ylabel="test accuracy (%)")
     for first, last, lowest, highest in published:
-        place, reach = [first, max(last, first + 0.1)], (100 * lowest, 100 * highest)
-        axes.fill_between(place, *reach, color="lightgray", linewidth=2, label=label)
-        label = ""  # one entry for all
-    for label, (indices, means, sem) in curves.items():
-        error = 100 * sem if np.isfinite(sem).all() else None
-        axes.errorbar(indices, 100 * means, error, fmt="o-", capsize=3, label=label)
-    for number, (label, (mean, error)) in enumerate(clean.items()):
-        color, reach = f"C{number}", (100 * (mean - error), 100 * (mean + error))
-        axes.axhline(100 * mean, color=color, linestyle="--", linewidth=1, label=label)
+        place, reach = [first - 0.1, max(last, first + 0.1)], (100 * lowest, 100 * highest)
+        how = {"color": GRAY, "alpha": 0.3, "linewidth": 1.5}
+        axes.fill_between(place, *reach, **how, label="published, ResNet18")
+    for number, (label, (indices, means, sem)) in enumerate(curves.items()):
+        draw_curve(axes, (indices, 100 * means, 100 * sem), number, label)
+        if label not in clean:
+            continue
+        color, (mean, error) = COLORS[number % len(COLORS)], clean[label]
+        style = series(number) | {"linestyle": "--", "markerfacecolor": "none", "linewidth": 0.9}
+        ends = indices[[0, -1]], [100 * mean] * 2
+        axes.plot(*ends, label=f"{label}, clean images", **style)
         if np.isfinite(error):
-            axes.axhspan(*reach, color=color, alpha=0.2, linewidth=0)
-    axes.set_xscale("symlog", linthresh=1)  # so that there is a place for index 0
-    axes.set(xlim=(-0.2, 1.2 * 1023), ylim=(0, 101))
-    axes.legend(loc="upper left", fontsize=8)
+            reach = 100 * (mean - error), 100 * (mean + error)
+            axes.axhspan(*reach, color=color, alpha=0.25, linewidth=0)
+    last = max(int(indices.max()) for indices, *_ in curves.values())
+    set_index_axis(axes, last, "NAD index of the poison $i$")
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low - 2, 0), min(high + 2, 101))
+    handles, labels = axes.get_legend_handles_labels()
+    add_legend(figure, dict(zip(labels, handles, strict=True)))
     return figure
 
 
+@styled
 def plot_bars(
     bars: dict[str, dict[str, Estimate]],
     names: tuple[str, ...],
@@ -243,8 +253,8 @@ def plot_bars(
     Errors are nan where there is one seed. `published` accuracies of the same labels and names are
     marked.
     """
-    size = max(5.0, 2.5 + 1.5 * len(bars)), 4
-    figure, axes = one_panel(size, title=title, ylabel="test accuracy (%)", ylim=(0, 101))
+    size = COLUMN if len(bars) <= 4 else PAGE, 2.1
+    figure, axes = one_panel(title, size, ylabel="test accuracy (%)", ylim=(0, 101))
     width, marks, handles = 0.8 / len(names), [], {}
     for number, name in enumerate(names):
         offset = (number - (len(names) - 1) / 2) * width
@@ -252,74 +262,57 @@ def plot_bars(
             if name not in bars[label]:
                 continue
             x, (mean, error) = place + offset, bars[label][name]
-            drawn = axes.bar(x, 100 * mean, width, color=f"C{number}", label=name)
-            axes.bar_label(drawn, fmt="%.1f", label_type="center", color="white", fontsize=9)
-            axes.errorbar(x, 100 * mean, 100 * error, color="black", capsize=3)
-            handles[name] = drawn  # one entry per name
+            how = {"color": COLORS[number], "hatch": HATCHES[number], "edgecolor": "white"}
+            handles[name] = axes.bar(x, 100 * mean, width, **how)  # one entry per name
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axes.text(x, 6, f"{100 * mean:.1f}", ha="center", fontsize=6, bbox=box)
+            axes.errorbar(x, 100 * mean, 100 * error, color=INK)
             if name in published.get(label, {}):
                 marks.append((x, 100 * published[label][name]))
     if marks:
-        style = {"markersize": 5, "fillstyle": "none", "label": "published"}
-        (handles["published"],) = axes.plot(*np.transpose(marks), "kD", **style)
+        style = {"markersize": 4, "markerfacecolor": "white", "markeredgewidth": 0.8}
+        (handles["published"],) = axes.plot(*np.transpose(marks), "D", color=INK, **style)
     axes.set_xticks(range(len(bars)), bars)
     axes.set_xlim(-0.6, len(bars) - 0.4)
-    axes.legend(handles=handles.values(), loc="upper right")
+    add_legend(figure, handles)
     return figure
 
 
-def plot_durations(rows: dict[str, dict[str, tuple[float, ...]]], names: tuple[str, ...]) -> Figure:
-    """Durations in seconds, nan where there is none, as bars on a logarithmic scale.
+@styled
+def plot_ratios(rows: dict[str, dict[str, Ratio]], baseline: str, title: str) -> Figure:
+    """Durations over those of a baseline, on one axis with a line at 1: left of it we are faster.
 
-    A panel for each key of `rows`, in it a group of bars for each label, one bar for each of
-    `names`.
+    For each key of `rows` (a heading) and in it each label the median ratio with its lowest and
+    highest, and that of the floor of the arithmetic; a label whose ratio is nan has no baseline.
     """
-    heights = [len(labels) for labels in rows.values()]
-    figure = Figure(figsize=(7.5, 1.0 + 0.45 * sum(heights)), layout="constrained")
-    panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    height = 0.8 / len(names)
-    for axes, (title, labels) in zip(panels, rows.items(), strict=True):
-        for number, name in enumerate(names):
-            places = np.arange(len(labels)) + (number - (len(names) - 1) / 2) * height
-            lengths = [seconds[number] for seconds in labels.values()]
-            axes.barh(places, lengths, height, label=name)
-        axes.set_yticks(range(len(labels)), labels)
-        axes.set(xscale="log", title=title)
-        axes.invert_yaxis()
-        axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("seconds per network or step")
-    figure.legend(handles=axes.containers, loc="outside upper center", ncols=len(names))
-    return figure
-
-
-def _displayed(image: np.ndarray) -> np.ndarray:
-    """An image [H, W, C] in [0, 1]; one that leaves that range is scaled so that it holds 96 % of
-    its entries.
-    """
-    if image.min() >= 0 and image.max() <= 1:
-        return image
-    low, high = np.percentile(image, [2, 98])
-    return np.clip((image - low) / max(high - low, 1e-6), 0, 1)
-
-
-def plot_images(
-    rows: dict[str, np.ndarray], title: str, carriers: dict[str, np.ndarray] | None = None
-) -> Figure:
-    """A row of images [B, H, W, 3] per label; on the right the carrier [H, W] of those labels that
-    have one.
-
-    Images that leave [0, 1] are scaled to it, each by itself, without their 2 % smallest and
-    largest entries. Carriers are diverging, symmetric about 0.
-    """
-    carriers = carriers or {}
-    columns = max(map(len, rows.values())) + bool(carriers)
-    figsize = (1.2 * columns + 1, 1.25 * len(rows) + 0.6)
-    figure, axes = _image_panels(title, figsize, len(rows), columns)
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        line[0].set_ylabel(label)
-        for panel, image in zip(line, images, strict=False):
-            panel.imshow(_displayed(image), interpolation="nearest")
-        if label in carriers:
-            _show_signed(line[-1], carriers[label], interpolation="nearest")
-            if label == next(iter(carriers)):
-                line[-1].set_title("carrier", fontsize=9)
+    lines = [
+        entry for key in rows for entry in ((key, None), *((key, label) for label in rows[key]))
+    ]
+    figure, axes = one_panel(title, (PAGE, 0.45 + 0.15 * len(lines)))
+    ratios = np.array([rows[k][n] if n else [np.nan] * 4 for k, n in lines])
+    places = np.arange(len(lines))
+    middle, low, high, floor = ratios.T
+    largest = np.nanmax([1.0, *high, *floor])
+    axes.hlines(places, low, high, color=COLORS[0], linewidth=2.5, alpha=0.4)
+    style = {"linestyle": "none", "label": "median, lowest to highest"}
+    axes.plot(middle, places, **{**series(0), **style})
+    style = {"linestyle": "none", "markerfacecolor": "white", "label": "floor of the arithmetic"}
+    axes.plot(floor, places, **{**series(1), **style})
+    axes.axvline(1, color=INK, linestyle="--", linewidth=0.8, label=baseline)
+    for place, (_, name) in zip(places, lines, strict=True):
+        if name is None:
+            axes.axhline(place, color=GRAY, linewidth=0.3)
+        else:
+            known = not np.isnan(middle[place])
+            text = f"{middle[place]:.2f}" if known else "no baseline"
+            axes.text(1.19 * largest, place, text, ha="right", va="center", fontsize=6)
+    axes.set_yticks(places, [key if name is None else name for key, name in lines])
+    for tick, (_, name) in zip(axes.get_yticklabels(), lines, strict=True):
+        tick.set_fontweight("bold" if name is None else "normal")
+    axes.set(ylim=(len(lines) - 0.4, -0.6), xlim=(0, 1.2 * largest))
+    axes.set_xlabel(f"time over that of {baseline}")
+    axes.grid(axis="x", linewidth=0.3)
+    axes.tick_params(axis="y", length=0)
+    handles, labels = axes.get_legend_handles_labels()
+    add_legend(figure, dict(zip(labels, handles, strict=True)))
     return figure

@@ -233,9 +233,9 @@ def make_folder(folder: Path) -> None:
 
 
 def save_figure(path: Path, figure: Any) -> None:
-    """Writes a figure as PNG, at once."""
+    """Writes a figure at once, for print; its name ends in the format: .png, .pdf or .svg."""
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
+    figure.savefig(image, format=path.suffix[1:], dpi=300)
     _write_bytes(path, image.getvalue())
 
 

@@ -8,14 +8,20 @@ from nad_jax.nads import NADs, degenerate_groups, name_model
 FEW_PASSES = 16  # backward passes that a sampled read-out may take instead of all features
 
 
+def name_derivative(derivative: str, step: float) -> str:
+    """A derivative in words; `step` is that of a central difference."""
+    named = {
+        "central_difference": f"central difference of step {step:g}",
+        "input_gradient": "exact gradient",
+    }
+    return named.get(derivative, derivative)
+
+
 def describe(nads: NADs) -> str:
     """What a record is of, in one line: networks, derivative, points, read-out."""
     chosen = {"point_scale": 1.0, "num_readouts": 1, **nads.config}
     derivative, point = chosen.get("derivative", "derivative"), chosen.get("point", "points")
-    named = {
-        "central_difference": f"central difference of step {chosen.get('step', 0):g}",
-        "input_gradient": "exact gradient",
-    }
+    field = name_derivative(derivative, chosen.get("step", 0))
     scale = f"N(0, {chosen['point_scale']:g}²)" if chosen["point_scale"] else "the origin"
     points = {
         "shared": f"one point of {scale}" if chosen["point_scale"] else scale,
@@ -25,7 +31,7 @@ def describe(nads: NADs) -> str:
     if chosen.get("per_network"):
         points["given"] = f"{chosen['per_network']} of {points['given']} for each network"
     parts = [
-        f"{named.get(derivative, derivative)} at {points.get(point, point)}",
+        f"{field} at {points.get(point, point)}",
         f"read-out {chosen.get('readout', 'unknown')}",
         f"{chosen['num_readouts']} of each network" if chosen["num_readouts"] > 1 else "",
         "symmetrized" if chosen.get("symmetrized") else "",

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -255,12 +256,20 @@ def make_study(config: ConfigDict) -> Study:
     )
 
 
-def draw(config: ConfigDict, workdir: Path) -> list[Path]:
-    """Draws `benchmark.json` of `workdir` as bars."""
+def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
+    """Draws `benchmark.json` of `workdir`: durations over those of PyTorch, or where that was
+    nowhere measured over the floor.
+    """
     validate(config)
     report = json.loads(store.read_text(workdir / "benchmark.json"))
-    rows: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for row in make_rows(report):
-        rows.setdefault(row.architecture, {})[row.label] = (row.seconds, row.baseline, row.floor)
-    names = "nad_jax", "PyTorch", "floor of the arithmetic"
-    return results.save_figures(workdir, {"benchmark.png": plotting.plot_durations(rows, names)})
+    rows, ratios = make_rows(report), {}
+    has_baseline = np.isfinite([row.baseline for row in rows]).any()
+    for row in rows:
+        ratio = *row.ratio, row.floor / row.baseline
+        if not has_baseline:
+            ratio = *(seconds / row.floor for seconds in (row.seconds, *row.spread)), 1.0
+        ratios.setdefault(row.architecture, {})[row.label] = ratio
+    baseline = "PyTorch" if has_baseline else "the floor of the arithmetic"
+    title = f"Durations over those of {baseline}, on {report['units'][0]['facts']['device']}"
+    figure = plotting.plot_ratios(ratios, baseline, title)
+    return results.save_figures(workdir, {"benchmark": figure}, formats)
