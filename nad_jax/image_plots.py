@@ -217,6 +217,9 @@ def plot_directions(
         )
     if not card.of_images:
         notes.append(f"entries over their index 0 … {images.shape[1] - 1}")
+        lines = "solid", "dashed", "dash-dotted", "dotted"
+        if 1 < (channels := images.shape[2]) <= len(lines):
+            notes.append(f"channels 0 … {channels - 1} {', '.join(lines[:channels])}")
     note = "; ".join([*notes, "each panel on its own scale"])
     sheet = _Sheet(card, count, title, note[:1].upper() + note[1:])
     for index, image in enumerate(images):

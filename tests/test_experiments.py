@@ -62,6 +62,19 @@ def test_a_run_stores_the_record_and_draws_it(finished):
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in figures)
 
 
+def test_stored_results_are_drawn_in_the_formats_that_are_asked_for(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    for path in workdir.glob("*.png"):
+        path.unlink()
+    how = "--figures_only", "--figure_formats=svg", "--config.figure_directions=1"
+    command = Command(RECIPE, f"--workdir={workdir}", *how)
+    assert command.wait() == 0, command.errors
+    names = [f"{name}.svg" for name in ("nads", "spectrum", "overlap")]
+    assert command.output.split() == [str(workdir / name) for name in names]
+    assert all(b"<svg" in (workdir / name).read_bytes() for name in names)
+    assert not list(workdir.glob("*.png"))
+
+
 def test_a_rerun_computes_nothing_and_an_interrupted_run_ends_the_same(
     finished, tmp_path, monkeypatch
 ):
@@ -286,6 +299,11 @@ RECIPE = "--config=configs/compute_nads.py:lenet"
         (["--config=tests/conftest.py", "--workdir=W"], "defines no function get_config"),
         ([RECIPE, "--workdir=/proc/none"], "/proc/none: "),
         ([RECIPE, "--workdir=W", "--figures_only"], "nads.npz: No such file"),
+        (
+            [RECIPE, "--workdir=W", "--figure_formats=png,jpg"],
+            "figure_formats: must be some of png, pdf, svg, got 'png,jpg'",
+        ),
+        ([RECIPE, "--workdir=W", "--figure_formats="], "figure_formats: must be some of png, pdf"),
     ],
 )
 def test_the_command_line_answers_bad_input_in_one_line(arguments, message, tmp_path):

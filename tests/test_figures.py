@@ -1,4 +1,4 @@
-"""Every figure in print: sizes, text, colors that all readers tell apart, files."""
+"""Every figure in print: sizes, text, what it shows, files."""
 
 import itertools
 import os
@@ -7,143 +7,16 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from experiments import directional_bias, poison_cifar, results
 from nad_jax import accuracy_plots, figures, image_plots, plotting, store
+from nad_jax.nads import NADs
 from tests.test_configs import ROOT
-
-# Machado, Oliveira and Fernandes (2009), "A physiologically-based model for simulation of color
-# vision deficiency", severity 1.0; of linear RGB.
-VISION = {
-    "usual": np.eye(3),
-    "protanopia": np.array(
-        [
-            [0.152286, 1.052583, -0.204868],
-            [0.114503, 0.786281, 0.099216],
-            [-0.003882, -0.048116, 1.051998],
-        ]
-    ),
-    "deuteranopia": np.array(
-        [
-            [0.367322, 0.860646, -0.227968],
-            [0.280085, 0.672501, 0.047413],
-            [-0.011820, 0.042940, 0.968881],
-        ]
-    ),
-}
-# Pairs of CIELAB colors and their CIEDE2000: Sharma, Wu and Dalal (2005), "The CIEDE2000
-# color-difference formula: implementation notes, supplementary test data, and mathematical
-# observations", table 1.
-SHARMA = [
-    ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
-    ((50, -1.3802, -84.2814), (50, 0, -82.7485), 1.0000),
-    ((50, 0, 0), (50, -1, 2), 2.3669),
-    ((50, 2.49, -0.001), (50, -2.49, 0.0009), 7.1792),
-    ((50, 2.49, -0.001), (50, -2.49, 0.0011), 7.2195),
-    ((50, 2.5, 0), (50, 0, -2.5), 4.3065),
-    ((50, 2.5, 0), (73, 25, -18), 27.1492),
-    ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
-    ((22.7233, 20.0904, -46.6940), (23.0331, 14.9730, -42.5619), 2.0373),
-    ((90.8027, -2.0831, 1.4410), (91.1528, -1.6435, 0.0447), 1.4441),
-    ((2.0776, 0.0795, -1.1350), (0.9033, -0.0636, -0.5514), 0.9082),
-]
-XYZ = np.array(
-    [
-        [0.4124564, 0.3575761, 0.1804375],
-        [0.2126729, 0.7151522, 0.072175],
-        [0.0193339, 0.119192, 0.9503041],
-    ]
-)  # of linear sRGB, white D65
-
-
-def _lab(rgb, vision="usual"):
-    """CIELAB of sRGB colors [..., 3] in [0, 1], as seen."""
-    rgb = np.asarray(rgb)
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    seen = np.clip(linear @ VISION[vision].T, 0, 1)
-    xyz = seen @ XYZ.T / XYZ.sum(1)
-    x, y, z = np.moveaxis(
-        np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29), -1, 0
-    )
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
-
-
-def _ciede2000(one, other):
-    """The difference of CIELAB colors [..., 3]."""
-    (l1, a1, b1), (l2, a2, b2) = np.moveaxis(one, -1, 0), np.moveaxis(other, -1, 0)
-    power = ((np.hypot(a1, b1) + np.hypot(a2, b2)) / 2) ** 7
-    stretch = 1.5 - 0.5 * np.sqrt(power / (power + 25.0**7))
-    c1, c2 = np.hypot(stretch * a1, b1), np.hypot(stretch * a2, b2)
-    h1, h2 = (np.degrees(np.arctan2(b, stretch * a)) % 360 for a, b in ((a1, b1), (a2, b2)))
-    turn = np.where(c1 * c2 == 0, 0, (h2 - h1 + 180) % 360 - 180)
-    hue = np.where(c1 * c2 == 0, h1 + h2, (h1 + turn / 2) % 360)
-    lightness, chroma = (l1 + l2) / 2 - 50, (c1 + c2) / 2
-
-    def cos(factor, shift):
-        return np.cos(np.radians(factor * hue + shift))
-
-    t = 1 - 0.17 * cos(1, -30) + 0.24 * cos(2, 0) + 0.32 * cos(3, 6) - 0.2 * cos(4, -63)
-    by_lightness = (l2 - l1) / (1 + 0.015 * lightness**2 / np.sqrt(20 + lightness**2))
-    by_chroma = (c2 - c1) / (1 + 0.045 * chroma)
-    by_hue = 2 * np.sqrt(c1 * c2) * np.sin(np.radians(turn / 2)) / (1 + 0.015 * chroma * t)
-    angle = np.radians(60 * np.exp(-(((hue - 275) / 25) ** 2)))
-    mixed = -2 * np.sqrt(chroma**7 / (chroma**7 + 25.0**7)) * np.sin(angle)
-    return np.sqrt(by_lightness**2 + by_chroma**2 + by_hue**2 + mixed * by_chroma * by_hue)
-
-
-@pytest.mark.parametrize(("one", "other", "difference"), SHARMA)
-def test_the_difference_of_colors_is_the_published_one(one, other, difference):
-    for pair in ((one, other), (other, one)):
-        found = _ciede2000(*np.array(pair, float))
-        np.testing.assert_allclose(found, difference, atol=5e-5)
-
-
-def test_simulated_vision_keeps_gray_and_confuses_red_with_green():
-    gray = np.full(3, 0.5)
-    for vision in VISION:
-        assert _ciede2000(_lab(gray, vision), _lab(gray)) < 0.01
-    red, green = np.array([0.8, 0.3, 0.2]), np.array([0.45, 0.5, 0.2])
-    usual, *others = (_ciede2000(_lab(red, vision), _lab(green, vision)) for vision in VISION)
-    assert max(others) < usual / 2
-
-
-def _smallest(colors, vision):
-    seen = [_lab(to_rgb(color), vision) for color in colors]
-    return min(_ciede2000(*pair) for pair in itertools.combinations(seen, 2))
-
-
-@pytest.mark.parametrize("vision", VISION)
-def test_all_readers_tell_all_colors_apart(vision):
-    assert _smallest((*figures.COLORS, figures.INK, figures.GRAY), vision) >= 15
-    usual = [f"C{number}" for number in range(4)]  # of matplotlib
-    assert vision == "usual" or _smallest(usual, vision) < 5
-
-
-def test_no_two_series_have_color_and_marker_or_line_in_common():
-    drawn = [tuple(figures.series(number).values()) for number in range(42)]
-    assert len({(color, marker) for color, marker, _ in drawn}) == 42
-    assert len({marker for _, marker, _ in drawn[: len(figures.COLORS)]}) == len(figures.COLORS)
-
-
-@pytest.mark.parametrize("name", ["SIGNED", "LEVELS", "ENERGIES", "STEPS"])
-def test_equal_steps_of_a_map_look_equal(name):
-    def ratio(colors):
-        shades = _lab(colormaps.get_cmap(colors)(np.linspace(0, 1, 33))[:, :3])
-        steps = _ciede2000(shades[1:], shades[:-1])
-        return steps.max() / steps.min(), np.diff(shades[:, 0])
-
-    steps, lightness = ratio(getattr(figures, name))
-    assert steps < {"SIGNED": 1.5, "LEVELS": 2}.get(name, 3.2) < ratio("jet")[0] / 2
-    if name == "SIGNED":
-        assert (lightness[:16] > 0).all() and (lightness[16:] < 0).all()
-    else:
-        assert (lightness > 0).all() or (lightness < 0).all()
-
 
 # Every figure, as large as it becomes, with long names.
 NAME = "a_network_of_my_own:WithAName(width=3, depth=20), 10000 networks"
@@ -299,6 +172,14 @@ def test_files_are_the_same_each_time_and_hold_text(form, tmp_path):
         assert data.count(b"<text") > 10
 
 
+def test_a_figure_of_another_format_shows_no_earlier_results(tmp_path):
+    (tmp_path / "name.svg").write_text("of an earlier run")
+    made = accuracy_plots.plot_training(RNG.random((2, 5)), RNG.random(2))
+    paths = results.save_figures(tmp_path, {"name": made}, ("png",))
+    assert [path.name for path in paths] == ["name.png", "name.svg"]
+    assert "<svg" in paths[1].read_text() and not (tmp_path / "name.pdf").exists()
+
+
 def test_another_process_writes_the_same_file(tmp_path):
     program = (
         "import sys, numpy as np; from nad_jax.accuracy_plots import plot_accuracy_histogram; "
@@ -440,3 +321,75 @@ def test_ratios_are_on_one_axis_with_a_line_at_one():
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert names[:3] == ["lenet", "training step", "directions"]
     assert [text.get_text() for text in axes.texts] == ["0.45", "no baseline", "1.30"]
+
+
+def test_color_bars_of_logarithmic_scales_have_three_to_nine_round_numbers():
+    for low, high in ((30, 90), (1e-7, 1), (12, 4000), (0.00144, 0.00184), (5, 5.05)):
+        levels = accuracy_plots._choose_levels(low, high)
+        assert 3 <= len(levels) <= 9 and (np.diff(levels) > 0).all()
+        assert levels[0] >= 0.99 * low and levels[-1] <= 1.01 * high
+    assert accuracy_plots._choose_levels(12, 4000).tolist() == [30, 100, 300, 1000, 3000]
+
+
+def test_lines_of_text_fit_and_equations_stay_whole():
+    lines = figures.wrap("iiii " * 60 + "σ = 1\nWWWW", 2).splitlines()
+    assert lines[-1] == "WWWW" and "σ\u00a0=\u00a01" in lines[-2]
+    assert len(lines[0]) > 2 * len(figures.wrap("WWWW " * 60, 2).splitlines()[0])
+    assert max(map(len, figures.wrap("W" * 200, 2).splitlines())) < 20
+
+
+def _record(**changes):
+    values = np.array([4.0, 3.0, 2.99, 1.0])
+    fields = {
+        "directions": np.eye(4), "eigenvalues": values, "eigenvalue_sem": np.full(4, 0.03),
+        "overlap_sizes": np.array([1, 2, 4]), "split_half_overlap": np.array([0.9, 0.8, 1.0]),
+        "num_networks": 50, "symmetry": np.full(4, ""),
+        "config": {
+            "architecture": "mlp", "derivative": "input_gradient", "point": "shared",
+            "readout": "marginalized", "image_shape": (2, 2, 1),
+        },
+    }  # fmt: skip
+    return NADs(**{**fields, **changes})
+
+
+def test_figures_of_a_record_name_its_choices_and_its_groups():
+    made = _record().plot()
+    for figure in made.values():
+        said = " ".join(text.get_text().replace("\n", " ") for text in figure.findobj(Text))
+        assert "mlp, 50 networks: exact gradient at one point of N(0, 1²)" in said
+        assert "input_gradient" not in said
+    assert len([artist for artist in made["nads"].artists if isinstance(artist, Line2D)]) == 1
+    (axes,) = made["overlap"].axes
+    assert [round(patch.get_x() + patch.get_width() / 2) for patch in axes.patches] == [2]
+
+
+def test_errors_between_points_are_in_the_figures_too():
+    sem = _record(point_sem=np.full(4, 0.04))._sem
+    np.testing.assert_allclose(sem, 0.05)
+    alone = _record(point_sem=np.full(4, 0.04), num_networks=1, eigenvalue_sem=np.full(4, np.nan))
+    np.testing.assert_allclose(alone._sem, 0.04)
+
+
+def test_clean_networks_of_a_curve_have_its_seeds():
+    rows = [
+        {"architecture": name, "nad_index": index, "epsilon": 0.5, "seed": seed, "test_accuracy": a}
+        for name, index, seed, a in (
+            ("lenet", "", 0, 0.7), ("lenet", "", 1, 0.8), ("lenet", "", 2, 0.1), ("mlp", "", 0, 0.2),
+            ("lenet", 5, 0, 0.5), ("lenet", 5, 1, 0.4), ("vgg11", 5, 0, 0.3),
+        )
+    ]  # fmt: skip
+    assert poison_cifar._clean_of_curves(rows) == {"lenet": [0.7, 0.8]}
+
+
+def test_phases_are_the_columns_of_a_grid():
+    groups = {
+        f"lenet, σ = {sigma}, {phase}": [{"phase": phase}]
+        for sigma in (1, 3)
+        for phase in ("cosine", "sine")
+    }
+    maps = {name: np.full((1, 1), number) for number, name in enumerate(groups)}
+    grid = directional_bias._make_grid(groups, maps)
+    assert [*grid] == list(itertools.product(("lenet, σ = 1", "lenet, σ = 3"), ("cosine", "sine")))
+    assert [*grid.values()] == [*maps.values()]
+    one = {"σ = 1": [{"phase": "sine"}]}
+    assert directional_bias._make_grid(one, one) == one
