@@ -48,16 +48,12 @@ styled = matplotlib.rc_context(_STYLE)  # a decorator of what makes figures
 
 
 class PrintedFigure(Figure):
-    """A figure that is drawn and saved in this style, whatever matplotlib is set to: text embedded
-    as text, no date in the file.
+    """A figure that is saved in this style, whatever matplotlib is set to: text embedded as text,
+    no date in the file.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **{"dpi": 200, **settings})
-
-    @styled
-    def draw(self, renderer: Any) -> None:
-        super().draw(renderer)  # which makes the ticks that are still missing
 
     @styled
     def savefig(self, fname: Any, **settings: Any) -> None:
