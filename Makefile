@@ -1,9 +1,10 @@
 # make demo [PUBLISHED=DIR]   NADs of LeNet into runs/demo, drawn; with DIR also compared with the published arrays
+# make docs                   the pages of docs/ and of the docstrings as a site, build/docs/index.html; warnings are errors
 # make test                   lint and tests; NAD_PUBLISHED=DIR adds the tests that need the published arrays
 
 PYTHON ?= python3
 
-.PHONY: demo test
+.PHONY: demo docs test
 
 .venv/installed: setup.py nad_jax/versions.py
 	$(PYTHON) -m venv .venv
@@ -14,9 +15,16 @@ PYTHON ?= python3
 	.venv/bin/pip install --quiet --editable '.[test]'
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	.venv/bin/pip install --quiet --editable '.[docs]'
+	touch $@
+
 demo: .venv/installed
 	.venv/bin/python -m experiments.main --config=configs/compute_nads.py:lenet --workdir=runs/demo $(if $(PUBLISHED),\
 		--config.compare=$(PUBLISHED)/LeNet_NADs.npy --config.compare_singular_values=$(PUBLISHED)/LeNet_eigenvals.npy)
+
+docs: .venv/installed-docs
+	JAX_PLATFORMS=cpu .venv/bin/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 
 test: .venv/installed-test
 	.venv/bin/ruff format --check .

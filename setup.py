@@ -1,4 +1,4 @@
-"""Installation of nad_jax: `pip install -e .`, with `[test]` and `[benchmark]` extras."""
+"""Installation of nad_jax: `pip install -e .`, with `[test]`, `[docs]` and `[benchmark]` extras."""
 
 import re
 from pathlib import Path
@@ -16,6 +16,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["nad_jax", "nad_jax.*"]),
     package_data={"nad_jax": ["py.typed"]},
+    entry_points={"console_scripts": ["nad_jax = nad_jax.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10",
@@ -28,7 +29,8 @@ setup(
         "absl-py",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "scipy", "ruff"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "scipy", "ruff", "pandas", "setuptools"],
+        "docs": ["sphinx>=9.0,<10", "myst-parser>=5.0,<6", "furo>=2025.9"],
         "benchmark": ["torch"],
     },
 )

@@ -36,11 +36,11 @@ def make_train(
     `train` is pure: it initializes a network, trains it on D(v) by the recipe and evaluates it.
     Everything it takes is an array, so it can be mapped over any of them; `train_many` does.
 
-      key:           of initialization, order of the samples and dropout, or a seed; consumed.
-      direction:     v, [D], of unit norm.
-      epsilon, sigma, learning_rate: scalars; ε and σ as in `tasks.separable`; a learning rate of
-                     None is that of the task, or of the optimizer where it has its own.
-      noise:         `Noise` of [num_train, D] and [num_test, D]; labels alternate.
+    key: of initialization, order of the samples and dropout, or a seed; consumed.
+    direction: v, [D], of unit norm.
+    epsilon, sigma, learning_rate: scalars; ε and σ as in `tasks.separable`; a learning rate of None
+      is that of the task, or of the optimizer where it has its own.
+    noise: `Noise` of [num_train, D] and [num_test, D]; labels alternate.
 
     Raises:
       InputError: for bad values in the recipe (default: `Recipe()`), a model without exactly two

@@ -32,7 +32,7 @@ def test_nothing_is_unpickled_extracted_or_private():
 
 def test_pages_are_in_american_english_and_name_no_machine():
     forbidden = r"colour|neighbour|behaviour|\bgrey\b|\bcentre\b|/home/|/tmp/|localhost"
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         assert not re.findall(forbidden, page.read_text(encoding="utf-8")), page
 
 

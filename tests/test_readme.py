@@ -3,7 +3,9 @@
 Every ```bash block is executed by bash, with stand-ins for `python`, `make` and what belongs to a
 cluster: they write down what they are called with. Each command of an experiment is then read as
 the command line reads it, and validated at full size; those of `SMOKE` are carried out too, small.
-Every ```python block is executed, small as well; the blocks of a page are one notebook.
+A block with any other command says what it needs, `<!-- needs: more than a minute -->`.
+Every ```python block is executed, small as well, or says what it needs; the blocks of a page are
+one notebook, in whose folder are what the commands of the page leave.
 """
 
 import contextlib
@@ -28,12 +30,18 @@ from experiments.launch.__main__ import TEMPLATES, render
 from nad_jax import basis_random
 from tests.test_configs import CONFIGS, ROOT, load_config
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 WHOLE = "\n".join(TEXTS.values())
 
+# What stands before a block that is not carried out.
+NEEDS = ("a GPU", "a cluster", "more than a minute")
+BLOCK = re.compile(
+    r"^(?:<!-- needs: ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
+
 # Stand-ins on the path of the blocks of a page; nothing else is there but bash.
-PROGRAMS = ("python", "pip", "make", "sbatch", "kubectl")
+PROGRAMS = ("python", "nad_jax", "pip", "make", "sbatch", "kubectl")
 STAND_IN = """#!{bash}
 fields=$(printf '%s\\x1f' "${{0##*/}}" "$@")
 printf '%s\\x1e' "$fields" >> "$RECORD"
@@ -50,7 +58,7 @@ ENSEMBLE |= {"figure_directions": 2}
 KIND = {"derivative": "central_difference", "readout": "marginalized", "centred": False}
 KIND |= {"symmetrized": True, "point_scale": 1.0, "pooling": "default", "seed": 0}
 SMOKE = {
-    "compute_nads.py": {**ENSEMBLE, **KIND, "sweep.seed": 0},
+    "compute_nads.py": {**ENSEMBLE, **KIND, "sweep.seed": 0, "sweep.width": 0},
     "leading_nads.py": {**ENSEMBLE, "num_directions": 2, "num_extra": 2, "num_passes": 2},
     "directional_bias.py:accuracy_map": TASK,
     "directional_bias.py:nad_accuracy": {**TASK, "indices": "0,10"},
@@ -64,10 +72,21 @@ SMALL = (
     (r"cifar_recipe\(num_epochs=\d+\)", "cifar_recipe(num_epochs=1)"),
     (r"random\(\(500, ", "random((200, "),
     (r"np.arange\(500\)", "np.arange(200)"),
+    (r"frequency_step=4", "frequency_step=8"),
+    (r"for widths in \(\(20, 20\), .*\):", "for widths in ((20, 20),):"),
+    (r"for width in \(20, 200\):", "for width in (20,):"),
+    (r"for sigma_w in \(1.0, .*\):", "for sigma_w in (1.0,):"),
 )
 PRINTED = {
     "README.md": ["preferred frequency: [", "λ = "],
-    "docs/start.md": ["preferred frequencies: [[", "the same: True"],
+    "docs/start.md": ["NADs of logreg, 40 networks: "],
+    "docs/faq.md": ["error: pooling: unknown value 'maximum'"],
+    "docs/gallery.md": ["['nads', 'overlap', 'spectrum']"],
+    "docs/tutorials/lenet.md": ["preferred frequencies: [[", "accuracy by NAD index: {0: "],
+    "docs/tutorials/own_cnn.md": ["NADs of Net, ", "Comparison(Isotropy(", "cannot learn: ["],
+    "docs/tutorials/theory.md": ["width 20, σ_w² = 1: λ = ", "width 20, σ_w = 1.0: along "],
+    "docs/tutorials/trained.md": ["eigenvalue 0: ", "epoch 1: accuracy ", "along the wave: "],
+    "docs/tutorials/sweep.md": ["sigma frequency"],
     "docs/nads.md": ["preferred frequencies: [[", "bounds of the "],
     "docs/training.md": ["accuracies: ["],
     "docs/cifar.md": ["accuracy on poisoned and on clean images: ["],
@@ -78,18 +97,38 @@ PRINTED = {
 
 
 def _blocks(language):
-    """The text of all blocks of a language, by page; pages without any are left out."""
+    """What all blocks of a language need (nothing: ""), and their texts, by page; pages without any
+    are left out.
+    """
     found = {
-        page: re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        page: [(needs, block) for needs, name, block in BLOCK.findall(text) if name == language]
         for page, text in TEXTS.items()
     }
     return {page: blocks for page, blocks in found.items() if blocks}
 
 
+@pytest.mark.parametrize("page", TEXTS)
+def test_blocks_are_run_or_say_what_they_need(page):
+    blocks = BLOCK.findall(TEXTS[page])
+    assert 2 * len(blocks) == len(re.findall(r"^```", TEXTS[page], re.MULTILINE))  # none is hidden
+    assert {needs for needs, _, _ in blocks} <= {"", *NEEDS}
+    assert {language for _, language, _ in blocks} <= {"bash", "python", ""}
+    marked = sum(needs != "" for needs, language, _ in blocks if language)
+    assert marked == TEXTS[page].count("<!-- needs:")  # none marks anything else
+
+
 @pytest.mark.parametrize("page", _blocks("python"))
-def test_the_snippets_of_a_page_run(page, capsys):
+def test_the_snippets_of_a_page_run(page, called, places, capsys, monkeypatch):
+    snippets = [text for needs, text in _blocks("python")[page] if not needs]
+    if any("import pandas" in text for text in snippets):
+        pytest.importorskip("pandas")  # an extra of the tests
+    monkeypatch.chdir(places["folder"])
+    if any('"runs/' in text for text in snippets):
+        for arguments in _experiments([one for one in called if one[0] == page]):
+            small = _reduce(arguments, shared=False)
+            assert small is None or _carry_out(_place(small, places)) == 0, arguments
     names = {"__name__": "page"}
-    for snippet in _blocks("python")[page]:  # one notebook: later ones use earlier names
+    for snippet in snippets:  # one notebook: later ones use earlier names
         for pattern, small in SMALL:
             snippet = re.sub(pattern, small, snippet)
         exec(compile(snippet, page, "exec"), names)
@@ -100,7 +139,9 @@ def test_the_snippets_of_a_page_run(page, capsys):
 
 @pytest.fixture(scope="module")
 def called(tmp_path_factory):
-    """The arguments of every command that the blocks of a page call, in their order, each once."""
+    """Every command that the blocks of a page call, in their order: (page, what its block needs,
+    arguments).
+    """
     bash = shutil.which("bash")
     folder = tmp_path_factory.mktemp("blocks")
     (folder / "bin").mkdir()
@@ -109,11 +150,13 @@ def called(tmp_path_factory):
         path = folder / "bin" / program
         path.write_text(STAND_IN.format(bash=bash))
         path.chmod(0o755)
-    calls = {}
+    calls = []
     for page, blocks in _blocks("bash").items():
         record = folder / "record"
         record.write_text("")
-        script = "set -euo pipefail\n" + "\n".join(blocks)
+        script = "set -euo pipefail\n"
+        for needs, block in blocks:
+            script += f"printf '%s\\x1f\\x1e' 'needs {needs}' >> \"$RECORD\"\n{block}\n"
         environment = {"PATH": str(folder / "bin"), "RECORD": str(record)}
         done = subprocess.run(
             [bash, "-c", script],
@@ -124,15 +167,21 @@ def called(tmp_path_factory):
         )
         assert done.returncode == 0, (page, done.stderr)
         for line in record.read_text().split("\x1e")[:-1]:
-            calls.setdefault(tuple(line.split("\x1f")[:-1]), page)
-    return list(calls)
+            first, *others = line.split("\x1f")[:-1]
+            if first.startswith("needs "):
+                needs = first.removeprefix("needs ")
+            else:
+                calls.append((page, needs, (first, *others)))
+    return calls
 
 
 def _experiments(called):
     """The arguments of all commands of experiments, each once; those that make targets call, too."""
     found = []
-    for program, *arguments in called:
-        if program == "make":
+    for _, _, (program, *arguments) in called:
+        if program == "nad_jax":
+            found.append(arguments)
+        elif program == "make":
             dry = subprocess.run(
                 ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
             )
@@ -158,9 +207,18 @@ def _parse(arguments):
         return values.config, values
 
 
+def _asks_a_folder(arguments):
+    """Whether a command names no recipe: it goes on with what its folder holds."""
+    return not any(text.startswith("--config=") for text in arguments)
+
+
 def test_every_command_of_an_experiment_is_read_and_valid(called):
     commands = _experiments(called)
     for arguments in commands:
+        if _asks_a_folder(arguments):
+            named = {text.removeprefix("--").partition("=")[0] for text in arguments}
+            assert "workdir" in named and named <= {*flags.FLAGS}, arguments
+            continue
         config, others = _parse(arguments)
         assert others.workdir, arguments
         # The others are validated when they are carried out; recipes as they are, which takes
@@ -171,11 +229,19 @@ def test_every_command_of_an_experiment_is_read_and_valid(called):
     assert len(commands) > 30
 
 
+def test_commands_that_are_not_carried_out_say_what_they_need(called):
+    for page, needs, call in called:
+        commands = [one for one in _experiments([(page, needs, call)]) if not _asks_a_folder(one)]
+        whole = all(_reduce(arguments) is not None for arguments in commands)
+        if not needs:
+            assert whole and call[0] not in ("sbatch", "kubectl"), (page, call)
+
+
 def test_other_commands_have_what_they_name(called):
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     templates = set()
-    for program, *arguments in called:
+    for program, *arguments in dict.fromkeys(call for _, _, call in called):
         if program == "pip":
             *install, package = arguments
             assert install == ["install", "-e"]
@@ -200,18 +266,23 @@ def test_other_commands_have_what_they_name(called):
     assert templates == set(TEMPLATES)
 
 
-def _reduce(arguments):
-    """A command with the fields that make it small, or None where it is not carried out."""
-    value = next(text for text in arguments if text.startswith("--config="))
+def _reduce(arguments, shared=True):
+    """A command with the fields that make it small, or None where it is not carried out.
+
+    shared: whether commands of one recipe go on in one folder.
+    """
+    value = next((text for text in arguments if text.startswith("--config=")), "")
     names = [name for name in SMOKE if value.removeprefix("--config=configs/").startswith(name)]
     if not names or "--shard=auto" in arguments:
         return None
     given = {text.partition("=")[0] for text in arguments}
     small = {f"--config.{field}": value for field, value in SMOKE[names[0]].items()}
-    if "--config.sweep.seed" not in given:
-        small.pop("--config.sweep.seed", None)
+    axes = {name for name in small if name.startswith("--config.sweep.")}
+    small = {name: value for name, value in small.items() if name not in axes - given}
     kept = [text for text in arguments if text.partition("=")[0] not in {"--config", *small}]
-    if "directional_bias" in names[0]:  # one folder, so that what is the same is trained once
+    if (
+        shared and "directional_bias" in names[0]
+    ):  # one folder, so that what is the same is trained once
         folder = names[0].partition(":")[2]
         kept = [re.sub(r"^--workdir=.*", f"--workdir=runs/{folder}", text) for text in kept]
     return [f"--config=configs/{names[0]}", *kept, *(f"{k}={v}" for k, v in small.items())]
@@ -227,11 +298,20 @@ def places(tmp_path_factory):
     (folder / "dft_accuracies_lenet.csv").write_text("x,y,accuracy_logreg\n0,0,100\n8,8,100\n")
     (folder / "nad_accuracies_lenet.csv").write_text("index,acc_lr\n0,100\n10,100\n")
     return {
+        "folder": folder,
         r"\bDIR\b": str(folder),
         r"\bNADS\b": "runs/demo/nads.npz",
         r"\bTABLE\.csv\b": str(folder / "map.csv"),
         r"=runs/": f"={folder}/runs/",
     }
+
+
+def _place(arguments, places):
+    """A command with the files and folders that stand for those it names."""
+    for name, path in places.items():
+        if name != "folder":
+            arguments = [re.sub(name, path, text) for text in arguments]
+    return arguments
 
 
 def _carry_out(arguments):
@@ -257,9 +337,7 @@ def test_commands_run_at_their_smallest(called, places, monkeypatch):
         if first[others] == workdir and (workdir, others) not in done:
             done.add((workdir, others))
             command = [*(text for text in arguments if text in others), workdir]
-            for name, path in places.items():
-                command = [re.sub(name, path, text) for text in command]
-            assert _carry_out(command) == 0, command
+            assert _carry_out(_place(command, places)) == 0, command
     assert len(done) > 10
 
 
@@ -276,7 +354,7 @@ def test_named_files_and_recipes_exist():
 
 def test_the_table_of_durations_is_that_of_the_stored_benchmark():
     table = format_table(json.loads((ROOT / "docs" / "benchmark.json").read_text(encoding="utf-8")))
-    assert f"<!-- benchmark.md -->\n{table}<!-- -->\n" in TEXTS["docs/measured.md"]
+    assert f"<!-- benchmark.md -->\n{table}<!-- -->\n" in TEXTS["docs/benchmark.md"]
 
 
 def _anchors(text):
@@ -317,6 +395,6 @@ def test_every_page_is_reached_from_the_readme_which_is_short():
         assert "```" in text[:2000], page
 
 
-def test_every_figure_of_the_docs_is_shown():
-    shown = {path for page in TEXTS for path, _ in _links(page)}
-    assert set((ROOT / "docs").glob("*.png")) <= shown
+def test_every_figure_of_the_docs_is_in_the_gallery():
+    shown = {path for path, _ in _links("docs/gallery.md")}
+    assert {*(ROOT / "docs").glob("*.png")} == {path for path in shown if path.suffix == ".png"}

@@ -104,11 +104,10 @@ def create_model(
       convolution: "auto" (by backend), "product" or "lax", see `convolution`.
       options: fields of the architecture's module, None and 0 as published, of which a model's
         description holds those that are not; or arguments of what makes a model of one's own, of
-        which None is left out.
-        width: units of the hidden layers (mlp, published 512), channels of the first layer, with
-          all others in proportion (lenet 6, vgg11 64, resnet18 64), or the growth of channels per
-          layer (densenet121 32).
-        normalization: "batch" or "none" (vgg11).
+        which None is left out. Of built-in architectures: width, the units of the hidden layers
+        (mlp, published 512), channels of the first layer, with all others in proportion (lenet 6,
+        vgg11 64, resnet18 64), or the growth of channels per layer (densenet121 32); normalization,
+        "batch" or "none" (vgg11).
 
     Raises:
       InputError: naming the argument, its value and what is allowed.
