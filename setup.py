@@ -30,7 +30,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest", "pytest-xdist", "hypothesis", "scipy", "ruff", "pandas", "setuptools"],
-        "docs": ["sphinx>=9.0,<10", "myst-parser>=5.0,<6", "furo>=2025.9"],
+        "docs": ["sphinx>=9.0,<10", "myst-parser>=5.0,<6", "furo>=2025.9,<2027"],
         "benchmark": ["torch"],
     },
 )
