@@ -1,5 +1,4 @@
-"""How many networks, and how many seconds, until leading subspaces agree with a converged
-reference?
+"""How many networks, how many seconds, until leading subspaces agree with a converged reference?
 
 For each derivative there is a reference, an ensemble of another seed, marginalized and symmetrized.
 It is compared, for each seed, with three ensembles that grow: with one read-out sampled per
@@ -8,10 +7,9 @@ has a point of its own: at a shared one the second moment of exact gradients dep
 so that ensembles of two seeds do not come to agree.
 
 Seconds are those of adding networks, initialization included; compilation and eigendecompositions
-are left out. They are wall-clock time: other programs, and shards on the same machine, are in it.
-Each look has about half as many networks again as the one before. An ensemble ends before the first
-look that is not expected within `max_seconds`; --dry_run and progress nevertheless count it as
-`max_networks`.
+are left out. They are wall-clock time: other programs, and shards on the same machine, are in it. Each
+look has about half as many networks again as the one before. An ensemble ends before the first look
+not expected within `max_seconds`; --dry_run and progress nevertheless count it as `max_networks`.
 
 Writes into the run folder: `units/*.npz` (the leading directions at each look of an ensemble, some
 20 MB for LeNet), `results.csv` (one row per look; rows of variant `reference` hold the overlap of
@@ -394,9 +392,9 @@ def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",))
         overlap, lines = f"overlap_{size}", panels.setdefault(named, {})
         halves[named] = last[overlap]
         for (variant, _), curve in curves.items():
-            points = [(row["seconds"], row[overlap]) for row in curve]
-            lines.setdefault(variant, []).append(tuple(np.transpose(points)))
-    reference = f"a reference of {config.reference_networks} networks"
-    title = f"{config.architecture}: leading subspaces against {reference}"
-    figure = plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title + missing)
+            points = np.transpose([(row["seconds"], row[overlap]) for row in curve])
+            lines.setdefault(variant, []).append(tuple(points))
+    title = f"{config.architecture}: leading subspaces against a reference of "
+    title += f"{config.reference_networks} networks{missing}"
+    figure = plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title)
     return results.save_figures(workdir, {"time_to_accuracy": figure}, formats)

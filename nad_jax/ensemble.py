@@ -140,6 +140,20 @@ def portable_key(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
 
 
+def keys_of_seeds(purpose: str, seeds: np.ndarray, *names: np.ndarray) -> jax.Array:
+    """Keys [N] of the networks of seeds [N], and of whatever else names them, integers [N]: what
+    differs besides does not change random numbers.
+    """
+
+    def key_of(seed: jax.Array, *names: jax.Array) -> jax.Array:
+        key = named_key(key_of_seed(seed), purpose)
+        for name in names:
+            key = jax.random.fold_in(key, name)
+        return portable_key(key)
+
+    return jax.vmap(key_of)(*(jnp.asarray(one, jnp.uint32) for one in (seeds, *names)))
+
+
 def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
     return jax.make_mesh((len(devices),), ("networks",), (AxisType.Auto,), devices=devices)
 

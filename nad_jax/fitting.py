@@ -20,7 +20,7 @@ from nad_jax import ensemble
 from nad_jax.contract import check_training, reported
 from nad_jax.errors import check_function, check_record, check_scalar, raise_problems
 from nad_jax.models import Model, split_trainable
-from nad_jax.recipe import PRECISIONS, Recipe
+from nad_jax.recipe import PRECISIONS, Recipe, first_step_below
 from nad_jax.tables import Metrics
 
 Arrays = Mapping[str, jax.Array]
@@ -87,20 +87,6 @@ def has_label(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return outputs.argmax(-1) == labels
 
 
-def keys_of_seeds(purpose: str, seeds: np.ndarray, *names: np.ndarray) -> jax.Array:
-    """Keys [N] of the networks of seeds [N], and of whatever else names them, integers [N]: what
-    differs besides does not change random numbers.
-    """
-
-    def key_of(seed: jax.Array, *names: jax.Array) -> jax.Array:
-        key = ensemble.named_key(ensemble.key_of_seed(seed), purpose)
-        for name in names:
-            key = jax.random.fold_in(key, name)
-        return ensemble.portable_key(key)
-
-    return jax.vmap(key_of)(*(jnp.asarray(one, jnp.uint32) for one in (seeds, *names)))
-
-
 class Task(NamedTuple):
     """What networks are trained to do. Only `data` and `sample` must be given.
 
@@ -134,8 +120,8 @@ class Task(NamedTuple):
     arrays: Arrays = MappingProxyType({})
     takes_others: bool = False
     prepare: Callable[[Model, Arrays], Arrays] = lambda model, arrays: arrays
-    make_keys: Callable[[np.ndarray, Arrays], jax.Array] = lambda seeds, arrays: keys_of_seeds(
-        "networks", seeds
+    make_keys: Callable[[np.ndarray, Arrays], jax.Array] = lambda seeds, arrays: (
+        ensemble.keys_of_seeds("networks", seeds)
     )
     num_outputs: int | None = None
     sizes: tuple[int, int] | None = None
@@ -207,20 +193,6 @@ class Stages(NamedTuple):
     finish: Callable[[FitState, Any, Members], Any]
     variables: Callable[[FitState], Any]
     observe: Callable[[FitState, Any, Members], Mapping[str, Any]]
-
-
-def _first_step_below(losses: jax.Array, window: int, threshold: float) -> jax.Array:
-    """The first step, counted from 1, at which the mean of the last `window` losses [T] is at most
-    `threshold`; −1.
-    """
-    if len(losses) < window:
-        return jnp.int32(-1)
-    reached = (
-        jax.lax.reduce_window(losses, jnp.float32(0), jax.lax.add, (window,), (1,), "VALID")
-        / window
-        <= threshold
-    )
-    return jnp.where(reached.any(), jnp.argmax(reached).astype(jnp.int32) + window, -1)
 
 
 def _all_finite(leaves: Iterable[jax.Array]) -> jax.Array:
@@ -330,7 +302,7 @@ def make_fit(
             accuracy, loss, gradient = measure(variables(state), data, member)
             metrics |= {f"{split}_accuracy": accuracy, f"{split}_loss": loss}
         return task.metrics(
-            steps_to_loss=_first_step_below(losses, recipe.loss_window, recipe.loss_threshold),
+            steps_to_loss=first_step_below(losses, recipe.loss_window, recipe.loss_threshold),
             diverged_at=state.diverged_at,
             losses=losses,
             **metrics,

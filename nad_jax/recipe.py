@@ -235,3 +235,17 @@ def _list_optimizers() -> list[str]:
         if takes_rate and not Recipe(name).problems():
             names.append(name)
     return names
+
+
+def first_step_below(losses: jax.Array, window: int, threshold: float) -> jax.Array:
+    """The first step, counted from 1, at which the mean of the last `window` losses [T] is at most
+    `threshold`; −1.
+    """
+    if len(losses) < window:
+        return jnp.int32(-1)
+    reached = (
+        jax.lax.reduce_window(losses, jnp.float32(0), jax.lax.add, (window,), (1,), "VALID")
+        / window
+        <= threshold
+    )
+    return jnp.where(reached.any(), jnp.argmax(reached).astype(jnp.int32) + window, -1)

@@ -22,8 +22,8 @@ from nad_jax import (
     published_carriers,
     train_many_images,
 )
+from nad_jax.ensemble import keys_of_seeds
 from nad_jax.errors import InputError
-from nad_jax.fitting import keys_of_seeds
 from tests.test_training import reference_regression
 
 SHAPE = (8, 8, 3)

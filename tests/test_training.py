@@ -19,7 +19,6 @@ from nad_jax import (
     basis_dft,
     create_model,
     ensemble,
-    fitting,
     from_functions,
     from_linen,
     from_nnx,
@@ -32,7 +31,7 @@ from nad_jax import (
 from nad_jax.chunks import make_chunk
 from nad_jax.errors import InputError
 from nad_jax.fitting import make_fit
-from nad_jax.recipe import Recipe
+from nad_jax.recipe import Recipe, first_step_below
 from nad_jax.tables import list_metrics
 from nad_jax.tasks.separable import (
     _cosine,
@@ -179,8 +178,8 @@ def test_first_step_below_is_that_of_a_plain_loop():
             if losses[step - window : step].mean() <= threshold:
                 expected = step
                 break
-        assert int(fitting._first_step_below(jnp.asarray(losses), window, threshold)) == expected
-    assert int(fitting._first_step_below(jnp.zeros(3), 4, 1.0)) == -1
+        assert int(first_step_below(jnp.asarray(losses), window, threshold)) == expected
+    assert int(first_step_below(jnp.zeros(3), 4, 1.0)) == -1
 
 
 LENET_SHAPE = (16, 16, 1)

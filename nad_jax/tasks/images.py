@@ -14,6 +14,7 @@ import numpy as np
 
 from nad_jax.cifar import ImageData
 from nad_jax.contract import reported
+from nad_jax.ensemble import keys_of_seeds
 from nad_jax.errors import (
     InputError,
     check_function,
@@ -31,7 +32,6 @@ from nad_jax.fitting import (
     choose_loss,
     cross_entropy,
     has_label,
-    keys_of_seeds,
 )
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe

@@ -15,7 +15,7 @@ import numpy as np
 from jax.scipy.special import ndtr
 
 from nad_jax.directions import direction_identity
-from nad_jax.ensemble import make_key, named_key, resolve_key
+from nad_jax.ensemble import keys_of_seeds, make_key, named_key, resolve_key
 from nad_jax.errors import (
     InputError,
     check_integer,
@@ -35,7 +35,6 @@ from nad_jax.fitting import (
     choose_loss,
     cross_entropy,
     has_label,
-    keys_of_seeds,
 )
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
