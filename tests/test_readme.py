@@ -72,6 +72,7 @@ SMALL = (
     (r"cifar_recipe\(num_epochs=\d+\)", "cifar_recipe(num_epochs=1)"),
     (r"random\(\(500, ", "random((200, "),
     (r"np.arange\(500\)", "np.arange(200)"),
+    (r"x\[:100\]", "x[:10]"),
     (r"shape = \(16, 16, 1\)", "shape = (8, 8, 1)"),
     (r"for widths in \(\(20, 20\), .*\):", "for widths in ((20, 20),):"),
     (r"for width in \(20, 200\):", "for width in (20,):"),
