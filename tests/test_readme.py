@@ -36,9 +36,7 @@ WHOLE = "\n".join(TEXTS.values())
 
 # What stands before a block that is not carried out.
 NEEDS = ("a GPU", "a cluster", "more than a minute")
-BLOCK = re.compile(
-    r"^(?:<!-- needs: ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
-)
+BLOCK = re.compile(r"(?ms)^(?:<!-- needs: ([^\n]*) -->\n)?```(\w*)\n(.*?)^```$")
 
 # Stand-ins on the path of the blocks of a page; nothing else is there but bash.
 PROGRAMS = ("python", "nad_jax", "pip", "make", "sbatch", "kubectl")
