@@ -11,7 +11,7 @@ of LeNet. Every number is overridden by name, e.g. --config.seeds=0,1 --config.f
 On a 2-core CPU (AMD EPYC, AVX-512); times marked * beside other programs:
     accuracy_map                    two seeds    31 min*        Pearson .971 with the published map
     accuracy_map,logreg                          1 min 33 s     100.0 % in every direction
-    nad_accuracy                                 2 min 30 s     97.7, 81.0, 69.8, 53.9 % at NAD 50, 100, 200, 500
+    nad_accuracy                                 2 min 30 s     97.7, 82.6, 69.4, 54.2 % at NAD 50, 100, 200, 500
     coarse_levels                                23 min*        mean 80, 69, 56 % (cosine) at sigma 0.5, 1, 3
     no_pooling                                   27 min*        mean 55.9 % with pooling, 95.4 % without
     random_directions, LeNet alone               3 min 35 s*     mean 59.7 %, all within 58.1 … 61.3 %
