@@ -34,6 +34,16 @@ from nad_jax.vector_fields import (
 from nad_jax.versions import device_kind, versions
 
 READOUTS = ("sampled", "marginalized")
+
+
+class Initialized:
+    """In place of the variables of given networks: those that the model initializes."""
+
+    def __repr__(self) -> str:
+        return "INITIALIZED"
+
+
+INITIALIZED = Initialized()
 _CHECKS = {  # of fields of `Estimator`, and what is allowed
     "derivative": (check_choice, DERIVATIVES),
     "step": (check_step,),
@@ -103,7 +113,8 @@ class Estimator:
         if not problems and self.readout == "marginalized":
             if self.num_readouts != 1:
                 problems.append(
-                    f"num_readouts: must be 1 with readout='marginalized', got {self.num_readouts}"
+                    f"num_readouts: must be 1 with readout='marginalized', got {self.num_readouts}; "
+                    "several are drawn with readout='sampled'"
                 )
             if self.centred:
                 problems.append(
@@ -138,7 +149,8 @@ def read_choices(given: Mapping[str, Any]) -> tuple[Estimator, Execution]:
         _warn_of_default()
         del chosen["derivative"]
     if chosen["readout"] is None:
-        chosen["readout"] = "marginalized" if given["variables"] is None else "sampled"
+        drawn = given.get("variables") is INITIALIZED
+        chosen["readout"] = "marginalized" if drawn else "sampled"
     how = {name: given[name] for name in Execution._fields if name in given}
     return Estimator(**chosen), Execution(**how)
 
@@ -195,7 +207,8 @@ def check_symmetrized(estimator: Estimator, model: Model) -> None:
     if not model.symmetries:
         size = "×".join(map(str, model.image_shape[:-1] or model.image_shape))
         raise InputError(
-            f"symmetrized: must be False, this model states no symmetries for images of {size}"
+            f"symmetrized: must be False (--config.symmetrized=False), this model states no "
+            f"symmetries for inputs of {size}"
         )
     at_origin = estimator.derivative == "input_gradient" and estimator.point_scale < 1e-6
     outputs = (estimator.from_features and model.features) or model.apply

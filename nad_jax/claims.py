@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nad_jax.directions import spatial_shape
 from nad_jax.errors import InputError
 from nad_jax.symmetries import permutations
 
 _NETWORKS = 64
 _INPUTS = 8
+_POINTS = 4  # at which derivatives are taken
 # In standard errors.
 _LARGEST = 5.0
 
@@ -47,7 +49,8 @@ def check_readout_variance(model: Any) -> None:
             f"readout_variance: {model.readout_variance:.4g} is stated, but the logits of "
             f"{len(seen)} networks are those of weights of variance "
             f"{mean * model.readout_variance:.3g} ± {error * model.readout_variance:.1g} on the "
-            "features; state that, or check=False to take the claim at its word"
+            "features; state the variance that the layer is initialized with, or check=False to "
+            "take the claim at its word"
         )
 
 
@@ -62,20 +65,21 @@ def check_symmetries_hold(model: Any) -> None:
 
     @jax.jit
     @jax.vmap
-    def squares(key: jax.Array) -> jax.Array:
+    def gradients(key: jax.Array) -> jax.Array:
         init_key, point_key = jax.random.split(key)
         variables = model.init(init_key)
-        point = jax.random.normal(point_key, model.image_shape, jnp.float32)
-        gradient = jax.grad(lambda x: model.apply(variables, x[None])[0, 0])(point)
-        return gradient.reshape(-1) ** 2
+        points = jax.random.normal(point_key, (_POINTS, *model.image_shape), jnp.float32)
+        gradient = jax.grad(lambda x: model.apply(variables, x[None])[0, 0])
+        return jax.lax.map(gradient, points).reshape(_POINTS, -1)
 
-    seen = np.asarray(squares(key), np.float64)
-    seen = seen[np.isfinite(seen).all(1)]
+    seen = np.asarray(gradients(key), np.float64)
+    seen = seen[np.isfinite(seen).all((1, 2)) & seen.any(2).all(1)]
+    seen /= np.linalg.norm(seen, axis=2, keepdims=True)
     for name in model.symmetries:
         for moved in permutations((name,), model.image_shape)[1:]:
-            differences = seen - seen[:, moved]
-            sizes = np.abs(differences).sum(1, keepdims=True)
-            differences = differences[sizes[:, 0] > 0] / sizes[sizes[:, 0] > 0]
+            differences = _energies(seen, model.image_shape)
+            differences -= _energies(seen[..., moved], model.image_shape)
+            differences = differences[differences.any(1)]
             if len(differences) < _NETWORKS // 2:
                 continue
             found, tested = differences[::2], differences[1::2]
@@ -84,10 +88,21 @@ def check_symmetries_hold(model: Any) -> None:
             score = along.mean() / max(error, np.finfo(np.float64).tiny)
             if score > _LARGEST:
                 raise InputError(
-                    f"symmetries: {name!r} is stated, but the squared derivatives of {len(seen)} "
+                    f"symmetries: {name!r} is stated, but the derivatives of {len(seen)} "
                     f"networks differ from their mirror images by {score:.1f} standard errors; "
                     "leave it out, or check=False to take the claim at its word"
                 )
+
+
+def _energies(rows: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
+    """What the law of rows [N, P, D] of N networks is compared by: the mean over P points of their
+    squares, of pixels and of frequencies [N, …].
+    """
+    space = spatial_shape(image_shape)
+    images = rows.reshape(*rows.shape[:2], *space, -1)
+    waves = np.fft.fftn(images, axes=tuple(range(2, 2 + len(space)))) / np.sqrt(np.prod(space))
+    squares = np.concatenate([images**2, np.abs(waves) ** 2], axis=-1).mean(1)
+    return squares.reshape(len(rows), -1)
 
 
 def _draw(model: Any, num_inputs: int) -> tuple[jax.Array, jax.Array]:

@@ -7,33 +7,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nad_jax.batches import average_products, standard_error
+from nad_jax.batches import average_products, error_of_pairs, standard_error
 from nad_jax.errors import InputError, check_record
 from nad_jax.nads import NADs
 from nad_jax.subspaces import subspace_overlap
 from nad_jax.tables import Row, Tabular, zip_columns
 
 
+def format_number(value: float, error: float) -> str:
+    """A number and its standard error, nan where that is not known."""
+    return f"{value:.4g} ± {error:.1g}" if np.isfinite(error) else f"{value:.4g}, its error unknown"
+
+
 class Isotropy(NamedTuple):
     """The share of directions that a network prefers alike, (tr G)² / (D tr G²).
 
     value: 1 where no direction is preferred, 1/D where there is only one.
-    sem: its standard error, by the jackknife over batches of the networks; nan of fewer than four.
+    sem: its standard error, from batches of the networks; nan of fewer than four.
     """
 
     value: float
     sem: float
 
     def __repr__(self) -> str:
-        return f"Isotropy({self.value:.4g} ± {self.sem:.1g})"
+        return f"Isotropy({format_number(*self)})"
 
 
 class Comparison(NamedTuple):
     """Two geometries of one input space.
 
-    left, right: their isotropies. z: their difference in standard errors; positive where the left
-      one is more isotropic; nan where no error is known.
+    left, right: their isotropies. z: their difference in standard errors between networks; positive
+      where the left one is more isotropic; nan where no error is known.
     overlap_sizes, overlap: [S] ‖U_k V_kᵀ‖²/k of their leading subspaces, k/D by chance.
+    unlike: the choices that say where and how derivatives are taken, and differ.
     """
 
     left: Isotropy
@@ -41,6 +47,7 @@ class Comparison(NamedTuple):
     z: float
     overlap_sizes: np.ndarray
     overlap: np.ndarray
+    unlike: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         which = "the first" if self.z > 0 else "the second"
@@ -49,7 +56,8 @@ class Comparison(NamedTuple):
             sure = "which one is more isotropic is not certain"
         pairs = zip(self.overlap_sizes, self.overlap, strict=True)
         overlaps = ", ".join(f"{overlap:.3f} at {size}" for size, overlap in pairs)
-        return f"Comparison({self.left} and {self.right}: {sure}; overlap {overlaps})"
+        beware = f"; beware: different {', '.join(self.unlike)}" if self.unlike else ""
+        return f"Comparison({self.left} and {self.right}: {sure}; overlap {overlaps}{beware})"
 
 
 class EnergyMap(NamedTuple):
@@ -57,7 +65,7 @@ class EnergyMap(NamedTuple):
 
     frequencies: [A] arrays of integers, one for each axis but that of channels, ascending, in
       cycles per length of the axis.
-    energy, sem: [*space] in this order, and the standard error of each.
+    energy, sem: [*space] in this order, and the standard error of each between networks.
     """
 
     frequencies: tuple[np.ndarray, ...]
@@ -98,6 +106,10 @@ class EnergyMap(NamedTuple):
         )
 
 
+# Choices that two geometries should share, so that what differs are the networks.
+_ALIKE = ("derivative", "point", "point_scale", "points")
+
+
 def _batches(nads: NADs, function: str) -> Any:
     check_record("nads", nads, NADs)
     if nads.batches is None:
@@ -109,7 +121,8 @@ def _batches(nads: NADs, function: str) -> Any:
 
 
 def isotropy(nads: NADs) -> Isotropy:
-    """How alike all directions are to a network, (tr G)² / (D tr G²), with its standard error.
+    """How alike all directions are to a network, (tr G)² / (D tr G²), with its standard error
+    between networks; given points are taken as they are.
 
     Products of different batches alone are used: few networks do not bias it. nan where these say
     nothing.
@@ -118,20 +131,14 @@ def isotropy(nads: NADs) -> Isotropy:
       InputError: for records without batches.
     """
     batches, dimension = _batches(nads, "isotropy"), nads.directions.shape[1]
-
-    def ratio(kept: np.ndarray) -> float:
-        traces = average_products(batches, np.outer(batches.traces, batches.traces), kept)
-        squares = average_products(batches, batches.products, kept)
-        # Batches of too few networks may have nothing in common.
-        return traces / (dimension * squares) if squares > 0 else math.nan
-
-    count = len(batches.weights)
-    value = ratio(np.ones(count))
-    if count < 4:
-        return Isotropy(value, math.nan)
-    left_out = np.array([ratio(1.0 - one) for one in np.eye(count)])
-    spread = ((left_out - left_out.mean()) ** 2).sum()
-    return Isotropy(value, math.sqrt((count - 1) / count * spread))
+    pairs, kept = np.outer(batches.traces, batches.traces), np.ones(len(batches.weights))
+    traces, squares = (average_products(batches, one, kept) for one in (pairs, batches.products))
+    if not squares > 0:  # batches of too few networks may have nothing in common
+        return Isotropy(math.nan, math.nan)
+    value = traces / (dimension * squares)
+    total = average_products(batches, np.ones_like(pairs), kept)
+    relative = pairs * (total / traces) - batches.products * (total / squares)
+    return Isotropy(value, value * error_of_pairs(relative))
 
 
 def compare(left: NADs, right: NADs) -> Comparison:
@@ -149,7 +156,8 @@ def compare(left: NADs, right: NADs) -> Comparison:
     overlap = subspace_overlap(left.directions, right.directions, tuple(overlap_sizes.tolist()))
     error = math.hypot(one.sem, other.sem)
     z = (one.value - other.value) / error if error else math.nan
-    return Comparison(one, other, z, overlap_sizes, overlap)
+    unlike = [name for name in _ALIKE if left.config.get(name) != right.config.get(name)]
+    return Comparison(one, other, z, overlap_sizes, overlap, tuple(unlike))
 
 
 def energy_map(nads: NADs) -> EnergyMap:

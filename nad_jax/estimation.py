@@ -12,6 +12,7 @@ from nad_jax import ensemble, errors, moments, subspaces
 from nad_jax.batches import add_look
 from nad_jax.between_points import measure_between_points
 from nad_jax.choices import (
+    INITIALIZED,
     Estimator,
     check_num_networks,
     check_own_layer,
@@ -50,7 +51,7 @@ def estimate_nads(
     stop_overlap: float | None = None,
     stop_size: int = 64,
     points: Any = None,
-    variables: Any = None,
+    variables: Any = INITIALIZED,
     *,
     derivative: str | VectorField | None = None,
     step: float = Estimator.step,
@@ -90,9 +91,10 @@ def estimate_nads(
       stop_size: k in 1 … D − 1.
       points: where the field is evaluated: [P, *input_shape], averaged over, or a law of them, e.g.
         `images(x, per_network=10)`; None: as `point` and `point_scale` say. Where all networks
-        share several points, `point_sem` is the error between them.
+        share several points, `point_sem` is the error between them; up to 16 networks are measured
+        once more for it, after `progress` has come to its end.
       variables: of given networks, every leaf [N, …], as `train_many(..., keep=True)` returns them;
-        None: as the model initializes them. Their read-out is their own.
+        left out: as the model initializes them. Their read-out is their own.
       derivative, step, point, point_scale, num_readouts, logit, symmetrized, centred, block_size:
         fields of `Estimator`. The derivative should be given: its default changed, and warns.
       readout: "marginalized", "sampled", see `Estimator`; None: marginalized, of given networks
@@ -106,6 +108,7 @@ def estimate_nads(
     """
     estimator, execution = read_choices(locals())
     key, points = ensemble.resolve_key(seed), as_points(points)
+    variables = given_variables(variables)
     check_function("progress", progress)
     choose_readout(model, estimator)  # refuses what does not fit before anything else is asked
     num_networks = check_num_networks(num_networks, estimator, points)
@@ -150,6 +153,20 @@ def estimate_nads(
 def _after(before: int, progress: Progress | None) -> Progress | None:
     """What reports the networks done beside those `before`."""
     return None if progress is None else lambda done: progress(before + done)
+
+
+def given_variables(variables: Any) -> Any:
+    """The variables of given networks, or None for those that the model initializes.
+
+    Raises:
+      InputError: for None, which is what `train_many` has where they were not kept.
+    """
+    if variables is None:
+        raise InputError(
+            "variables: is None; `train_many(..., keep=True)` returns those of trained networks; "
+            "leave it out for networks at their initialization"
+        )
+    return None if variables is INITIALIZED else variables
 
 
 def check_variables(model: Model, variables: Any, estimator: Estimator, num_networks: int) -> None:
@@ -264,7 +281,7 @@ def estimate_leading_nads(
     progress: Progress | None = None,
     *,
     points: Any = None,
-    variables: Any = None,
+    variables: Any = INITIALIZED,
     derivative: str | VectorField | None = None,
     step: float = Estimator.step,
     point: str = Estimator.point,
@@ -304,6 +321,7 @@ def estimate_leading_nads(
     """
     estimator, execution = read_choices(locals())
     key, points = ensemble.resolve_key(seed), as_points(points)
+    variables = given_variables(variables)
     check_function("progress", progress)
     choose_readout(model, estimator)
     num_networks = check_num_networks(num_networks, estimator, points)

@@ -59,10 +59,12 @@ def linen_hyperparameters(module: nn.Module) -> dict[str, Any]:
 
 
 def nnx_hyperparameters(module: nnx.Module) -> dict[str, Any]:
-    """The attributes of an NNX module that are no variables and no modules."""
+    """The attributes of an NNX module that are no variables; those of its modules by their names."""
     held = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    return {
+    plain_ones = {
         name: describe_value(value)
         for name, value in held.items()
         if isinstance(value, bool | int | float | str | tuple | np.generic)
     }
+    inner = {n: nnx_hyperparameters(v) for n, v in held.items() if isinstance(v, nnx.Module)}
+    return plain_ones | inner

@@ -96,7 +96,7 @@ def _grid(image_shape: tuple[int, ...], step: int) -> np.ndarray:
 def learnable(
     model: Model,
     frequencies: Any = None,
-    frequency_step: int = 4,
+    frequency_step: int = 3,
     num_seeds: int = 1,
     sigma: float = 3.0,
     epsilon: float = 1.0,
@@ -117,6 +117,8 @@ def learnable(
       model: of two logits.
       frequencies: [K, A], of the cosines v; None: every `frequency_step`-th along each axis, one of
         each conjugate pair.
+        An odd step, since strides of 2 fold frequencies onto each other: at all multiples of 4 a
+        network may learn what it learns nowhere else.
       num_seeds: networks for each direction, with seeds 0, 1, …
       sigma, epsilon: standard deviation of the noise and half the distance of the classes, in units
         of the input.

@@ -49,9 +49,9 @@ class NADs(NamedTuple):
     batch_weights, batch_traces, batch_products, batch_energies: what is kept of batches of the
                         networks, see `batches.Batches`; empty in leading records and those of
                         earlier versions.
-    point_sem:          [K] standard error of u_iᵀ G u_i between the points, where all networks share
-                        several: what another draw of as many would change, besides
-                        `eigenvalue_sem`. Empty otherwise: points that each network draws for itself
+    point_sem:          [K] what the points add to the standard error of u_iᵀ G u_i, where all
+                        networks share several: squares of it and of `eigenvalue_sem` add up; of one
+                        network they are the same. Empty otherwise: points that each network draws for itself
                         are in `eigenvalue_sem`.
     """
 
@@ -79,7 +79,11 @@ class NADs(NamedTuple):
 
     @property
     def trace_sem(self) -> float:
-        """The standard error of the trace between networks; nan of leading records."""
+        """The standard error of the trace between networks, at these points; nan of leading records
+        and of one network.
+        """
+        if self.num_networks == 1:
+            return float("nan")
         return float(standard_error(self.batch_traces, self.batch_weights))
 
     @property
@@ -124,7 +128,7 @@ class NADs(NamedTuple):
 
         num_directions = check_integer("num_directions", num_directions, 1)
         shown, shape = self.directions[:num_directions], tuple(self.config["image_shape"])
-        known = self.symmetry, self.eigenvalues, self._sem
+        known = self.symmetry, self.eigenvalues, self.sem
         groups = degenerate_groups(self, max(16, num_directions))
         return plotting.plot_directions(shown, shape, f"NADs of {self._title}", *known, groups)
 
@@ -133,7 +137,7 @@ class NADs(NamedTuple):
         from nad_jax import plotting
 
         band = null_band(self) if has_null_band(self) else None
-        spectrum = self.eigenvalues, self._sem, f"Spectrum of {self._title}"
+        spectrum = self.eigenvalues, self.sem, f"Spectrum of {self._title}"
         return plotting.plot_spectrum(*spectrum, band, compared)
 
     def plot_overlap(self, curves: Mapping[str, tuple[np.ndarray, np.ndarray]] = NO_CURVES) -> Any:
@@ -167,9 +171,9 @@ class NADs(NamedTuple):
         return summary.describe(self)
 
     @property
-    def _sem(self) -> np.ndarray:
-        """[K] standard errors of the eigenvalues: between networks, and between points where all
-        networks share several.
+    def sem(self) -> np.ndarray:
+        """[K] standard errors of the eigenvalues: between networks and, where all networks share
+        several, between points.
         """
         if not len(self.point_sem):
             return self.eigenvalue_sem
@@ -239,13 +243,13 @@ def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[list[int]], f
     tolerance applied.
 
     Those of a group belong to one representation; there eigenvalues count as equal within 5 %, or
-    within two standard errors of a difference where that is more (median relative `eigenvalue_sem`
+    within two standard errors of a difference where that is more (the median of the relative errors
     of the leading ones). A group starts among the `leading` directions and may go on beyond. Groups
     of a smooth spectrum end where the tolerance does, not at a gap. The two of a pair (E) are equal
     by symmetry and determined all the same.
     """
     values = np.maximum(nads.eigenvalues[:leading], np.finfo(np.float64).tiny)
-    sem = float(np.median(nads.eigenvalue_sem[:leading] / values))
+    sem = float(np.median(nads.sem[:leading] / values))
     tolerance = min(max(0.05, 2.0 * np.sqrt(2.0) * sem), 1.0)
     groups = []
     for label in np.unique(nads.symmetry):

@@ -1,6 +1,7 @@
 """Models from Flax NNX modules."""
 
 import contextlib
+import functools
 import inspect
 import itertools
 import threading
@@ -83,14 +84,27 @@ def _make_builder(factory: Factory) -> Factory:
             f"Net(rngs=rngs), got {type(factory).__name__}"
         )
 
+    by_name = _takes_rngs_by_name(factory)
+
     def build(rngs: nnx.Rngs) -> nnx.Module:
         with reported("factory:"):
-            module = factory(rngs)
+            module = factory(rngs=rngs) if by_name else factory(rngs)
         if not isinstance(module, nnx.Module):
             raise InputError(f"factory: must build an NNX module, got {type(module).__name__}")
         return module
 
     return build
+
+
+def _takes_rngs_by_name(factory: Factory) -> bool:
+    """Whether a factory is a class, or a part of one, whose `rngs` can only be given by name."""
+    whole = factory.func if isinstance(factory, functools.partial) else factory
+    try:  # of a class its metaclass hides the arguments
+        whole = whole.__init__ if isinstance(whole, type) else whole
+        rngs = inspect.signature(whole).parameters.get("rngs")
+    except (TypeError, ValueError):  # it has no signature that Python can see
+        return False
+    return rngs is not None and rngs.kind is rngs.KEYWORD_ONLY
 
 
 def _set_mode(module: nnx.Module, train: bool) -> None:
@@ -244,7 +258,8 @@ def from_nnx(
     *,
     convolution: str = "auto",
 ) -> Model:
-    """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`.
+    """A model from a function that builds an NNX module, e.g. `lambda rngs: Net(rngs=rngs)`, or the
+    class itself.
 
     The mode is set as `nnx.Module` sets it, in all attributes of modules that are truth values
     under the names of `call_arguments`, and passed where `__call__` takes it. In training mode
@@ -253,7 +268,7 @@ def from_nnx(
     trained.
 
     Args:
-      factory: builds the module from `nnx.Rngs`; the module maps inputs [B, *image_shape] to
+      factory: builds the module from `nnx.Rngs`, by position or as `rngs`; the module maps inputs [B, *image_shape] to
         logits [B, K].
       image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C); also `input_shape`.
       features: maps (module, inputs) to the input of the module's last linear layer [B, F]; None:

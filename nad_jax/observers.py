@@ -78,7 +78,7 @@ def geometry(
     step: float = Estimator.step,
     point: str = Estimator.point,
     point_scale: float = Estimator.point_scale,
-    readout: str = "sampled",
+    readout: str | None = None,
     logit: int | None = None,
     centred: bool = Estimator.centred,
     block_size: int = Estimator.block_size,
@@ -90,7 +90,7 @@ def geometry(
 
     Args:
       seed: of the points: an integer, or a typed random key.
-      readout: "sampled": the last layer is that of the network.
+      readout: "sampled", also None: the last layer is that of the network.
       model, points, and the others: as in `estimate_nads`; how many networks are measured at a time
         the training says.
 

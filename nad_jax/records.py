@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from nad_jax.batches import Batches
-from nad_jax.errors import InputError, as_path, check_integer, check_record, number_array, plain
+from nad_jax.errors import (
+    InputError,
+    as_path,
+    check_integer,
+    check_record,
+    number_array,
+    plain,
+    shown,
+)
 from nad_jax.nads import NADs
 from nad_jax.store import DamagedError, read_npy, read_npz, write_npz
 
@@ -40,6 +48,13 @@ def save_nads(path: str | Path, nads: NADs, **beside: np.ndarray) -> None:
     write_npz(path, {**arrays, **beside})
 
 
+# What a record prints of its config, and of which types that is.
+_SAID = {
+    **dict.fromkeys(("derivative", "point", "readout", "architecture", "model"), (str,)),
+    **dict.fromkeys(("step", "point_scale"), (float, int)),
+    **dict.fromkeys(("num_readouts", "num_points", "per_network", "backward_passes"), (int,)),
+    "diverged": (int,),
+}
 _BATCHES = tuple(f"batch_{name}" for name in Batches._fields)
 
 
@@ -102,10 +117,13 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
         raise InputError(f"{path}: symmetry is not an array of text")
     try:
         config = json.loads(str(arrays["config"]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: config is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: config is not a JSON object")
+    for name, kinds in _SAID.items():
+        if type(config.get(name, kinds[0]())) not in kinds:
+            raise InputError(f"{path}: config: {name} cannot be {shown(config[name])}")
     trace, num_networks = float(arrays["trace"]), int(arrays["num_networks"])
     trace = None if np.isnan(trace) else trace
     read = {"num_networks": num_networks, "config": config, "trace": trace}

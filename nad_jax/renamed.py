@@ -26,7 +26,8 @@ def takes_input_shape(function: Function) -> Function:
 def _takes_names(names: dict[str, str], kind: str) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
-        known = inspect.signature(function).parameters
+        signature = inspect.signature(function)
+        known = signature.parameters
         others = any(one.kind is one.VAR_KEYWORD for one in known.values())
 
         @functools.wraps(function)
@@ -42,6 +43,10 @@ def _takes_names(names: dict[str, str], kind: str) -> Callable[[Function], Funct
             for name in given:
                 if not others and name not in known:
                     raise unknown(f"argument of {function.__name__}", name, known)
+            try:
+                signature.bind(*args, **given)
+            except TypeError as error:  # one is missing, or given twice
+                raise InputError(f"{function.__name__}: {error}") from None
             return function(*args, **given)
 
         return call

@@ -1,8 +1,6 @@
 """A record in a few lines: what it is of, how sure it is, and what a reader may overlook."""
 
-import numpy as np
-
-from nad_jax.comparison import isotropy
+from nad_jax.comparison import format_number, isotropy
 from nad_jax.nads import NADs, degenerate_groups, name_model
 
 FEW_PASSES = 16  # backward passes that a sampled read-out may take instead of all features
@@ -23,10 +21,11 @@ def describe(nads: NADs) -> str:
     derivative, point = chosen.get("derivative", "derivative"), chosen.get("point", "points")
     field = name_derivative(derivative, chosen.get("step", 0))
     scale = f"N(0, {chosen['point_scale']:g}²)" if chosen["point_scale"] else "the origin"
+    count = chosen.get("num_points", 0)
     points = {
         "shared": f"one point of {scale}" if chosen["point_scale"] else scale,
         "fresh": f"a point of {scale} for each network",
-        "given": f"{chosen.get('num_points')} given points",
+        "given": f"{count} given point{'s' * (count != 1)}",
     }
     if chosen.get("per_network"):
         points["given"] = f"{chosen['per_network']} of {points['given']} for each network"
@@ -46,8 +45,8 @@ def summarize(nads: NADs) -> list[str]:
     """How sure a record is of what, in at most five lines."""
     count, dimension = nads.directions.shape
     errors = {"networks": nads.eigenvalue_sem, "points": nads.point_sem}
-    if nads.num_networks == 1:  # whose errors are those between points
-        del errors["networks"]
+    if nads.num_networks == 1:
+        errors = {"points": nads.eigenvalue_sem}
     errors = {name: error for name, error in errors.items() if len(error)}
     values = [
         f"{value:.4g}" + "".join(f" ± {error[index]:.1g}" for error in errors.values())
@@ -65,9 +64,8 @@ def summarize(nads: NADs) -> list[str]:
         else f"{count} leading directions of D = {dimension}",
     ]
     if nads.batches is not None:
-        share, error = isotropy(nads)
-        sure = f" ± {error:.1g}" if np.isfinite(error) else ", its error unknown"
-        lines[-1] += f"; isotropy {share:.4g}{sure}"
+        lines[-1] += f"; isotropy {format_number(*isotropy(nads))}"
+        lines[-1] += " at these points" * bool(len(nads.point_sem))
     if note := explain_passes(nads.config.get("backward_passes", 0)):
         lines.append(note)
     if found := warn(nads):
@@ -91,7 +89,10 @@ def warn(nads: NADs) -> list[str]:
     if diverged := nads.config.get("diverged", 0):
         found.append(f"{diverged} more networks are not finite and left out")
     groups, _ = degenerate_groups(nads)
-    named = ", ".join(f"{group[0]}–{group[-1]}" for group in groups[:3])
+    labels = {label: f" ({label})" for label in nads.symmetry.tolist() if label}
+    named = ", ".join(
+        f"{group[0]}–{group[-1]}{labels.get(nads.symmetry[group[0]], '')}" for group in groups[:3]
+    )
     if groups:
         more = ", …" * (len(groups) > 3)
         found.append(f"directions {named}{more} are not determined one by one")

@@ -159,7 +159,8 @@ def make_members(
         if value is REQUIRED:
             raise InputError(f"{name}: is needed, [N, …], one for each network")
         if name not in task.arrays and not task.takes_others:
-            raise errors.unknown("array of this task", name, task.arrays)
+            allowed = (*task.arrays, "learning_rate", "seed", "recipe")
+            raise errors.unknown("argument or array of this task", name, allowed)
     given = {**task.prepare(model, given), "seed": seed}
     if learning_rate is not None:
         given["learning_rate"] = learning_rate

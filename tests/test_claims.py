@@ -1,5 +1,7 @@
 """What is said of the law of a model is tested on a few of its networks."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 import pytest
@@ -77,3 +79,35 @@ def test_hyperparameters_are_in_the_description():
     descriptions = [from_linen(Net(scale), (8, 8, 1)).description for scale in (1.0, 2.0)]
     scales = [one["hyperparameters"]["scale"] for one in descriptions]
     assert scales == [1.0, 2.0]
+
+
+class Tall(nn.Module):
+    """Kernels that see a column: alike pixel by pixel, but not in what two of them have in common."""
+
+    @nn.compact
+    def __call__(self, x):
+        for _ in range(2):
+            x = nn.relu(nn.Conv(8, (3, 1))(x))
+        return nn.Dense(1)(x.mean((1, 2)))
+
+
+def test_symmetries_that_single_pixels_do_not_contradict_are_refused():
+    from_linen(Tall(), (8, 8, 1), symmetries=("flip",))
+    with pytest.raises(InputError, match="symmetries: 'transpose' is stated, but"):
+        from_linen(Tall(), (8, 8, 1), symmetries=("transpose",))
+
+
+class NamedRngs(nnx.Module):
+    def __init__(self, *, width=4, rngs):
+        self.hidden = nnx.Linear(6, width, rngs=rngs)
+        self.last = nnx.Linear(width, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.hidden(x)))
+
+
+def test_a_class_is_a_factory_and_widths_are_in_the_description():
+    models = [from_nnx(partial(NamedRngs, width=width), (6,)) for width in (4, 8)]
+    widths = [one.description["hyperparameters"]["hidden"]["out_features"] for one in models]
+    assert widths == [4, 8]
+    assert from_nnx(NamedRngs, (6,)).num_logits == 1

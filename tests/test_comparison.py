@@ -21,7 +21,13 @@ from nad_jax import (
     load_nads,
     save_nads,
 )
-from nad_jax.batches import average_map, frequency_energies, standard_error, summarize
+from nad_jax.batches import (
+    average_map,
+    error_of_pairs,
+    frequency_energies,
+    standard_error,
+    summarize,
+)
 from nad_jax.symmetries import permutations, representations
 
 SPECTRUM = 2.0 ** -np.arange(12)
@@ -180,3 +186,26 @@ def test_where_nothing_is_known_no_number_is_claimed():
     nads = _estimate(same, 32)
     assert isotropy(nads) == (pytest.approx(1 / 3), 0.0)
     assert np.isnan(compare(nads, nads).z) and "not certain" in repr(compare(nads, nads))
+
+
+@pytest.mark.parametrize(("own", "common"), [(1.0, 0.0), (0.0, 1.0), (0.2, 1.0)])
+def test_the_error_of_a_mean_over_pairs_is_its_fluctuation(own, common):
+    """Whether batches differ by themselves, or only in what two of them have in common."""
+    rng, count = np.random.default_rng(0), 12
+    upper, means, errors = np.triu_indices(count, 1), [], []
+    for _ in range(3000):
+        each, both = own * rng.normal(size=count), np.zeros((count, count))
+        both[upper] = common * rng.normal(size=len(upper[0]))
+        values = each[:, None] + each[None] + both + both.T
+        means.append(values[upper].mean())
+        errors.append(error_of_pairs(values - means[-1]))
+    # Never too small; a part that is not there counts a little, since no variance is negative.
+    assert 0.9 < np.mean(np.square(errors)) / np.var(means) < 1.35
+
+
+def test_what_is_not_comparable_is_said():
+    left = _estimate(_linear(SPECTRUM**0.5))
+    right = _estimate(_linear(SPECTRUM**0.5), point="fresh")
+    assert compare(left, right).unlike == ("point",)
+    assert "beware: different point" in repr(compare(left, right))
+    assert "beware" not in repr(compare(left, left))
