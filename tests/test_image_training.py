@@ -243,7 +243,7 @@ def test_a_label_without_a_carrier_is_not_passed_over():
 
 def test_the_rate_is_the_published_one_or_that_of_an_optimizer_object():
     model, data = _model(), _data(32, 16)
-    recipe = dataclasses.replace(SMALL, num_epochs=1)
+    recipe = dataclasses.replace(SMALL, num_epochs=2)
     by_default, given = (
         train_many_images(model, data, recipe=recipe, **rate)
         for rate in ({}, {"learning_rate": [0.21]})
