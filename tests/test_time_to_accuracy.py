@@ -99,6 +99,20 @@ def test_curves_of_an_earlier_command_stay_in_the_table(finished, tmp_path):
     assert {row["version"] for row in rows} == {nad_jax.__version__}
 
 
+def test_an_earlier_ensemble_is_not_compared_with_a_reference_of_its_own_seed(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    path = workdir / "units" / "input_gradient,reference,seed=1000.npz"
+    arrays = store.read_npz(path)
+    arrays["config"] = np.asarray(str(arrays["config"]).replace("seed=1000", "seed=0"))
+    store.write_npz(path.with_name("input_gradient,reference,seed=0.npz"), arrays)
+    path.unlink()
+    assert not runner.collect(
+        time_to_accuracy.make_study(_config(seeds=(7,), reference_seed=0)), workdir
+    )
+    rows = read_numbers(workdir / "results.csv")
+    assert {(row["variant"], row["command"]) for row in rows} == {("reference", "this")}
+
+
 def test_an_interrupted_run_ends_with_the_same_directions_and_a_rerun_computes_nothing(
     finished, tmp_path, monkeypatch
 ):
