@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import compute_nads, geometry
+from experiments import compute_nads, geometry, results, trained
 from experiments.main import EXPERIMENTS, _read_json
-from experiments.run import runner
+from experiments.run import progress, runner
+from experiments.run.folder import Stored
 from nad_jax import load_nads, plotting, store
 from nad_jax.errors import InputError
 from tests.commands import Command
@@ -397,3 +398,45 @@ def test_the_command_line_runs_a_recipe(tmp_path):
         "spectrum.png",
         "units",
     }
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"versions": []}, {"device": None}, {"versions": {"nad_jax": 3}}, {"device": ["a", 1]}, {}],
+)
+def test_what_computed_a_row_is_text_or_unknown(said):
+    assert results.provenance(said, "earlier") == {
+        "device": "",
+        "version": "",
+        "command": "earlier",
+    }
+    known = {"device": ["a", "b"], "versions": {"nad_jax": "1"}}
+    assert results.provenance(known, "this") == {
+        "device": "a; b",
+        "version": "1",
+        "command": "this",
+    }
+
+
+def test_an_altered_record_of_another_command_is_left_out_of_the_table(tmp_path, caplog):
+    point = tmp_path / "seed=0"
+    point.mkdir()
+    (point / "nads.npz").write_bytes(b"")
+    for content in ("{}", "[" * 100_000, '{"seed": 0}'):
+        (point / "config.json").write_text(content)
+        assert list(compute_nads._earlier_rows(tmp_path, ["seed"], set(), {})) == []
+    assert caplog.text.count("seed=0: has no row in results.csv") == 3
+
+
+def test_brackets_without_end_are_damage_wherever_they_stand(tmp_path):
+    deep, log = "[" * 100_000, tmp_path / "progress" / "0-of-1.jsonl"
+    log.parent.mkdir()
+    good = {"event": "unit", "unit": "a", "time": 1.0, "seconds": 2.0, "networks": 4}
+    huge = {**good, "unit": "b", "seconds": 10**400}
+    log.write_text("\n".join([deep, json.dumps(huge), json.dumps(good)]))
+    assert progress.read_seconds(tmp_path) == {"a": 0.5}
+    stored = Stored('{"seed": 3}', {"coordinates": deep}, "unit", {})
+    assert trained._read_coordinates(stored, ("seed",)) == {"seed": 3}
+    (tmp_path / "command.json").write_text(deep)
+    with pytest.raises(InputError, match=r"command\.json: damaged, not JSON"):
+        results.read_table(tmp_path, (), {})

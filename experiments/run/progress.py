@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments.run import interruption
+from experiments.run import interruption, origin
 from experiments.run.plan import RunAgain
 from nad_jax.errors import InputError, first_line
 
@@ -178,8 +178,8 @@ def read_seconds(workdir: Path) -> dict[str, float]:
         except OSError:
             continue
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError, ZeroDivisionError):
-                said = json.loads(line)
+            with contextlib.suppress(ValueError, TypeError, KeyError, ArithmeticError):
+                said = origin.parse_object(path, line)
                 when, taken = float(said["time"]), said["seconds"] / said["networks"]
                 if said["event"] == "unit" and 0 <= taken < math.inf:
                     found[said["unit"]] = max(found.get(said["unit"], (0.0, 0.0)), (when, taken))
