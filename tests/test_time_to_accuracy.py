@@ -162,7 +162,7 @@ def test_a_reference_resumed_on_other_devices_has_all_its_networks(
         (reference, *_) = study.members
         study = study._replace(members=[reference], is_done=lambda *_: False)
         folder = Folder(workdir, study).open()
-        runner._compute(folder, Shard(), runner._begin(folder, Shard()), False)
+        runner._compute(folder, Shard(), runner._begin(folder, Shard(), 0), None)
         return store.read_npz(workdir / "units" / f"{reference.name}.npz")
 
     def check():

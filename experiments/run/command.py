@@ -105,12 +105,13 @@ def _experiment_of(workdir: Path) -> str:
 
 
 def value_of(name: str, arguments: list[str]) -> str | None:
-    """What is typed for a flag that takes text; None where it is not among the arguments."""
+    """What is typed last for a flag that takes text; None where it is not among the arguments."""
+    value = None
     for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
         match = re.fullmatch(rf"--?{name}(=(.*))?", argument, re.DOTALL)
         if match:
-            return after if match[1] is None else match[2]
-    return None
+            value = after if match[1] is None else match[2]
+    return value
 
 
 def recipe_argument(experiment: str) -> str:
