@@ -80,7 +80,7 @@ def test_overrides_alone_extend_a_folder_or_are_refused_with_what_differs(finish
     _end(alone, "--config.num_networks=14")
     assert load_nads(workdir / "nads.npz").num_networks == 14
     said = json.loads((workdir / "run.json").read_text())
-    assert said["typed"] == [*(t for t in TYPED if "networks" not in t), "--config.num_networks=14"]
+    assert said["typed"] == ["--config.num_networks=14"]
     assert said["fields"]["num_networks"] == 14
     _, errors = _end(alone, "--config.step=10", code=2)
     assert "step: folder 100.0, command 10.0" in errors
@@ -144,7 +144,7 @@ def test_every_field_is_the_same_after_it_was_kept(name, argument, tmp_path, mon
     config = load_config(name).get_config(*arguments)
     if "seeds" in config:
         config.seeds = (3, 4)
-    (tmp_path / "run.json").write_text(command.describe(config, ["main"], tmp_path))
+    (tmp_path / "run.json").write_text(command.describe(config, ["main"]))
     (tmp_path / "config.json").write_text("{}")
     fields, fresh = command.read(tmp_path, EXPERIMENTS), load_config(name).get_config()
     monkeypatch.setattr(command.config_flags, "get_override_values", lambda flag: {})
@@ -170,6 +170,10 @@ BAD = [
         lambda said: json.dumps({**said, "experiment": "../../x"}),
         "run.json: experiment: unknown value '../../x'",
     ),
+    (
+        lambda said: json.dumps({**said, "experiment": ["x"]}),
+        "run.json: experiment: unknown value ['x']",
+    ),
     (_changed(num_networks="many"), "run.json: num_networks: "),
     (_changed(num_network=3), "run.json: config field: unknown value 'num_network'"),
     (_changed(num_networks=None), "run.json: num_networks: must have a value, got None"),
@@ -192,6 +196,40 @@ def test_a_folder_that_says_something_else_is_refused_in_one_line(
     for options in ((), ("--figures_only",)):
         _, errors = _end(f"--workdir={workdir}", *options, code=2)
         assert message in errors and len(errors.splitlines()) == 1
+
+
+def test_a_command_that_is_no_text_is_refused_with_what_to_give(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "run.json").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"not a text file .*; give --config=FILE and what"):
+        command.read(tmp_path, EXPERIMENTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "on"),
+    [
+        ("", False),
+        ("--status", True),
+        ("--status=false", False),
+        ("--status --nostatus", False),
+        ("--status=0 -status=1", True),
+        ("--status_of", False),
+    ],
+)
+def test_a_flag_is_on_as_it_was_typed_last(arguments, on):
+    assert command.is_on("status", ["main", *arguments.split()]) == on
+    typed = ["main", "--workdir=a", "--workdir", "b", *arguments.split()]
+    assert command.value_of("workdir", typed) == "b"
+
+
+def test_options_may_stand_in_a_file(finished, tmp_path):
+    (tmp_path / "options").write_text("\n".join([*TYPED, "--dry_run"]))
+    alone = f"--workdir={finished / 'nads'}"
+    output, _ = _end(f"--flagfile={tmp_path / 'options'}", f"--workdir={tmp_path / 'new'}")
+    assert "stored 0 networks" in output
+    (tmp_path / "options").write_text(f"{alone}\n--dry_run\n--status=false")
+    assert "stored 10 networks" in _end(f"--flagfile={tmp_path / 'options'}")[0]
+    assert "--config_json" in _end(alone, "--helpfull", code=1)[0]
 
 
 def test_a_command_that_is_given_is_kept_in_place_of_a_damaged_one(finished, tmp_path):

@@ -174,15 +174,16 @@ def test_studies_follow_each_other_and_are_taken_up_where_they_are(tmp_path, cap
 
 
 def test_a_command_that_is_refused_does_not_take_the_place_of_the_last(tmp_path, monkeypatch):
-    runner.run(_study((1,), []), tmp_path, said="first")
+    first, second = (json.dumps({"experiment": "", "fields": n}) for n in (1, 2))
+    runner.run(_study((1,), []), tmp_path, said=first)
     kept = (tmp_path / "run.json", tmp_path / "progress" / "plan.json")
     before = [path.read_bytes() for path in kept]
     monkeypatch.setattr(runner.origin, "device_kind", lambda: "abacus")
     with pytest.raises(InputError, match="was computed with other versions"):
-        runner.run(_study((1, 2), []), tmp_path, said="second")
+        runner.run(_study((1, 2), []), tmp_path, said=second)
     assert [path.read_bytes() for path in kept] == before
-    runner.run(_study((1, 2), []), tmp_path, allow_other_versions=True, said="second")
-    assert kept[0].read_text() == "second"
+    runner.run(_study((1, 2), []), tmp_path, allow_other_versions=True, said=second)
+    assert kept[0].read_text() == second
 
 
 def test_how_networks_are_computed_is_not_what_they_are():
