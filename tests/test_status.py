@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from experiments import directional_bias
@@ -17,6 +18,7 @@ from experiments.main import _parse_flags, app, main
 from experiments.run import progress, runner, status
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard
+from nad_jax import store
 from nad_jax.errors import InputError
 from tests.commands import Command
 from tests.test_command import BIAS
@@ -182,6 +184,8 @@ def test_studies_that_follow_each_other_are_one_run(tmp_path):
         ({"folders": ["/etc"]}, "is damaged"),
         ({"suffix": "*"}, "is damaged"),
         ({"round": [0]}, "is damaged"),
+        ({"round": [5, 1]}, "is damaged"),
+        ({"members": [["a", 10**400]]}, "is damaged"),
     ],
 )
 def test_a_plan_that_is_damaged_is_refused_in_one_line(changes, message, killed, tmp_path):
@@ -191,6 +195,39 @@ def test_a_plan_that_is_damaged_is_refused_in_one_line(changes, message, killed,
     with pytest.raises(InputError, match=message) as caught:
         status.read_plan(workdir)
     assert len(str(caught.value).splitlines()) == 1 and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "stacked"),
+    [
+        ({"diverged": np.zeros(2)}, False),
+        ({"diverged": np.nan}, False),
+        ({"diverged": "many"}, False),
+        ({"names": ["a"], "diverged_at": [[1, 2]]}, True),
+        ({"names": ["a", "b"], "diverged_at": [1]}, True),
+        ({"names": "a"}, True),
+    ],
+)
+def test_a_unit_that_says_odd_things_is_counted_as_damaged(arrays, stacked, tmp_path):
+    (tmp_path / "units").mkdir()
+    store.write_npz(tmp_path / "units" / "a.npz", arrays)
+    plan = status.Plan("networks", (0, 1), stacked, ".npz", [""], [(status._key("", "a"), 1)])
+    assert "0 of 1 networks stored, 1 missing, 1 file damaged" in status.describe(plan, tmp_path)
+
+
+def test_processes_of_one_number_write_one_plan(tmp_path, monkeypatch):
+    replace, path, before = os.replace, tmp_path / "plan.json", []
+
+    def replaced(*names):
+        if not before:  # another process, as the first is about to rename its file
+            before.append(names)
+            progress.write_small(path, {"by": "the other"})
+        replace(*names)
+
+    monkeypatch.setattr(progress.os, "replace", replaced)
+    progress.write_small(path, {"by": "the first"})
+    assert json.loads(path.read_text()) == {"by": "the first"}
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_progress_that_cannot_be_written_does_not_stop_the_work(tmp_path):
