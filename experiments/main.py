@@ -191,20 +191,14 @@ def _fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-_WITHOUT_CONFIG = ("status", "help", "helpfull", "helpshort", "helpxml")
-
-
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; a bad config file, field or value is one line instead of a traceback.
 
     Without --config the fields are those of the last command of the run folder.
     """
-    stored = None
+    stored, workdir = None, command.value_of("workdir", argv)
+    told = any(command.value_of(name, argv) is not None for name in ("config", "status", "help"))
     try:
-        argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
-        workdir = command.value_of("workdir", argv)
-        told = command.value_of("config", argv) is not None
-        told = told or any(command.is_on(name, argv) for name in _WITHOUT_CONFIG)
         if workdir and not told:
             stored = command.read(Path(workdir), EXPERIMENTS)
             argv = [argv[0], command.recipe_argument(stored["experiment"]), *argv[1:]]
@@ -272,7 +266,7 @@ def _carry_out(
     complete = True
     if not _FIGURES_ONLY.value:
         study = experiment.make_study(config)
-        said = command.describe(config, sys.argv)
+        said = command.describe(config, sys.argv, workdir)
         if _DRY_RUN.value:
             runner.describe(study, workdir, shard)
             return 0

@@ -15,7 +15,6 @@ from matplotlib.textpath import text_to_path
 
 COLUMN, PAGE = 3.25, 6.75  # of the narrowest usual two-column page
 FORMATS = ("png", "pdf", "svg")
-RESOLUTION = 300  # dots per inch of what is made of pixels
 # Any two are at least 17 apart (CIEDE2000), for readers without red or green cones too.
 COLORS = ("#29516e", "#cc5f0e", "#7fc3f0", "#157056", "#f3ab00", "#9e6cb0")
 INK, GRAY = "#000000", "#8c8c8c"  # of what series are compared with

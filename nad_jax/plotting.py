@@ -5,6 +5,8 @@ Those of directions and images are in `image_plots`, those of accuracies on D(v)
 `accuracy_plots`.
 """
 
+from itertools import chain
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -184,10 +186,13 @@ def plot_time_to_accuracy(
     figure = PrintedFigure(figsize=size, layout="constrained")
     set_title(figure, title)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    # A panel may lack variants that others have.
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(chain(*panels.values())))}
+    handles = {}
     for panel, (derivative, size) in zip(axes.T.flat, panels, strict=True):
-        for number, (variant, lines) in enumerate(panels[derivative, size].items()):
+        for variant, lines in panels[derivative, size].items():
             for line in lines:
-                panel.plot(*line, label=variant, **series(number))
+                panel.plot(*line, label=variant, **series(numbers[variant]))
         panel.axhline(target, color=INK, linestyle="--", linewidth=0.8, label="target")
         agreement = halves[derivative, size]
         style = {"color": INK, "linestyle": ":", "linewidth": 0.8}
@@ -195,8 +200,9 @@ def plot_time_to_accuracy(
         panel.set(xscale="log", ylim=(0, 1.03), xlabel="time (s)", ylabel=OVERLAP)
         panel.set_title(f"{derivative}, $k = {size}$")
         panel.label_outer()
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    add_legend(figure, dict(zip(labels, handles, strict=True)))  # one of a variant, for all seeds
+        handles |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    order = [*numbers, *(label for label in handles if label not in numbers)]
+    add_legend(figure, {label: handles[label] for label in order})  # one for all seeds
     return figure
 
 

@@ -299,6 +299,22 @@ def test_errors_of_a_spectrum_are_seen_beside_it():
     np.testing.assert_allclose(compared.get_ydata(), 2)
 
 
+def test_a_variant_has_one_color_in_all_panels_and_stands_in_the_legend():
+    line = [(np.geomspace(1, 9, 3), np.linspace(0, 1, 3))]
+    panels = {("one", 4): {"b": line}, ("two", 4): {"a": line, "b": line}}
+    made = plotting.plot_time_to_accuracy(panels, dict.fromkeys(panels, 0.9), 0.9, "")
+    colors = {}
+    for one in (line for panel in made.axes for line in panel.get_lines()):
+        colors.setdefault(one.get_label(), set()).add(one.get_color())
+    assert all(len(colors[name]) == 1 for name in "ab") and colors["a"] != colors["b"]
+    (legend,) = made.legends
+    found = {
+        text.get_text(): {mark.get_color()}
+        for text, mark in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert found == colors
+
+
 def test_a_poison_curve_has_the_line_of_its_own_clean_networks():
     clean = {name: (0.9 - 0.1 * number, 0.02) for number, name in enumerate(CURVES)}
     (axes,) = plotting.plot_poison_curve(CURVES, clean, (), "").axes
