@@ -230,8 +230,8 @@ def _make_row(workdir: Path, point: Point, result: NADs, seconds: Json, command:
     return {**row, **results.provenance(result.config, command)}
 
 
-def _find_earlier(workdir: Path, axes: list[str], names: set[str]) -> Iterator[tuple[Point, NADs]]:
-    """The points of other commands in a run folder, and their records; not those of these names.
+def _earlier_rows(workdir: Path, axes: list[str], names: set[str], seconds: Json) -> Iterator[Row]:
+    """The rows of the points of other commands in a run folder; not of those of these names.
 
     Raises nothing: one that is damaged is said in a warning.
     """
@@ -242,19 +242,19 @@ def _find_earlier(workdir: Path, axes: list[str], names: set[str]) -> Iterator[t
             text = store.read_text(path.parent / "config.json")
             said = {**LATER, **parse_object(path.parent / "config.json", text)}
             coordinates = {axis: said[axis] for axis in axes}
-            record = records.load_nads(path)
-        except (InputError, KeyError) as error:
+            point = Point(path.parent.name, ConfigDict(), coordinates)
+            row = _make_row(workdir, point, records.load_nads(path), seconds, "earlier")
+        except (InputError, KeyError, RecursionError) as error:
             logging.warning("%s: has no row in results.csv: %s", path.parent, error)
             continue
-        yield Point(path.parent.name, ConfigDict(), coordinates), record
+        yield row
 
 
 def _write_table(found: list[tuple[Point, NADs]], points: list[Point], workdir: Path) -> None:
     """Writes `results.csv`: a row for each point of the command, then those of earlier ones."""
     axes, seconds = list(points[0].coordinates), read_seconds(workdir)
     rows = [_make_row(workdir, *one, seconds, "this") for one in found]
-    others = _find_earlier(workdir, axes, {point.name for point in points})
-    rows += [_make_row(workdir, *one, seconds, "earlier") for one in others]
+    rows += _earlier_rows(workdir, axes, {point.name for point in points}, seconds)
     columns = dict.fromkeys(name for row in rows for name in row if name not in results.PROVENANCE)
     store.write_text(workdir / "results.csv", format_table(rows, (*columns, *results.PROVENANCE)))
 

@@ -191,14 +191,20 @@ def _fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
+_WITHOUT_CONFIG = ("status", "help", "helpfull", "helpshort", "helpxml")
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags; a bad config file, field or value is one line instead of a traceback.
 
     Without --config the fields are those of the last command of the run folder.
     """
-    stored, workdir = None, command.value_of("workdir", argv)
-    told = any(command.value_of(name, argv) is not None for name in ("config", "status", "help"))
+    stored = None
     try:
+        argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+        workdir = command.value_of("workdir", argv)
+        told = command.value_of("config", argv) is not None
+        told = told or any(command.is_on(name, argv) for name in _WITHOUT_CONFIG)
         if workdir and not told:
             stored = command.read(Path(workdir), EXPERIMENTS)
             argv = [argv[0], command.recipe_argument(stored["experiment"]), *argv[1:]]
@@ -211,7 +217,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if stored:
             command.take_up(_CONFIG.value, stored, Path(workdir))
     except Exception as error:  # a config file is a program, it may fail in any way
-        _fail(command.reason(error))
+        _fail(command.explain(error, argv))
     chosen = [flag.name for flag in (_FIGURES_ONLY, _COLLECT, _DRY_RUN, _STATUS) if flag.value]
     if len(chosen) > 1:
         _fail(f"--{chosen[0]}, --{chosen[1]}: give one of them")
@@ -266,7 +272,7 @@ def _carry_out(
     complete = True
     if not _FIGURES_ONLY.value:
         study = experiment.make_study(config)
-        said = command.describe(config, sys.argv, workdir)
+        said = command.describe(config, sys.argv)
         if _DRY_RUN.value:
             runner.describe(study, workdir, shard)
             return 0

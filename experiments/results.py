@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.run.config import EARLIER
-from experiments.run.origin import Json
+from experiments.run.origin import Json, parse_object
 from nad_jax import store
 from nad_jax.accuracy_plots import Curve, Frequencies
 from nad_jax.errors import InputError
@@ -53,13 +53,15 @@ def read_results(path: Path, columns: tuple[str, ...]) -> Rows:
 
 def provenance(said: Json, command: str) -> Row:
     """The device and version that a unit says, and which command asked for it: this, earlier."""
-    device, version = said.get("device", ""), said.get("versions", {}).get("nad_jax", "")
-    return {"device": _joined(device), "version": _joined(version), "command": command}
+    versions = said.get("versions")
+    version = versions.get("nad_jax") if isinstance(versions, dict) else ""
+    return {"device": _joined(said.get("device")), "version": _joined(version), "command": command}
 
 
-def _joined(values: str | list[str]) -> str:
-    """A text, or several where units differ."""
-    return values if isinstance(values, str) else "; ".join(values)
+def _joined(values: Any) -> str:
+    """A text, or several where units differ; "" of what is neither."""
+    texts = values if isinstance(values, list) else [values]
+    return "; ".join(texts) if all(isinstance(text, str) for text in texts) else ""
 
 
 def _number(text: str) -> Any:
@@ -102,9 +104,9 @@ def read_table(
             f"{path}: there is no finished run here; give the command without --figures_only"
         )
     try:
-        said = json.loads(store.read_text(path))
+        said = parse_object(path, store.read_text(path))
         made_by, missing, digest = dict(said["command"]), int(said["missing"]), said["digest"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
             f"{path}: damaged, not JSON ({error}); give the command without --figures_only"
         ) from error

@@ -13,7 +13,8 @@ not expected within `max_seconds`; --dry_run and progress nevertheless count it 
 
 Writes into the run folder: `units/*.npz` (the leading directions at each look of an ensemble, some
 20 MB for LeNet), `results.csv` (one row per look; rows of variant `reference` hold the overlap of
-its own halves; an overlap of more directions than have been sampled is nan) and a figure.
+its own halves, others that with the first reference of their derivative; an overlap of more
+directions than have been sampled is nan) and a figure.
 """
 
 import dataclasses
@@ -318,10 +319,8 @@ def _list_panels(
 def _report(config: ConfigDict, rows: results.Rows) -> None:
     """Prints the first look of each curve that reaches the target; nothing is interpolated."""
     target = config.target_overlap
-    print(
-        f"{config.architecture}: networks and seconds until leading subspaces overlap with the "
-        f"reference by {target}"
-    )
+    until = f"until leading subspaces overlap with the reference by {target}"
+    print(f"{config.architecture}: networks and seconds {until}")
     for (derivative, size), last, curves in _list_panels(config, rows):
         overlap = f"overlap_{size}"
         halves = f"{last['networks']} networks, halves overlap by {last[overlap]:.3f}"
@@ -358,12 +357,13 @@ def make_study(config: ConfigDict) -> Study:
             if (arrays := folder.read(member)) is None:
                 continue
             ensemble = member.what
-            if ensemble.readout == "reference":  # comes before what is compared with it
-                references.setdefault(ensemble.derivative, arrays["reference"][-1])
-            if ensemble.derivative in references:
-                found = _make_rows(config, ensemble, arrays, references[ensemble.derivative])
-                said = [results.provenance(o, command) for o in folder.read_origins([member])]
-                rows += [{**row, **said[0]} for row in found if said]
+            if is_reference := ensemble.readout == "reference":  # before what is compared with it
+                references.setdefault(ensemble.derivative, (ensemble.seed, arrays["reference"][-1]))
+            seed, reference = references.get(ensemble.derivative, (ensemble.seed, None))
+            if is_reference or seed != ensemble.seed:  # else it has networks of its reference
+                found = _make_rows(config, ensemble, arrays, reference)
+                for said in folder.read_origins([member]):
+                    rows += [{**row, **results.provenance(said, command)} for row in found]
         if not any(row["command"] == "this" for row in rows):
             raise runner.RunAgain(f"{folder.workdir}: no reference is stored yet")
         table = (folder.workdir, rows, _columns(config), FIELDS.command(config), num_missing)

@@ -23,6 +23,7 @@ from experiments.run.costs import (
     training_bytes,
 )
 from experiments.run.folder import Folder, Stored
+from experiments.run.origin import parse_object
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Study, Work
 from experiments.run.progress import read_seconds
 from nad_jax import errors
@@ -192,9 +193,8 @@ def _read_coordinates(stored: Stored, columns: tuple[str, ...]) -> Json:
     texts = (str(stored.arrays.get("coordinates", "")), stored.name)
     said: Json = {}
     for text in texts:
-        with contextlib.suppress(ValueError):
-            values = json.loads(text)
-            said = said or (values if isinstance(values, dict) else {})
+        with contextlib.suppress(InputError):
+            said = said or parse_object(stored.label, text)
     said = {"width": LATER["width"], **said}
     plain = (int, float, str)
     return {n: said[n] for n in columns if isinstance(said.get(n), plain)}

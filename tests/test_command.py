@@ -222,6 +222,14 @@ def test_a_flag_is_on_as_it_was_typed_last(arguments, on):
     assert command.value_of("workdir", typed) == "b"
 
 
+@pytest.mark.parametrize("before", ["compute_nads.py:", "directional_bias.py:accuracy_map,"])
+def test_a_model_of_ones_own_behind_the_colon_is_answered_with_its_field(before):
+    own = "/nets/own.py:Mine"
+    _, errors = _end(f"--config=configs/{before}{own}", "--workdir=none", code=2)
+    assert f"a model of your own is a field: --config.architecture={own}" in errors
+    assert len(errors.splitlines()) == 1
+
+
 def test_options_may_stand_in_a_file(finished, tmp_path):
     (tmp_path / "options").write_text("\n".join([*TYPED, "--dry_run"]))
     alone = f"--workdir={finished / 'nads'}"

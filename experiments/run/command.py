@@ -3,7 +3,6 @@
 It is data from elsewhere when it is read: field values, never a path of a program to run.
 """
 
-import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -28,21 +27,13 @@ _MODELS = ("architecture", "architectures", "sweep.architecture")
 _PROGRAMS = ("python",)
 
 
-def describe(config: ConfigDict, arguments: list[str], workdir: Path) -> str:
-    """The content of `run.json`: every field of a command, and its config and overrides as they
-    were typed.
+def describe(config: ConfigDict, arguments: list[str]) -> str:
+    """The content of `run.json`: every field of a command, and what of its config was typed.
 
-    Shards of one command have the same; overrides alone add to what the folder says was typed.
+    Shards of one command have the same.
     """
     fields = {n: v for n, v in plain(config.to_dict()).items() if n not in EARLIER}
-    typed, before = _typed(arguments), []
-    if value_of("config", arguments) is None:
-        with contextlib.suppress(InputError, TypeError):
-            said = origin.parse_object(workdir / FILE, store.read_text(workdir / FILE))
-            before = [str(one) for one in said.get("typed", [])]
-    again = {one.partition("=")[0] for one in typed}
-    typed = [*(one for one in before if one.partition("=")[0] not in again), *typed]
-    said = {"experiment": config.experiment, "typed": typed, "fields": fields}
+    said = {"experiment": config.experiment, "typed": _typed(arguments), "fields": fields}
     return json.dumps(said, indent=1) + "\n"
 
 
@@ -50,7 +41,7 @@ def _typed(arguments: list[str]) -> list[str]:
     """Those arguments that are a config, its overrides, or a file of these."""
     typed, following = [], [*arguments[1:], ""]
     for argument, after in zip(arguments, following, strict=True):
-        if not re.match(r"--?(no)?config(_json)?([.=]|$)", argument):
+        if not re.match(r"--?((no)?config(_json)?|flagfile)([.=]|$)", argument):
             continue
         apart = "=" not in argument and not after.startswith("-")
         typed += [argument, after] if apart else [argument]
@@ -58,14 +49,14 @@ def _typed(arguments: list[str]) -> list[str]:
 
 
 def keep(workdir: Path, content: str) -> None:
-    """Writes `run.json` at once, unless it is there: of several shards all write the same."""
-    path = workdir / FILE
+    """Writes `run.json` at once, unless it says the same fields, however these were typed."""
+    path, said = workdir / FILE, json.loads(content)
     try:
-        if path.read_text(encoding="utf-8") == content:
-            return
-    except (OSError, UnicodeDecodeError):  # there is none, or it is damaged
-        pass
-    store.write_text(path, content)
+        there = origin.parse_object(path, store.read_text(path))
+    except InputError:  # there is none, or it is damaged
+        there = {}
+    if any(there.get(name) != said[name] for name in ("experiment", "fields")):
+        store.write_text(path, content)
 
 
 def read(workdir: Path, experiments: Iterable[str]) -> Json:
@@ -87,11 +78,13 @@ def read(workdir: Path, experiments: Iterable[str]) -> Json:
         said = origin.parse_object(path, store.read_text(path))
         if not isinstance(said.get("fields"), dict):
             raise store.DamagedError(f"{path}: does not say the fields of a command")
-    except store.DamagedError as error:
+    except store.StorageError:
+        raise
+    except InputError as error:  # of another format, or no text
         raise InputError(
             f"{error}; give --config=FILE and what was overridden once more"
         ) from error
-    if said.get("experiment") not in experiments:
+    if said.get("experiment") not in [*experiments]:
         raise InputError(f"{path}: {unknown('experiment', said.get('experiment'), experiments)}")
     return {**said["fields"], "experiment": said["experiment"]}
 
@@ -105,12 +98,22 @@ def _experiment_of(workdir: Path) -> str:
 
 
 def value_of(name: str, arguments: list[str]) -> str | None:
-    """What is typed for a flag that takes text; None where it is not among the arguments."""
+    """What is typed last for a flag that takes text; None where it is not among the arguments."""
+    value = None
     for argument, after in zip(arguments, [*arguments[1:], ""], strict=True):
         match = re.fullmatch(rf"--?{name}(=(.*))?", argument, re.DOTALL)
         if match:
-            return after if match[1] is None else match[2]
-    return None
+            value = after if match[1] is None else match[2]
+    return value
+
+
+def is_on(name: str, arguments: list[str]) -> bool:
+    """Whether a flag of a truth value is typed, and the last time as true."""
+    on = False
+    for argument in arguments:
+        if match := re.fullmatch(rf"--?(no)?{name}(=(.*))?", argument):
+            on = not match[1] and (match[3] or "").lower() not in ("false", "f", "0")
+    return on
 
 
 def recipe_argument(experiment: str) -> str:
@@ -203,6 +206,18 @@ def unset(config: ConfigDict, name: str) -> Any:
             f"{name}: must have a value, got None, which is for fields that the recipe leaves empty"
         )
     return () if recipe == [] else recipe  # a flag has lists for tuples
+
+
+def explain(error: BaseException, arguments: list[str]) -> str:
+    """What went wrong while flags or a config file were read, and how a model of one's own is given
+    that stands behind the colon.
+    """
+    said = reason(error)
+    own = re.sub(r"^\w+,", "", (value_of("config", arguments) or "").partition(":")[2])
+    if said.startswith("config argument: ") and is_own(own):
+        said += f"; a model of your own is a field: --config.architecture={own}"
+        said += " (--config.architectures, where the recipe has that)"
+    return said
 
 
 def reason(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from experiments.run import interruption
+from experiments.run import interruption, origin
 from experiments.run.plan import RunAgain
 from nad_jax.errors import InputError, first_line
 
@@ -42,6 +43,19 @@ def compile_seconds() -> float:
     disk.
     """
     return _compile_seconds
+
+
+def write_small(path: Path, said: dict[str, Any]) -> None:
+    """Writes a JSON object at once, but without waiting for the disk; raises `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Processes in containers have the same number.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_text(json.dumps(said) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @dataclasses.dataclass
@@ -114,18 +128,14 @@ class Progress:
         self._keep("ended", 0.0)
 
     def _keep(self, state: str, in_unit: float, error: str = "") -> None:
-        """Writes the small file, at once but without waiting for the disk."""
+        """Writes the small file."""
         self._kept = time.monotonic()
         said = {"plan": self.plan, "state": state, "error": error, "moved": round(time.time(), 3)}
         said |= {"host": socket.gethostname(), "pid": os.getpid()}
         networks = float(self.done + in_unit - self._base)
         said |= {"networks": networks, "seconds": round(self._seconds(), 3)}
-        path = self.log.with_suffix(".json")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with self._writing():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(said) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
+            write_small(self.log.with_suffix(".json"), said)
 
     def _seconds(self) -> float:
         """The time since the beginning, without compilation."""
@@ -178,8 +188,8 @@ def read_seconds(workdir: Path) -> dict[str, float]:
         except OSError:
             continue
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError, ZeroDivisionError):
-                said = json.loads(line)
+            with contextlib.suppress(ValueError, TypeError, KeyError, ArithmeticError):
+                said = origin.parse_object(path, line)
                 when, taken = float(said["time"]), said["seconds"] / said["networks"]
                 if said["event"] == "unit" and 0 <= taken < math.inf:
                     found[said["unit"]] = max(found.get(said["unit"], (0.0, 0.0)), (when, taken))

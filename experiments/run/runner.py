@@ -54,11 +54,14 @@ def run(
     """
     _check_shard(study, shard)
     folder = Folder(workdir, study).open()
+    to_go, checked = _to_go(folder, shard), None if allow_other_versions else set()
+    if to_go and checked is not None:
+        _check_versions(folder, checked)  # a refused command leaves no trace
     if said:
         command.keep(workdir, said)
-    progress = _begin(folder, shard)
+    progress = _begin(folder, shard, _num_networks(to_go))
     with progress.recorded():
-        folder = _compute(folder, shard, progress, allow_other_versions)
+        folder = _compute(folder, shard, progress, checked)
         if missing := folder.missing():
             if folder.missing(shard):
                 raise damaged_meanwhile(workdir)
@@ -136,9 +139,11 @@ def _check_versions(folder: Folder, checked: set[str]) -> None:
             raise InputError("\n".join([message, *lines]))
 
 
-def _begin(folder: Folder, shard: Shard) -> Progress:
-    """Says in the run folder what there is to do, and that this process begins with its share."""
-    total, to_go = (_num_networks(units(folder, shard)) for units in (_everything, _to_go))
+def _begin(folder: Folder, shard: Shard, to_go: int) -> Progress:
+    """Says in the run folder what there is to do, and that this process begins with its share, of
+    which so many networks are missing.
+    """
+    total = _num_networks(_everything(folder, shard))
     log, plan = folder.workdir / "progress" / f"{shard.name}.jsonl", status.keep_plan(folder)
     named = shard.name if shard.count > 1 else ""
     how = {"speaks": shard.index == 0, "counts": folder.study.counts, "shard": named}
@@ -149,16 +154,15 @@ def _begin(folder: Folder, shard: Shard) -> Progress:
     return progress
 
 
-def _compute(
-    folder: Folder, shard: Shard, progress: Progress, allow_other_versions: bool
-) -> Folder:
+def _compute(folder: Folder, shard: Shard, progress: Progress, checked: set[str] | None) -> Folder:
     """Computes what is missing of a shard, of this study and of those that follow it; the folder
     with the last of them.
+
+    checked: see `_check_versions`; None: other versions may be added to.
     """
-    checked: set[str] = set()
 
     def check_versions() -> None:  # before every unit: others may be at work in the folder
-        if not allow_other_versions:
+        if checked is not None:
             _check_versions(folder, checked)
 
     with interruption.resumable():

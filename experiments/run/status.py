@@ -16,17 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from absl import logging
 
 from experiments.run import origin
 from experiments.run.folder import Folder
 from experiments.run.origin import Json
-from experiments.run.progress import clock
+from experiments.run.progress import clock, write_small
 from nad_jax import store
 from nad_jax.errors import InputError, check_integer
 from nad_jax.store import DamagedError
 
-MOST_SHARDS = 65_536  # a folder that says more is not believed
+MOST, MOST_SHARDS = 2**31, 65_536  # a folder that says more is not believed
 SILENT_SECONDS = 120.0  # a process on another machine that has not moved for so long may be dead
 
 
@@ -90,11 +91,8 @@ def keep_plan(folder: Folder) -> Plan:
     """Writes the plan of the study under way; a folder that cannot be written is said once."""
     plan = make_plan(folder)
     path = folder.workdir / "progress" / "plan.json"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(plan._asdict()) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_small(path, plan._asdict())
     except OSError as error:
         logging.log_first_n(logging.WARNING, "%s: %s; no plan is kept", 1, path, error.strerror)
     return plan
@@ -113,8 +111,10 @@ def read_plan(workdir: Path) -> Plan:
         )
     said = origin.parse_object(path, store.read_text(path))
     try:
-        members = [(str(key), check_integer("networks", n, 0)) for key, n in said["members"]]
-        number, rounds = (check_integer("round", n, 0) for n in said["round"])
+        members = [(str(key), check_integer("networks", n, 0, MOST)) for key, n in said["members"]]
+        number, rounds = said["round"]
+        rounds = check_integer("rounds", rounds, 1, MOST)
+        number = check_integer("round", number, 0, rounds - 1)
         folders = [_check_folder(name) for name in said["folders"]]
         suffix = re.fullmatch(r"\.(npz|json)", said["suffix"])[0]
         stacked, counts = bool(said["stacked"]), _plain(said["counts"])
@@ -148,14 +148,17 @@ def _read_members(plan: Plan, path: Path, folder: str) -> Iterator[tuple[str, in
     """The key of each member in a file, and its networks that diverged."""
     if plan.stacked:
         arrays = store.read_npz(path, ("names",), ("diverged_at",))
-        diverged = arrays.get("diverged_at", [-1] * arrays["names"].size)
-        for name, step in zip(arrays["names"].tolist(), diverged, strict=False):
+        names = arrays["names"]
+        diverged = arrays.get("diverged_at", np.full(names.shape, -1))
+        if names.ndim != 1 or diverged.shape != names.shape or diverged.dtype.kind not in "iuf":
+            raise DamagedError(f"{path}: does not say where each network diverged")
+        for name, step in zip(names.tolist(), diverged, strict=True):
             yield _key(folder, name), int(step >= 0)
     elif plan.suffix == ".npz":
-        yield (
-            _key(folder, path.stem),
-            int(store.read_npz(path, (), ("diverged",)).get("diverged", 0)),
-        )
+        diverged = store.read_npz(path, (), ("diverged",)).get("diverged", np.array(0))
+        if diverged.shape or diverged.dtype.kind not in "iuf" or not 0 <= diverged <= MOST:
+            raise DamagedError(f"{path}: does not say how many networks diverged")
+        yield _key(folder, path.stem), int(diverged)
     else:
         origin.parse_object(path, store.read_text(path))
         yield _key(folder, path.stem), 0
