@@ -202,6 +202,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     stored = None
     try:
         argv = [argv[0], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+        argv = command.last_of_each(argv)
         workdir = command.value_of("workdir", argv)
         told = command.value_of("config", argv) is not None
         told = told or any(command.is_on(name, argv) for name in _WITHOUT_CONFIG)

@@ -292,3 +292,27 @@ def test_a_program_named_by_a_folder_is_refused_in_every_field_that_names_one(tm
     command._check_no_program("run.json", "python", "")
     command._check_no_program("run.json", "architectures", ["mlp"])
     command._check_no_program("run.json", "optimizers", ["sgd:momentum=0.9"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [
+        (["--config.a=1,3", "--x", "--config.a=2"], ["--x", "--config.a=2"]),
+        (
+            ["--config.a", "1", "--config.b=1", "--config.a", "2"],
+            ["--config.b=1", "--config.a", "2"],
+        ),
+        (["--config.a=1", "--noconfig.a"], ["--noconfig.a"]),
+        (["--config=c.py", "--config.a=1"], ["--config=c.py", "--config.a=1"]),
+    ],
+)
+def test_of_a_field_that_is_typed_twice_the_last_one_holds(typed, left):
+    assert command.last_of_each(typed) == left
+
+
+def test_collecting_something_else_leaves_the_command_of_a_folder(finished, tmp_path):
+    workdir = tmp_path / "bias"
+    shutil.copytree(finished / "bias", workdir)
+    before = (workdir / "run.json").read_bytes()
+    _end(f"--workdir={workdir}", "--config.indices=0,1", "--collect")
+    assert (workdir / "run.json").read_bytes() == before

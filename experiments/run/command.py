@@ -48,13 +48,18 @@ def _typed(arguments: list[str]) -> list[str]:
     return typed
 
 
-def keep(workdir: Path, content: str) -> None:
-    """Writes `run.json` at once, unless it says the same fields, however these were typed."""
+def keep(workdir: Path, content: str, replace: bool = True) -> None:
+    """Writes `run.json` at once, unless it says the same fields, however these were typed.
+
+    replace: whether in place of another command; one that is damaged is replaced anyway.
+    """
     path, said = workdir / FILE, json.loads(content)
     try:
         there = origin.parse_object(path, store.read_text(path))
     except InputError:  # there is none, or it is damaged
         there = {}
+    if there and not replace:
+        return
     if any(there.get(name) != said[name] for name in ("experiment", "fields")):
         store.write_text(path, content)
 
@@ -105,6 +110,24 @@ def value_of(name: str, arguments: list[str]) -> str | None:
         if match:
             value = after if match[1] is None else match[2]
     return value
+
+
+def last_of_each(arguments: list[str]) -> list[str]:
+    """The arguments without overrides of fields that are typed once more: the last one holds.
+
+    Tuples that are given twice would be joined.
+    """
+    kept, seen = [], set()
+    for place in reversed(range(len(arguments))):
+        argument, after = arguments[place], arguments[place + 1 : place + 2]
+        name = re.match(r"--?(?:no)?(config\.[^=]+)", argument)
+        if name and name[1] in seen:
+            if "=" not in argument and after and kept[-1:] == after:
+                kept.pop()  # its value, typed apart
+            continue
+        seen |= {name[1]} if name else set()
+        kept.append(argument)
+    return kept[::-1]
 
 
 def is_on(name: str, arguments: list[str]) -> bool:

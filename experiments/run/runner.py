@@ -75,7 +75,7 @@ def run(
 def collect(study: Study, workdir: Path, said: str = "") -> bool:
     """Collects what is stored, and says what is missing: whether that is nothing.
 
-    said: what the folder keeps of the command, see `command.describe`.
+    said: what the folder keeps of the command where it knows none, see `command.describe`.
 
     Raises:
       RunAgain: where nothing is stored.
@@ -86,7 +86,7 @@ def collect(study: Study, workdir: Path, said: str = "") -> bool:
     if num_missing == _num_networks(_everything(folder)):
         raise RunAgain(f"{workdir}: nothing of this command is stored yet")
     if said:
-        command.keep(workdir, said)
+        command.keep(workdir, said, replace=False)  # what is asked for in between computes nothing
     folder.study.collect(folder, num_missing)
     for name, units in _by_program(missing).items():
         sys.stderr.write(f"missing: {name}: {_count(study, units)}\n")
