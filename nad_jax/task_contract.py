@@ -13,6 +13,9 @@ from nad_jax.fitting import SPLITS, Members, Task, cross_entropy
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 
+# What a sample that is written for arrays of JAX alone raises of others.
+_FOR_JAX_ALONE = (AttributeError, TypeError, ValueError, AssertionError, NotImplementedError)
+
 
 def check_task(model: Model, recipe: Recipe, task: Task, data: Any, member: Members) -> None:
     """Raises `InputError` where a task gives no samples of the model's inputs, has fewer than the
@@ -25,21 +28,22 @@ def check_task(model: Model, recipe: Recipe, task: Task, data: Any, member: Memb
     variables = shape_of_variables(model)
     # Other than the number of outputs, with which it could be confused.
     batch = 3 if model.num_logits == 2 else 2
+    arrays = data, member.arrays
+    on_host = jax.tree.map(_on_host, arrays)
     for split, count in zip(SPLITS, (recipe.num_train, recipe.num_test), strict=True):
         indices = np.linspace(0, count - 1, batch).astype(int)
-        arrays = data, member.arrays
         sample = partial(_sample, task, split, indices)
-        # JAX would take the last sample again and again where there are too few; NumPy says so.
-        try:
-            sample(*jax.tree.map(np.asarray, arrays))
-        except IndexError as error:
-            raise InputError(
-                f"recipe: num_{split}={count} asks for more samples than the task has: "
-                f"{first_line(error)}"
-            ) from error
-        except Exception:  # a sample may be written for arrays of JAX alone
-            pass
         with reported(f"task: sample({split!r})"):
+            # JAX would take the last sample again and again where there are too few; NumPy says so.
+            try:
+                sample(*on_host)
+            except IndexError as error:
+                raise InputError(
+                    f"recipe: num_{split}={count} asks for more samples than the task has: "
+                    f"{first_line(error)}"
+                ) from error
+            except _FOR_JAX_ALONE:
+                pass
             samples = jax.eval_shape(sample, *arrays)
         if not isinstance(samples, tuple) or len(samples) != 2:
             raise InputError(f"task: sample must return (x, targets), got {type(samples).__name__}")
@@ -54,6 +58,12 @@ def check_task(model: Model, recipe: Recipe, task: Task, data: Any, member: Memb
         outputs = jax.eval_shape(model.apply, variables, x)
         _check_numbers(task, outputs, targets)
     _check_finite(model, recipe, task, data, member)
+
+
+def _on_host(leaf: Any) -> Any:
+    """A leaf as an array of NumPy; random keys, which it does not know, as they are."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf if is_key else np.asarray(leaf)
 
 
 def _sample(task: Task, split: str, indices: np.ndarray, data: Any, arrays: Any) -> Any:

@@ -1,12 +1,23 @@
 """A task, and observers, of one's own that break their contract are refused before the training."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import nad_jax
-from nad_jax import InputError, Recipe, Task, create_model, observers, tasks, train_many
+from nad_jax import (
+    InputError,
+    Recipe,
+    Task,
+    create_model,
+    observers,
+    task_contract,
+    tasks,
+    train_many,
+)
 from nad_jax.fitting import cross_entropy
 from nad_jax.training import make_members
 
@@ -37,6 +48,15 @@ def test_more_samples_than_there_are_are_refused(split):
         train_many(MODEL, _task(), recipe=Recipe(batch_size=20, num_epochs=2, **sizes))
     with pytest.raises(InputError, match="num_train=10000 asks for more samples"):
         train_many(MODEL, _task())  # the default recipe is that of D(v)
+
+
+def test_data_are_read_once_and_may_hold_keys(monkeypatch):
+    read, on_host = [], task_contract._on_host
+    monkeypatch.setattr(task_contract, "_on_host", lambda leaf: read.append(leaf) or on_host(leaf))
+    task = _task(data=lambda *_: (jnp.asarray(INPUTS), jnp.asarray(TARGETS), jax.random.key(0)))
+    with pytest.raises(InputError, match="num_test=41 asks for more samples"):
+        train_many(MODEL, task, recipe=dataclasses.replace(RECIPE, num_test=41))
+    assert len(read) == 3
 
 
 @pytest.mark.parametrize(
