@@ -221,6 +221,20 @@ def _make_grid(groups: dict[str, results.Rows], maps: accuracy_plots.Maps) -> ac
     return {(name.removesuffix(p).removesuffix(", "), p): maps[name] for name, p in names}
 
 
+def median_steps(
+    groups: dict[str, results.Rows], axes: accuracy_plots.Frequencies, shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """For each group the median over seeds of the steps to the loss, by frequency: infinite where
+    it is never reached, which is longer than any; nan where nothing is trained.
+    """
+    never = {"steps_to_loss": np.inf}
+    reached = {
+        label: [row if row["steps_to_loss"] >= 0 else {**row, **never} for row in group]
+        for label, group in groups.items()
+    }
+    return results.map_panels(reached, "steps_to_loss", axes, shape, np.median)
+
+
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
     """Draws `results.csv` of `workdir`; which figures there are depends on the source of the
     directions.
@@ -236,12 +250,7 @@ def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",))
         figures["accuracy_map"] = accuracy_plots.plot_accuracy_maps(
             _make_grid(groups, accuracy), axes, f"Accuracy on D(v): {title}"
         )
-        # Averaged over the seeds that reached the loss.
-        reached = {
-            label: [row for row in group if row["steps_to_loss"] >= 0]
-            for label, group in groups.items()
-        }
-        steps = results.map_panels(reached, "steps_to_loss", axes, shape)
+        steps = median_steps(groups, axes, shape)
         if np.isfinite(list(steps.values())).any():
             figures["steps_map"] = accuracy_plots.plot_steps_maps(
                 _make_grid(groups, steps),

@@ -237,12 +237,17 @@ def mean_accuracies(rows: Rows) -> np.ndarray:
     return np.array(list(map(np.mean, values_by(rows, "direction").values())))
 
 
-def by_frequency(rows: Rows, metric: str, shape: tuple[int, int]) -> dict[tuple[int, int], float]:
-    """The mean of a metric of Fourier directions by their frequency modulo (H, W); ±f is one
-    direction.
+def by_frequency(
+    rows: Rows,
+    metric: str,
+    shape: tuple[int, int],
+    average: Callable[[list[float]], float] = np.mean,
+) -> dict[tuple[int, int], float]:
+    """The mean of a metric of Fourier directions, or another average, by their frequency modulo
+    (H, W); ±f is one direction.
     """
     values = _values_by_frequency(rows, metric, shape)
-    return {place: float(np.mean(numbers)) for place, numbers in values.items()}
+    return {place: float(average(numbers)) for place, numbers in values.items()}
 
 
 def _values_by_frequency(
@@ -279,14 +284,15 @@ def map_panels(
     metric: str,
     frequencies: Frequencies,
     shape: tuple[int, int],
+    average: Callable[[list[float]], float] = np.mean,
 ) -> dict[str, np.ndarray]:
-    """For each group the mean of a metric over seeds at (vertical, horizontal) frequencies; nan
-    where there is none.
+    """For each group the mean of a metric over seeds, or another average, at (vertical, horizontal)
+    frequencies; nan where there is none.
     """
     (rows, columns), (height, width) = frequencies, shape
     panels = {}
     for label, chosen in groups.items():
-        values = by_frequency(chosen, metric, shape)
+        values = by_frequency(chosen, metric, shape, average)
         panels[label] = np.array(
             [[values.get((r % height, c % width), np.nan) for c in columns] for r in rows]
         )

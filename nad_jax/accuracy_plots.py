@@ -5,6 +5,7 @@ histograms.
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -60,7 +61,9 @@ def _make_panels(
 ) -> tuple[Figure, dict[str | tuple[str, str], Axes]]:
     """A figure with a panel of each map; `ratio` is the height of one over its width."""
     width = 1.55 / min(ratio, 1) ** 0.5
-    places, rows, columns = _place(maps, max(1, min(len(maps), int((PAGE - 0.9) / width))))
+    most = max(1, min(len(maps), int((PAGE - 0.9) / width)))
+    num_rows = -(-len(maps) // most)  # of as equal length as can be
+    places, rows, columns = _place(maps, -(-len(maps) // num_rows))
     num_rows, num_columns = (max(axis) + 1 for axis in zip(*places, strict=True))
     size = COLUMN if num_columns * width + 0.9 <= COLUMN + 0.8 else PAGE
     beside = 1.25 if rows else 1.1  # labels and color bar
@@ -92,6 +95,8 @@ def _plot_maps(
     ratio = float(np.clip(len(rows) / len(columns), 0.25, 4.0))
     figure, panels = _make_panels(maps, ratio, title)
     extent = (*_edges(columns), *reversed(_edges(rows)))
+    specs = [panel.get_subplotspec() for panel in panels.values()]
+    places = {(spec.rowspan.start, spec.colspan.start) for spec in specs}
     extend = scale.pop("extend", "neither")
     for name, panel in panels.items():
         panel.set_facecolor("lightgray")
@@ -102,6 +107,9 @@ def _plot_maps(
         panel.set_yticks(_choose_ticks(rows))
         # The title of a row stands where labels of axes do, which `label_outer` keeps.
         panel.label_outer()
+        below = panel.get_subplotspec().rowspan.stop, panel.get_subplotspec().colspan.start
+        if below not in places:
+            panel.tick_params(labelbottom=True)
     figure.supxlabel("horizontal frequency (cycles per image)", fontsize=7)
     figure.supylabel("vertical frequency (cycles per image)", fontsize=7)
     how = {"label": label, "aspect": 30, "extend": extend}
@@ -143,17 +151,24 @@ def plot_accuracy_maps(maps: Maps, frequencies: Frequencies, title: str) -> Figu
     percent = {name: 100 * values for name, values in maps.items()}
     below = any((values < 50).any() for values in percent.values())
     scale = {"vmin": 50, "vmax": 100, "cmap": LEVELS, "extend": "min" if below else "neither"}
-    return _plot_maps(percent, frequencies, title, "test accuracy (%)", **scale)
+    label = "test accuracy (%)"
+    if any(np.isnan(values).any() for values in percent.values()):
+        label += ", gray: not trained"
+    return _plot_maps(percent, frequencies, title, label, **scale)
 
 
 @styled
 def plot_steps_maps(maps: Maps, frequencies: Frequencies, title: str) -> Figure:
-    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale; gray: nan,
-    never reached.
+    """Steps to a small loss as `plot_accuracy_maps`, on a common logarithmic scale that spans a
+    factor of 2 at least; white: infinite, never reached; gray: nan, not trained.
     """
     finite = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
-    norm = LogNorm(finite.min(), max(finite.max(), finite.min() * 1.01))
-    return _plot_maps(maps, frequencies, title, "steps (gray: never)", norm=norm, cmap=STEPS)
+    norm = LogNorm(finite.min(), max(finite.max(), finite.min() * 2))
+    colors = colormaps[STEPS].with_extremes(over="white")
+    label = "steps, logarithmic (white: never, gray: not trained)"
+    # Infinite numbers would be drawn as nan.
+    drawn = {n: np.where(np.isposinf(values), 10 * norm.vmax, values) for n, values in maps.items()}
+    return _plot_maps(drawn, frequencies, title, label, norm=norm, cmap=colors, extend="max")
 
 
 @styled

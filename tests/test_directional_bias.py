@@ -734,3 +734,24 @@ def test_bad_input_is_reported_at_once(tmp_path):
         with pytest.raises(InputError, match=message):
             run(directional_bias, _config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_steps_are_the_median_of_the_seeds_and_never_is_not_what_was_not_trained():
+    steps = {(0, 0): [-1, 316, -1], (0, 1): [319, -1, 321], (1, 1): [5, 7, 6]}
+    rows = [
+        {"frequency_row": r, "frequency_column": c, "steps_to_loss": one}
+        for (r, c), seeds in steps.items()
+        for one in seeds
+    ]
+    axes = np.arange(2), np.arange(2)
+    found = directional_bias.median_steps({"": rows}, axes, (8, 8))[""]
+    np.testing.assert_array_equal(found, [[np.inf, 321], [np.nan, 6]])
+    maps = {name: found for name in "abcd"}
+    figure = accuracy_plots.plot_steps_maps(maps, axes, "title")
+    drawn = next(panel.get_images()[0] for panel in figure.axes if panel.get_images())
+    never, reached, untrained, _ = drawn.to_rgba(drawn.get_array()).reshape(4, 4)
+    assert (
+        never.tolist() == [1, 1, 1, 1] and untrained[3] == 0 and reached.tolist() != never.tolist()
+    )
+    places = {axes.get_subplotspec().colspan.start for axes in figure.axes if axes.get_images()}
+    assert places == {0, 1}  # two rows of two
