@@ -207,8 +207,8 @@ def check_symmetrized(estimator: Estimator, model: Model) -> None:
     if not model.symmetries:
         size = "×".join(map(str, model.image_shape[:-1] or model.image_shape))
         raise InputError(
-            f"symmetrized: must be False (--config.symmetrized=False), this model states no "
-            f"symmetries for inputs of {size}"
+            f"symmetrized: must be False, this model states no symmetries for inputs of {size} "
+            "(on the command line: --config.symmetrized=False)"
         )
     at_origin = estimator.derivative == "input_gradient" and estimator.point_scale < 1e-6
     outputs = (estimator.from_features and model.features) or model.apply

@@ -380,10 +380,10 @@ def test_figures_of_a_record_name_its_choices_and_its_groups():
 
 
 def test_errors_between_points_are_in_the_figures_too():
-    sem = _record(point_sem=np.full(4, 0.04))._sem
+    sem = _record(point_sem=np.full(4, 0.04)).sem
     np.testing.assert_allclose(sem, 0.05)
     alone = _record(point_sem=np.full(4, 0.04), num_networks=1, eigenvalue_sem=np.full(4, np.nan))
-    np.testing.assert_allclose(alone._sem, 0.04)
+    np.testing.assert_allclose(alone.sem, 0.04)
 
 
 def test_clean_networks_of_a_curve_have_its_seeds():
