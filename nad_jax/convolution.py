@@ -14,7 +14,7 @@ from typing import Any, Concatenate, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nad_jax import winograd
+from nad_jax import target, winograd
 from nad_jax.errors import InputError, check_choice
 from nad_jax.pooling import Pads, check_fits, pool, window_max
 
@@ -349,5 +349,5 @@ def resolve_convolution(name: str) -> str:
     """The name of the convolution to use: "auto" is "product" on a CPU and "lax" elsewhere."""
     check_choice("convolution", name, ("auto", *CONVOLUTIONS))
     if name == "auto":
-        return "product" if jax.default_backend() == "cpu" else "lax"
+        return "product" if target.platform() == "cpu" else "lax"
     return name

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from nad_jax import errors
+from nad_jax import errors, target
 from nad_jax.errors import InputError, check_choice, check_integer, shown
 
 MAPPINGS = ("vectorized", "sequential")
@@ -37,20 +37,20 @@ class Execution(NamedTuple):
         return errors.problems(
             lambda: check_choice("mapping", self.mapping, ("auto", *MAPPINGS)),
             lambda: check_integer("chunk_size", self.chunk_size, 0),
-            lambda: check_integer("num_devices", self.num_devices, 0, jax.local_device_count()),
+            lambda: check_integer("num_devices", self.num_devices, 0, len(target.local_devices())),
         )
 
     @property
     def devices(self) -> list[jax.Device]:
         """The local devices that are used."""
-        return jax.local_devices()[: self.num_devices or None]
+        return target.local_devices()[: self.num_devices or None]
 
     def resolved(self) -> "Execution":
         """The same with a mapping that is not automatic; one `InputError` for what is wrong."""
         errors.raise_problems(self.problems())
         mapping, *numbers = self
         if mapping == "auto":
-            mapping = "sequential" if jax.default_backend() == "cpu" else "vectorized"
+            mapping = "sequential" if target.platform() == "cpu" else "vectorized"
         return Execution(errors.plain(mapping), *map(int, numbers))
 
 
@@ -155,7 +155,8 @@ def keys_of_seeds(purpose: str, seeds: np.ndarray, *names: np.ndarray) -> jax.Ar
 
 
 def _mesh(devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-    return jax.make_mesh((len(devices),), ("networks",), (AxisType.Auto,), devices=devices)
+    # `jax.make_mesh` wants whole boxes of a pod.
+    return jax.sharding.Mesh(np.asarray(devices), ("networks",), axis_types=(AxisType.Auto,))
 
 
 def replicated(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from nad_jax import target
 from nad_jax.errors import InputError, check_choice
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -63,6 +65,51 @@ def window_max_jvp(axes, primals, tangents):
     return window_max(windows, axes), jnp.sum(jnp.where(jnp.stack(rows, first), direction, 0), axes)
 
 
+def _reduce(x: jax.Array, monoid: str, size: int) -> jax.Array:
+    """The maximum, minimum or sum over size×size windows that do not overlap."""
+    start, operator = {
+        "max": (-jnp.inf, jax.lax.max),
+        "min": (jnp.inf, jax.lax.min),
+        "add": (0.0, jax.lax.add),
+    }[monoid]
+    window = (1, size, size, 1)
+    return jax.lax.reduce_window(x, np.array(start, x.dtype), operator, window, window, "VALID")
+
+
+def _spread(pooled: jax.Array, size: int) -> jax.Array:
+    """The value of each window at all of its entries."""
+    pads = ((0, 0), (size - 1, size - 1), (size - 1, size - 1), (0, 0))
+    zero, window = np.zeros((), pooled.dtype), (1, size, size, 1)
+    return jax.lax.reduce_window(
+        pooled, zero, jax.lax.add, window, (1,) * 4, pads, base_dilation=window
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _block_max(x: jax.Array, size: int) -> jax.Array:
+    """Maxima of windows that do not overlap, by `reduce_window`, which a TPU is made for; their
+    derivative goes to the first of equals.
+    """
+    return _reduce(x, "max", size)
+
+
+@_block_max.defjvp
+def _block_max_jvp(size, primals, tangents):
+    (x,), (direction,) = primals, tangents
+    place = jnp.arange(x.shape[1])[:, None] % size * size + jnp.arange(x.shape[2]) % size
+    place = jnp.broadcast_to(place[None, :, :, None].astype(x.dtype), x.shape)
+    window = (1, size, size, 1)
+
+    def larger(one, other):
+        first = one[0] >= other[0]
+        return tuple(jnp.where(first, left, right) for left, right in zip(one, other, strict=True))
+
+    start = np.array(-np.inf, x.dtype), np.array(0, x.dtype)
+    largest, first = jax.lax.reduce_window((x, place), start, larger, window, window, "VALID")
+    won = place == _spread(first, size)
+    return largest, _reduce(jnp.where(won, direction, 0), "add", size)
+
+
 def pool(
     x: jax.Array, kind: str, size: int, stride: int | None = None, padding: int = 0
 ) -> jax.Array:
@@ -91,6 +138,8 @@ def pool(
     rows, columns = (height - size) // stride + 1, (width - size) // stride + 1
     if stride == size:
         x = x[:, : rows * size, : columns * size]
+        if target.platform() == "tpu":
+            return _block_max(x, size) if kind == "max" else _reduce(x, "add", size) / size**2
         windows, axes = x.reshape(batch, rows, size, columns, size, channels), (2, 4)
     else:
         tall, wide = stride * (rows - 1) + 1, stride * (columns - 1) + 1

@@ -133,12 +133,17 @@ class DenseBlock(nn.Module):
     def _activated_product(
         self, x: jax.Array, coefficients: Coefficients, kernel: jax.Array
     ) -> jax.Array:
-        """relu(factor · x + shift) @ kernel; on a CPU what is between is neither stored nor leaves
-        the cache.
+        """relu(factor · x + shift) @ kernel; what is between is not stored, and on a CPU does not
+        leave the cache.
         """
+
+        @jax.checkpoint
+        def multiply(part: jax.Array) -> jax.Array:
+            return _activate(part, coefficients) @ kernel
+
         if self.convolution is not product_convolution:
-            return _activate(x, coefficients) @ kernel
-        return map_images(jax.checkpoint(lambda part: _activate(part, coefficients) @ kernel), x)
+            return multiply(x)
+        return map_images(multiply, x)
 
     def _activated_convolution(
         self, x: jax.Array, coefficients: Coefficients, kernel: jax.Array
