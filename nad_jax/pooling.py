@@ -96,8 +96,8 @@ def _block_max(x: jax.Array, size: int) -> jax.Array:
 @_block_max.defjvp
 def _block_max_jvp(size, primals, tangents):
     (x,), (direction,) = primals, tangents
-    place = jnp.arange(x.shape[1])[:, None] % size * size + jnp.arange(x.shape[2]) % size
-    place = jnp.broadcast_to(place[None, :, :, None].astype(x.dtype), x.shape)
+    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) for axis in (1, 2))
+    place = (rows % size * size + columns % size).astype(x.dtype)
     window = (1, size, size, 1)
 
     def larger(one, other):

@@ -1,0 +1,69 @@
+"""What an optimized program of XLA says of itself: estimated time, kernels, communication."""
+
+import re
+from collections.abc import Iterator
+
+Computations = dict[str, list[str]]
+COLLECTIVES = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter")
+_HEADER = re.compile(r"(?:ENTRY )?%?([\w.\-]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_BODY = re.compile(r"\swhile\(.*body=%?([\w.\-]+)")
+_CALL = re.compile(r"\scall\(.*to_apply=%?([\w.\-]+)")
+_KERNEL = re.compile(r"\s(?:fusion|custom-call|copy|sort|convolution|dot|reduce)\(")
+_UNKNOWN = 2**60  # estimates from here on say that there is none
+
+
+def split_computations(text: str) -> tuple[Computations, str]:
+    """The lines of every computation of a program by its name, and which one is the entry."""
+    found, entry, lines = {}, "", []
+    for line in text.splitlines():
+        begins = line.rstrip().endswith("{") and not line.startswith((" ", "HloModule"))
+        if begins:
+            name = _HEADER.match(line)[1]
+            lines = found.setdefault(name, [])
+            entry = name if line.startswith("ENTRY") else entry
+        elif " = " in line:
+            lines.append(line)
+    return found, entry
+
+
+def _executed(computations: Computations, name: str, times: int = 1) -> Iterator[tuple[str, int]]:
+    """Every line that is executed from a computation on, and how often; a loop whose number of
+    turns is not known counts once.
+    """
+    for line in computations.get(name, ()):
+        yield line, times
+        if loop := _BODY.search(line):
+            trips = _TRIPS.search(line)
+            yield from _executed(computations, loop[1], times * int(trips[1] if trips else 1))
+        if called := _CALL.search(line):
+            yield from _executed(computations, called[1], times)
+
+
+def count_cycles(text: str) -> int:
+    """The cycles that XLA expects of a program for a TPU; 0 where it does not say."""
+    total = 0
+    for line, times in _executed(*split_computations(text)):
+        found = _CYCLES.search(line)
+        if found and int(found[1]) < _UNKNOWN:
+            total += times * int(found[1])
+    return total
+
+
+def count_kernels(text: str) -> int:
+    """The kernels of the largest loop body of a program for a GPU, a training step, say; of the
+    whole program where it has none.
+    """
+    computations, entry = split_computations(text)
+    bodies = {
+        match[1] for lines in computations.values() for match in map(_BODY.search, lines) if match
+    }
+    return max(
+        sum(bool(_KERNEL.search(line)) for line in computations[name]) for name in bodies or {entry}
+    )
+
+
+def find_collectives(text: str) -> list[str]:
+    """The operations of a program that exchange something between devices."""
+    return [name for name in COLLECTIVES if re.search(rf"\s{name}(-start)?\(", text)]
