@@ -32,5 +32,6 @@ setup(
         "test": ["pytest", "pytest-xdist", "hypothesis", "scipy", "ruff", "pandas", "setuptools"],
         "docs": ["sphinx>=9.0,<10", "myst-parser>=5.0,<6", "furo>=2025.9,<2027"],
         "benchmark": ["torch"],
+        "tpu": ["jax[tpu]"],  # also to compile for TPUs that are not there
     },
 )
