@@ -1,4 +1,4 @@
-"""Installation of nad_jax: `pip install -e .`, with `[test]`, `[docs]` and `[benchmark]` extras."""
+"""Installation of nad_jax: `pip install -e .`, with the extras below."""
 
 import re
 from pathlib import Path
