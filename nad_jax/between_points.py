@@ -63,19 +63,19 @@ def measure_between_points(
     energies = np.stack([energies_of(number) for number in asked])
     # The two of a pair (E) have one eigenvalue, the mean of theirs.
     energies = np.moveaxis(mean_of_pairs(np.moveaxis(energies, 2, 0), nads.symmetry), 0, 2)
-    sem = np.ldexp(error_between_points(energies), 2 * exponent)
+    sem = np.ldexp(error_between_points(energies, nads.num_networks), 2 * exponent)
     if nads.num_networks == 1:
         nads = nads._replace(eigenvalue_sem=sem)
     return nads._replace(point_sem=sem)
 
 
-def error_between_points(energies: np.ndarray) -> np.ndarray:
-    """What P points that networks share add to the standard error [K] of the mean over both, from
-    energies [M, P, K] of M networks.
+def error_between_points(energies: np.ndarray, num_networks: int) -> np.ndarray:
+    """The standard error [K] of the mean over P points that `num_networks` networks share: what
+    other points would change while these networks stay; from energies [M, P, K] of M of them.
 
     Two-way analysis of variance: what points differ in by themselves is what their means over
-    networks differ in beyond what the interaction of networks and points explains, which the error
-    between networks has in it. Of one network nothing can be told apart, and it is all there is.
+    networks differ in beyond what the interaction of networks and points explains; of that, more
+    networks leave less. Of one network nothing can be told apart, and it is all there is.
     """
     count, num_points, _ = energies.shape
     means = energies.mean(0)
@@ -84,4 +84,5 @@ def error_between_points(energies: np.ndarray) -> np.ndarray:
         return np.sqrt(between / num_points)
     rest = energies - means - energies.mean(1, keepdims=True) + means.mean(0)
     interaction = (rest**2).sum((0, 1)) / ((count - 1) * (num_points - 1))
-    return np.sqrt(np.maximum(between - interaction / count, 0.0) / num_points)
+    alone = np.maximum(between - interaction / count, 0.0)
+    return np.sqrt((alone + interaction / num_networks) / num_points)

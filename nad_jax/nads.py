@@ -49,8 +49,9 @@ class NADs(NamedTuple):
     batch_weights, batch_traces, batch_products, batch_energies: what is kept of batches of the
                         networks, see `batches.Batches`; empty in leading records and those of
                         earlier versions.
-    point_sem:          [K] what the points add to the standard error of u_iᵀ G u_i, where all
-                        networks share several: squares of it and of `eigenvalue_sem` add up; of one
+    point_sem:          [K] standard error of u_iᵀ G u_i between the points, where all networks share
+                        several: what another draw of as many would change while the networks stay,
+                        as `eigenvalue_sem` is what other networks would at these points; of one
                         network they are the same. Empty otherwise: points that each network draws for itself
                         are in `eigenvalue_sem`.
     """
@@ -173,7 +174,8 @@ class NADs(NamedTuple):
     @property
     def sem(self) -> np.ndarray:
         """[K] standard errors of the eigenvalues: between networks and, where all networks share
-        several, between points.
+        several, between points. What a network says of a single point alone is in both: where there
+        is nothing else, the two together are √2 too large.
         """
         if not len(self.point_sem):
             return self.eigenvalue_sem

@@ -65,7 +65,7 @@ def summarize(nads: NADs) -> list[str]:
     ]
     if nads.batches is not None:
         lines[-1] += f"; isotropy {format_number(*isotropy(nads))}"
-        lines[-1] += " at these points" * bool(len(nads.point_sem))
+        lines[-1] += " at these points" * ("networks" in errors and "points" in errors)
     if note := explain_passes(nads.config.get("backward_passes", 0)):
         lines.append(note)
     if found := warn(nads):
