@@ -20,6 +20,7 @@ from experiments.run.costs import Ensemble, choose_chunk, measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Work
 from nad_jax import nads, records, summary
+from nad_jax.accumulation import make_accumulate
 from nad_jax.batches import add_look
 from nad_jax.choices import (
     Estimator,
@@ -32,7 +33,7 @@ from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_integer, raise_problems
 from nad_jax.estimation import Passes
-from nad_jax.geometry import find_problems, make_accumulate
+from nad_jax.geometry import find_problems
 from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays, merge_halves
 from nad_jax.nads import NADs
 from nad_jax.reading import Found, find_directions, make_dense

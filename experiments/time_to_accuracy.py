@@ -46,10 +46,11 @@ from experiments.run.config import (
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
 from nad_jax import plotting, summary
+from nad_jax.accumulation import make_accumulate
 from nad_jax.choices import Estimator, check_symmetrized
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_choice, check_input_shape, check_integer, check_number
-from nad_jax.geometry import make_accumulate, resolve_execution
+from nad_jax.geometry import resolve_execution
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, Halves, halves_from_arrays, halves_to_arrays, init_halves
 from nad_jax.nads import DERIVATIVES
@@ -219,7 +220,7 @@ def _make_program(config: ConfigDict, like: Member, chunk_size: int) -> Program:
     """What computes the ensembles that differ from this one in their seed at most."""
     model, estimator, accumulator, execution, size, *_ = _read_ensemble(config, like.what)
     execution, _ = resolve_execution(model, estimator, execution, size)
-    at_once = execution.chunk_size * jax.local_device_count()
+    at_once = execution.chunk_size * len(execution.devices)
     looks, names = _plan_looks(like.num_networks, at_once), tuple(_shapes(config, like))
     execution = execution._replace(chunk_size=chunk_size or execution.chunk_size)
     accumulate, _ = make_accumulate(model, estimator, accumulator, execution, size)

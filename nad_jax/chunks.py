@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import ensemble
+from nad_jax import ensemble, target
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_function, check_record
 from nad_jax.fitting import FitState, Members, Observer, Stages
@@ -180,7 +180,7 @@ def map_networks(
             for name, observer in observers.items():
                 valid = np.arange(chunk_size) < count
                 given = (chunk.variables(state), members, numbers, valid)
-                given = jax.device_put(given, jax.local_devices()[0])
+                given = jax.device_put(given, target.local_devices()[0])
                 together[name][epoch] = observer.update(together[name][epoch], *given)
             if epoch and snapshots is not None and snapshots.due():
                 kept = {"batches_done": np.asarray(place), "epochs_done": np.asarray(epoch)}

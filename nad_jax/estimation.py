@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax import ensemble, errors, moments, subspaces
+from nad_jax.accumulation import Progress, make_accumulate
 from nad_jax.batches import add_look
 from nad_jax.between_points import measure_between_points
 from nad_jax.choices import (
@@ -24,7 +25,6 @@ from nad_jax.choices import (
 from nad_jax.contract import shape_of_variables
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.errors import InputError, check_function, check_integer, check_number
-from nad_jax.geometry import Progress, make_accumulate
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, init_halves
 from nad_jax.nads import NADs

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nad_jax.choices import Estimator, choose_points, choose_readout, shape_of_points
 from nad_jax.contract import reported, shape_of_variables
@@ -29,14 +28,8 @@ from nad_jax.moments import (
     Accumulator,
     Halves,
     State,
-    clear_halves,
-    merge_halves,
-    pack_states,
-    unpack_states,
 )
 from nad_jax.points import Points
-from nad_jax.snapshots import Snapshots
-from nad_jax.store import DamagedError
 from nad_jax.vector_fields import count_together
 
 _ROWS = 2**20  # numbers of a chunk, 4 MB: amortizes the update, and progress is steady
@@ -44,8 +37,6 @@ _VARIABLES = 2**20  # numbers of networks that are initialized together, which d
 
 
 Rows = Callable[[Any, jax.Array, Any], jax.Array]
-Progress = Callable[[int], None]
-Accumulate = Callable[[jax.Array, Halves, int, int, Progress | None, Snapshots | None], Halves]
 Measure = Callable[[Any, jax.Array, Halves, jax.Array, Any, jax.Array], Halves]
 
 
@@ -258,106 +249,3 @@ def make_add_chunk(
             return add_rows(accumulator, halves, rows, valid, split_points)
 
     return add_chunk
-
-
-def make_accumulate(
-    model: Model,
-    estimator: Estimator,
-    accumulator: Accumulator,
-    execution: Execution,
-    num_networks: int,
-    points: Points | None = None,
-    variables: Any = None,
-) -> tuple[Accumulate, Execution]:
-    """Builds `accumulate(key, halves, first, stop, progress=None, snapshots=None) -> halves`, chunk
-    by chunk on the local devices, and says how it does without automatic choices.
-
-    A network with a row that is not finite is counted and left out. Memory does not depend on the
-    number of networks.
-
-    Args:
-      num_networks: how many it is given at a time: no automatic chunk is larger. Of a single one
-        the halves are those of its points.
-      points: another law of points than the estimator's.
-      variables: of networks 0, 1, …, every leaf [N, …]; None: as `model.init` draws them.
-
-    Raises:
-      InputError: where values are wrong or do not fit the model.
-    """
-    execution, num_rows = resolve_execution(model, estimator, execution, num_networks, points)
-    add_chunk = make_add_chunk(
-        model, estimator, accumulator, execution, points, split_points=num_networks == 1
-    )
-    data, counted = choose_points(model, estimator, points).data, num_rows * accumulator.copies
-    chunk_size = execution.chunk_size
-
-    def accumulate(
-        key: jax.Array,
-        halves: Halves,
-        first: int,
-        stop: int,
-        progress: Progress | None = None,
-        snapshots: Snapshots | None = None,
-    ) -> Halves:
-        """The state that has also seen the networks first … stop − 1, `first` even.
-
-        Args:
-          progress: called after each chunk with the number of networks done so far.
-          snapshots: where a call that was interrupted is taken up again by the same one: to the bit
-            with as many devices, to rounding with more or fewer. What the state is before and, of a
-            sketch, its test directions must be part of their identity.
-        """
-        if first % 2:
-            raise InputError(f"first: must be even (halves of even and odd members), got {first}")
-        if stop * counted >= 2**31:
-            most = 2**31 // counted
-            raise InputError(
-                f"num_networks: at most {most} of {counted} rows each are counted, got {stop}"
-            )
-        # One state on each device, so that none waits for another; they are merged in the end.
-        devices, (parts, done) = execution.devices, _load(halves, first, snapshots)
-        parts += [clear_halves(accumulator, halves)] * (len(devices) - len(parts))
-        # Of more states than there are devices now, each takes several.
-        states = [
-            jax.device_put(merge_halves(accumulator, *parts[place :: len(devices)]), device)
-            for place, device in enumerate(devices)
-        ]
-        states = jax.tree.map(jnp.copy, states)  # the caller's arrays are not donated
-        placed = [jax.device_put((key, data), device) for device in devices]
-        together = chunk_size * len(devices)
-        for begin in range(done, stop, together):
-            for place, start in enumerate(range(begin, stop, chunk_size)[: len(devices)]):
-                own = jax.device_put(_chunk_of(variables, start, chunk_size), devices[place])
-                (own_key, own_data), ends = placed[place], (np.int32(start), np.int32(stop))
-                states[place] = add_chunk(own_key, states[place], *ends, own_data, own)
-            done = min(begin + together, stop)
-            if progress is not None or snapshots is not None:
-                jax.block_until_ready(states)
-            if snapshots is not None and snapshots.due():
-                snapshots.save(done, {**pack_states(states), "done": np.asarray(done)})
-            if progress is not None:
-                progress(done - first)
-        return merge_halves(accumulator, *(jax.device_put(state, devices[0]) for state in states))
-
-    return accumulate, execution
-
-
-def _load(halves: Halves, first: int, snapshots: Snapshots | None) -> tuple[list[Halves], int]:
-    """The states of an interrupted call and the number of its networks done, or the beginning."""
-
-    def check_kept(kept: dict[str, np.ndarray]) -> None:
-        counts = ("_networks", "_diverged")
-        networks = sum(int(kept[name]) for name in kept if name.endswith(counts))
-        networks -= int(halves.networks) + int(halves.diverged)
-        if networks != int(kept["done"]) - first:
-            raise DamagedError(f"it holds {networks} networks, not {int(kept['done']) - first}")
-
-    if snapshots is None or (kept := snapshots.load(check_kept)) is None:
-        return [halves], first
-    return unpack_states(kept, halves), int(kept["done"])
-
-
-def _chunk_of(variables: Any, start: int, chunk_size: int) -> Any:
-    """The given variables of a chunk, those of the last network repeated beyond the end."""
-    places = np.arange(start, start + chunk_size)
-    return jax.tree.map(lambda leaf: leaf[np.minimum(places, len(leaf) - 1)], variables)

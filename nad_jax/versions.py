@@ -5,7 +5,7 @@ device.
 import functools
 from importlib import metadata
 
-import jax
+from nad_jax import target
 
 __version__ = "0.4.0"  # said here alone: setup.py reads it
 _COMPUTE = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -19,4 +19,4 @@ def versions() -> dict[str, str]:
 
 def device_kind() -> str:
     """What JAX calls the local devices."""
-    return jax.local_devices()[0].device_kind
+    return target.local_devices()[0].device_kind

@@ -8,7 +8,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from nad_jax import target
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 8)
 
 # Large programs that several tests compile are compiled once, also by processes that tests start.
 # Keeping the many small ones costs a fifth of the time, and almost none is asked for again.
@@ -25,6 +28,13 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each core has a process of its own
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", _KEPT_FROM)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device():
+    """Computes on one device unless a test says otherwise: `target.compiled_for`."""
+    with target.compiled_for(jax.devices()[:1]):
+        yield
 
 
 @pytest.fixture(scope="session")

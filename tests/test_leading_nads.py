@@ -12,7 +12,7 @@ from experiments import leading_nads
 from experiments.run import interruption, origin, runner
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard
-from nad_jax import create_model, estimate_leading_nads, load_nads, null_band, store
+from nad_jax import create_model, estimate_leading_nads, load_nads, null_band, store, target
 from nad_jax.errors import InputError
 from tests.test_configs import load_config, run
 
@@ -94,18 +94,16 @@ def _interrupt(finished, workdir, monkeypatch, devices):
     shutil.copytree(finished, workdir)
     for name in LAST_PASS[1:]:
         (workdir / "units" / f"{name}.npz").unlink()
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * devices)
 
     def check():
         if list(workdir.glob("snapshots/*")):
             raise interruption.Interrupted
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, target.compiled_for(jax.devices()[:devices]):
         patch.setattr(runner, "SNAPSHOT_SECONDS", 0.0)
         patch.setattr(interruption, "check", check)
         with pytest.raises(interruption.Interrupted):
             run(leading_nads, _config(), workdir)
-    monkeypatch.undo()
     (snapshot,) = workdir.glob("snapshots/*")
     return snapshot
 

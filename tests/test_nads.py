@@ -26,9 +26,9 @@ from nad_jax import (
     singular_values,
     subspace_overlap,
 )
+from nad_jax.accumulation import make_accumulate
 from nad_jax.errors import InputError
 from nad_jax.estimation import _plan_looks
-from nad_jax.geometry import make_accumulate
 from nad_jax.moments import init_halves, merge_halves, sketched
 from nad_jax.nads import Spectrum, degenerate_groups
 from nad_jax.reading import find_directions, finish, make_dense

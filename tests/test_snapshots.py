@@ -2,6 +2,7 @@
 same.
 """
 
+import functools
 import time
 
 import jax
@@ -18,10 +19,11 @@ from nad_jax import (
     make_train_many,
     moments,
     store,
+    target,
 )
+from nad_jax.accumulation import make_accumulate
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
-from nad_jax.geometry import make_accumulate
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
 from nad_jax.symmetries import permutations, representations
@@ -185,42 +187,37 @@ def accumulate():
     estimator = Estimator(derivative="input_gradient", readout="sampled")
     group = (permutations((), model.image_shape), representations((), model.image_shape))
     accumulators = {"moments": moments.dense(16, group[1]), "sketches": moments.sketched(3, *group)}
-    how = (Execution(chunk_size=2), 31)
-    programs = {
-        kind: make_accumulate(model, estimator, accumulator, *how)[0]
-        for kind, accumulator in accumulators.items()
-    }
 
-    def accumulate(kind, *how):
+    @functools.cache
+    def program(kind, devices):
+        with target.compiled_for(jax.devices()[:devices]):
+            how = Execution(chunk_size=2), 31
+            return make_accumulate(model, estimator, accumulators[kind], *how)[0]
+
+    def accumulate(kind, devices, *how):
         basis = moments.random_basis(make_key(1), 3, 16)
         empty = moments.init_halves(accumulators[kind], basis)
-        return programs[kind](make_key(0), empty, 4, 35, *how)
+        return program(kind, devices)(make_key(0), empty, 4, 35, *how)
 
     return accumulate
 
 
-def _use_devices(monkeypatch, number):
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * number)
-
-
 @pytest.mark.parametrize("kind", ["moments", "sketches"])
 def test_an_ensemble_is_resumed_on_any_number_of_devices_and_no_network_is_lost(
-    kind, accumulate, tmp_path, monkeypatch
+    kind, accumulate, tmp_path
 ):
-    _use_devices(monkeypatch, 4)
-    straight = moments.halves_to_arrays(accumulate(kind))
+    straight = moments.halves_to_arrays(accumulate(kind, 4))
     assert straight["networks"] + straight["diverged"] == 31 and straight["diverged"] > 0
     for number in (1, 2, 3, 4, 8):
-        _use_devices(monkeypatch, 4)
+        kept = _snapshots(tmp_path / str(number), urgent=lambda: True)
         with pytest.raises(Stopped):
-            accumulate(kind, _stop_at(2), _snapshots(tmp_path / str(number), urgent=lambda: True))
+            accumulate(kind, 4, _stop_at(2), kept)
         assert not [
             name for path in tmp_path.rglob("*.npz") for name in np.load(path) if "basis" in name
         ]
-        _use_devices(monkeypatch, number)
         done = []
         resumed = moments.halves_to_arrays(
-            accumulate(kind, done.append, _snapshots(tmp_path / str(number)))
+            accumulate(kind, number, done.append, _snapshots(tmp_path / str(number)))
         )
         assert done[0] == min(16 + 2 * number, 31) and done[-1] == 31
         for name, array in straight.items():
@@ -228,17 +225,16 @@ def test_an_ensemble_is_resumed_on_any_number_of_devices_and_no_network_is_lost(
             np.testing.assert_allclose(resumed[name], array, rtol=0, atol=atol)
 
 
-def test_a_snapshot_that_lacks_networks_is_not_taken_up(accumulate, tmp_path, monkeypatch):
-    _use_devices(monkeypatch, 4)
-    straight = moments.halves_to_arrays(accumulate("moments"))
+def test_a_snapshot_that_lacks_networks_is_not_taken_up(accumulate, tmp_path):
+    straight = moments.halves_to_arrays(accumulate("moments", 4))
     with pytest.raises(Stopped):
-        accumulate("moments", _stop_at(2), _snapshots(tmp_path, urgent=lambda: True))
+        accumulate("moments", 4, _stop_at(2), _snapshots(tmp_path, urgent=lambda: True))
     newest = tmp_path / "folder" / "unit.1.npz"
     store.write_npz(
         newest, {name: a for name, a in store.read_npz(newest).items() if not name.startswith("3_")}
     )
     done = []
-    resumed = moments.halves_to_arrays(accumulate("moments", done.append, _snapshots(tmp_path)))
+    resumed = moments.halves_to_arrays(accumulate("moments", 4, done.append, _snapshots(tmp_path)))
     assert done == [16, 24, 31]  # from the older one
     assert newest.with_name("unit.1.npz.corrupt").exists()
     for name, array in straight.items():

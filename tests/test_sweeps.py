@@ -30,12 +30,21 @@ from experiments.main import EXPERIMENTS
 from experiments.run import origin, runner
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard
-from nad_jax import Estimator, Execution, create_model, ensemble, from_functions, records, store
+from nad_jax import (
+    Estimator,
+    Execution,
+    create_model,
+    ensemble,
+    from_functions,
+    records,
+    store,
+    target,
+)
+from nad_jax.accumulation import make_accumulate
 from nad_jax.errors import InputError
-from nad_jax.geometry import make_accumulate
 from nad_jax.moments import halves_to_arrays, init_halves
 from nad_jax.reading import make_dense
-from tests.commands import ROOT, Command, read_numbers, script
+from tests.commands import ROOT, Command, read_numbers
 from tests.test_configs import load_config, run
 
 SWEEP = [
@@ -842,37 +851,30 @@ def test_processes_of_jax_distributed_share_a_sweep_and_survive_each_other(clean
     assert _arrays(tmp_path / "run") == _arrays(clean / "nads")
 
 
-SPREAD = """
-import jax, numpy as np
-from nad_jax import Estimator, Execution, create_model
-from nad_jax.reading import make_dense
-from nad_jax.geometry import make_accumulate
-from nad_jax.moments import halves_to_arrays, init_halves
-assert jax.local_device_count() == 4
-model, estimator = create_model("mlp", (4, 4, 1)), Estimator()
-dense = make_dense(model, estimator)
-accumulate, _ = make_accumulate(model, estimator, dense, Execution(chunk_size=2), 14)
-used = []
-put = jax.device_put
-jax.device_put = lambda tree, device: used.append(device) or put(tree, device)
-np.savez(OUT, **halves_to_arrays(accumulate(jax.random.key(0), init_halves(dense), 0, 14)))
-assert set(used) == set(jax.local_devices())
-"""
-
-
 def _accumulate(model, estimator, chunk_size, num_networks):
     dense, execution = make_dense(model, estimator), Execution(chunk_size=chunk_size)
     accumulate, _ = make_accumulate(model, estimator, dense, execution, num_networks)
-    return accumulate(jax.random.key(0), init_halves(dense), 0, num_networks)
+    return accumulate(ensemble.make_key(0), init_halves(dense), 0, num_networks)
 
 
-def test_an_ensemble_is_spread_over_the_local_devices(tmp_path):
-    process = script(
-        f"OUT = {str(tmp_path / 'four.npz')!r}\n{SPREAD}", variables={"JAX_NUM_CPU_DEVICES": "4"}
-    )
-    assert process.wait() == 0, process.errors
-    one = halves_to_arrays(_accumulate(create_model("mlp", (4, 4, 1)), Estimator(), 2, 14))
-    four = store.read_npz(tmp_path / "four.npz")
+def _accumulate_on(num_devices):
+    """The arrays of an ensemble, and how often the program that adds to it was compiled."""
+    model, compiled = create_model("mlp", (4, 4, 1)), []
+
+    def count(event, seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration" and "add_chunk" in fun_name:
+            compiled.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    with target.compiled_for(jax.devices()[:num_devices]):
+        halves = _accumulate(model, Estimator(), 2, 14)
+    jax.monitoring.unregister_event_duration_listener(count)
+    return halves_to_arrays(halves), compiled
+
+
+def test_an_ensemble_is_spread_over_the_local_devices_by_one_program():
+    (one, once), (four, also_once) = _accumulate_on(1), _accumulate_on(4)
+    assert (once, also_once) == (["jit(add_chunk)"], ["jit(add_chunks)"])
     assert one["even_count"] == four["even_count"] > 0
     for name in ("even_scatter", "odd_scatter", "even_mean"):
         np.testing.assert_allclose(

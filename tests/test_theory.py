@@ -17,12 +17,12 @@ import pytest
 import nad_jax
 from experiments import compute_nads
 from experiments.run import runner
+from nad_jax.accumulation import make_accumulate
 from nad_jax.batches import standard_error
 from nad_jax.between_points import error_between_points
 from nad_jax.choices import Estimator
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError
-from nad_jax.geometry import make_accumulate
 from nad_jax.moments import init_halves
 from nad_jax.reading import keep_batches, make_dense
 from nad_jax.summary import describe

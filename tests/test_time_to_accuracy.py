@@ -14,7 +14,7 @@ from experiments import results, time_to_accuracy
 from experiments.run import interruption, runner
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard
-from nad_jax import store
+from nad_jax import store, target
 from nad_jax.errors import InputError
 from nad_jax.snapshots import Snapshots
 from tests.commands import read_numbers
@@ -156,13 +156,12 @@ def test_a_reference_resumed_on_other_devices_has_all_its_networks(
     monkeypatch.setattr(Snapshots, "save", lambda *args: saved.append(args[1]) or save(*args))
 
     def compute(workdir, devices):
-        monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * devices)
-        monkeypatch.setattr(jax, "local_device_count", lambda: devices)
         study = time_to_accuracy.make_study(config)
         (reference, *_) = study.members
         study = study._replace(members=[reference], is_done=lambda *_: False)
         folder = Folder(workdir, study).open()
-        runner._compute(folder, Shard(), runner._begin(folder, Shard(), 0), None)
+        with target.compiled_for(jax.devices()[:devices]):
+            runner._compute(folder, Shard(), runner._begin(folder, Shard(), 0), None)
         return store.read_npz(workdir / "units" / f"{reference.name}.npz")
 
     def check():

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.run.plan import Cost
+from nad_jax import target
 from nad_jax.choices import Estimator
 from nad_jax.chunks import make_chunk
 from nad_jax.ensemble import Execution, make_key
@@ -93,10 +94,9 @@ def training_bytes(setup: Setup, arrays: Mapping[str, Any], execution: Execution
 
 def device_bytes() -> int:
     """The memory of a local device; of a CPU, its share of the machine's."""
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return (
-        limit
-        or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    limit = (target.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(
+        target.local_devices()
     )
 
 
@@ -165,7 +165,7 @@ def choose_chunk(ensemble: Ensemble, chunk_size: int = 0) -> Ensemble:
     def needs(size: int) -> int:
         return program_bytes(compile_ensemble(of_size(size))[0])
 
-    most = -(-ensemble.num_networks // jax.local_device_count())  # so that each device has some
+    most = -(-ensemble.num_networks // len(execution.devices))  # so that each device has some
     return of_size(largest_chunk(needs, most, 2, device_bytes() // 2))
 
 
@@ -193,7 +193,7 @@ def measure_ensemble(ensemble: Ensemble) -> Cost:
         return halves
 
     seconds = fastest(add)
-    networks = int(rest[1]) * jax.local_device_count()  # at once
+    networks = int(rest[1]) * len(ensemble.execution.devices)  # at once
     return Cost(compile_seconds, seconds / networks, program_bytes(program))
 
 

@@ -1,0 +1,194 @@
+"""Accumulating the rows of an ensemble, chunk by chunk, on all local devices; interrupted and taken
+up again.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax.choices import Estimator, choose_points
+from nad_jax.ensemble import Execution, replicated, shard_members, spread
+from nad_jax.errors import InputError
+from nad_jax.geometry import make_add_chunk, resolve_execution
+from nad_jax.models import Model
+from nad_jax.moments import (
+    Accumulator,
+    Halves,
+    clear_halves,
+    merge_halves,
+    pack_states,
+    unpack_states,
+)
+from nad_jax.philox import partitionable
+from nad_jax.points import Points
+from nad_jax.snapshots import Snapshots
+from nad_jax.store import DamagedError
+
+Progress = Callable[[int], None]
+Accumulate = Callable[[jax.Array, Halves, int, int, Progress | None, Snapshots | None], Halves]
+
+
+def spread_chunks(
+    add_chunk: jax.stages.Wrapped, devices: list[jax.Device], chunk_size: int
+) -> jax.stages.Wrapped:
+    """Builds `add_chunks(key, states, first, stop, data, variables) -> states`, one program of
+    several devices that adds a chunk on each.
+
+    Every leaf of `states` has a leading axis, the devices. That number p adds the networks
+    first + p·chunk_size …; `variables` are of all of these networks.
+    """
+
+    def add(shared: tuple, places: jax.Array, states: Halves, variables: Any) -> Halves:
+        key, first, stop, data = shared
+        state = jax.tree.map(lambda leaf: leaf[0], states)
+        begin = first + places[0] * chunk_size
+        state = add_chunk(partitionable(key), state, begin, stop, data, variables)
+        return jax.tree.map(lambda leaf: leaf[None], state)
+
+    sharded = shard_members(add, devices)
+
+    @partial(jax.jit, donate_argnums=1)
+    def add_chunks(
+        key: jax.Array,
+        states: Halves,
+        first: jax.Array,
+        stop: jax.Array,
+        data: Any,
+        variables: Any,
+    ) -> Halves:
+        places = jnp.arange(len(devices))
+        return sharded((key, first, stop, data), places, states, variables)
+
+    return add_chunks
+
+
+def make_accumulate(
+    model: Model,
+    estimator: Estimator,
+    accumulator: Accumulator,
+    execution: Execution,
+    num_networks: int,
+    points: Points | None = None,
+    variables: Any = None,
+) -> tuple[Accumulate, Execution]:
+    """Builds `accumulate(key, halves, first, stop, progress=None, snapshots=None) -> halves`, chunk
+    by chunk on the local devices, and says how it does without automatic choices.
+
+    A network with a row that is not finite is counted and left out. Memory does not depend on the
+    number of networks.
+
+    Args:
+      num_networks: how many it is given at a time: no automatic chunk is larger. Of a single one
+        the halves are those of its points.
+      points: another law of points than the estimator's.
+      variables: of networks 0, 1, …, every leaf [N, …]; None: as `model.init` draws them.
+
+    Raises:
+      InputError: where values are wrong or do not fit the model.
+    """
+    execution, num_rows = resolve_execution(model, estimator, execution, num_networks, points)
+    add_chunk = make_add_chunk(
+        model, estimator, accumulator, execution, points, split_points=num_networks == 1
+    )
+    data, counted = choose_points(model, estimator, points).data, num_rows * accumulator.copies
+    chunk_size, devices = execution.chunk_size, execution.devices
+    if len(devices) > 1:
+        add_chunk = spread_chunks(add_chunk, devices, chunk_size)
+
+    def accumulate(
+        key: jax.Array,
+        halves: Halves,
+        first: int,
+        stop: int,
+        progress: Progress | None = None,
+        snapshots: Snapshots | None = None,
+    ) -> Halves:
+        """The state that has also seen the networks first … stop − 1, `first` even.
+
+        Args:
+          progress: called after each chunk with the number of networks done so far.
+          snapshots: where a call that was interrupted is taken up again by the same one: to the bit
+            with as many devices, to rounding with more or fewer. What the state is before and, of a
+            sketch, its test directions must be part of their identity.
+        """
+        if first % 2:
+            raise InputError(f"first: must be even (halves of even and odd members), got {first}")
+        if stop * counted >= 2**31:
+            most = 2**31 // counted
+            raise InputError(
+                f"num_networks: at most {most} of {counted} rows each are counted, got {stop}"
+            )
+        # One state on each device, so that none waits for another; they are merged in the end.
+        parts, done = _load(halves, first, snapshots)
+        parts += [clear_halves(accumulator, halves)] * (len(devices) - len(parts))
+        # Of more states than there are devices now, each takes several.
+        parts = [
+            merge_halves(accumulator, *parts[place :: len(devices)])
+            for place in range(len(devices))
+        ]
+        # On a single device no mesh: its results would have another placement, and the program be
+        # compiled again for them.
+        everywhere, divided = devices[0], devices[0]
+        if len(devices) > 1:
+            everywhere, divided = replicated(devices), spread(devices)
+        states = jax.device_put(_stack(parts), divided)
+        shared = jax.device_put((key, data), everywhere)
+        together = chunk_size * len(devices)
+        for begin in range(done, stop, together):
+            own = jax.device_put(_chunk_of(variables, begin, together), divided)
+            states = add_chunk(shared[0], states, np.int32(begin), np.int32(stop), shared[1], own)
+            done = min(begin + together, stop)
+            if progress is not None or snapshots is not None:
+                jax.block_until_ready(states)
+            if snapshots is not None and snapshots.due():
+                kept = pack_states(_unstack(states, devices))
+                snapshots.save(done, {**kept, "done": np.asarray(done)})
+            if progress is not None:
+                progress(done - first)
+        return merge_halves(accumulator, *_unstack(states, devices))
+
+    return accumulate, execution
+
+
+def _stack(parts: list[Halves]) -> Halves:
+    """A copy of the states of devices as one, with the devices as leading axis if there are several."""
+    if len(parts) == 1:
+        return jax.tree.map(jnp.copy, parts[0])
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+
+
+def _unstack(states: Halves, devices: list[jax.Device]) -> list[Halves]:
+    """The inverse of `_stack`, all on the first device."""
+    if len(devices) == 1:
+        return [states]
+    states = jax.device_get(states)
+    return [
+        jax.device_put(jax.tree.map(itemgetter(place), states), devices[0])
+        for place in range(len(devices))
+    ]
+
+
+def _load(halves: Halves, first: int, snapshots: Snapshots | None) -> tuple[list[Halves], int]:
+    """The states of an interrupted call and the number of its networks done, or the beginning."""
+
+    def check_kept(kept: dict[str, np.ndarray]) -> None:
+        counts = ("_networks", "_diverged")
+        networks = sum(int(kept[name]) for name in kept if name.endswith(counts))
+        networks -= int(halves.networks) + int(halves.diverged)
+        if networks != int(kept["done"]) - first:
+            raise DamagedError(f"it holds {networks} networks, not {int(kept['done']) - first}")
+
+    if snapshots is None or (kept := snapshots.load(check_kept)) is None:
+        return [halves], first
+    return unpack_states(kept, halves), int(kept["done"])
+
+
+def _chunk_of(variables: Any, start: int, chunk_size: int) -> Any:
+    """The given variables of a chunk, those of the last network repeated beyond the end."""
+    places = np.arange(start, start + chunk_size)
+    return jax.tree.map(lambda leaf: leaf[np.minimum(places, len(leaf) - 1)], variables)
