@@ -26,6 +26,7 @@ from experiments.run.folder import Folder
 from experiments.run.origin import parse_object
 from experiments.run.plan import Json, Member, Study
 from experiments.run.progress import read_seconds
+from experiments.run.targets import estimate_ensemble
 from nad_jax import nads, records, store, subspaces
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError
@@ -321,6 +322,7 @@ def make_study(config: ConfigDict) -> Study:
         collect,
         check=geometry.check_counted,
         resume=resume,
+        estimate=lambda member, given: estimate_ensemble(named[member.folder].ensemble, given),
     )
 
 

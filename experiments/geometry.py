@@ -149,8 +149,12 @@ def make_program(ensemble: Ensemble, chunk_size: int) -> Program:
     """What computes the units of ensembles that differ in their seed at most; `what` of a member is
     `Networks`.
     """
-    *chosen, _ = choose_chunk(ensemble, chunk_size)
-    accumulate, execution = make_accumulate(*chosen)
+    model, estimator, accumulator, how, num_networks, _ = ensemble
+    how = how._replace(chunk_size=chunk_size or how.chunk_size)
+    empty = jax.eval_shape(ensemble.make_empty)
+    accumulate, execution = make_accumulate(
+        model, estimator, accumulator, how, num_networks, empty=empty
+    )
 
     def compute(work: Work) -> tuple[Arrays, int]:
         seed, *ends = work.members[0].what[:3]

@@ -25,6 +25,7 @@ from experiments.run.config import Fields
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder, digest
 from experiments.run.plan import Json, Member, Shapes, Study, Unit
+from experiments.run.targets import estimate_ensemble
 from nad_jax import records
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_input_shape
@@ -243,6 +244,7 @@ def _make_pass(config: ConfigDict, this: Pass) -> Study:
         partial(_collect, config, this),
         check=geometry.check_counted,
         resume=resume,
+        estimate=lambda member, given: estimate_ensemble(ensemble, given),
         then=None if is_last else lambda folder: _begin_next(config, folder, this),
         round=(this.number, config.num_passes),
     )

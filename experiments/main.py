@@ -5,7 +5,8 @@
 
     --config.num_networks=1200   overrides one field
     --status                     what is done, per shard, how fast, and what failed
-    --dry_run                    says what it will take
+    --dry_run                    says what it will take, measured here
+    --dry_run --target=v5e:4x4   on accelerators that are not there
     --shard=0/4                  one of four processes
     --shard=auto                 a task of a Slurm array, ...
     --collect                    results of what is stored
@@ -20,6 +21,7 @@ fails.
 """
 
 import ast
+import contextlib
 import os
 import re
 import sys
@@ -45,10 +47,11 @@ from experiments import (
     time_to_accuracy,
 )
 from experiments.benchmark import benchmark
-from experiments.run import command, origin, runner, status
+from experiments.run import command, dry_run, origin, runner, status
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard, find_shard, join_cluster
-from nad_jax import store
+from experiments.run.targets import read_target
+from nad_jax import store, target
 from nad_jax.errors import InputError, unknown
 from nad_jax.figures import FORMATS
 
@@ -141,7 +144,16 @@ _STATUS = flags.DEFINE_bool(
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run",
     False,
-    "Print units, shards, estimated time, memory and compilation per architecture, and stop.",
+    "Print units and shards, then estimated time, memory and compilation per architecture, and stop.",
+)
+_NO_MEASURE = flags.DEFINE_bool(
+    "no_measure", False, "With --dry_run: print units, shards and totals, and measure nothing."
+)
+_TARGET = flags.DEFINE_string(
+    "target",
+    "",
+    "With --dry_run: devices that need not be there, e.g. v5e:4x4 or h100; programs are compiled "
+    "for them, and nothing is measured.",
 )
 _SHARD = flags.DEFINE_string(
     "shard",
@@ -220,6 +232,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except Exception as error:  # a config file is a program, it may fail in any way
         _fail(command.explain(error, argv))
     chosen = [flag.name for flag in (_FIGURES_ONLY, _COLLECT, _DRY_RUN, _STATUS) if flag.value]
+    for flag in (_NO_MEASURE, _TARGET):
+        if flag.value and not _DRY_RUN.value:
+            _fail(f"--{flag.name}: goes with --dry_run")
     if len(chosen) > 1:
         _fail(f"--{chosen[0]}, --{chosen[1]}: give one of them")
     for name in ("workdir",) if _STATUS.value else ("config", "workdir"):
@@ -262,6 +277,14 @@ def _read_formats(names: list[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _describe(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard) -> None:
+    """Says what a command will take, here or on devices that need not be there."""
+    given = read_target(_TARGET.value) if _TARGET.value else None
+    with target.compiled_for(*given[1:]) if given else contextlib.nullcontext():
+        study = experiment.make_study(config)
+        dry_run.describe(study, workdir, shard, not _NO_MEASURE.value, given)
+
+
 def _carry_out(
     experiment: Any,
     config: ConfigDict,
@@ -271,12 +294,12 @@ def _carry_out(
 ) -> int:
     """Does what the flags ask for, and gives the exit code."""
     complete = True
+    if _DRY_RUN.value:
+        _describe(experiment, config, workdir, shard)
+        return 0
     if not _FIGURES_ONLY.value:
         study = experiment.make_study(config)
         said = command.describe(config, sys.argv)
-        if _DRY_RUN.value:
-            runner.describe(study, workdir, shard)
-            return 0
         if _COLLECT.value:
             complete = runner.collect(study, workdir, said)
         else:

@@ -14,18 +14,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results
+from experiments.run import costs, targets
 from experiments.run.config import HOW, LATER, check_all, check_integers
-from experiments.run.costs import (
-    Setup,
-    device_bytes,
-    largest_chunk,
-    measure_training,
-    training_bytes,
-)
+from experiments.run.costs import Setup, choose_training, measure_training
 from experiments.run.folder import Folder, Stored
 from experiments.run.origin import parse_object
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Study, Work
 from experiments.run.progress import read_seconds
+from experiments.run.targets import Estimate, Target
 from nad_jax import errors
 from nad_jax.chunks import choose_chunks
 from nad_jax.ensemble import Execution
@@ -120,17 +116,8 @@ def make_study(
         """As the config says, but no more networks at once than fit where it leaves their number
         open.
         """
-        chosen = chunk_size or config.chunk_size
-        resolved = choose_chunks(execution._replace(chunk_size=chosen))
-        if chosen or resolved.mapping == "sequential":
-            return resolved
-        setup, arrays, count = make_setup(member), member.what.arrays, len(resolved.devices)
-
-        def needs(size: int) -> int:
-            return training_bytes(setup, arrays, resolved._replace(chunk_size=size))
-
-        most = largest_chunk(needs, unit_size, count, device_bytes() // 2 * count)
-        return resolved._replace(chunk_size=most)
+        how = execution._replace(chunk_size=chunk_size or config.chunk_size)
+        return choose_training(make_setup(member), member.what.arrays, how, unit_size)
 
     def measure_cost(member: Member) -> Cost:
         how = member.what.arrays, choose_execution(member, 0)
@@ -154,9 +141,21 @@ def make_study(
         how["model"] = dict(model.description)
         return Program(compute, resolved.chunk_size, len(resolved.devices), how)
 
+    def estimate(member: Member, given: Target) -> Estimate:
+        how = member.what.arrays, given, execution
+        return targets.estimate_training(make_setup(member), *how)
+
     shapes = dict.fromkeys(metrics, ())
     return Study(
-        {"": identity}, networks, lambda _: shapes, make_program, measure_cost, collect, unit_size
+        {"": identity},
+        networks,
+        lambda _: shapes,
+        make_program,
+        measure_cost,
+        collect,
+        unit_size,
+        count_operations=lambda member: costs.count_operations(make_setup(member).model),
+        estimate=estimate,
     )
 
 

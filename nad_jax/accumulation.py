@@ -5,14 +5,16 @@ up again.
 from collections.abc import Callable
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
 
+from nad_jax import memory
 from nad_jax.choices import Estimator, choose_points
-from nad_jax.ensemble import Execution, replicated, shard_members, spread
+from nad_jax.ensemble import Execution, make_key, place_shapes, replicated, shard_members, spread
 from nad_jax.errors import InputError
 from nad_jax.geometry import make_add_chunk, resolve_execution
 from nad_jax.models import Model
@@ -20,6 +22,7 @@ from nad_jax.moments import (
     Accumulator,
     Halves,
     clear_halves,
+    init_halves,
     merge_halves,
     pack_states,
     unpack_states,
@@ -67,6 +70,68 @@ def spread_chunks(
     return add_chunks
 
 
+def _placements(devices: list[jax.Device]) -> tuple[Sharding, Sharding]:
+    """Where arrays are placed that devices share, and those that have the devices as leading axis."""
+    if len(devices) == 1:  # a mesh of one would be another placement than that of its results
+        single = SingleDeviceSharding(devices[0])
+        return single, single
+    return replicated(devices), spread(devices)
+
+
+class Programs(NamedTuple):
+    """Programs that add networks to a state, a chunk on each device, for chunks of any size.
+
+    execution: without automatic choices but for the size of its chunks.
+    variables: of given networks, or None.
+    """
+
+    model: Model
+    estimator: Estimator
+    accumulator: Accumulator
+    execution: Execution
+    points: Points | None = None
+    split_points: bool = False
+    variables: Any = None
+
+    def make(self, chunk_size: int) -> jax.stages.Wrapped:
+        """The program for chunks of one size: see `spread_chunks`."""
+        execution = self.execution._replace(chunk_size=chunk_size)
+        add_chunk = make_add_chunk(*self[:3], execution, self.points, self.split_points)
+        devices = execution.devices
+        return add_chunk if len(devices) == 1 else spread_chunks(add_chunk, devices, chunk_size)
+
+    def lower(self, program: jax.stages.Wrapped, chunk_size: int, empty: Any) -> Any:
+        """The program, lowered for the devices of the execution, which need not be there.
+
+        empty: the state that has seen no networks, or its shapes.
+        """
+        devices, ends = self.execution.devices, (np.int32(0), np.int32(chunk_size))
+        everywhere, divided = _placements(devices)
+        if len(devices) > 1:
+            empty = jax.eval_shape(
+                lambda state: jax.tree.map(lambda leaf: jnp.stack([leaf] * len(devices)), state),
+                empty,
+            )
+        own = jax.eval_shape(lambda: _chunk_of(self.variables, 0, chunk_size * len(devices)))
+        law = choose_points(self.model, self.estimator, self.points)
+        key, data = jax.eval_shape(lambda: (make_key(0), law.data))
+        key, data = place_shapes((key, data), everywhere)
+        return program.lower(
+            key, place_shapes(empty, divided), *ends, data, place_shapes(own, divided)
+        )
+
+    def fit(self, empty: Any) -> tuple[int, jax.stages.Wrapped]:
+        """The largest chunk, up to that of the execution, that fits into memory, and its program."""
+        made = {}
+
+        def needs(size: int) -> float:
+            made[size] = self.make(size)
+            return memory.needed_bytes(self.lower(made[size], size, empty))
+
+        size = memory.largest_chunk(needs, self.execution.chunk_size, 2, memory.limit())
+        return size, made.get(size) or self.make(size)
+
+
 def make_accumulate(
     model: Model,
     estimator: Estimator,
@@ -75,6 +140,7 @@ def make_accumulate(
     num_networks: int,
     points: Points | None = None,
     variables: Any = None,
+    empty: Any = None,
 ) -> tuple[Accumulate, Execution]:
     """Builds `accumulate(key, halves, first, stop, progress=None, snapshots=None) -> halves`, chunk
     by chunk on the local devices, and says how it does without automatic choices.
@@ -87,18 +153,26 @@ def make_accumulate(
         the halves are those of its points.
       points: another law of points than the estimator's.
       variables: of networks 0, 1, …, every leaf [N, …]; None: as `model.init` draws them.
+      empty: the state that has seen no networks, or its shapes; where None, that of a dense moment.
+        Where the size of vectorized chunks is left open, it is what fits into memory with it.
 
     Raises:
       InputError: where values are wrong or do not fit the model.
     """
+    is_open = execution.chunk_size == 0 and num_networks > 1
     execution, num_rows = resolve_execution(model, estimator, execution, num_networks, points)
-    add_chunk = make_add_chunk(
-        model, estimator, accumulator, execution, points, split_points=num_networks == 1
-    )
     data, counted = choose_points(model, estimator, points).data, num_rows * accumulator.copies
-    chunk_size, devices = execution.chunk_size, execution.devices
-    if len(devices) > 1:
-        add_chunk = spread_chunks(add_chunk, devices, chunk_size)
+    choices = model, estimator, accumulator, execution
+    programs = Programs(*choices, points, num_networks == 1, variables)
+    if is_open and execution.mapping == "vectorized":
+        empty = jax.eval_shape(lambda: init_halves(accumulator)) if empty is None else empty
+        chunk_size, add_chunk = programs.fit(empty)
+        execution = execution._replace(chunk_size=chunk_size)
+    else:
+        chunk_size = execution.chunk_size
+        add_chunk = programs.make(chunk_size)
+    devices = execution.devices
+    everywhere, divided = _placements(devices)
 
     def accumulate(
         key: jax.Array,
@@ -131,11 +205,6 @@ def make_accumulate(
             merge_halves(accumulator, *parts[place :: len(devices)])
             for place in range(len(devices))
         ]
-        # On a single device no mesh: its results would have another placement, and the program be
-        # compiled again for them.
-        everywhere, divided = devices[0], devices[0]
-        if len(devices) > 1:
-            everywhere, divided = replicated(devices), spread(devices)
         states = jax.device_put(_stack(parts), divided)
         shared = jax.device_put((key, data), everywhere)
         together = chunk_size * len(devices)

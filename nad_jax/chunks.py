@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax import ensemble, target
+from nad_jax import ensemble, memory, target
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_function, check_record
 from nad_jax.fitting import FitState, Members, Observer, Stages
@@ -38,7 +38,7 @@ class EnsembleObserver(NamedTuple):
 
 def choose_chunks(execution: Execution) -> Execution:
     """How networks are trained, without automatic choices: of a chunk each device has one network
-    where they are trained one after the other, 32 where together.
+    where they are trained one after the other, 32 where together (see `fit_chunks`).
 
     Raises:
       InputError: for what is wrong.
@@ -86,6 +86,48 @@ def make_chunk(stages: Stages, execution: Execution) -> Stages:
         stages.variables,
         jax.jit(mapped(stages.observe)),
     )
+
+
+def lower_epoch(chunk: Stages, data: Any, members: Members, placed: Any) -> jax.stages.Lowered:
+    """An epoch of members, lowered but not compiled; data and members may be shapes, of devices that
+    need not be there. `placed` is how members are.
+    """
+    state = ensemble.place_shapes(jax.eval_shape(chunk.start, members), placed)
+    return chunk.epoch.lower(state, data, members)
+
+
+def fit_chunks(
+    stages: Stages,
+    execution: Execution,
+    most: int,
+    data: Any,
+    members_of: Callable[[int], Members],
+) -> tuple[Execution, Stages]:
+    """The largest chunk of at most `most` networks whose training fits into the memory of the
+    devices, and its compiled stages.
+
+    A chunk that fits is not compiled again when it is trained.
+
+    Args:
+      execution: without automatic choices but for the size of its chunks.
+      data: of the task, placed as in training, or shapes of it.
+      members_of(size): so many members like those that are trained, or shapes of them.
+    """
+    count, placed = len(execution.devices), ensemble.spread(execution.devices)
+    made = {}
+
+    def needs(size: int) -> float:
+        made[size] = make_chunk(stages, execution._replace(chunk_size=size))
+        return memory.needed_bytes(lower_epoch(made[size], data, members_of(size), placed))
+
+    size = memory.largest_chunk(needs, most, count, memory.limit())
+    execution = execution._replace(chunk_size=size)
+    return execution, made.get(size) or make_chunk(stages, execution)
+
+
+def resize_members(members: Members, size: int) -> Members:
+    """So many members, which repeat beyond the last one."""
+    return jax.tree.map(lambda leaf: leaf[np.arange(size) % len(leaf)], members)
 
 
 class Cohort(NamedTuple):
@@ -163,7 +205,8 @@ def map_networks(
     results, state, series = None, None, []
     if snapshots is not None:
         check_record("snapshots", snapshots, Snapshots)
-        snapshots.bind({"keep": asked.keep, "observed": sorted([*asked.each, *observers])})
+        how = {"keep": asked.keep, "chunk_size": chunk_size}
+        snapshots.bind({**how, "observed": sorted([*asked.each, *observers])})
         if (kept := snapshots.load()) is not None:
             first, begin = int(kept["batches_done"]), int(kept["epochs_done"]) + 1
             example = cohorts[0].data(), cohorts[0].padded(chunk_size)[0]

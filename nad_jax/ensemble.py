@@ -169,6 +169,13 @@ def spread(devices: Sequence[jax.Device]) -> jax.sharding.Sharding:
     return NamedSharding(_mesh(devices), _MEMBERS)
 
 
+def place_shapes(tree: Any, placed: jax.sharding.Sharding) -> Any:
+    """The shapes and types of the arrays of a tree, said to lie on devices that need not be there."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), tree
+    )
+
+
 def shard_members(function: Shared, devices: Sequence[jax.Device]) -> Shared:
     """`function(shared, *args)` with the leading axis of each of `args` spread over the devices,
     `shared` copied.

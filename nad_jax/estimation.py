@@ -330,12 +330,16 @@ def estimate_leading_nads(
     passes = Passes(*map(errors.plain, (num_directions, num_passes, num_extra)))
     dimension = math.prod(model.image_shape)
     passes.check(dimension, estimator)
-    accumulator = passes.make_accumulator(model, estimator)
+    accumulator, basis = (
+        passes.make_accumulator(model, estimator),
+        passes.first_basis(key, dimension),
+    )
+    how, empty = (execution, num_networks), init_halves(accumulator, basis)
     accumulate, execution = make_accumulate(
-        model, estimator, accumulator, execution, num_networks, points, variables
+        model, estimator, accumulator, *how, points, variables, empty
     )
     batches = _plan_batches(num_networks, execution.chunk_size * len(execution.devices))
-    sizes, basis, pass_overlap = passes.sizes(dimension), passes.first_basis(key, dimension), []
+    sizes, pass_overlap = passes.sizes(dimension), []
     for number in range(passes.num_passes):
         halves, looks = init_halves(accumulator, basis), []
         for first, stop in itertools.pairwise([0, *batches]):

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nad_jax import target
 from nad_jax.choices import Estimator, choose_points, choose_readout, shape_of_points
 from nad_jax.contract import reported, shape_of_variables
 from nad_jax.ensemble import (
@@ -32,7 +33,10 @@ from nad_jax.moments import (
 from nad_jax.points import Points
 from nad_jax.vector_fields import count_together
 
-_ROWS = 2**20  # numbers of a chunk, 4 MB: amortizes the update, and progress is steady
+# Numbers of the rows of a chunk: 4 MB stay in the cache of a CPU, and progress is steady; others
+# take 64 MB to amortize the update.
+_ROWS = {"cpu": 2**20}
+_ROWS_OF_OTHERS = 2**24
 _VARIABLES = 2**20  # numbers of networks that are initialized together, which draws at full speed
 
 
@@ -174,7 +178,8 @@ def resolve_execution(
 ) -> tuple[Execution, int]:
     """How an ensemble is accumulated without automatic choices, and the rows that a network gives.
 
-    No automatic chunk is larger than `num_networks`.
+    No automatic chunk is larger than `num_networks`; whether it fits into memory is not asked here
+    (see `accumulation.fit_execution`).
 
     Raises:
       InputError: where values are wrong or do not fit the model.
@@ -197,7 +202,8 @@ def resolve_execution(
     if num_networks == 1:
         execution = execution._replace(chunk_size=1)
     if execution.chunk_size == 0:
-        pairs = _ROWS // (2 * num_rows * dimension)
+        numbers = _ROWS.get(target.platform(), _ROWS_OF_OTHERS)
+        pairs = numbers // (2 * num_rows * dimension)
         chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
         execution = execution._replace(chunk_size=chunk_size)
     return execution, num_rows

@@ -1,6 +1,7 @@
 """Training many networks at once: on D(v), one for each direction, on images, on any task."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -8,15 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from nad_jax import ensemble, errors
+from nad_jax import ensemble, errors, memory
 from nad_jax.chunks import (
     Asked,
     Cohort,
     EnsembleObserver,
     Progress,
     choose_chunks,
+    fit_chunks,
     make_chunk,
     map_networks,
+    resize_members,
 )
 from nad_jax.ensemble import Execution
 from nad_jax.errors import (
@@ -28,7 +31,7 @@ from nad_jax.errors import (
     check_record,
     number_array,
 )
-from nad_jax.fitting import REQUIRED, Arrays, Members, Observer, Task, make_fit
+from nad_jax.fitting import REQUIRED, Arrays, Members, Observer, Stages, Task, make_fit
 from nad_jax.models import Model
 from nad_jax.points import Points
 from nad_jax.recipe import Recipe
@@ -73,7 +76,7 @@ def make_run(
       InputError: naming the argument, its value and what is allowed.
     """
     check_record("task", task, Task)
-    recipe, execution = task.resolve_recipe(recipe), choose_chunks(execution)
+    recipe, devices = task.resolve_recipe(recipe), choose_chunks(execution).devices
     asked = split_observers(observe, check_choice("keep", keep, (False, True)))
     for name, observer in asked.each.items():
         sizes = getattr(observer, "sizes", None)
@@ -82,12 +85,12 @@ def make_run(
                 f"observe[{name!r}]: is of {sizes[0]} training and {sizes[1]} test samples, the "
                 f"training of {recipe.num_train} and {recipe.num_test}; give it the same recipe"
             )
-    chunk = make_chunk(make_fit(model, recipe, task, asked.each), execution)
+    programs = _Programs(make_fit(model, recipe, task, asked.each), execution)
 
     @lru_cache(maxsize=1)
     def place(seed: int) -> Any:
         data = task.data(model, recipe, seed)
-        return jax.device_put(data, ensemble.replicated(execution.devices))
+        return jax.device_put(data, ensemble.replicated(devices))
 
     if task.shared:
         place(0)  # what is wrong with the data is said at once
@@ -106,14 +109,18 @@ def make_run(
         if not task.trusted:
             one = jax.tree.map(lambda leaf: leaf[0], members)
             check_task(model, recipe, task, place(0 if task.shared else int(seeds[0])), one)
-        cohorts, size = [], execution.chunk_size
-        for group in [0] if task.shared else dict.fromkeys(seeds.tolist()):
-            mine = np.flatnonzero((seeds == group) | task.shared)
-            for numbers in np.split(mine, np.arange(size, len(mine), size)):
-                cohorts.append(Cohort(partial(place, group), members, numbers))
-        metrics, read = map_networks(
-            chunk, recipe.num_epochs, size, cohorts, asked, progress, snapshots
-        )
+        groups = [0] if task.shared else list(dict.fromkeys(seeds.tolist()))
+
+        def train(chunk: Stages, size: int) -> tuple[list[Cohort], tuple[Any, Any]]:
+            cohorts = []
+            for group in groups:
+                mine = np.flatnonzero((seeds == group) | task.shared)
+                for numbers in np.split(mine, np.arange(size, len(mine), size)):
+                    cohorts.append(Cohort(partial(place, group), members, numbers))
+            how = asked, progress, snapshots
+            return cohorts, map_networks(chunk, recipe.num_epochs, size, cohorts, *how)
+
+        cohorts, (metrics, read) = programs.use(train, partial(place, groups[0]), members)
         back = np.argsort(np.concatenate([cohort.numbers for cohort in cohorts]))
         metrics = jax.tree.map(lambda values: values[back], metrics)
         metrics = metrics._replace(observed={**metrics.observed, **read} or None)
@@ -122,6 +129,43 @@ def make_run(
         return metrics._replace(settings=_list_settings(members, seeds))
 
     return run
+
+
+class _Programs:
+    """The compiled stages of training networks, and how many are trained at once: where that is
+    left open, as many as fit into memory.
+    """
+
+    def __init__(self, stages: Stages, execution: Execution):
+        self.stages, self.execution = stages, choose_chunks(execution)
+        vectorized = self.execution.mapping == "vectorized"
+        self.open = vectorized and execution.chunk_size == 0
+        self.chunk = None if self.open else make_chunk(stages, self.execution)
+
+    def use(
+        self, train: Callable[[Stages, int], Any], data: Callable[[], Any], members: Members
+    ) -> Any:
+        """`train(stages, chunk_size)`, again with half of them where the device is out of memory.
+
+        data(): that some of the networks are trained on; members: of all of them.
+        """
+        if self.chunk is None:
+            most = self.execution, self.execution.chunk_size
+            some = partial(resize_members, members)
+            self.execution, self.chunk = fit_chunks(self.stages, *most, data(), some)
+        while True:
+            size = self.execution.chunk_size
+            try:
+                return train(self.chunk, size)
+            except jax.errors.JaxRuntimeError as error:
+                smaller = memory.halved(size, len(self.execution.devices))
+                if not (self.open and smaller and memory.is_exhausted(error)):
+                    raise
+            warnings.warn(
+                f"out of memory with {size} networks at once: {smaller} from now on", stacklevel=4
+            )
+            self.execution = self.execution._replace(chunk_size=smaller)
+            self.chunk = make_chunk(self.stages, self.execution)
 
 
 def _list_settings(members: Members, seeds: np.ndarray) -> dict[str, np.ndarray]:

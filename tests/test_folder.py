@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import compute_nads, directional_bias
-from experiments.run import runner
+from experiments.run import dry_run, runner
 from experiments.run.folder import Folder
 from experiments.run.plan import Cost, Member, Program, Study
 from experiments.run.shards import Shard
@@ -161,7 +161,7 @@ def test_studies_follow_each_other_and_are_taken_up_where_they_are(tmp_path, cap
     shards = [Shard(0, 2), Shard(1, 2)]
     with pytest.raises(runner.RunAgain, match="round 0 is not over"):
         runner.run(_rounds(computed), tmp_path, shards[0])
-    runner.describe(_rounds(computed), tmp_path)
+    dry_run.describe(_rounds(computed), tmp_path)
     printed = capsys.readouterr().out
     assert "plan: 6 networks in 6 units; stored 1 networks, missing 5 networks" in printed
     with pytest.raises(runner.RunAgain, match="round 1 is not over"):
@@ -169,7 +169,7 @@ def test_studies_follow_each_other_and_are_taken_up_where_they_are(tmp_path, cap
     assert runner.run(_rounds(computed), tmp_path)
     assert computed == [[1], [2], [20], [10], [100], [200]]
     assert runner.run(_rounds(computed), tmp_path) and len(computed) == 6
-    runner.describe(_rounds(computed), tmp_path)
+    dry_run.describe(_rounds(computed), tmp_path)
     assert "stored 6 networks, missing 0 networks in 0 units" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import leading_nads
-from experiments.run import interruption, origin, runner
+from experiments.run import dry_run, interruption, origin, runner
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard
 from nad_jax import create_model, estimate_leading_nads, load_nads, null_band, store, target
@@ -213,7 +213,7 @@ def test_figures_estimates_and_what_is_stored_so_far(finished, tmp_path, capsys)
     workdir = _copy(finished, tmp_path)
     (workdir / "units" / f"{LAST_PASS[1]}.npz").unlink()
     study = leading_nads.make_study(_config())
-    runner.describe(study, workdir)
+    dry_run.describe(study, workdir)
     printed = capsys.readouterr().out
     assert (
         "plan: 40 networks in 8 units; stored 34 networks, missing 6 networks in 1 unit" in printed

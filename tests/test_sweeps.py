@@ -27,7 +27,7 @@ import pytest
 
 from experiments import compute_nads, directional_bias, geometry, main, results, trained
 from experiments.main import EXPERIMENTS
-from experiments.run import origin, runner
+from experiments.run import dry_run, origin, runner
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard
 from nad_jax import (
@@ -762,7 +762,7 @@ def test_collecting_takes_what_is_there_and_says_what_is_missing(name, finished,
 def test_a_dry_run_says_what_there_is_to_do_and_touches_nothing(finished, tmp_path, capsys):
     for name, config in CASES.items():
         study = EXPERIMENTS[name].make_study(config())
-        runner.describe(study, tmp_path / name, Shard(0, 2))
+        dry_run.describe(study, tmp_path / name, Shard(0, 2))
         printed = capsys.readouterr().out
         assert "stored 0 networks" in printed and "shards: 2; shard 0-of-2 misses" in printed
         assert (
@@ -775,7 +775,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_touches_nothing(finished, tmp_pa
         (first, *_) = workdir.glob("units/*.npz")
         first.write_bytes(b"damaged")
         before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-        runner.describe(study, workdir)
+        dry_run.describe(study, workdir)
         assert "missing" in capsys.readouterr().out
         assert before == {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from experiments.run import hlo
-from experiments.run.costs import Setup, shorten
-from experiments.run.targets import estimate_step, read_target
+from experiments.run.costs import Ensemble, Setup, shorten
+from experiments.run.targets import estimate_ensemble, estimate_training, read_target
 from nad_jax import Recipe, create_model, separable, target
 from nad_jax.choices import Estimator
 from nad_jax.ensemble import Execution, make_key
@@ -33,7 +33,7 @@ needs_libtpu = pytest.mark.skipif(
     reason="compiling for a TPU needs libtpu: pip install -e '.[tpu]'",
 )
 SHAPE = (32, 32, 1)
-ARRAYS = {"direction": np.zeros(1024), "epsilon": 1.0, "sigma": 1.0}
+ARRAYS = {"direction": np.eye(1024)[0], "epsilon": 1.0, "sigma": 1.0}
 GIB = 2**30
 
 # Networks a chip and, at most: milliseconds a step, GFLOP, GB moved, GiB of temporary arrays. The
@@ -48,10 +48,11 @@ STEPS = {
 
 def _estimate(architecture, count, name):
     given = read_target(name)
-    with target.compiled_for(given.devices):
+    with target.compiled_for(given.devices, given.bytes):
         model = create_model(architecture, SHAPE, 2)
-    setup = Setup(model, separable(), Recipe(num_test=1000), 0.5)
-    return estimate_step(setup, ARRAYS, given, count)
+        setup = Setup(model, separable(), Recipe(num_test=1000), 0.5)
+        execution = Execution(chunk_size=count * len(given.devices))
+        return estimate_training(setup, ARRAYS, given, execution)
 
 
 @needs_libtpu
@@ -69,6 +70,20 @@ def test_a_training_step_is_cheap_on_a_chip(architecture, count):
 def test_chips_do_not_talk_to_each_other(name):
     found = _estimate("lenet", 32, name)
     assert not found.collectives and found.step_seconds <= 2.6e-3
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("derivative", "milliseconds"), [("central_difference", 4), ("input_gradient", 2)]
+)
+def test_a_chunk_of_an_ensemble_is_cheap_on_a_chip(derivative, milliseconds):
+    given = read_target("v5e:1x1")
+    with target.compiled_for(given.devices, given.bytes):
+        model, estimator = create_model("lenet", SHAPE), Estimator(derivative)
+        how = make_dense(model, estimator), Execution(chunk_size=12), 12
+        found = estimate_ensemble(Ensemble(model, estimator, *how), given)
+    assert found.step_seconds <= milliseconds / 1e3
+    assert not found.collectives and "f64[" not in found.text
 
 
 def _train(architecture):
@@ -140,16 +155,23 @@ HLO = """HloModule step
   %c = pred[] compare(%p, %p)
 }
 
+%to_five (p: s32[]) -> pred[] {
+  %e = s32[]{:T(128)} constant(5)
+  ROOT %l = pred[] compare(%p, %e), direction=LT
+}
+
 ENTRY %main (p: f32[2]) -> f32[2] {
   %w = f32[2]{0} while(%p), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"3"}}
   %g = f32[4]{0} all-gather-start(%w)
   %d = f32[2]{0} dot(%w, %w), backend_config={"estimated_cycles":"7"}
+  %v = f32[2]{0} while(%w), condition=%to_five, body=%body
+  %u = f32[2]{0} while(%v), condition=%cond, body=%body
 }
 """
 
 
 def test_what_a_program_says_is_read():
-    assert hlo.count_cycles(HLO) == 307
+    assert hlo.count_cycles(HLO) == 307 + 5 * 100 + 100  # the last loop does not say
     assert hlo.count_kernels(HLO) == 2
     assert hlo.find_collectives(HLO) == ["all-gather"]
     assert hlo.find_collectives("%all-gather.1 = f32[] add(%a, %b)") == []

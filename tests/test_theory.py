@@ -16,7 +16,7 @@ import pytest
 
 import nad_jax
 from experiments import compute_nads
-from experiments.run import runner
+from experiments.run import dry_run, runner
 from nad_jax.accumulation import make_accumulate
 from nad_jax.batches import standard_error
 from nad_jax.between_points import error_between_points
@@ -311,7 +311,7 @@ def test_what_exact_gradients_cost_is_said_before_and_after(tmp_path, capsys):
     )
     said = "24 backward passes a network and point; readout='sampled', num_readouts=16 takes 16"
     study = compute_nads.make_study(config)
-    runner.describe(study, tmp_path / "run")
+    dry_run.describe(study, tmp_path / "run")
     assert f"\n  {said}\n" in capsys.readouterr().out
     runner.run(study, tmp_path / "run")
     first, *rest = capsys.readouterr().out.splitlines()

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark.stopwatch import Specification, Timed, peak_host_bytes, serve
-from experiments.run.costs import Ensemble, choose_chunk, compile_ensemble, program_bytes
+from experiments.run.costs import Ensemble, choose_chunk, compile_ensemble
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
 from nad_jax.chunks import choose_chunks, make_chunk
 from nad_jax.ensemble import Execution, make_key, member_keys
 from nad_jax.fitting import make_fit
 from nad_jax.geometry import count_initialized
+from nad_jax.memory import program_bytes
 from nad_jax.models import Model
 from nad_jax.reading import make_dense
 from nad_jax.recipe import PRECISIONS, Recipe

@@ -3,10 +3,10 @@ an epoch.
 """
 
 import dataclasses
-import os
 import time
 import timeit
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.run.plan import Cost
-from nad_jax import target
+from nad_jax.accumulation import Programs
 from nad_jax.choices import Estimator
-from nad_jax.chunks import make_chunk
-from nad_jax.ensemble import Execution, make_key
+from nad_jax.chunks import choose_chunks, fit_chunks, make_chunk
+from nad_jax.contract import input_batch, shape_of_variables
+from nad_jax.ensemble import Execution, make_key, place_shapes, replicated
 from nad_jax.fitting import Members, Stages, Task, make_fit
 from nad_jax.geometry import make_add_chunk, resolve_execution
+from nad_jax.memory import program_bytes
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, Halves, init_halves
 from nad_jax.recipe import Recipe
@@ -55,12 +57,16 @@ def _make_chunk(
     """The compiled stages under a shortened recipe, the whole data, and a chunk of members that are
     all alike.
     """
-    model, task, recipe, learning_rate = setup
+    model, task, recipe, _ = setup
     data = jax.tree.map(jnp.asarray, task.data(model, recipe, 0))
-    size = execution.chunk_size
-    arrays = {name: np.stack([array] * size) for name, array in arrays.items()}
-    members, _ = make_members(model, task, arrays, learning_rate, np.zeros(size, int))
+    members = make_alike(setup, arrays, execution.chunk_size)
     return make_chunk(make_fit(model, shorten(recipe), task), execution), data, members
+
+
+def count_operations(model: Model) -> float:
+    """Floating-point operations of a network at one input."""
+    shapes = shape_of_variables(model), input_batch(model, 1)
+    return jax.jit(model.apply).lower(*shapes).cost_analysis()["flops"]
 
 
 def measure_training(setup: Setup, arrays: Mapping[str, Any], execution: Execution) -> Cost:
@@ -73,9 +79,15 @@ def measure_training(setup: Setup, arrays: Mapping[str, Any], execution: Executi
     rest = jax.eval_shape(chunk.start, members), data, members
     epoch, finish = (stage.lower(*rest).compile() for stage in (chunk.epoch, chunk.finish))
     compile_seconds = time.monotonic() - begun
-    both_seconds = fastest(lambda: epoch(start(members), data, members))
+    state = None
+
+    def train() -> Any:
+        nonlocal state
+        state = epoch(start(members), data, members)
+        return state
+
+    both_seconds = fastest(train)
     epoch_seconds = max(both_seconds - fastest(lambda: start(members)), 0.0)
-    state = epoch(start(members), data, members)
     finish_seconds = fastest(lambda: finish(state, data, members))
     evaluations = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
     seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps
@@ -84,39 +96,33 @@ def measure_training(setup: Setup, arrays: Mapping[str, Any], execution: Executi
     return Cost(compile_seconds, seconds / execution.chunk_size, peak)
 
 
-def training_bytes(setup: Setup, arrays: Mapping[str, Any], execution: Execution) -> int:
-    """What training a chunk of networks with such arrays needs, on all devices together."""
-    chunk, data, members = _make_chunk(setup, arrays, execution)
-    state = jax.eval_shape(chunk.start, members)
-    epoch = chunk.epoch.lower(state, data, members).compile()
-    return program_bytes(epoch) * len(execution.devices)
-
-
-def device_bytes() -> int:
-    """The memory of a local device; of a CPU, its share of the machine's."""
-    limit = (target.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(
-        target.local_devices()
-    )
-
-
-def largest_chunk(needs: Callable[[int], int], most: int, multiple: int, limit: int) -> int:
-    """The most networks at once of which a program fits: `most`, or what is left of it after
-    halving.
-
-    Args:
-      needs: the bytes of a program of so many networks, taken as linear in their number: it is
-        asked for `multiple` and for twice as many.
-      multiple: what the number must be a multiple of.
-      limit: in bytes.
+def choose_training(
+    setup: Setup, arrays: Mapping[str, Any], execution: Execution, most: int
+) -> Execution:
+    """How networks with such arrays are trained without automatic choices: where the size of
+    vectorized chunks is left open, at most `most` at once and as many as fit into memory.
     """
-    count = max(most // multiple, 1)  # in multiples
-    if count > 1:
-        one = needs(multiple)
-        more = max(needs(2 * multiple) - one, 0)
-        while count > 1 and one + more * (count - 1) > limit:
-            count //= 2
-    return count * multiple
+    resolved = choose_chunks(execution)
+    if execution.chunk_size or resolved.mapping == "sequential":
+        return resolved
+    model, task, recipe, _ = setup
+    data = shapes_of_data(setup, resolved.devices)
+    some = partial(make_alike, setup, arrays)
+    return fit_chunks(make_fit(model, recipe, task), resolved, most, data, some)[0]
+
+
+def make_alike(setup: Setup, arrays: Mapping[str, Any], size: int) -> Members:
+    """So many networks with such arrays, all alike."""
+    model, task, _, learning_rate = setup
+    arrays = {name: np.stack([array] * size) for name, array in arrays.items()}
+    return make_members(model, task, arrays, learning_rate, np.zeros(size, int))[0]
+
+
+def shapes_of_data(setup: Setup, devices: Sequence[jax.Device]) -> Any:
+    """The shapes of what networks are trained on, placed as in training."""
+    model, task, recipe, _ = setup
+    shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, task.data(model, recipe, 0)))
+    return place_shapes(shapes, replicated(devices))
 
 
 class Ensemble(NamedTuple):
@@ -149,24 +155,16 @@ class Ensemble(NamedTuple):
         return self.resolve()[1]
 
 
-def choose_chunk(ensemble: Ensemble, chunk_size: int = 0) -> Ensemble:
-    """An ensemble that is accumulated `chunk_size` networks at a time; where that is 0, as many as
-    it says. Where that too is open and they are mapped vectorized, the most that fit.
+def choose_chunk(ensemble: Ensemble) -> Ensemble:
+    """An ensemble without automatic choices: where the size of vectorized chunks is left open, they
+    are what fits into memory.
     """
-    execution = ensemble.execution.resolved()
-
-    def of_size(size: int) -> Ensemble:
-        return ensemble._replace(execution=execution._replace(chunk_size=size))
-
-    chunk_size = chunk_size or execution.chunk_size
-    if chunk_size or execution.mapping == "sequential":
-        return of_size(chunk_size)
-
-    def needs(size: int) -> int:
-        return program_bytes(compile_ensemble(of_size(size))[0])
-
-    most = -(-ensemble.num_networks // len(execution.devices))  # so that each device has some
-    return of_size(largest_chunk(needs, most, 2, device_bytes() // 2))
+    resolved, _ = ensemble.resolve()
+    if not ensemble.execution.chunk_size and resolved.mapping == "vectorized":
+        empty = jax.eval_shape(ensemble.make_empty)
+        chunk_size, _ = Programs(*ensemble[:3], resolved).fit(empty)
+        resolved = resolved._replace(chunk_size=chunk_size)
+    return ensemble._replace(execution=resolved)
 
 
 def compile_ensemble(ensemble: Ensemble) -> tuple[jax.stages.Compiled, tuple]:
@@ -204,10 +202,3 @@ def fastest(call: Callable[[], Any]) -> float:
     timer = timeit.Timer(lambda: jax.block_until_ready(call()))
     first = timer.timeit(1)
     return min([first, *timer.repeat(min(int(2.0 / first), 19), 1)])
-
-
-def program_bytes(program: Any) -> int:
-    """What a compiled program says that it needs: arguments, results and intermediate arrays."""
-    memory = program.memory_analysis()
-    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return arrays - memory.alias_size_in_bytes + memory.temp_size_in_bytes

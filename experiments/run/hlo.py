@@ -8,7 +8,9 @@ COLLECTIVES = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "
 _HEADER = re.compile(r"(?:ENTRY )?%?([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"\swhile\(.*condition=%?([\w.\-]+)")
 _BODY = re.compile(r"\swhile\(.*body=%?([\w.\-]+)")
+_CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 _CALL = re.compile(r"\scall\(.*to_apply=%?([\w.\-]+)")
 _KERNEL = re.compile(r"\s(?:fusion|custom-call|copy|sort|convolution|dot|reduce)\(")
 _UNKNOWN = 2**60  # estimates from here on say that there is none
@@ -28,15 +30,24 @@ def split_computations(text: str) -> tuple[Computations, str]:
     return found, entry
 
 
-def _executed(computations: Computations, name: str, times: int = 1) -> Iterator[tuple[str, int]]:
-    """Every line that is executed from a computation on, and how often; a loop whose number of
-    turns is not known counts once.
+def _count_turns(computations: Computations, loop: str) -> int:
+    """How often a loop turns: as it says, or as it counts from zero to the only number that its
+    condition compares with; 1 where that is not known.
     """
+    if trips := _TRIPS.search(loop):
+        return int(trips[1])
+    condition = computations.get(_CONDITION.search(loop)[1], [])
+    ends = [match[1] for match in map(_CONSTANT.search, condition) if match]
+    counts = any("compare(" in line and "direction=LT" in line for line in condition)
+    return int(ends[0]) if counts and len(ends) == 1 else 1
+
+
+def _executed(computations: Computations, name: str, times: int = 1) -> Iterator[tuple[str, int]]:
+    """Every line that is executed from a computation on, and how often."""
     for line in computations.get(name, ()):
         yield line, times
         if loop := _BODY.search(line):
-            trips = _TRIPS.search(line)
-            yield from _executed(computations, loop[1], times * int(trips[1] if trips else 1))
+            yield from _executed(computations, loop[1], times * _count_turns(computations, line))
         if called := _CALL.search(line):
             yield from _executed(computations, called[1], times)
 

@@ -15,6 +15,7 @@ from nad_jax.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from experiments.run.folder import Folder
+    from experiments.run.targets import Estimate, Target
 
 Arrays = Mapping[str, np.ndarray]  # of what is stored as JSON, JSON values
 Shapes = dict[str, tuple[int | str, ...]]  # an axis with a name has one length in all of a unit
@@ -119,6 +120,10 @@ class Study(NamedTuple):
     suffix: of its files: .npz, or .json for JSON values, whose shapes are not checked.
     counts: what its numbers of networks are called.
     alone: why no other process may share its work; "": others may.
+    count_operations(member): of one of its networks at one input, by which cheap programs are told
+      from dear ones.
+    estimate(member, target): what its program takes on devices that need not be there; None: that
+      is not estimated.
     """
 
     identities: dict[str, Json]
@@ -136,3 +141,5 @@ class Study(NamedTuple):
     suffix: str = ".npz"
     counts: str = "networks"
     alone: str = ""
+    count_operations: Callable[[Member], float] = lambda member: 1.0
+    estimate: Callable[[Member, "Target"], "Estimate"] | None = None

@@ -18,13 +18,13 @@ from absl import logging
 from experiments.run import command, interruption, origin, status
 from experiments.run.folder import ALONE, Folder, read_intact
 from experiments.run.plan import RunAgain, Study, Unit, Work
-from experiments.run.progress import Progress, clock, compile_seconds
+from experiments.run.progress import Progress, compile_seconds
 from experiments.run.shards import Shard
 from nad_jax.errors import InputError
+from nad_jax.memory import halved, is_exhausted
 from nad_jax.snapshots import Snapshots
 
 SNAPSHOT_SECONDS = 60.0  # a unit that takes longer keeps snapshots of its state
-OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory allocating")  # of accelerators; of a CPU
 
 
 def damaged_meanwhile(workdir: Path) -> RunAgain:
@@ -52,14 +52,14 @@ def run(
       RunAgain: where units were damaged after they had been written, or need those that other
         shards compute.
     """
-    _check_shard(study, shard)
+    check_shard(study, shard)
     folder = Folder(workdir, study).open()
-    to_go, checked = _to_go(folder, shard), None if allow_other_versions else set()
+    to_go, checked = list_missing(folder, shard), None if allow_other_versions else set()
     if to_go and checked is not None:
         _check_versions(folder, checked)  # a refused command leaves no trace
     if said:
         command.keep(workdir, said)
-    progress = _begin(folder, shard, _num_networks(to_go))
+    progress = _begin(folder, shard, num_networks(to_go))
     with progress.recorded():
         folder = _compute(folder, shard, progress, checked)
         if missing := folder.missing():
@@ -68,7 +68,7 @@ def run(
         else:
             folder.study.collect(folder, 0)
     if missing:
-        print(f"shard {shard.name} is done; other shards have {_count(study, missing)} to go")
+        print(f"shard {shard.name} is done; other shards have {count(study, missing)} to go")
     return not missing
 
 
@@ -81,31 +81,31 @@ def collect(study: Study, workdir: Path, said: str = "") -> bool:
       RunAgain: where nothing is stored.
     """
     folder = Folder(workdir, study).open(create=False)
-    missing = _to_go(folder)
-    num_missing = _num_networks(missing)
-    if num_missing == _num_networks(_everything(folder)):
+    missing = list_missing(folder)
+    num_missing = num_networks(missing)
+    if num_missing == num_networks(everything(folder)):
         raise RunAgain(f"{workdir}: nothing of this command is stored yet")
     if said:
         command.keep(workdir, said, replace=False)  # what is asked for in between computes nothing
     folder.study.collect(folder, num_missing)
-    for name, units in _by_program(missing).items():
-        sys.stderr.write(f"missing: {name}: {_count(study, units)}\n")
+    for name, units in by_program(missing).items():
+        sys.stderr.write(f"missing: {name}: {count(study, units)}\n")
     if missing:
         sys.stderr.write("the command without --collect computes them\n")
     return not num_missing
 
 
-def _check_shard(study: Study, shard: Shard) -> None:
+def check_shard(study: Study, shard: Shard) -> None:
     if study.alone and shard.count > 1:
         raise InputError(f"shard: {study.alone}")
 
 
-def _everything(folder: Folder, shard: Shard = ALONE) -> list[Unit]:
+def everything(folder: Folder, shard: Shard = ALONE) -> list[Unit]:
     """The units of a shard, of all studies that follow each other."""
     return folder.study.round[1] * folder.units(shard)
 
 
-def _to_go(folder: Folder, shard: Shard = ALONE) -> list[Unit]:
+def list_missing(folder: Folder, shard: Shard = ALONE) -> list[Unit]:
     """Those that are missing: of the study under way, and all of those that follow."""
     number, rounds = folder.study.round
     return folder.missing(shard) + (rounds - 1 - number) * folder.units(shard)
@@ -143,7 +143,7 @@ def _begin(folder: Folder, shard: Shard, to_go: int) -> Progress:
     """Says in the run folder what there is to do, and that this process begins with its share, of
     which so many networks are missing.
     """
-    total = _num_networks(_everything(folder, shard))
+    total = num_networks(everything(folder, shard))
     log, plan = folder.workdir / "progress" / f"{shard.name}.jsonl", status.keep_plan(folder)
     named = shard.name if shard.count > 1 else ""
     how = {"speaks": shard.index == 0, "counts": folder.study.counts, "shard": named}
@@ -217,7 +217,7 @@ def _compute_group(
             try:
                 done = program.compute(Work(unit.members, report, snapshots))
             except jax.errors.JaxRuntimeError as error:
-                if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+                if not is_exhausted(error):
                     raise
                 program = None  # frees what it holds before the smaller one takes its place
             if done is None:
@@ -243,7 +243,7 @@ def _halved(key: Any, chunk_size: int, smallest: int) -> int:
     """Half the chunk size, as a multiple of the smallest one; raises `InputError` where there is
     none.
     """
-    smaller = chunk_size // 2 // smallest * smallest
+    smaller = halved(chunk_size, smallest)
     if smaller == 0:
         raise InputError(
             f"{_name(key)}: the device has not enough memory for {chunk_size} networks at once, "
@@ -257,48 +257,18 @@ def _name(program: Any) -> str:
     return " ".join(map(str, program)) if isinstance(program, tuple) else str(program)
 
 
-def _by_program(units: list[Unit]) -> dict[str, list[Unit]]:
+def by_program(units: list[Unit]) -> dict[str, list[Unit]]:
     groups: dict[str, list[Unit]] = {}
     for unit in units:
         groups.setdefault(_name(unit.program), []).append(unit)
     return groups
 
 
-def _num_networks(units: list[Unit]) -> int:
+def num_networks(units: list[Unit]) -> int:
     return sum(unit.num_networks for unit in units)
 
 
-def _count(study: Study, units: list[Unit]) -> str:
-    networks = _num_networks(units)
+def count(study: Study, units: list[Unit]) -> str:
+    networks = num_networks(units)
     counts = study.counts if networks != 1 else study.counts.removesuffix("s")
     return f"{networks} {counts} in {len(units)} unit{'s' * (len(units) != 1)}"
-
-
-def describe(study: Study, workdir: Path, shard: Shard = ALONE) -> None:
-    """Prints what there is to do and an estimate of what it takes; computes one batch of each
-    program to measure it.
-    """
-    _check_shard(study, shard)
-    folder = Folder(workdir, study, repair=False).open(create=False)
-    everything, missing = _everything(folder), _to_go(folder)
-    stored = _num_networks(everything) - _num_networks(missing)
-    print(
-        f"plan: {_count(study, everything)}; stored {stored} {study.counts}, missing "
-        f"{_count(study, missing)}"
-    )
-    mine = _to_go(folder, shard) if shard.count > 1 else missing
-    print(f"shards: {shard.count}; shard {shard.name} misses {_count(study, mine)}")
-    seconds = 0.0
-    for name, units in _by_program(missing).items():
-        cost = study.measure_cost(units[0].members[0])
-        networks = _num_networks(_by_program(mine).get(name, []))
-        seconds += networks * cost.network_seconds + (cost.compile_seconds if networks else 0.0)
-        print(
-            f"{name}: {_count(study, units)}; "
-            f"compilation {cost.compile_seconds:.1f} s, {cost.network_seconds:.3g} s a "
-            f"{study.counts.removesuffix('s')}, {cost.bytes / 2**20:.0f} MiB of arrays"
-        )
-        if cost.note:
-            print(f"  {cost.note}")
-    if missing:
-        print(f"estimate on this machine: {clock(seconds)} for shard {shard.name}")
