@@ -1,12 +1,13 @@
 import functools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nad_jax import convolution, pooling
+from nad_jax import convolution, pooling, target
 from nad_jax.errors import InputError
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -207,3 +208,41 @@ def test_what_products_cannot_do_is_refused():
             )
     with pytest.raises(InputError, match="convolution: unknown value 'fft'"):
         convolution.resolve_convolution("fft")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "VALID"), ((2, 1), ((1, 2), (0, 1)))])
+def test_convolutions_of_a_tpu_are_those_of_lax_in_value_and_derivatives(
+    channels, strides, padding
+):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 9, 8, channels))
+    kernel = jax.random.normal(keys[1], (5, 3, channels, 6))
+    numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def lax(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **numbers)
+
+    def ours(x, kernel):
+        with target.compiled_for([SimpleNamespace(platform="tpu")]):
+            return convolution.lax_convolution(x, kernel, strides, padding, **numbers)
+
+    taken = "custom_jvp_call" in str(jax.make_jaxpr(ours)(x, kernel))
+    assert taken == (channels < 4)
+    changes = jax.random.normal(keys[2], x.shape), jax.random.normal(keys[2], kernel.shape)
+    near = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3)
+    jax.tree.map(near, *(jax.jvp(f, (x, kernel), changes) for f in (lax, ours)))
+    for places in ((0,), (1,), (0, 1)):
+        gradients = (
+            jax.grad(lambda *given, f=f: (f(*given) ** 2).sum(), places)(x, kernel)
+            for f in (lax, ours)
+        )
+        jax.tree.map(near, *gradients)
+
+
+def test_a_dilated_convolution_of_a_tpu_is_that_of_lax():
+    x, kernel = jnp.ones((1, 9, 9, 1)), jnp.ones((3, 3, 1, 2))
+    how = ((1, 1), "VALID", None, (2, 2), ("NHWC", "HWIO", "NHWC"))
+    with target.compiled_for([SimpleNamespace(platform="tpu")]):
+        y = convolution.lax_convolution(x, kernel, *how)
+    np.testing.assert_array_equal(y, jax.lax.conv_general_dilated(x, kernel, *how))
