@@ -66,8 +66,10 @@ class Recipe:
     loss_threshold, loss_window: `steps_to_loss` is the first step at which the mean minibatch loss
       over the last `loss_window` steps is at most `loss_threshold` (never where a run has fewer
       steps than that).
-    precision: of matrix products on accelerators: "default" (on a GPU TensorFloat-32), "high",
-      "highest" (float32), "bfloat16" (sums in float32; XLA's own convolutions stay at the default).
+    precision: of matrix products on accelerators; sums are float32, as all of it is on a CPU.
+      "default": on a GPU TensorFloat-32 (10 bits after the point), on a TPU bfloat16 (7 bits).
+      "high": TensorFloat-32, on a TPU three products of bfloat16. "highest": float32, on a TPU six
+      products of bfloat16. "bfloat16" (XLA's own convolutions stay at the default).
     """
 
     optimizer: str | MakeOptimizer | optax.GradientTransformation = "sgd"
