@@ -29,9 +29,22 @@ setup(
         "absl-py",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "hypothesis", "scipy", "ruff", "pandas", "setuptools"],
+        "test": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "scipy",
+            "ruff",
+            "pandas",
+            "setuptools",
+            # The published schemas of Kubernetes and of JobSet.
+            "kubernetes-validate>=1.34",
+            "kubeflow-trainer-api>=2",
+            "pydantic>=2.12",
+        ],
         "docs": ["sphinx>=9.0,<10", "myst-parser>=5.0,<6", "furo>=2025.9,<2027"],
         "benchmark": ["torch"],
+        "cuda": ["jax[cuda13]"],  # which JAX recommends: drivers from 580
         "tpu": ["jax[tpu]"],  # also to compile for TPUs that are not there
     },
 )

@@ -13,6 +13,7 @@
     --figures_only               redraws stored results
     --figure_formats=png,pdf     also as PDF (or SVG)
     --allow_other_versions       adds to units of others
+    --require_accelerator=gpu    stops where there is none
 
 Run from the root of the repository. The same command resumes an interrupted run, and so does
 --workdir alone, for a folder knows its last command. It ends with 0 when its work is done, 75 when
@@ -48,6 +49,7 @@ from experiments import (
 )
 from experiments.benchmark import benchmark
 from experiments.run import command, dry_run, origin, runner, status
+from experiments.run.accelerator import check_accelerator
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard, find_shard, join_cluster
 from experiments.run.targets import read_target
@@ -171,6 +173,11 @@ _ALLOW_OTHER_VERSIONS = flags.DEFINE_bool(
     False,
     "Add units to a folder whose units were computed with other versions of packages, or on "
     "another kind of device.",
+)
+_REQUIRE_ACCELERATOR = flags.DEFINE_string(
+    "require_accelerator",
+    "",
+    "gpu or tpu: stop where JAX finds another device, instead of computing on it.",
 )
 _CONFIG_JSON = flags.DEFINE_string(
     "config_json",
@@ -322,6 +329,8 @@ def main(argv: list[str]) -> int:
         )
         formats = _read_formats(_FIGURE_FORMATS.value)
         interruption.take_signals()
+        if _REQUIRE_ACCELERATOR.value:
+            check_accelerator(_REQUIRE_ACCELERATOR.value)
         if config is not None and config.experiment not in EXPERIMENTS:
             raise unknown("experiment", config.experiment, EXPERIMENTS)
         if config is not None and _CONFIG_JSON.value:

@@ -12,6 +12,7 @@ import pytest
 import setuptools
 
 import nad_jax
+from experiments.run.accelerator import EXTRAS
 from nad_jax.__main__ import find_clone
 from tests.test_configs import ROOT
 
@@ -34,6 +35,14 @@ def test_an_installation_brings_the_package_alone(installation):
     assert not {"py_modules", "data_files", "scripts"} & {*installation}
     runtime = {re.match(r"[\w-]+", text)[0] for text in installation["install_requires"]}
     assert not {"sphinx", "myst-parser", "furo", "pandas", "setuptools"} & runtime
+
+
+def test_each_accelerator_has_an_extra_that_brings_its_jax(installation):
+    extras = installation["extras_require"]
+    assert {name: extras[extra] for name, extra in EXTRAS.items()} == {
+        "gpu": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+    }
 
 
 def test_the_command_is_the_function_of_its_module(installation):

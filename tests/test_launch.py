@@ -3,6 +3,7 @@ hosts.
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ SWEEP = [
 def _render(template, arguments, **changes):
     options = {
         "shards": 2,
-        "gpus": 1,
+        "gpus": 0,
         "cpus": 8,
         "python": sys.executable,
         "image": "me/nad:1",
@@ -63,10 +64,7 @@ def test_a_slurm_array_computes_a_sweep_and_requeues_what_was_interrupted(tmp_pa
     workdir = tmp_path / "run of mine"
     script = tmp_path / "job.sh"
     script.write_text(_render("slurm_array.sh", [*SWEEP, f"--workdir={workdir}"]))
-    assert (
-        "#SBATCH --array=0-1\n" in script.read_text()
-        and "#SBATCH --gpus-per-task=1\n" in script.read_text()
-    )
+    assert "#SBATCH --array=0-1\n" in script.read_text()
     _stand_in(tmp_path, "srun", 'if [ -e "$INTERRUPTED" ]; then exit 75; fi; shift; exec "$@"')
     _stand_in(tmp_path, "scontrol", f'echo "$@" >> "{tmp_path}/requeued"')
     array = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_STEP": "1"}
@@ -77,7 +75,7 @@ def test_a_slurm_array_computes_a_sweep_and_requeues_what_was_interrupted(tmp_pa
         return subprocess.run(["bash", script], cwd=ROOT, env=environment, check=False).returncode
 
     assert task(1, INTERRUPTED=str(script)) == 75
-    assert (tmp_path / "requeued").read_text() == "requeue 77_1\n"
+    assert (tmp_path / "requeued").read_text() == "requeue incomplete 77_1\n"
     assert task(0) == 0 and not (workdir / "nads.npz").exists()
     assert task(1) == 0 and _complete(workdir)
     assert len((tmp_path / "requeued").read_text().splitlines()) == 1
@@ -127,9 +125,12 @@ def test_cores_and_gpus_are_what_is_asked_for(tmp_path):
     assert (
         "gpu" not in script.read_text()
     )  # a cluster without any refuses the line, whatever its number
-    header = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+    lines = script.read_text().splitlines()
+    header = [line for line in lines if line.startswith("#SBATCH")]
     assert "#SBATCH --cpus-per-task=3" in header
-    assert script.read_text().splitlines()[3 : 3 + len(header)] == header
+    # Slurm reads no further than the first command.
+    assert not [line for line in lines[: lines.index(header[-1])] if not line.startswith("#")]
+    assert "#SBATCH --gpus-per-task=2\n" in _render("slurm_array.sh", arguments, gpus=2)
     subprocess.run(["bash", "-n", script], check=True)
     assert resources(gpus=0, cpus=3) == {"requests": {"cpu": 3}}
     assert resources(gpus=2) == {"requests": {"cpu": 8}, "limits": {"nvidia.com/gpu": 2}}
@@ -159,30 +160,87 @@ def test_a_jobset_computes_a_sweep(tmp_path):
     assert _complete(tmp_path / "sweep")
 
 
-# Runs the command on two "hosts" that find each other as the members of a cluster do.
-GCLOUD = """
+# Runs the command on two "hosts", which have no TPU, that find each other as the members of a cluster do.
+POD = """
 for argument in "$@"; do case "$argument" in --command=*) command=${argument#--command=};; esac; done
 cd "$HOSTS"
 echo run >> log
 if [ "$(wc -l < log)" -eq 1 ]; then exit 75; fi  # as if the first time had been interrupted
+command=${command/ --require_accelerator=tpu/}
 for i in 0 1; do (eval "$command --shard=$i/2") & pids="$pids $!"; done
 for pid in $pids; do wait "$pid" || code=$?; done
 exit "${code:-0}"
 """
 
 
+def _free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
 def test_a_tpu_pod_computes_a_sweep_and_runs_again_what_was_interrupted(tmp_path):
     workdir = tmp_path / "run"
     script = tmp_path / "pod.sh"
     script.write_text(_render("tpu_pod.sh", [*SWEEP, f"--workdir={workdir}"]))
-    _stand_in(tmp_path, "gcloud", GCLOUD)
+    _stand_in(tmp_path, "gcloud", POD)
     (tmp_path / "nad_jax").symlink_to(ROOT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    pod = {"TPU": "pod", "ZONE": "here", "HOSTS": str(tmp_path), "JAX_COORDINATOR_ADDRESS": address}
+    pod = {"TPU": "pod", "ZONE": "here", "HOSTS": str(tmp_path)}
+    pod["JAX_COORDINATOR_ADDRESS"] = _free_address()
     subprocess.run(["bash", script], env=_environment(tmp_path, **pod), check=True)
     assert _complete(workdir) and (tmp_path / "log").read_text() == "run\nrun\n"
+
+
+# Runs the command of one host, whose name and zone are the fourth argument and the fifth.
+HOST = """
+cd "$HOSTS"
+for argument in "$@"; do case "$argument" in --command=*) command=${argument#--command=};; esac; done
+echo "$5 $6 ${command##* }" >> log
+if [ "$5" = tpu-1 ] && [ "$(grep -c tpu-1 log)" -eq 1 ]; then exit 75; fi
+[ -z "$FAILS" ] || exit "$FAILS"
+exec bash -c "${command/ --require_accelerator=tpu/}"
+"""
+
+
+def test_of_tpu_hosts_with_their_own_slices_one_is_run_again_alone(tmp_path):
+    workdir = tmp_path / "run"
+    script = tmp_path / "hosts.sh"
+    script.write_text(_render("tpu_hosts.sh", [*SWEEP, f"--workdir={workdir}"]))
+    _stand_in(tmp_path, "gcloud", HOST)
+    (tmp_path / "nad_jax").symlink_to(ROOT)
+    hosts = {"TPU": "tpu", "ZONE": "here", "HOSTS": str(tmp_path)}
+
+    def run(**more):
+        (tmp_path / "log").unlink(missing_ok=True)
+        environment = _environment(tmp_path, **hosts, **more)
+        done = subprocess.run(["bash", script], env=environment, capture_output=True, check=False)
+        return done.returncode, sorted((tmp_path / "log").read_text().splitlines())
+
+    first, second = "tpu-0 --zone=here --shard=0/2", "tpu-1 --zone=here --shard=1/2"
+    assert run(FAILS="2") == (2, [first, second, second]) and not workdir.exists()
+    assert run() == (0, [first, second, second]) and _complete(workdir)
+
+
+@pytest.mark.parametrize(
+    ("template", "gpus", "accelerator", "installs"),
+    [
+        ("slurm_array.sh", 2, "gpu", "pip install -e '.[cuda]'"),
+        ("slurm_array.sh", 0, "", "pip install -e ."),
+        ("jobset.yaml", 2, "gpu", "pip install -e '.[cuda]'"),
+        ("jobset.yaml", 0, "", "pip install -e ."),
+        ("tpu_pod.sh", 0, "tpu", "pip install -e '.[tpu]'"),
+        ("tpu_hosts.sh", 2, "tpu", "pip install -e '.[tpu]'"),
+    ],
+)
+def test_a_job_installs_and_insists_on_the_accelerator_it_asks_for(
+    template, gpus, accelerator, installs
+):
+    arguments = [*SWEEP, "--workdir=/runs/sweep"]
+    text = _render(template, arguments, gpus=gpus)
+    assert f"{installs}\n" in text
+    assert re.findall(r"--require_accelerator=(\w+)", text) == [accelerator] * bool(accelerator)
+    text = _render(template, [*arguments, "--require_accelerator=other"], gpus=gpus)
+    assert re.findall(r"--require_accelerator=(\w+)", text) == ["other"]  # the user knows better
 
 
 def test_the_command_prints_a_description_and_names_bad_input(tmp_path):

@@ -14,17 +14,21 @@ from typing import NoReturn
 
 from absl import app, flags
 
+from experiments.run.accelerator import EXTRAS
 from nad_jax.errors import InputError, check_choice, check_integer
 
 FOLDER = Path(__file__).parent
-TEMPLATES = ("slurm_array.sh", "jobset.yaml", "tpu_pod.sh")
+ON_TPUS = ("tpu_pod.sh", "tpu_hosts.sh")
+TEMPLATES = ("slurm_array.sh", "jobset.yaml", *ON_TPUS)
 
 _TEMPLATE = flags.DEFINE_string("template", None, f"One of {', '.join(TEMPLATES)}.")
 _OPTIONS = (
     flags.DEFINE_integer(
         "shards", 8, "How many processes share the work (a TPU pod has its own number)."
     ),
-    flags.DEFINE_integer("gpus", 1, "GPUs of each process; 0: none is asked for."),
+    flags.DEFINE_integer(
+        "gpus", 1, "GPUs of each process of a Slurm array or JobSet; 0: none is asked for."
+    ),
     flags.DEFINE_integer("cpus", 8, "Cores of each process."),
     flags.DEFINE_string(
         "python", "", "The interpreter; default .venv/bin/python, in a JobSet python."
@@ -74,17 +78,21 @@ def render(
                 f"--{name}: does not belong into a job; shards are known by the engine, and "
                 "collect in the end"
             )
-    needed = {"jobset.yaml": "/runs/", "tpu_pod.sh": "/"}.get(template, "")
+    needed = "/runs/" if template == "jobset.yaml" else "/" * (template in ON_TPUS)
     if not values["workdir"].startswith(needed):
         raise InputError(
             f"--workdir: must start with {needed}, which all hosts see, got {values['workdir']!r}"
         )
     python = python or ("python" if template == "jobset.yaml" else ".venv/bin/python")
+    accelerator = "tpu" if template in ON_TPUS else "gpu" * (gpus > 0)
+    if accelerator and "require_accelerator" not in values:
+        arguments = [*arguments, f"--require_accelerator={accelerator}"]
     command = [python, "-m", "experiments.main", *arguments]
-    remote = f"cd nad_jax && {shlex.join(command)} --distributed"
+    remote = f"cd nad_jax && {shlex.join(command)}" + " --distributed" * (template == "tpu_pod.sh")
     limits = {"limits": {"nvidia.com/gpu": gpus}} if gpus else {}
     return Template((FOLDER / template).read_text(encoding="utf-8")).substitute(
         arguments=shlex.join(arguments),
+        install=_installation(template, accelerator),
         command=json.dumps([*command, "--shard=auto"]),
         remote=shlex.quote(remote),
         python=shlex.quote(python),
@@ -96,6 +104,14 @@ def render(
         image=json.dumps(image),
         claim=json.dumps(claim),
     )
+
+
+def _installation(template: str, accelerator: str) -> str:
+    """The command that installs the program for an accelerator; "": for none."""
+    what = f"'.[{EXTRAS[accelerator]}]'" if accelerator else "."
+    if template == "jobset.yaml":
+        return f"pip install -e {what}"
+    return f"python3 -m venv .venv && .venv/bin/pip install -e {what}"
 
 
 def main(argv: list[str]) -> None:

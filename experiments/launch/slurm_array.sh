@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# A Slurm array: sbatch this file from the root of the repository. Every task is a shard: --shard=auto
-# reads which one. Two minutes before its time is up it gets SIGTERM, ends with 75 and is put into the queue again.
+# A Slurm array: sbatch this file from the root of the repository, installed by
+#   ${install}
+# Every task is a shard: --shard=auto reads which one. Two minutes before its time is up, or when it is preempted, it
+# gets SIGTERM, ends with 75 and is put into the queue again. What scancel has ended stays ended.
 #SBATCH --job-name=nad_jax
 #SBATCH --array=0-${last}
 #SBATCH --ntasks=1
@@ -13,6 +15,6 @@
 srun --cpus-per-task="$$SLURM_CPUS_PER_TASK" ${python} -m experiments.main ${arguments} --shard=auto
 code=$$?
 if [ "$$code" -eq 75 ]; then
-  scontrol requeue "$${SLURM_ARRAY_JOB_ID}_$${SLURM_ARRAY_TASK_ID}"
+  scontrol requeue incomplete "$${SLURM_ARRAY_JOB_ID}_$${SLURM_ARRAY_TASK_ID}"
 fi
 exit "$$code"
