@@ -21,7 +21,7 @@ from typing import NoReturn
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 GRACE_SECONDS = 3.0  # for the computation to reach its next epoch and keep a snapshot
-ECHO_SECONDS = 0.25  # Slurm and its srun both send a signal where there is no grace time
+ECHO_SECONDS = 0.15  # Slurm's srun sends once more, after .02 s, what Slurm has sent
 _ALWAYS = (signal.SIGINT, signal.SIGTERM)
 # The others unless who started the process, as `nohup` does, ignores them.
 _SIGNALS = (*_ALWAYS, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -60,10 +60,11 @@ def _wait(reader: int) -> None:
         pass
     _requested.set()
     if _resumable.is_set():
-        time.sleep(ECHO_SECONDS)
-        if select.select([reader], [], [], 0)[0]:
+        first = time.monotonic()
+        while select.select([reader], [], [], max(0, first + GRACE_SECONDS - time.monotonic()))[0]:
             os.read(reader, 4096)
-        select.select([reader], [], [], GRACE_SECONDS)  # a second signal ends the wait
+            if time.monotonic() - first > ECHO_SECONDS:
+                break  # a second signal ends the wait
     leave()
 
 
