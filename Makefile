@@ -1,10 +1,11 @@
 # make demo [PUBLISHED=DIR]   NADs of LeNet into runs/demo, drawn; with DIR also compared with the published arrays
 # make docs                   the pages of docs/ and of the docstrings as a site, build/docs/index.html; warnings are errors
 # make test                   lint and tests; NAD_PUBLISHED=DIR adds the tests that need the published arrays
+# make test-cluster           the array for Slurm in a real one, of one node; needs Debian's slurm-wlm and munge
 
 PYTHON ?= python3
 
-.PHONY: demo docs test
+.PHONY: demo docs test test-cluster
 
 .venv/installed: setup.py nad_jax/versions.py
 	$(PYTHON) -m venv .venv
@@ -30,3 +31,6 @@ test: .venv/installed-test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -n 3 --dist loadscope
+
+test-cluster: .venv/installed-test
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -rs tests/cluster/slurm_array.py || [ $$? -eq 5 ] # skipped
