@@ -29,8 +29,8 @@ from nad_jax.figures import FORMATS
 from nad_jax.tables import Row, format_table
 
 Rows = list[Row]
-# Of every table, with what those of earlier versions are read as: seconds a network, without
-# compilation; the device and the version of this package; which command asked for the network.
+# Of every table, with what those of earlier versions are read as: seconds of its unit a network,
+# without compilation; device and version of this package; which command asked for the network.
 PROVENANCE = {"seconds": "", "device": "", "version": "", "command": "this"}
 _TEXTS = ("direction", "device", "version")  # which may look like numbers
 

@@ -1,7 +1,9 @@
 """What a run tells of itself: the status of a folder, and logs that move while a shard runs."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,7 +17,7 @@ import pytest
 
 from experiments import directional_bias
 from experiments.main import _parse_flags, app, main
-from experiments.run import progress, runner, status
+from experiments.run import lock, progress, runner, status
 from experiments.run.folder import Folder
 from experiments.run.shards import Shard
 from nad_jax import store
@@ -79,7 +81,10 @@ def test_the_status_of_a_killed_run_says_what_is_done_per_shard_and_touches_noth
     assert shards["2-of-4"][:3] == ["0", "4", "?"]
     assert shards["2-of-4"][-1] == "failed: RuntimeError: the device is on fire"
     assert shards["3-of-4"][-2:] == ["never", "not started"]
-    assert last.startswith("rest: 0:00:")
+    waiting = (
+        f"rest: {12 - units + 4} networks wait in 3 shards that do not run (once started 0:00:"
+    )
+    assert last.startswith(waiting)
     assert _contents(killed) == before
 
 
@@ -118,7 +123,7 @@ def test_networks_that_diverged_are_counted(tmp_path):
 def _place(workdir, index, **said):
     plan = status.read_plan(workdir)
     place = {"plan": plan.digest, "state": "running", "error": "", "moved": time.time()}
-    place |= {"host": socket.gethostname(), "pid": os.getpid(), "networks": 0.0, "seconds": 0.0}
+    place |= {"host": socket.gethostname(), "pid": os.getpid(), "networks": 1.0, "seconds": 60.0}
     path = workdir / "progress" / f"{index}-of-2.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**place, **said}))
@@ -133,11 +138,24 @@ def test_the_rest_is_what_is_missing_at_the_rate_of_each_shard(tmp_path):
     _, shards, last = _look(tmp_path)
     assert shards["0-of-2"] == ["0", "10", "2", "0:05:00", "0:01:00", "running"]
     assert shards["1-of-2"] == ["0", "10", "?", "0:05:00", "never", "not started"]
+    runs = "rest: 0:05:00 for what runs, each shard at its own rate"
+    assert last == f"{runs}; 10 networks wait in 1 shard that does not run (once started 0:05:00)"
     _place(tmp_path, 1, networks=0.5, seconds=30.0, state="interrupted")
     _, shards, last = _look(tmp_path)
     assert shards["1-of-2"][2:] == ["1", "0:10:00", "0:00:00", "interrupted"]
-    assert last == "rest: 0:10:00 where every shard runs at its own rate"
+    assert last == f"{runs}; 10 networks wait in 1 shard that does not run (once started 0:10:00)"
+    _place(tmp_path, 1, networks=0.5, seconds=30.0)
+    assert _look(tmp_path)[2] == runs.replace("0:05:00", "0:10:00")
+    _place(tmp_path, 0, networks=2.0, seconds=60.0, pid=2**22 + 1)
+    _place(tmp_path, 1, networks=0.5, seconds=30.0, state="interrupted")
+    waits = "rest: 20 networks wait in 2 shards that do not run (once started 0:10:00)"
+    assert _look(tmp_path)[2] == waits
     for said, state in [
+        ({"networks": 0.0, "seconds": 9.0}, "running, nothing done yet"),
+        ({"networks": 0.0, "host": "another"}, "running on another, nothing done yet"),
+        ({"moved": time.time() - 1190}, "running"),  # twenty networks of a minute take 1200 s
+        ({"moved": time.time() - 1210}, "running, but stands still (it compiles, or hangs)"),
+        ({"moved": time.time() - 290, "networks": 99.0}, "running"),
         ({"host": "another"}, "running on another"),
         ({"host": "another", "moved": time.time() - 999}, "silent, on another"),
         ({"pid": 2**22 + 1}, "stopped"),
@@ -151,6 +169,40 @@ def test_the_rest_is_what_is_missing_at_the_rate_of_each_shard(tmp_path):
     ]:
         _place(tmp_path, 1, **said)
         assert _look(tmp_path)[1]["1-of-2"][-1] == state
+
+
+@pytest.mark.parametrize(
+    ("host", "held", "touched", "state"),
+    [
+        ("here", True, 999, "running"),  # whatever its number says
+        ("here", False, 0, "stopped"),  # its number may be another process's by now
+        ("another", True, 999, "running on another"),
+        ("another", False, 10, "running on another"),  # locks of another machine may not be seen
+        ("another", False, 999, "silent, on another"),
+    ],
+)
+def test_a_process_is_there_where_it_holds_its_lock_or_touches_it_elsewhere(
+    host, held, touched, state, tmp_path
+):
+    plan = status.keep_plan(Folder(tmp_path, _study(range(20), [])).open())
+    pid = 2**22 + 1 if held else os.getpid()
+    host = socket.gethostname() if host == "here" else host
+    _place(tmp_path, 1, host=host, pid=pid, networks=99.0, moved=time.time() - 290)
+    path = lock.lock_path(tmp_path, "1-of-2", plan.digest)
+    with lock.held(path, "it") if held else contextlib.nullcontext(path.touch()):
+        os.utime(path, (time.time() - touched,) * 2)
+        assert _look(tmp_path)[1]["1-of-2"][-1] == state
+
+
+def test_what_is_done_says_when_whoever_did_it(tmp_path):
+    """Three shards have done all; then one process finds nothing to do, as one of two."""
+    for index in range(3):
+        run(directional_bias, _config(indices=(0, 1, 2)), tmp_path, Shard(index, 3))
+    for path in tmp_path.glob("units/*"):
+        os.utime(path, (time.time() - 3700,) * 2)
+    run(directional_bias, _config(indices=(0, 1, 2)), tmp_path, Shard(0, 2))
+    _, shards, last = _look(tmp_path)
+    assert shards["1-of-2"][4:] == ["1:01:40", "done"] and last == ""
 
 
 def test_a_folder_that_says_it_has_too_many_shards_is_not_believed(tmp_path):
@@ -238,18 +290,48 @@ def test_progress_that_cannot_be_written_does_not_stop_the_work(tmp_path):
 
 def test_a_log_has_a_line_at_once_and_then_one_every_five_seconds(tmp_path, capsys, monkeypatch):
     now = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time, strftime=lambda _: "12:34:56")
     monkeypatch.setattr(progress, "time", clock)
     told = progress.Progress(tmp_path / "0-of-1.jsonl", "", 100, 0, False, "networks")
     with told.recorded():
-        for tenth in range(601):  # a network a second
+        for tenth in range(601):  # a network a second, after the first three
             now[0] = tenth / 10
-            told.show(now[0])
+            told.show(now[0] if now[0] > 7 else 0.0)
         lines = capsys.readouterr().err.splitlines()
         assert json.loads((tmp_path / "0-of-1.json").read_text())["networks"] == 60
-    assert [int(line.partition("/")[0]) for line in lines] == list(range(0, 61, 5))
-    assert lines[0].startswith("0/100 networks, 0 networks/s, ETA ?, ")
-    assert lines[-1].startswith("60/100 networks, 1 networks/s, ETA 0:00:40, ")
+    assert all(line.startswith("12:34:56 ") for line in lines)
+    counts = [line.removeprefix("12:34:56 ").partition("/")[0] for line in lines]
+    assert counts == ["0", "0", *map(str, range(10, 61, 5))]
+    for line in lines[:2]:  # no rate, and no rest, of nothing
+        assert line == "12:34:56 0/100 networks, compilation 0 s, 0 diverged"
+    assert lines[-1].startswith("12:34:56 60/100 networks, 1 networks/s, ETA 0:00:40, ")
+
+
+@pytest.mark.parametrize(
+    ("in_unit", "said"),
+    [(0.0, "3/10 networks, comp"), (0.004, "3/10 networks, comp"), (0.29, "3.29/10 networks, 0.29 n"),
+     (4, "7/10 networks, 4 networks/s, ETA 0:00:01")],
+)  # fmt: skip
+def test_a_rate_is_said_once_a_part_of_a_network_is_done(in_unit, said, tmp_path, monkeypatch):
+    told = progress.Progress(tmp_path / "0-of-1.jsonl", "", 10, 3, False, "networks")
+    monkeypatch.setattr(told, "_seconds", lambda: 1.0)
+    assert told._line(in_unit, False).startswith(said)
+
+
+def test_what_a_compilation_takes_is_counted_once_and_with_tracing(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(progress, "_stages", [])
+    for at, stage, seconds in (
+        (101.0, "jaxpr_trace", 0.5),  # of a function that the next one calls
+        (103.0, "jaxpr_trace", 3.0),
+        (104.0, "jaxpr_to_mlir_module", 1.0),
+        (109.0, "backend_compile", 4.0),
+        (110.0, "cache_retrieval", 5.0),
+    ):
+        now[0] = at
+        progress._count_compilation(f"/jax/core/compile/{stage}_duration", seconds)
+    assert progress.compile_seconds() == pytest.approx(8.0)
 
 
 def _hurried(*arguments):
@@ -271,7 +353,8 @@ def test_the_log_of_a_running_shard_moves_line_by_line(tmp_path):
             time.sleep(0.01)
 
     wait(1)
-    assert process.errors.startswith("shard 1-of-2: 0/2 networks, 0 networks/s, ETA ?, compilation")
+    first_line = r"\d\d:\d\d:\d\d shard 1-of-2: 0/2 networks, compilation 0 s, 0 diverged\n"
+    assert re.match(first_line, process.errors)
     assert process.errors.endswith("\n")
     wait(4)
     assert process.poll() is None
@@ -281,14 +364,11 @@ def test_the_log_of_a_running_shard_moves_line_by_line(tmp_path):
         assert time.monotonic() - begun < 120
         time.sleep(0.01)
     shards = _look(tmp_path / "run")[1]
-    assert shards["1-of-2"][-1] == "running" and shards["0-of-2"][-1] == "not started"
+    assert shards["1-of-2"][-1].startswith("running") and shards["0-of-2"][-1] == "not started"
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 75
     assert _look(tmp_path / "run")[1]["1-of-2"][-1] == "interrupted"
     *lines, last = process.errors.splitlines()
     assert last.startswith("interrupted; ")
-    assert all(line.startswith("shard 1-of-2: 0/2 networks, ") for line in lines)
+    assert all(" shard 1-of-2: 0" in line for line in lines)
     assert 4 <= len(lines) <= (time.monotonic() - begun) / 0.2 + 1
-    rates = [line.split(", ")[1] for line in lines]
-    assert all(rate.endswith(" networks/s") for rate in rates) and rates[-1] != "0 networks/s"
-    assert "ETA ?" not in lines[-1]

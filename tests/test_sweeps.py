@@ -572,7 +572,8 @@ def test_versions_of_units_that_others_store_meanwhile_are_seen(finished, tmp_pa
 
 def test_two_processes_on_the_same_units_write_the_same(clean, tmp_path):
     command = [*NADS, f"--workdir={tmp_path / 'run'}"]
-    processes = [_start(command) for _ in range(2)]
+    shares = [], ["--shard=0/2"], ["--shard=1/2"]  # of which the first holds the others
+    processes = [_start([*command, *share]) for share in shares]
     for process in processes:
         assert process.wait(120) == 0, process.errors
     assert _arrays(tmp_path / "run") == _arrays(clean / "nads")

@@ -36,6 +36,12 @@ def parse_object(path: str | Path, content: str | bytes) -> Json:
     return values
 
 
+def one_line(value: object) -> str:
+    """A value of a file as one line of a terminal."""
+    text = " ".join(str(value).split())[:200]
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
 def _parse_origin(path: Path, origin: str) -> Json:
     """What a unit says of itself; raises `store.DamagedError` where it does not."""
     said = parse_object(path, origin)
@@ -84,6 +90,9 @@ def _list_differing(names: Iterable[str], place: str, stored: Json, here: Json) 
 def _check_same(message: str, place: str, stored: Json, identity: Json) -> None:
     """Raises `InputError` with every field that differs from what was stored in a place."""
     identity = json.loads(json.dumps(identity))
+    if stored.get("experiment") != identity.get("experiment"):  # then nearly all fields differ
+        kinds = (one_line(one.get("experiment")) for one in (stored, identity))
+        raise InputError("{}: {} of {}, command of {}".format(message, place, *kinds))
     if stored != identity:
         names = sorted({*stored, *identity})
         lines = _list_differing(names, place, stored, identity)
@@ -144,9 +153,10 @@ def open_run_folder(workdir: Path, identity: Json) -> None:
         store.write_text(aside, file.read_text(encoding="utf-8", errors="replace"))
         logging.warning("%s; kept as %s, written again", error, aside.name)
         store.write_text(file, text)
-    # Killed processes have left temporary files.
-    for folder in ("", "units", "snapshots", "progress"):
-        for path in (workdir / folder).glob(".*.tmp"):
+    # Killed processes have left temporary files and locks.
+    left = [(folder, ".*.tmp") for folder in ("", "units", "snapshots", "progress")]
+    for folder, pattern in (*left, ("progress", "*.lock")):
+        for path in (workdir / folder).glob(pattern):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > 3600:  # one in use is younger
                     path.unlink()

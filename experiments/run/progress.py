@@ -23,26 +23,27 @@ from experiments.run.plan import RunAgain
 from nad_jax.errors import InputError, first_line
 
 LINE_SECONDS = 5.0  # between two lines of a log, and between two versions of the small file
-_compile_seconds = 0.0
+_STAGES = ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")  # of a compilation
+_stages: list[tuple[float, float]] = []  # when each began, and its seconds
 
 
 def _count_compilation(event: str, seconds: float, **_: Any) -> None:
-    global _compile_seconds
-    if event in (
-        "/jax/core/compile/jaxpr_to_mlir_module_duration",
-        "/jax/core/compile/backend_compile_duration",
-    ):
-        _compile_seconds += seconds
+    if event not in [f"/jax/core/compile/{stage}_duration" for stage in _STAGES]:
+        return
+    begun = time.monotonic() - seconds
+    while _stages and _stages[-1][0] >= begun:
+        _stages.pop()  # it is a part of this one: a function that is traced calls another
+    _stages.append((begun, seconds))
 
 
 jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
 def compile_seconds() -> float:
-    """The time this process has spent on compilation, or on reading compiled programs from the
-    disk.
+    """The time this process has spent on compilation, tracing included, or on reading compiled
+    programs from the disk.
     """
-    return _compile_seconds
+    return sum(seconds for _, seconds in _stages)
 
 
 def write_small(path: Path, said: dict[str, Any]) -> None:
@@ -63,7 +64,8 @@ class Progress:
     """Counts networks, or what a plan calls them.
 
     On a terminal the first process rewrites one line in place, others say the end only. In a log or
-    a pipe every process writes lines, the first at once, then one every few seconds.
+    a pipe every process writes lines with the time of day, the first at once, then one every few
+    seconds.
 
     log: the file that JSON lines are appended to; each has `event` and `time` (seconds since 1970).
       The small file beside it has the suffix .json, see `experiments.run.status`.
@@ -160,17 +162,18 @@ class Progress:
         if self._terminal and self.speaks:
             line = f"\r\x1b[K{line}" + "\n" * last
         else:
-            line += "\n"
+            line = f"{time.strftime('%H:%M:%S')} {line}\n"
         sys.stderr.write(line)
         sys.stderr.flush()
 
     def _line(self, in_unit: float, last: bool) -> str:
         done, compiled = self.done + in_unit, compile_seconds() - self._compiled
-        rate = (done - self._base) / max(self._seconds(), 1e-9)
         line = f"shard {self.shard}: " if self.shard else ""
-        line += f"{int(done)}/{self.total} {self.counts}, {rate:.3g} {self.counts}/s"
-        if not last:
-            line += f", ETA {clock((self.total - done) / rate) if rate > 0 else '?'}"
+        line += f"{math.floor(100 * done) / 100:.12g}/{self.total} {self.counts}"
+        if done - self._base >= 0.01:  # of nothing, a rate says nothing
+            rate = (done - self._base) / max(self._seconds(), 1e-9)
+            line += f", {rate:.3g} {self.counts}/s"
+            line += f", ETA {clock((self.total - done) / rate)}" * (not last)
         if self.counts == "networks":
             line += f", compilation {compiled:.0f} s, {self._diverged} diverged"
         return line

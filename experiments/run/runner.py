@@ -17,6 +17,7 @@ from absl import logging
 
 from experiments.run import command, interruption, origin, status
 from experiments.run.folder import ALONE, Folder, read_intact
+from experiments.run.lock import held, list_held, lock_path
 from experiments.run.plan import RunAgain, Study, Unit, Work
 from experiments.run.progress import Progress, compile_seconds
 from experiments.run.shards import Shard
@@ -49,27 +50,45 @@ def run(
     Raises:
       InputError: where it would add to units of other versions, or of another kind of device, and
         must not.
-      RunAgain: where units were damaged after they had been written, or need those that other
-        shards compute.
+      RunAgain: where another process at work has the shard, and where units were damaged after they
+        had been written, or need those that other shards compute.
     """
     check_shard(study, shard)
     folder = Folder(workdir, study).open()
-    to_go, checked = list_missing(folder, shard), None if allow_other_versions else set()
-    if to_go and checked is not None:
-        _check_versions(folder, checked)  # a refused command leaves no trace
-    if said:
-        command.keep(workdir, said)
-    progress = _begin(folder, shard, num_networks(to_go))
-    with progress.recorded():
-        folder = _compute(folder, shard, progress, checked)
-        if missing := folder.missing():
-            if folder.missing(shard):
-                raise damaged_meanwhile(workdir)
-        else:
-            folder.study.collect(folder, 0)
+    plan, checked = status.make_plan(folder).digest, None if allow_other_versions else set()
+    named = f"{workdir}: shard {shard.name}" if shard.count > 1 else f"{workdir}"
+    with held(lock_path(workdir, shard.name, plan), named):
+        if to_go := list_missing(folder, shard):
+            if checked is not None:
+                _check_versions(folder, checked)  # a refused command leaves no trace
+            for other in list_held(workdir, plan):
+                if other.name != shard.name and other.overlaps(shard):
+                    sys.stderr.write(f"{named}: shard {other.name} is at work on the same, too\n")
+        if said:
+            command.keep(workdir, said)
+        progress = _begin(folder, shard, num_networks(to_go))
+        with progress.recorded():
+            missing = _compute_and_collect(folder, shard, progress, checked)
     if missing:
         print(f"shard {shard.name} is done; other shards have {count(study, missing)} to go")
     return not missing
+
+
+def _compute_and_collect(
+    folder: Folder, shard: Shard, progress: Progress, checked: set[str] | None
+) -> list[Unit]:
+    """Computes what is missing of a shard, and collects if then nothing is; the units of others
+    that are.
+
+    checked: see `_check_versions`; None: other versions may be added to.
+    """
+    folder = _compute(folder, shard, progress, checked)
+    missing = folder.missing()
+    if missing and folder.missing(shard):
+        raise damaged_meanwhile(folder.workdir)
+    if not missing:
+        folder.study.collect(folder, 0)
+    return missing
 
 
 def collect(study: Study, workdir: Path, said: str = "") -> bool:

@@ -1,5 +1,6 @@
 """Which share of a plan's units is this process's: shard i of n takes units i, i + n, i + 2n, …"""
 
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,10 @@ class Shard(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.index}-of-{self.count}"
+
+    def overlaps(self, other: "Shard") -> bool:
+        """Whether both have a unit in common, of however many."""
+        return (self.index - other.index) % math.gcd(self.count, other.count) == 0
 
 
 def find_shard(flag: str, environment: Mapping[str, str]) -> Shard:

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import socket
 import time
@@ -21,14 +20,16 @@ from absl import logging
 
 from experiments.run import origin
 from experiments.run.folder import Folder
-from experiments.run.origin import Json
+from experiments.run.lock import is_alive, is_held, list_held, lock_path
+from experiments.run.origin import Json, one_line
 from experiments.run.progress import clock, write_small
 from nad_jax import store
 from nad_jax.errors import InputError, check_integer
 from nad_jax.store import DamagedError
 
 MOST, MOST_SHARDS = 2**31, 65_536  # a folder that says more is not believed
-SILENT_SECONDS = 120.0  # a process on another machine that has not moved for so long may be dead
+SILENT_SECONDS = 120.0  # a process on another machine that is silent for so long may be dead
+STILL_SECONDS, STILL_NETWORKS = 300.0, 20  # of both, what is longer is worth a word
 
 
 class Plan(NamedTuple):
@@ -62,8 +63,9 @@ class ShardStatus(NamedTuple):
 
     done, missing: networks.
     rate: networks a second of its last process, 0: unknown.
-    moved: when it was last heard of, in seconds since 1970, 0: never.
+    moved: when its last network was stored or advanced, in seconds since 1970, 0: never.
     state: in words.
+    runs: whether a process is at work on it.
     """
 
     name: str
@@ -72,6 +74,7 @@ class ShardStatus(NamedTuple):
     rate: float = 0.0
     moved: float = 0.0
     state: str = "not started"
+    runs: bool = False
 
 
 def _key(folder: str, name: str) -> str:
@@ -117,7 +120,7 @@ def read_plan(workdir: Path) -> Plan:
         number = check_integer("round", number, 0, rounds - 1)
         folders = [_check_folder(name) for name in said["folders"]]
         suffix = re.fullmatch(r"\.(npz|json)", said["suffix"])[0]
-        stacked, counts = bool(said["stacked"]), _plain(said["counts"])
+        stacked, counts = bool(said["stacked"]), one_line(said["counts"])
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(
             f"{path}: is damaged ({type(error).__name__}); give --config=FILE"
@@ -132,14 +135,23 @@ def _check_folder(name: str) -> str:
     return name
 
 
-def _read_stored(plan: Plan, workdir: Path) -> tuple[dict[str, int], int]:
-    """Of every stored member how many of its networks diverged; and how many files are damaged."""
+class Stored(NamedTuple):
+    """A member that is stored: how many of its networks diverged, and when it was stored."""
+
+    diverged: int
+    at: float
+
+
+def _read_stored(plan: Plan, workdir: Path) -> tuple[dict[str, Stored], int]:
+    """Every stored member, by its key; and how many files are damaged."""
     stored, damaged = {}, 0
     for folder in plan.folders:
         for path in sorted((workdir / folder / "units").glob(f"*{plan.suffix}")):
             try:
-                stored |= dict(_read_members(plan, path, folder))
-            except InputError:
+                members = list(_read_members(plan, path, folder))
+                at = path.stat().st_mtime
+                stored |= {key: Stored(diverged, at) for key, diverged in members}
+            except (InputError, FileNotFoundError):  # the latter: moved aside just now
                 damaged += path.exists()
     return stored, damaged
 
@@ -183,40 +195,43 @@ def _read_places(plan: Plan, workdir: Path) -> tuple[int, dict[int, Json]]:
     return count, found[count]
 
 
-def _state(said: Json, missing: int) -> str:
+def _runs(said: Json, lock: Path) -> bool:
+    """Whether the process that says where a shard is, is still there."""
+    state, host = one_line(said.get("state")), one_line(said.get("host"))
+    if state != "running":
+        return False
+    held, here = is_held(lock), host == socket.gethostname()
+    if held or (here and held is False):
+        return held
+    if here:  # no locks in this file system
+        return is_alive(int(said["pid"]))
+    heard = said["moved"]
+    with contextlib.suppress(OSError):
+        heard = max(heard, lock.stat().st_mtime)
+    return time.time() - heard < SILENT_SECONDS
+
+
+def _state(said: Json, missing: int, runs: bool) -> str:
     """What a process is doing, or what became of it, in words."""
-    state, error, host = (_plain(said.get(name, "")) for name in ("state", "error", "host"))
+    state, error, host = (one_line(said.get(name, "")) for name in ("state", "error", "host"))
     if state in ("failed", "run again"):
         return f"{state}: {error}"
     if state == "interrupted":
         return "interrupted"
     if state == "ended":
         return "done" if not missing else "ended"
-    silent = time.time() - said["moved"]
-    if host != socket.gethostname():
-        where = f"on {host}"
-        return f"running {where}" if silent < SILENT_SECONDS else f"silent, {where}"
-    return "running" if _is_alive(int(said["pid"])) else "stopped"
+    where = "" if host == socket.gethostname() else f" on {host}"
+    if not runs:
+        return f"silent,{where}" if where else "stopped"
+    networks, seconds, still = said["networks"], said["seconds"], time.time() - said["moved"]
+    if networks <= 0:
+        return f"running{where}, nothing done yet"
+    if still > max(STILL_SECONDS, STILL_NETWORKS * seconds / networks):
+        return f"running{where}, but stands still (it compiles, or hangs)"
+    return f"running{where}"
 
 
-def _plain(value: object) -> str:
-    """A value of a file as one line of a terminal."""
-    text = " ".join(str(value).split())[:200]
-    return "".join(one if one.isprintable() else "?" for one in text)
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether a process of this machine is there."""
-    try:
-        os.kill(pid, 0)  # which signals nothing
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # of another user
-        return True
-    return pid > 0
-
-
-def list_shards(plan: Plan, workdir: Path, stored: dict[str, int]) -> list[ShardStatus]:
+def list_shards(plan: Plan, workdir: Path, stored: dict[str, Stored]) -> list[ShardStatus]:
     """Where each shard is, of as many as there were last."""
     count, places = _read_places(plan, workdir)
     number, rounds = plan.round
@@ -229,10 +244,12 @@ def list_shards(plan: Plan, workdir: Path, stored: dict[str, int]) -> list[Shard
         if said := places.get(index):
             networks, seconds = (max(said[name], 0.0) for name in ("networks", "seconds"))
             rate = networks / seconds if seconds else 0.0
-            state = _state(said, shard.missing)
-            shard = shard._replace(rate=rate, moved=said["moved"], state=state)
-        elif not shard.missing:
-            shard = shard._replace(state="done")
+            runs = _runs(said, lock_path(workdir, shard.name, plan.digest))
+            state = _state(said, shard.missing, runs)
+            shard = shard._replace(rate=rate, moved=said["moved"], state=state, runs=runs)
+        elif not shard.missing:  # by other commands, or other numbers of shards
+            moved = max((stored[key].at for key, _ in mine if key in stored), default=0.0)
+            shard = shard._replace(moved=moved, state="done")
         shards.append(shard)
     return shards
 
@@ -245,7 +262,7 @@ def describe(plan: Plan, workdir: Path) -> str:
         sum(numbers) for numbers in zip(*(shard[1:3] for shard in shards), strict=True)
     )
     total = done + missing
-    diverged = sum(stored.get(key, 0) for key, _ in plan.members)
+    diverged = sum(stored[key].diverged for key, _ in plan.members if key in stored)
     lines = [f"{workdir}: {done} of {total} {plan.counts} stored, {missing} missing"]
     lines[0] += f", {diverged} diverged" * (diverged > 0)
     lines[0] += f", {damaged} file{'s' * (damaged > 1)} damaged" * (damaged > 0)
@@ -264,9 +281,28 @@ def describe(plan: Plan, workdir: Path) -> str:
     for *cells, state in table:
         aligned = (cell.rjust(width) for cell, width in zip(cells, widths, strict=False))
         lines.append(f"  {'  '.join(aligned)}  {state}")
+    count = len(shards)
+    others = [one.name for one in list_held(workdir, plan.digest) if one.count != count]
+    lines += [f"shard {name} is at work, too" for name in others]
     if missing:
-        lines.append(f"rest: {_rest(max(rests))} where every shard runs at its own rate")
+        lines.append(f"rest: {_describe_rest(shards, rests, plan.counts)}")
     return "\n".join(lines)
+
+
+def _describe_rest(shards: list[ShardStatus], rests: list[float], counts: str) -> str:
+    """How long it takes until all is there: what runs, and what waits for somebody to run it."""
+    pairs = [pair for pair in zip(shards, rests, strict=True) if pair[0].missing]
+    running = [rest for shard, rest in pairs if shard.runs]
+    waiting = [rest for shard, rest in pairs if not shard.runs]
+    parts = []
+    if running:
+        parts.append(f"{_rest(max(running))} for what runs, each shard at its own rate")
+    if waiting:
+        networks = sum(shard.missing for shard, _ in pairs if not shard.runs)
+        where = "1 shard that does" if len(waiting) == 1 else f"{len(waiting)} shards that do"
+        once = f"once started {_rest(max(waiting))}"
+        parts.append(f"{networks} {counts} wait in {where} not run ({once})")
+    return "; ".join(parts)
 
 
 def _rest(seconds: float) -> str:
