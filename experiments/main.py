@@ -50,7 +50,7 @@ from experiments import (
 from experiments.benchmark import benchmark
 from experiments.run import command, dry_run, origin, runner, status
 from experiments.run.accelerator import check_accelerator
-from experiments.run.folder import Folder
+from experiments.run.folder import Folder, list_results
 from experiments.run.shards import Shard, find_shard, join_cluster
 from experiments.run.targets import read_target
 from nad_jax import store, target
@@ -120,9 +120,13 @@ def _quoted(word: str) -> str:
 
 config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe, e.g. configs/compute_nads.py:lenet; its file lists every field."
-)
+try:
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config", None, "Recipe, e.g. configs/compute_nads.py:lenet; its file lists every field."
+    )
+except flags.Error as error:  # it reads the arguments, and so a file of flags
+    sys.stderr.write(f"error: flagfile: {str(error).removeprefix('ERROR:: ')}\n")
+    sys.exit(2)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of this run: created, or resumed where it holds the same."
 )
@@ -210,7 +214,7 @@ def _fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
-_WITHOUT_CONFIG = ("status", "help", "helpfull", "helpshort", "helpxml")
+_HELP = ("help", "helpfull", "helpshort", "helpxml")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -224,7 +228,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         argv = command.last_of_each(argv)
         workdir = command.value_of("workdir", argv)
         told = command.value_of("config", argv) is not None
-        told = told or any(command.is_on(name, argv) for name in _WITHOUT_CONFIG)
+        told = told or any(command.is_on(name, argv) for name in ("status", *_HELP))
         if workdir and not told:
             stored = command.read(Path(workdir), EXPERIMENTS)
             argv = [argv[0], command.recipe_argument(stored["experiment"]), *argv[1:]]
@@ -236,6 +240,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
             _settle_config(_CONFIG.value)
         if stored:
             command.take_up(_CONFIG.value, stored, Path(workdir))
+    except SystemExit as end:
+        # Flags of help end the program with 1, as if that were an error.
+        sys.exit(0 if any(command.is_on(name, argv) for name in _HELP) else end.code)
     except Exception as error:  # a config file is a program, it may fail in any way
         _fail(command.explain(error, argv))
     chosen = [flag.name for flag in (_FIGURES_ONLY, _COLLECT, _DRY_RUN, _STATUS) if flag.value]
@@ -278,10 +285,11 @@ def _tell_status(config: ConfigDict | None, workdir: Path) -> None:
 
 def _read_formats(names: list[str]) -> tuple[str, ...]:
     """The formats of figures that a flag names."""
-    if not names or not set(names) <= set(FORMATS):
+    chosen = tuple(dict.fromkeys(name.strip().lower() for name in names))
+    if not chosen or not set(chosen) <= set(FORMATS):
         allowed, given = ", ".join(FORMATS), ",".join(names)
         raise InputError(f"figure_formats: must be some of {allowed}, got {given!r}")
-    return tuple(names)
+    return chosen
 
 
 def _describe(experiment: Any, config: ConfigDict, workdir: Path, shard: Shard) -> None:
@@ -299,11 +307,11 @@ def _carry_out(
     shard: Shard,
     formats: tuple[str, ...] = ("png",),
 ) -> int:
-    """Does what the flags ask for, and gives the exit code."""
-    complete = True
+    """Does what the flags ask for, prints which results it has written, and gives the exit code."""
     if _DRY_RUN.value:
         _describe(experiment, config, workdir, shard)
         return 0
+    complete, before = True, list_results(workdir)
     if not _FIGURES_ONLY.value:
         study = experiment.make_study(config)
         said = command.describe(config, sys.argv)
@@ -312,8 +320,10 @@ def _carry_out(
         else:
             complete = runner.run(study, workdir, shard, _ALLOW_OTHER_VERSIONS.value, said)
     if complete or _COLLECT.value:
-        for figure in experiment.draw(config, workdir, formats):
-            print(figure)
+        figures = experiment.draw(config, workdir, formats)
+        written = [path for path, at in list_results(workdir).items() if before.get(path) != at]
+        for path in (*(path for path in written if path not in figures), *figures):
+            print(path)
     return 0 if complete or not _COLLECT.value else interruption.EXIT_CODE
 
 

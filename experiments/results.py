@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.run.config import EARLIER
-from experiments.run.origin import Json, parse_object
+from experiments.run.origin import Json, check_experiment, parse_object
 from nad_jax import store
 from nad_jax.accuracy_plots import Curve, Frequencies
 from nad_jax.errors import InputError
@@ -112,14 +112,15 @@ def read_table(
         ) from error
     asked = json.loads(json.dumps(command))
     stored = {EARLIER.get(name, name): value for name, value in made_by.items()}
+    other = f"{workdir}: its table was made by another command"
+    check_experiment(other, "folder", stored, asked)
     differing = [
         f"  {name}: folder {stored.get(name)!r}, command {asked.get(name)!r}"
         for name in sorted({*asked, *stored})
         if stored.get(name) != asked.get(name)
     ]
     if differing:
-        lines = [f"{workdir}: its table was made by another command", *differing]
-        raise InputError("\n".join(lines))
+        raise InputError("\n".join([other, *differing]))
     if digest != _digest(workdir, made_by, missing):
         raise InputError(
             f"{workdir}: results.csv or command.json was changed; give the command without "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _NONE_HERE = (
-    "error: nad_jax: no recipes here: they are the folders configs/ and experiments/ of a clone of the "
+    "nad_jax: no recipes here: they are the folders configs/ and experiments/ of a clone of the "
     "repository; run this inside a clone (in Python, `import nad_jax` works anywhere)\n"
 )
 
@@ -34,8 +34,11 @@ def main() -> NoReturn:
     Recipes of the clone are found from below it; all other paths are as one writes them.
     """
     root = find_clone(Path.cwd())
+    if root is None and {"--help", "-help"} & {*sys.argv[1:]}:
+        sys.stdout.write(_NONE_HERE)
+        sys.exit(0)
     if root is None:
-        sys.stderr.write(_NONE_HERE)
+        sys.stderr.write(f"error: {_NONE_HERE}")
         sys.exit(2)
     arguments = [_from_clone(argument, root) for argument in sys.argv[1:]]
     # A new program: the package is then that of the clone, whichever is installed.

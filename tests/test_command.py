@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -9,7 +11,7 @@ from experiments.main import EXPERIMENTS
 from experiments.run import command
 from nad_jax import load_nads, store
 from nad_jax.errors import InputError
-from tests.commands import Command, read_numbers
+from tests.commands import ROOT, Command, read_numbers
 from tests.test_configs import load_config
 
 TYPED = [
@@ -230,6 +232,58 @@ def test_a_model_of_ones_own_behind_the_colon_is_answered_with_its_field(before)
     assert len(errors.splitlines()) == 1
 
 
+RECIPE = "--config=configs/directional_bias.py"
+FILES = ["benchmark", "compute_nads", "directional_bias", "flip_cifar", "leading_nads",
+         "poison_cifar", "time_to_accuracy"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([RECIPE, "--sigmas=1"], "unknown flag --sigmas: a field of the config is given as "
+         "--config.sigmas=VALUE"),
+        (["--sigma=1", RECIPE], "unknown flag --sigma (did you mean --config.sigmas?)"),
+        (["--config=configs/compute_nads.py", "--sweep.width=1"],
+         "unknown flag --sweep.width: a field of the config is given as --config.sweep.width=VALUE"),
+        ([RECIPE, "--shards=0/4"], "unknown flag --shards (did you mean --shard?)"),
+        ([RECIPE, "--zzz"], "unknown flag --zzz; --help lists all"),
+        (["--config=configs/compute_nad.py:lenet"], "config: there is no file "
+         "'configs/compute_nad.py' here (did you mean configs/compute_nads.py?); those of "),
+        (["--config", "lenet"], "config: there is no file 'lenet' here; those of "),
+        (["--config=configs"], "config: there is no file 'configs' here"),
+        (["--config="], "config: there is no file '' here"),
+    ],
+)  # fmt: skip
+def test_what_is_meant_is_said_of_flags_and_files_that_there_are_not(arguments, message):
+    _, errors = _end(*arguments, "--workdir=none", code=2)
+    assert errors.startswith(f"error: {message}") and len(errors.splitlines()) == 1
+    if message.startswith("config: "):
+        assert errors.endswith(", ".join(f"configs/{name}.py" for name in FILES) + "\n")
+
+
+def test_a_field_without_its_config_is_told_in_a_folder_that_knows_its_command(finished):
+    _, errors = _end(f"--workdir={finished / 'bias'}", "--seeds=0,1", code=2)
+    assert errors.endswith("a field of the config is given as --config.seeds=VALUE\n")
+
+
+def test_a_file_of_flags_that_is_not_there_is_one_line():
+    command = [sys.executable, "-m", "experiments.main", "--flagfile=/none/such"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: flagfile: Unable to open flagfile: ")
+    assert "/none/such" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_folder_of_another_experiment_is_refused_in_one_line(finished):
+    workdir = finished / "bias"
+    other = ["--config=configs/time_to_accuracy.py:mlp", "--config.sizes=4,"]
+    for arguments in ([*TYPED], [*TYPED, "--collect"], [*other, "--figures_only"]):
+        _, errors = _end(*arguments, f"--workdir={workdir}", code=2)
+        (line,) = errors.splitlines()
+        assert line.startswith(f"error: {workdir}: "), arguments
+        assert ": experiment: folder 'directional_bias', command '" in line
+
+
 def test_options_may_stand_in_a_file(finished, tmp_path):
     (tmp_path / "options").write_text("\n".join([*TYPED, "--dry_run"]))
     alone = f"--workdir={finished / 'nads'}"
@@ -237,7 +291,9 @@ def test_options_may_stand_in_a_file(finished, tmp_path):
     assert "stored 0 networks" in output
     (tmp_path / "options").write_text(f"{alone}\n--dry_run\n--status=false")
     assert "stored 10 networks" in _end(f"--flagfile={tmp_path / 'options'}")[0]
-    assert "--config_json" in _end(alone, "--helpfull", code=1)[0]
+    for option in ("--help", "--helpfull", "--helpshort"):
+        assert "--config_json" in _end(alone, option)[0]  # which is no error
+    assert "--config_json" in _end(alone, "--config=none.py", "--help")[0]
 
 
 def test_a_command_that_is_given_is_kept_in_place_of_a_damaged_one(finished, tmp_path):
@@ -246,6 +302,34 @@ def test_a_command_that_is_given_is_kept_in_place_of_a_damaged_one(finished, tmp
     (workdir / "run.json").write_bytes(content[:40])
     _end(*TYPED, f"--workdir={workdir}", "--collect")
     assert (workdir / "run.json").read_bytes() == content
+
+
+def test_collecting_ends_with_the_files_it_wrote(finished, tmp_path):
+    workdir = shutil.copytree(finished / "bias", tmp_path / "run")
+    (workdir / "notes.csv").write_text("of the user")
+    _, damaged, *_ = sorted(workdir.glob("units/*.npz"))
+    names = ["map.csv", "results.csv", "accuracy_map.png"]
+    printed, errors = _end(f"--workdir={workdir}", "--collect")
+    assert printed.splitlines()[-3:] == [str(workdir / name) for name in names] and errors == ""
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    printed, errors = _end(f"--workdir={workdir}", "--collect", code=75)
+    assert printed.splitlines()[-3:] == [str(workdir / name) for name in names]
+    first, second, last = errors.splitlines()
+    assert first == (
+        f"damaged: units/{damaged.name}: moved aside as *.corrupt; the command without --collect "
+        "computes it again"
+    )
+    assert second.startswith("missing: logreg ") and last.endswith("--collect computes them")
+    assert damaged.with_name(f"{damaged.name}.corrupt").exists()
+    nads = shutil.copytree(finished / "nads", tmp_path / "nads")
+    printed, _ = _end(f"--workdir={nads}", "--collect")
+    assert str(nads / "nads.npz") in printed.splitlines()
+    for path in nads.glob("units/*.npz"):
+        path.write_bytes(b"PK")
+    _, errors = _end(f"--workdir={nads}", "--collect", code=75)
+    first, second = errors.splitlines()
+    assert first.startswith("damaged: units/networks_0000000_0000002.npz, units/networks_0000002")
+    assert second.endswith("nothing of this command is stored yet")
 
 
 def test_a_model_of_ones_own_is_given_once_more(tmp_path):

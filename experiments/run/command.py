@@ -3,6 +3,7 @@
 It is data from elsewhere when it is read: field values, never a path of a program to run.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -232,15 +233,47 @@ def unset(config: ConfigDict, name: str) -> Any:
 
 
 def explain(error: BaseException, arguments: list[str]) -> str:
-    """What went wrong while flags or a config file were read, and how a model of one's own is given
-    that stands behind the colon.
+    """What went wrong while flags or a config file were read, and what was meant: which file, which
+    field, or a model of one's own that stands behind the colon.
     """
+    file, _, argument = (value_of("config", arguments) or "").partition(":")
+    if value_of("config", arguments) is not None and not Path(file).is_file():
+        return f"config: {_no_recipe(file)}"
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return _unknown_flag(error.flagname)
     said = reason(error)
-    own = re.sub(r"^\w+,", "", (value_of("config", arguments) or "").partition(":")[2])
+    own = re.sub(r"^\w+,", "", argument)
     if said.startswith("config argument: ") and is_own(own):
         said += f"; a model of your own is a field: --config.architecture={own}"
         said += " (--config.architectures, where the recipe has that)"
     return said
+
+
+def _no_recipe(file: str) -> str:
+    """That there is no such config file, and which there are."""
+    there = {path.stem: path for path in sorted(RECIPES.glob("*.py"))}
+    close = difflib.get_close_matches(Path(file).stem, there, n=1)
+    root = RECIPES.parent
+    hint = f" (did you mean {there[close[0]].relative_to(root)}?)" if close else ""
+    known = ", ".join(str(path.relative_to(root)) for path in there.values())
+    return f"there is no file {file!r} here{hint}; those of {root} are {known}"
+
+
+def _unknown_flag(name: str) -> str:
+    """That there is no such flag, and the field of the config, or the flag, that may be meant."""
+    config = flags.FLAGS["config"].value
+    fields = config.to_dict() if isinstance(config, ConfigDict) else {}
+    inner = [f"{n}.{one}" for n, entries in fields.items() if isinstance(entries, dict)
+             for one in entries]  # fmt: skip
+    meant = {one: f"config.{one}" for one in (*fields, *inner)}
+    if name in meant:
+        return f"unknown flag --{name}: a field of the config is given as --{meant[name]}=VALUE"
+    own = flags.FLAGS.flags_by_module_dict().get("experiments.main", [])
+    meant |= {one.name: one.name for one in (*own, *flags.FLAGS.get_flags_for_module("__main__"))}
+    close = difflib.get_close_matches(name, meant, n=1)
+    return f"unknown flag --{name}" + (
+        f" (did you mean --{meant[close[0]]}?)" if close else "; --help lists all"
+    )
 
 
 def reason(error: BaseException) -> str:

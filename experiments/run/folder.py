@@ -4,9 +4,11 @@ A member's name is what determines it, so a folder is extended by any sweep axis
 computed twice.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,8 +26,25 @@ from nad_jax.errors import InputError
 from nad_jax.store import DamagedError
 
 ALONE = Shard()
+SETTINGS = ("config.json", "command.json", "run.json")  # which no result is
+RESULTS = (".csv", ".json", ".md", ".npz", ".npy", ".png", ".pdf", ".svg")
 TEXTS = ("names", "coordinates")  # arrays of text, of each network in a file of several
 EARLIER = {"networks", "even_exponent", "odd_exponent"}  # what units of earlier versions lack
+
+
+def list_results(workdir: Path) -> dict[Path, int]:
+    """The files of a run folder that are results: tables, records and figures, of its points too;
+    and when each was written.
+    """
+    inner, found = ("units", "snapshots", "progress"), {}
+    for folder, folders, names in os.walk(workdir):
+        folders[:] = sorted(name for name in folders if name not in inner)
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name not in SETTINGS and path.suffix in RESULTS:
+                with contextlib.suppress(FileNotFoundError):  # another process has just removed it
+                    found[path] = path.stat().st_mtime_ns
+    return found
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -37,15 +56,21 @@ def digest(*arrays: np.ndarray) -> str:
     return content.hexdigest()[:16]
 
 
-def read_intact(path: Path, read: Callable[[], Any], repair: bool) -> Any:
+def read_intact(
+    path: Path, read: Callable[[], Any], repair: bool, damaged: list[Path] | None = None
+) -> Any:
     """What `read()` gives of a stored file; None where there is no intact one, damaged ones moved
-    aside if `repair`.
+    aside if `repair`, and either said to be computed again or added to `damaged`.
     """
     try:
         return read()
     except DamagedError as error:
         if repair:
-            logging.warning("%s; kept as %s, computed again", error, store.quarantine(path).name)
+            aside = store.quarantine(path)
+            if damaged is None:
+                logging.warning("%s; kept as %s, computed again", error, aside.name)
+            else:
+                damaged.append(path)
     except InputError:
         if path.exists():
             raise
@@ -66,11 +91,14 @@ class Stored(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """The run folder of a study; damaged files in it are moved aside if `repair`."""
+    """The run folder of a study; damaged files in it are moved aside if `repair`, see
+    `read_intact`.
+    """
 
     workdir: Path
     study: Study
     repair: bool = True
+    damaged: list[Path] | None = None
 
     def open(self, create: bool = True) -> "Folder":
         """Checks that it holds this study, and makes it where there is none, if `create`; it as
@@ -140,7 +168,7 @@ class Folder(NamedTuple):
                 raise DamagedError(f"{path}: {error}") from error
             return arrays
 
-        return read_intact(path, read, self.repair)
+        return read_intact(path, read, self.repair, self.damaged)
 
     def _read_table(self) -> dict[str, Stored]:
         """Every stored member by its name, those of other commands included."""
@@ -150,7 +178,7 @@ class Folder(NamedTuple):
         more = {"coordinates": ("networks",)}
         for path in sorted((self.workdir / "units").glob("networks_*.npz")):
             read = partial(self._read_file, path, shapes, optional=more)
-            stored = read_intact(path, read, self.repair)
+            stored = read_intact(path, read, self.repair, self.damaged)
             if stored is None:
                 continue
             columns, said = stored

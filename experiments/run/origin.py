@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from nad_jax import store
-from nad_jax.errors import InputError
+from nad_jax.errors import InputError, shown
 from nad_jax.versions import device_kind, versions
 
 Json = dict[str, Any]  # an object of JSON values
@@ -90,13 +90,20 @@ def _list_differing(names: Iterable[str], place: str, stored: Json, here: Json) 
 def _check_same(message: str, place: str, stored: Json, identity: Json) -> None:
     """Raises `InputError` with every field that differs from what was stored in a place."""
     identity = json.loads(json.dumps(identity))
-    if stored.get("experiment") != identity.get("experiment"):  # then nearly all fields differ
-        kinds = (one_line(one.get("experiment")) for one in (stored, identity))
-        raise InputError("{}: {} of {}, command of {}".format(message, place, *kinds))
+    check_experiment(message, place, stored, identity)
     if stored != identity:
         names = sorted({*stored, *identity})
         lines = _list_differing(names, place, stored, identity)
         raise InputError("\n".join([message, *lines]))
+
+
+def check_experiment(message: str, place: str, stored: Json, here: Json) -> None:
+    """Raises `InputError`, in one line, where a place is of another experiment: then most of its
+    other fields are unknown here.
+    """
+    one, other = (said.get("experiment") for said in (stored, here))
+    if one != other:
+        raise InputError(f"{message}: experiment: {place} {shown(one)}, command {shown(other)}")
 
 
 def check_run_folder(workdir: Path, identity: Json) -> bool:

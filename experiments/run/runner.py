@@ -92,15 +92,17 @@ def _compute_and_collect(
 
 
 def collect(study: Study, workdir: Path, said: str = "") -> bool:
-    """Collects what is stored, and says what is missing: whether that is nothing.
+    """Collects what is stored, and says what is damaged or missing: whether that is nothing.
 
     said: what the folder keeps of the command where it knows none, see `command.describe`.
 
     Raises:
       RunAgain: where nothing is stored.
     """
-    folder = Folder(workdir, study).open(create=False)
+    damaged: list[Path] = []
+    folder = Folder(workdir, study, damaged=damaged).open(create=False)
     missing = list_missing(folder)
+    _tell_damaged(workdir, damaged)
     num_missing = num_networks(missing)
     if num_missing == num_networks(everything(folder)):
         raise RunAgain(f"{workdir}: nothing of this command is stored yet")
@@ -112,6 +114,17 @@ def collect(study: Study, workdir: Path, said: str = "") -> bool:
     if missing:
         sys.stderr.write("the command without --collect computes them\n")
     return not num_missing
+
+
+def _tell_damaged(workdir: Path, damaged: list[Path]) -> None:
+    """Says in one line which files were found damaged, and what to do."""
+    if damaged:
+        names = ", ".join(str(path.relative_to(workdir)) for path in damaged)
+        them = "them" if len(damaged) > 1 else "it"
+        sys.stderr.write(
+            f"damaged: {names}: moved aside as *.corrupt; the command without --collect computes "
+            f"{them} again\n"
+        )
 
 
 def check_shard(study: Study, shard: Shard) -> None:
