@@ -163,7 +163,7 @@ def _report(config: ConfigDict, rows: list[results.Row]) -> None:
         reached = steps >= 0
         if reached.any():
             print(
-                f"  loss of {config.loss_threshold:g}: reached by {reached.mean():.1%} of networks, "
+                f"  training loss of {config.loss_threshold:g}: reached by {reached.mean():.1%} of networks, "
                 f"median step {np.median(steps[reached]):.0f}"
             )
         if label in energies and len(energies[label]) > 1:
@@ -255,7 +255,7 @@ def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",))
             figures["steps_map"] = accuracy_plots.plot_steps_maps(
                 _make_grid(groups, steps),
                 axes,
-                f"Steps to a loss of {config.loss_threshold:g}: {title}",
+                f"Steps to a training loss of {config.loss_threshold:g}: {title}",
             )
     elif config.source == "nads":
         spectrum = read_spectrum(config)

@@ -146,12 +146,12 @@ def save_figures(
     return paths
 
 
-_SYMBOLS = {
-    "sigma": "σ = ",
-    "epsilon": "ε = ",
-    "num_train": "samples ",
-    "pooling": "pooling ",
-    "width": "width ",
+_SAID = {
+    "sigma": "σ = {}",
+    "epsilon": "ε = {}",
+    "num_train": "{} training samples",
+    "pooling": "pooling {}",
+    "width": "width {}",
 }
 _USUAL = {"pooling": "default", "width": 0, "optimizer": "sgd", "num_train": 10_000, "epsilon": 1}
 _AXES = ("architecture", "pooling", "width", "optimizer", "num_train", "sigma", "epsilon")
@@ -182,7 +182,7 @@ def _varying(rows: Rows) -> list[str]:
 
 
 def _coordinates(row: Row, names: list[str]) -> list[str]:
-    return [f"{_SYMBOLS.get(name, '')}{row[name]}" for name in names if row[name] != ""]
+    return [_SAID.get(name, "{}").format(row[name]) for name in names if row[name] != ""]
 
 
 def group_rows(rows: Rows) -> dict[str, Rows]:

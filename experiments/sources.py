@@ -5,7 +5,7 @@ another basis, each with what names it in the table.
 import itertools
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from experiments.run.plan import Json
 from nad_jax import directions as bases
 from nad_jax import nads, records
 from nad_jax.ensemble import make_key
-from nad_jax.errors import InputError, check_choice, check_integer
+from nad_jax.errors import InputError, check_choice, check_integer, problems
 
 SOURCES = ("dft", "nads", "dct", "pixel", "random", "file")
 FILES = {"nads": "nads", "file": "directions"}  # the fields that name the files of sources
@@ -45,17 +45,33 @@ def _check_indices(config: ConfigDict) -> None:
 
 
 def _check_frequency_range(config: ConfigDict) -> None:
-    values = config.frequency_range
-    if not isinstance(values, tuple | list) or len(values) != 2:
-        raise InputError(f"frequency_range: must be first, stop, got {values!r}")
-    highest = max(config.image_shape[:2]) // 2  # of the longer axis; see `frequency_axes`
-    for frequency in values:
-        check_integer("frequency_range", frequency, -highest, highest + 1)
+    values, (height, width) = config.frequency_range, config.image_shape[:2]
+    highest = max(height, width) // 2  # of the longer axis; see `frequency_axes`
+    two = isinstance(values, tuple | list) and len(values) == 2
+    if config.source != "dft":  # which have no frequencies: whatever the recipe says will do
+        highest = math.inf
+    if not two or not all(_is_within(value, -highest, highest + 1) for value in values):
+        limits = "two integers"
+        if config.source == "dft":
+            pixels = f"{height}×{width} pixels"
+            limits += f" in {-highest} … {highest + 1}, the frequencies of {pixels}"
+        raise InputError(f"frequency_range: must be first, stop, {limits}, got {values!r}")
     if values[0] >= values[1]:
         raise InputError(f"frequency_range: must be first, stop with first < stop, got {values!r}")
-    check_integer("frequency_step", config.frequency_step, 1)
-    if config.source == "dft":
-        frequency_axes(config)
+    step, most = check_integer("frequency_step", config.frequency_step, 1), values[1] - values[0]
+    if config.source != "dft":
+        return
+    if step > most > 1:
+        first = f"{values[0]},{values[0] + 1}"
+        raise InputError(
+            f"frequency_step: must be at most {most} for frequency_range={tuple(values)}, got "
+            f"{step}; frequency {values[0]} alone is --config.frequency_range={first}"
+        )
+    frequency_axes(config)
+
+
+def _is_within(value: Any, low: float, high: float) -> bool:
+    return not problems(lambda: check_integer("", value, low, high))
 
 
 def validate(config: ConfigDict) -> None:

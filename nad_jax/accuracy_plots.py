@@ -165,7 +165,7 @@ def plot_steps_maps(maps: Maps, frequencies: Frequencies, title: str) -> Figure:
     finite = np.concatenate([values[np.isfinite(values)] for values in maps.values()])
     norm = LogNorm(finite.min(), max(finite.max(), finite.min() * 2))
     colors = colormaps[STEPS].with_extremes(over="white")
-    label = "steps, logarithmic (white: never, gray: not trained)"
+    label = "training steps, logarithmic (white: never, gray: not trained)"
     # Infinite numbers would be drawn as nan.
     drawn = {n: np.where(np.isposinf(values), 10 * norm.vmax, values) for n, values in maps.items()}
     return _plot_maps(drawn, frequencies, title, label, norm=norm, cmap=colors, extend="max")
@@ -180,6 +180,24 @@ def plot_energy_map(energy: np.ndarray, frequencies: Frequencies) -> Figure:
     norm = LogNorm(max(energy.min(), 1e-6 * highest), max(highest, np.finfo(float).tiny))
     title = "Energy of the geometry along Fourier vectors v"
     return _plot_maps({"": energy}, frequencies, title, ENERGY, norm=norm, cmap=LEVELS)
+
+
+@styled
+def plot_energy_curve(energy: np.ndarray, sem: np.ndarray, frequencies: np.ndarray) -> Figure:
+    """The energy vᵀ E[g gᵀ] v [L] of Fourier vectors v of signals by their frequencies [L], with
+    standard errors (nan: unknown), those below 1e-6 of the highest at the lower end.
+    """
+    title = "Energy of the geometry along Fourier vectors v"
+    cycles = "frequency (cycles per length)"
+    figure, axes = one_panel(title, xlabel=cycles, ylabel=ENERGY, yscale="log")
+    lowest = max(1e-6 * energy.max(), 1e-100)  # of no energy at all, too
+    shown = np.maximum(energy, lowest)
+    # A logarithmic scale has no place for an error that reaches below zero.
+    errors = np.minimum(np.nan_to_num(sem), 0.999 * shown), np.nan_to_num(sem)
+    axes.errorbar(frequencies, shown, errors, **series(0))
+    axes.set_ylim(bottom=0.5 * shown.min())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
 @styled

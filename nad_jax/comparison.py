@@ -85,15 +85,21 @@ class EnergyMap(NamedTuple):
     rows, to_csv, to_dataframe = to_rows, Tabular.to_csv, Tabular.to_dataframe
 
     def plot(self) -> Any:
-        """A figure of the energies of images over (vertical, horizontal) frequency.
+        """A figure of the energies: of images a map over (vertical, horizontal) frequency, of vectors
+        and signals a curve with standard errors.
 
         Raises:
-          InputError: for inputs that are no images.
+          InputError: for volumes.
         """
         from nad_jax import accuracy_plots  # matplotlib takes longer to import than all the rest
 
+        if self.energy.ndim == 1:
+            return accuracy_plots.plot_energy_curve(self.energy, self.sem, self.frequencies[0])
         if self.energy.ndim != 2:
-            raise InputError(f"plot: draws maps of images, not of {self.energy.ndim} axes")
+            raise InputError(
+                f"plot: draws vectors, signals and images, not {self.energy.ndim} axes; to_rows() "
+                "has the numbers"
+            )
         return accuracy_plots.plot_energy_map(self.energy, self.frequencies)
 
     def __repr__(self) -> str:

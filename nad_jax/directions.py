@@ -155,7 +155,8 @@ def basis_dft(image_shape: Shape) -> FourierBasis:
     """The real Fourier basis [D, D] of inputs of any shape, lowest frequencies first.
 
     Each conjugate pair of frequencies gives a cosine and a sine; a self-conjugate frequency
-    (zero or Nyquist along every axis) gives its cosine alone, so the rows are exactly D.
+    (zero or Nyquist along every axis) gives its cosine alone, so the rows are exactly D. Tables of
+    runs name frequencies as their range does: those of −f, or f modulo N, are the same up to sign.
     """
     shape = check_input_shape(image_shape)
     lengths = spatial_shape(shape)

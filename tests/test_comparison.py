@@ -1,6 +1,7 @@
 """Errors from batches of networks, and what is said with them: isotropy, comparison, energy maps."""
 
 import csv
+import io
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from nad_jax.batches import (
     standard_error,
     summarize,
 )
+from nad_jax.comparison import EnergyMap
 from nad_jax.symmetries import permutations, representations
 
 SPECTRUM = 2.0 ** -np.arange(12)
@@ -148,6 +150,28 @@ def test_an_energy_map_is_that_of_the_fourier_basis_with_errors(tmp_path):
     found.to_csv(tmp_path / "energy.csv")
     assert len(list(csv.DictReader((tmp_path / "energy.csv").read_text().splitlines()))) == 256
     assert found.plot().axes[0].images and "at (" in repr(found)
+
+
+@pytest.mark.parametrize("shape", [(12,), (12, 2)])
+def test_the_energy_of_vectors_and_signals_is_drawn_as_a_curve_with_errors(shape):
+    size = int(np.prod(shape))
+    found = energy_map(_estimate(_linear(np.linspace(0.5, 2.0, size), shape), 64))
+    (axes,) = found.plot().axes
+    curve = axes.lines[0].get_xydata()
+    assert curve[:, 0].tolist() == list(range(-5, 7)) == found.frequencies[0].tolist()
+    np.testing.assert_allclose(curve[:, 1], found.energy, rtol=1e-6)
+    spans = np.array([bar[:, 1] for bar in axes.collections[0].get_segments()])
+    np.testing.assert_allclose(np.diff(spans)[:, 0], 2 * found.sem, rtol=1e-5)
+    assert axes.get_yscale() == "log" and axes.get_ylim()[0] < found.energy.min()
+
+
+def test_energies_of_no_network_or_without_error_are_drawn():
+    for energy, sem in ((np.zeros(4), np.zeros(4)), (np.ones(4), np.full(4, np.nan))):
+        found = EnergyMap((np.arange(-1, 3),), energy, sem)
+        found.plot().savefig(io.BytesIO())
+    volume = EnergyMap((np.arange(2),) * 3, np.ones((2, 2, 2)), np.ones((2, 2, 2)))
+    with pytest.raises(InputError, match=r"plot: draws vectors, signals and images, not 3 axes"):
+        volume.plot()
 
 
 def test_batches_are_stored_with_the_record(steep, tmp_path):

@@ -13,6 +13,7 @@ from experiments import directional_bias, published, results, trained
 from nad_jax import (
     Recipe,
     accuracy_plots,
+    basis_dft,
     basis_random,
     dft_direction,
     estimate_nads,
@@ -223,8 +224,18 @@ def test_a_range_is_that_of_each_axis_as_far_as_it_has_it():
 @pytest.mark.parametrize(
     ("shape", "values", "step", "message"),
     [
-        ((1, 64), (-33, 33), 1, "frequency_range: must be an integer in -32 … 33, got -33"),
-        ((16, 64), (0, 34), 1, "frequency_range: must be an integer in -32 … 33, got 34"),
+        ((1, 64), (-33, 33), 1, r"in -32 … 33, the frequencies of 1×64 pixels, got \(-33, 33\)"),
+        ((16, 64), (0, 34), 1, r"in -32 … 33, the frequencies of 16×64 pixels, got \(0, 34\)"),
+        ((8, 8), (-16, 16), 2, r"^frequency_range: must be first, stop, two integers in -4 … 5, "),
+        ((8, 8), (-2, 1.5), 2, r"two integers in -4 … 5, .* got \(-2, 1.5\)"),
+        ((8, 8), (1,), 2, r"two integers in -4 … 5, .* got \(1,\)"),
+        (
+            (8, 8),
+            (-4, 4),
+            9,
+            r"^frequency_step: must be at most 8 for frequency_range=\(-4, 4\), got "
+            "9; frequency -4 alone is --config.frequency_range=-4,-3",
+        ),
         (
             (16, 64),
             (9, 33),
@@ -232,13 +243,45 @@ def test_a_range_is_that_of_each_axis_as_far_as_it_has_it():
             "frequency_range: an axis of 16 pixels has the frequencies -8 … 8, of which none is in",
         ),
         ((64, 16), (-32, 33), 64, r"none is in \(-32, 33\) in steps of 64"),
-        ((1, 1), (0, 2), 1, "frequency_range: must be an integer in 0 … 1, got 2"),
+        ((1, 1), (0, 2), 1, r"in 0 … 1, the frequencies of 1×1 pixels, got \(0, 2\)"),
     ],
 )
 def test_a_range_without_a_frequency_of_an_axis_is_refused(shape, values, step, message):
     config = _config(image_shape=(*shape, 1), frequency_range=values, frequency_step=step)
     with pytest.raises(InputError, match=message):
         directional_bias.validate(config)
+
+
+def test_frequencies_matter_to_the_source_that_has_them_alone():
+    for changes in ({"source": "pixel", "frequency_range": (-16, 16)}, {"frequency_range": (3, 4)}):
+        directional_bias.validate(_config(**changes))  # a range of one has any step
+
+
+def test_a_row_names_its_direction_and_the_basis_has_it_up_to_its_sign():
+    basis = basis_dft((8, 8, 1))
+    found, _ = _frequencies((8, 8), (-4, 4), phases="both")
+    for row, said in zip(found.rows, found.coordinates, strict=True):
+        frequency, phase = (said["frequency_row"], said["frequency_column"]), said["phase"]
+        np.testing.assert_array_equal(row, dft_direction((8, 8, 1), frequency, phase))
+        same = (basis.frequencies - frequency) % 8 == 0  # of 8 pixels, −4 and 4 are one frequency
+        same = same.all(1) | ((basis.frequencies + frequency) % 8 == 0).all(1)
+        (place,) = np.flatnonzero(same & (basis.phases == (phase == "sine")))
+        assert abs(basis.directions[place] @ row) == pytest.approx(1.0, abs=1e-5)
+    assert {said["frequency_row"] for said in found.coordinates} - {*basis.frequencies[:, 0]} == {
+        -4
+    }
+
+
+def test_titles_say_what_the_samples_are():
+    rows = [_row(num_train=2000, sigma=sigma, epsilon=1.0, phase="cosine") for sigma in (1.0, 3.0)]
+    for row in rows:
+        row |= {"diverged_at": -1}
+    assert results.describe(rows) == "lenet, 2000 training samples, 1 seed"
+    rows[1]["num_train"] = 100
+    assert [*results.group_rows(rows)] == [
+        "2000 training samples, σ = 1.0",
+        "100 training samples, σ = 3.0",
+    ]
 
 
 def test_maps_of_images_that_are_not_square_have_axes_of_their_own():
@@ -724,7 +767,11 @@ def test_bad_input_is_reported_at_once(tmp_path):
         ({"nads": str(tmp_path / "missing.npz")}, "missing.npz: No such file"),
         ({"compare": str(tmp_path / "missing.csv")}, "missing.csv: No such file"),
         ({"frequency_range": (4, -4)}, "frequency_range: must be first, stop"),
-        ({"frequency_range": (-16, 16)}, "frequency_range: must be an integer in -4 … 5, got -16"),
+        (
+            {"frequency_range": (-16, 16)},
+            "frequency_range: must be first, stop, two integers in -4",
+        ),
+        ({"frequency_range": (1, "2"), "source": "pixel"}, "first, stop, two integers, got"),
         (
             {"architectures": ("logreg,mlp",)},
             r"""architectures="\('logreg', 'mlp'\)", got 'logreg,mlp'""",

@@ -96,6 +96,9 @@ FIGURES = {
         {f"lenet, pooling default, σ = {k}": np.full((8, 8), 10.0 + k) for k in range(5)}, AXES, TITLE
     ),
     "energy": lambda: accuracy_plots.plot_energy_map(MAPS["σ = 1.0", "sine"], AXES),
+    "energy of signals": lambda: accuracy_plots.plot_energy_curve(
+        np.geomspace(1, 1e-9, 16), np.full(16, 0.1), np.arange(-7, 9)
+    ),
     "by index": lambda: accuracy_plots.plot_accuracy_by_index(
         CURVES, np.geomspace(1, 1e-5, 1024), TITLE
     ),
