@@ -32,6 +32,8 @@ Rows = list[Row]
 # Of every table, with what those of earlier versions are read as: seconds of its unit a network,
 # without compilation; device and version of this package; which command asked for the network.
 PROVENANCE = {"seconds": "", "device": "", "version": "", "command": "this"}
+# Columns that came later, likewise.
+LATER_COLUMNS = {**PROVENANCE, "reference_seed": ""}
 _TEXTS = ("direction", "device", "version")  # which may look like numbers
 
 
@@ -40,7 +42,7 @@ def read_results(path: Path, columns: tuple[str, ...]) -> Rows:
     empty text where a column does not apply.
     """
     rows = list(csv.DictReader(io.StringIO(store.read_text(path))))
-    rows = [{**{n: v for n, v in PROVENANCE.items() if n in columns}, **row} for row in rows]
+    rows = [{**{n: v for n, v in LATER_COLUMNS.items() if n in columns}, **row} for row in rows]
     if any(set(row) != set(columns) or None in row.values() for row in rows):
         raise InputError(
             f"{path}: not a results.csv of this version: columns must be {', '.join(columns)}"

@@ -13,8 +13,8 @@ not expected within `max_seconds`; --dry_run and progress nevertheless count it 
 
 Writes into the run folder: `units/*.npz` (the leading directions at each look of an ensemble, some
 20 MB for LeNet), `results.csv` (one row per look; rows of variant `reference` hold the overlap of
-its own halves, others that with the first reference of their derivative; an overlap of more
-directions than have been sampled is nan) and a figure.
+its own halves, others that with the first reference of their derivative, whose seed is in
+`reference_seed`; an overlap of more directions than have been sampled is nan) and a figure.
 """
 
 import dataclasses
@@ -22,10 +22,8 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +31,7 @@ from ml_collections import ConfigDict
 
 from experiments import results
 from experiments.geometry import check_measured
+from experiments.looks import Ensemble, Reference, list_columns, make_rows, plot, report
 from experiments.run import costs, runner
 from experiments.run.config import (
     Fields,
@@ -45,7 +44,6 @@ from experiments.run.config import (
 )
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
-from nad_jax import plotting, summary
 from nad_jax.accumulation import make_accumulate
 from nad_jax.choices import Estimator, check_symmetrized
 from nad_jax.ensemble import Execution, make_key
@@ -56,7 +54,6 @@ from nad_jax.moments import Accumulator, Halves, halves_from_arrays, halves_to_a
 from nad_jax.nads import DERIVATIVES
 from nad_jax.reading import find_directions, make_dense, overlap_halves
 from nad_jax.store import DamagedError
-from nad_jax.subspaces import subspace_overlap
 
 FIELDS = Fields(
     "time_to_accuracy",
@@ -64,24 +61,6 @@ FIELDS = Fields(
     grows=("derivatives", "seeds", "reference_seed"),
     reports=("target_overlap",),
 )
-
-
-class Ensemble(NamedTuple):
-    """What a unit is.
-
-    variants: what is read off it; a marginalized one twice, where the model states symmetries.
-    max_seconds: where it ends, if it does not have all its networks before.
-    """
-
-    derivative: str
-    variants: tuple[str, ...]
-    seed: int
-    max_seconds: float
-
-    @property
-    def readout(self) -> str:
-        """sampled, sampled_<M> (M read-outs a network), marginalized or reference."""
-        return self.variants[0]
 
 
 def validate(config: ConfigDict) -> None:
@@ -279,61 +258,6 @@ def _measure_cost(config: ConfigDict, member: Member) -> Cost:
     return cost._replace(network_seconds=min(cost.network_seconds, share))
 
 
-def _make_rows(
-    config: ConfigDict, ensemble: Ensemble, arrays: Arrays, reference: np.ndarray
-) -> results.Rows:
-    """The rows of the table that a unit gives, with the overlaps of its variants with a reference
-    [K, D], but for what computed it.
-    """
-    rows, sizes, networks = [], tuple(config.sizes), arrays["networks"]
-    for variant in ensemble.variants:
-        overlaps = [subspace_overlap(leading, reference, sizes) for leading in arrays[variant]]
-        overlaps = np.array(arrays.get("split_half_overlap", overlaps))
-        if variant.startswith("sampled"):  # so many directions are all that have been seen
-            seen = networks * (1 if variant == "sampled" else config.num_readouts)
-            overlaps = np.where(np.less_equal.outer(sizes, seen).T, overlaps, np.nan)
-        for look in zip(networks, arrays["seconds"], *overlaps.T, strict=True):
-            values = (ensemble.derivative, variant, ensemble.seed, *look)
-            rows.append(dict(zip(_columns(config), values, strict=False)))
-    return rows
-
-
-def _columns(config: ConfigDict) -> tuple[str, ...]:
-    overlaps = (f"overlap_{size}" for size in config.sizes)
-    _, *origin = results.PROVENANCE  # the seconds are those of the looks
-    return "derivative", "variant", "seed", "networks", "seconds", *overlaps, *origin
-
-
-def _list_panels(
-    config: ConfigDict, rows: results.Rows
-) -> Iterator[tuple[plotting.Panel, results.Row, dict[tuple[str, int], results.Rows]]]:
-    """Of each derivative and size, (these, the last row of the reference, the rows of each variant
-    and seed).
-    """
-    for derivative, chosen in results.group(rows, lambda row: row["derivative"]).items():
-        curves = results.group(chosen, lambda row: (row["variant"], row["seed"]))
-        last = curves.pop(("reference", config.reference_seed))[-1]
-        for size in config.sizes:
-            yield (derivative, size), last, curves
-
-
-def _report(config: ConfigDict, rows: results.Rows) -> None:
-    """Prints the first look of each curve that reaches the target; nothing is interpolated."""
-    target = config.target_overlap
-    until = f"until leading subspaces overlap with the reference by {target}"
-    print(f"{config.architecture}: networks and seconds {until}")
-    for (derivative, size), last, curves in _list_panels(config, rows):
-        overlap = f"overlap_{size}"
-        halves = f"{last['networks']} networks, halves overlap by {last[overlap]:.3f}"
-        print(f"  {derivative}, size {size} (reference: {halves})")
-        for (variant, seed), curve in curves.items():
-            reached = (row for row in curve if row[overlap] >= target)
-            row = next(reached, None) or max(curve, key=lambda row: np.nan_to_num(row[overlap]))
-            text = f"{row['networks']:6} networks {row['seconds']:8.2f} s   {row[overlap]:.3f}"
-            end = "" if row[overlap] >= target else ", the best: not reached"
-            print(f"    {variant:24} seed {seed} {text}{end}")
-
-
 def _list_earlier(config: ConfigDict, folder: Folder) -> list[Member]:
     """The members that other commands have left in a folder, references first."""
     names, asked = folder.names(), {member.name for member in folder.study.members}
@@ -352,23 +276,25 @@ def make_study(config: ConfigDict) -> Study:
     validate(config)
 
     def collect(folder: Folder, num_missing: int) -> None:
-        rows, references = [], {}
+        rows, references = [], {}  # by their derivatives
         asked = {"this": folder.study.members, "earlier": _list_earlier(config, folder)}
         for command, member in ((name, one) for name, several in asked.items() for one in several):
             if (arrays := folder.read(member)) is None:
                 continue
             ensemble = member.what
+            reference = references.get(ensemble.derivative, Reference(ensemble.seed, None))
             if is_reference := ensemble.readout == "reference":  # before what is compared with it
-                references.setdefault(ensemble.derivative, (ensemble.seed, arrays["reference"][-1]))
-            seed, reference = references.get(ensemble.derivative, (ensemble.seed, None))
-            if is_reference or seed != ensemble.seed:  # else it has networks of its reference
-                found = _make_rows(config, ensemble, arrays, reference)
+                reference = Reference(ensemble.seed, arrays["reference"][-1])
+                references.setdefault(ensemble.derivative, reference)
+            # Of one seed, an ensemble has networks of its reference.
+            if is_reference or reference.seed != ensemble.seed:
+                found = make_rows(config, ensemble, arrays, reference)
                 for said in folder.read_origins([member]):
                     rows += [{**row, **results.provenance(said, command)} for row in found]
         if not any(row["command"] == "this" for row in rows):
             raise runner.RunAgain(f"{folder.workdir}: no reference is stored yet")
-        table = (folder.workdir, rows, _columns(config), FIELDS.command(config), num_missing)
-        _report(config, results.write_table(*table))
+        table = (folder.workdir, rows, list_columns(config), FIELDS.command(config), num_missing)
+        report(config, results.write_table(*table))
 
     return Study(
         {"": FIELDS.identity(config)},
@@ -384,18 +310,5 @@ def make_study(config: ConfigDict) -> Study:
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
     """Draws `results.csv` of `workdir`."""
     validate(config)
-    rows, missing = results.read_table(workdir, _columns(config), FIELDS.command(config))
-    panels: dict[plotting.Panel, dict[str, list[plotting.Line]]] = {}
-    halves: dict[plotting.Panel, float] = {}
-    for panel, last, curves in _list_panels(config, rows):
-        derivative, size = panel
-        named = summary.name_derivative(derivative, config.step), size
-        overlap, lines = f"overlap_{size}", panels.setdefault(named, {})
-        halves[named] = last[overlap]
-        for (variant, _), curve in curves.items():
-            points = np.transpose([(row["seconds"], row[overlap]) for row in curve])
-            lines.setdefault(variant, []).append(tuple(points))
-    title = f"{config.architecture}: leading subspaces against a reference of "
-    title += f"{config.reference_networks} networks{missing}"
-    figure = plotting.plot_time_to_accuracy(panels, halves, config.target_overlap, title)
-    return results.save_figures(workdir, {"time_to_accuracy": figure}, formats)
+    rows, missing = results.read_table(workdir, list_columns(config), FIELDS.command(config))
+    return results.save_figures(workdir, {"time_to_accuracy": plot(config, rows, missing)}, formats)

@@ -2,6 +2,7 @@
 what it refuses.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.commands import read_numbers
 from tests.test_configs import load_config, run
 
 VARIANTS = ("sampled", "sampled_4", "marginalized", "marginalized_symmetrized")
-COLUMNS = ("derivative", "variant", "seed", "networks", "seconds", "overlap_4", "overlap_32",
+COLUMNS = ("derivative", "variant", "seed", "reference_seed", "networks", "seconds", "overlap_4", "overlap_32",
            "device", "version", "command")  # fmt: skip
 HURRIED = {
     "derivatives": ("central_difference", "input_gradient"), "max_seconds": 1e-6, "reference_networks": 48
@@ -97,6 +98,35 @@ def test_curves_of_an_earlier_command_stay_in_the_table(finished, tmp_path):
     assert {row["variant"] for row in rows if row["command"] == "this"} == {"reference"}
     assert {row["variant"] for row in rows if row["command"] == "earlier"} == {*VARIANTS}
     assert {row["version"] for row in rows} == {nad_jax.__version__}
+    assert {(row["seed"], row["reference_seed"]) for row in rows} == {
+        ("1000", "1000"),
+        ("0", "1000"),
+    }
+
+
+def test_a_row_says_the_reference_it_is_compared_with_whoever_asked_for_that(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    path = workdir / "units" / "input_gradient,reference,seed=1000.npz"
+    arrays = store.read_npz(path)
+    arrays["config"] = np.asarray(str(arrays["config"]).replace("seed=1000", "seed=7"))
+    store.write_npz(path.with_name("input_gradient,reference,seed=7.npz"), arrays)
+    assert runner.collect(time_to_accuracy.make_study(_config(reference_seed=7)), workdir)
+    rows = read_numbers(workdir / "results.csv")
+    found = {(row["variant"], row["seed"], row["reference_seed"]) for row in rows}
+    assert found == {(name, "0", "7") for name in VARIANTS} | {
+        ("reference", n, n) for n in ("7", "1000")
+    }
+
+
+def test_a_table_from_before_the_seed_of_its_reference_is_drawn(finished, tmp_path):
+    workdir = _copy(finished, tmp_path)
+    rows = [line.split(",") for line in (workdir / "results.csv").read_text().splitlines()]
+    table = "".join(",".join([*row[:3], *row[4:]]) + "\n" for row in rows)
+    (workdir / "results.csv").write_text(table)
+    said = json.loads((workdir / "command.json").read_text())
+    said["digest"] = results._digest(workdir, said["command"], said["missing"])
+    (workdir / "command.json").write_text(json.dumps(said))
+    assert time_to_accuracy.draw(_config(), workdir)
 
 
 def test_an_earlier_ensemble_is_not_compared_with_a_reference_of_its_own_seed(finished, tmp_path):
