@@ -67,7 +67,7 @@ def test_stored_results_are_drawn_in_the_formats_that_are_asked_for(finished, tm
     workdir = _copy(finished, tmp_path)
     for path in workdir.glob("*.png"):
         path.unlink()
-    how = "--figures_only", "--figure_formats=svg", "--config.figure_directions=1"
+    how = "--figures_only", "--figure_formats=SVG,svg", "--config.figure_directions=1"
     command = Command(RECIPE, f"--workdir={workdir}", *how)
     assert command.wait() == 0, command.errors
     names = [f"{name}.svg" for name in ("nads", "spectrum", "overlap")]

@@ -84,7 +84,7 @@ def test_a_process_elsewhere_is_at_work_where_its_file_is_touched(
         fcntl.flock(other, fcntl.LOCK_EX)
     elif seen == "no locks":
         _without_locks(monkeypatch)
-    beat = threading.Thread(target=lock._beat, args=(other.fileno(), over))
+    beat = threading.Thread(target=lock._beat, args=(other.fileno(), over), daemon=True)
     if alive:
         beat.start()
         _refused(path, "it is being computed by process 17 on elsewhere")

@@ -85,7 +85,7 @@ PRINTED = {
     "docs/tutorials/own_cnn.md": ["NADs of Net, ", "Comparison(Isotropy(", "cannot learn: ["],
     "docs/tutorials/theory.md": ["width 20, σ_w² = 1: λ = ", "width 20, σ_w = 1.0: along "],
     "docs/tutorials/trained.md": ["eigenvalue 0: ", "epoch 1: accuracy ", "along the wave: "],
-    "docs/tutorials/sweep.md": ["sigma frequency"],
+    "docs/tutorials/sweep.md": ["sigma frequency", "frequency_column "],
     "docs/nads.md": ["preferred frequencies: [[", "bounds of the "],
     "docs/training.md": ["accuracies: ["],
     "docs/cifar.md": ["accuracy on poisoned and on clean images: ["],
