@@ -95,6 +95,8 @@ def test_a_process_elsewhere_is_at_work_where_its_file_is_touched(
         with lock.held(path, "it"):
             assert json.loads(path.read_text())["host"] == socket.gethostname()
             _refused(path, f"it is being computed by process {os.getpid()} on ")
+            same = os.path.samestat(os.fstat(other.fileno()), path.stat())
+            assert same == (seen == "free")  # a lock that stays does not stay on this one's file
     assert "waiting to see whether process 17 on elsewhere is still" in capsys.readouterr().err
     other.close()
 

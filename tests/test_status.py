@@ -139,16 +139,24 @@ def test_the_rest_is_what_is_missing_at_the_rate_of_each_shard(tmp_path):
     assert shards["0-of-2"] == ["0", "10", "2", "0:05:00", "0:01:00", "running"]
     assert shards["1-of-2"] == ["0", "10", "?", "0:05:00", "never", "not started"]
     runs = "rest: 0:05:00 for what runs, each shard at its own rate"
-    assert last == f"{runs}; 10 networks wait in 1 shard that does not run (once started 0:05:00)"
+    assert (
+        last
+        == f"{runs}; 10 networks wait in 1 shard that does not run (once started 0:05:00 and compilation)"
+    )
     _place(tmp_path, 1, networks=0.5, seconds=30.0, state="interrupted")
     _, shards, last = _look(tmp_path)
     assert shards["1-of-2"][2:] == ["1", "0:10:00", "0:00:00", "interrupted"]
-    assert last == f"{runs}; 10 networks wait in 1 shard that does not run (once started 0:10:00)"
+    assert (
+        last
+        == f"{runs}; 10 networks wait in 1 shard that does not run (once started 0:10:00 and compilation)"
+    )
     _place(tmp_path, 1, networks=0.5, seconds=30.0)
     assert _look(tmp_path)[2] == runs.replace("0:05:00", "0:10:00")
     _place(tmp_path, 0, networks=2.0, seconds=60.0, pid=2**22 + 1)
     _place(tmp_path, 1, networks=0.5, seconds=30.0, state="interrupted")
-    waits = "rest: 20 networks wait in 2 shards that do not run (once started 0:10:00)"
+    waits = (
+        "rest: 20 networks wait in 2 shards that do not run (once started 0:10:00 and compilation)"
+    )
     assert _look(tmp_path)[2] == waits
     for said, state in [
         ({"networks": 0.0, "seconds": 9.0}, "running, nothing done yet"),

@@ -242,6 +242,8 @@ def test_a_signal_ends_every_phase_within_five_seconds(phase, arguments, number,
     assert time.monotonic() - sent < 5
     assert code == 75 and "the same command goes on" in printed and "Traceback" not in printed
     assert not (workdir / "results.csv").exists() and not (workdir / "nads.npz").exists()
+    said = json.loads((workdir / "progress" / "0-of-1.json").read_text())
+    assert said["state"] == "interrupted" and not list(workdir.glob("progress/*.lock"))
     if phase == "training":
         assert list(workdir.glob("snapshots/*.npz"))
     elif phase != "compilation":

@@ -16,16 +16,18 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 EXIT_CODE = 75  # EX_TEMPFAIL: run me again
 GRACE_SECONDS = 3.0  # for the computation to reach its next epoch and keep a snapshot
 ECHO_SECONDS = 0.15  # Slurm's srun sends once more, after .02 s, what Slurm has sent
+FAREWELL_SECONDS = 0.5  # for what is to be written in the end; storage may not answer
 _ALWAYS = (signal.SIGINT, signal.SIGTERM)
 # The others unless who started the process, as `nohup` does, ignores them.
 _SIGNALS = (*_ALWAYS, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
+_farewells: list[Callable[[], None]] = []
 _requested = threading.Event()
 _resumable = threading.Event()
 
@@ -72,12 +74,31 @@ def leave() -> NoReturn:
     """Ends the process at once: an orderly exit would wait for a computation whose result nobody
     takes.
     """
+    last = threading.Thread(target=_take_leave, daemon=True)
+    last.start()
+    last.join(FAREWELL_SECONDS)
     try:
         _, writable, _ = select.select([], [2], [], 0)
         if writable:  # standard error may be a pipe that nobody reads any more
             os.write(2, b"interrupted; the same command goes on from what is stored\n")
     finally:
         os._exit(EXIT_CODE)
+
+
+def _take_leave() -> None:
+    for farewell in reversed(_farewells):
+        with contextlib.suppress(OSError):
+            farewell()
+
+
+@contextlib.contextmanager
+def leaving(farewell: Callable[[], None]) -> Iterator[None]:
+    """A block out of which the process may be ended: this is called before it is."""
+    _farewells.append(farewell)
+    try:
+        yield
+    finally:
+        _farewells.remove(farewell)
 
 
 def requested() -> bool:

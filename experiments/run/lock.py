@@ -71,14 +71,19 @@ def held(path: Path, what: str) -> Iterator[None]:
         return
     beat = threading.Thread(target=_beat, args=(descriptor, over), daemon=True)
     beat.start()
+
+    def remove() -> None:
+        if _is_same(descriptor, path):
+            path.unlink()  # before the lock is gone: the file may be another's afterwards
+
     try:
-        yield
+        with interruption.leaving(remove):
+            yield
     finally:
         over.set()
         beat.join(1.0)
         with contextlib.suppress(OSError):
-            if _is_same(descriptor, path):
-                path.unlink()  # before the lock is gone: the file may be another's afterwards
+            remove()
         os.close(descriptor)
 
 

@@ -115,10 +115,10 @@ class Progress:
         if self.done < self.total:
             self.show(0.0)
         try:
-            yield
+            with interruption.leaving(self._interrupted):
+                yield
         except interruption.Interrupted:
-            self.event("interrupted")
-            self._keep("interrupted", 0.0)
+            self._interrupted()
             raise
         except Exception as error:
             known = isinstance(error, InputError | RunAgain)
@@ -128,6 +128,10 @@ class Progress:
             raise
         self.event("end")
         self._keep("ended", 0.0)
+
+    def _interrupted(self) -> None:
+        self.event("interrupted")
+        self._keep("interrupted", 0.0)
 
     def _keep(self, state: str, in_unit: float, error: str = "") -> None:
         """Writes the small file."""

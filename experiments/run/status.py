@@ -300,7 +300,7 @@ def _describe_rest(shards: list[ShardStatus], rests: list[float], counts: str) -
     if waiting:
         networks = sum(shard.missing for shard, _ in pairs if not shard.runs)
         where = "1 shard that does" if len(waiting) == 1 else f"{len(waiting)} shards that do"
-        once = f"once started {_rest(max(waiting))}"
+        once = f"once started {_rest(max(waiting))} and compilation"
         parts.append(f"{networks} {counts} wait in {where} not run ({once})")
     return "; ".join(parts)
 
