@@ -80,6 +80,19 @@ def test_the_command_runs_that_of_the_clone_from_anywhere_below(tmp_path):
         assert given == [f"--config={found}:lenet", *arguments[1:]]
 
 
+def test_help_is_no_error_in_a_clone_or_outside_one(tmp_path):
+    for folder, says in ((ROOT / "docs", "The command line of every experiment."),
+                         (tmp_path, "run this inside a clone")):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", ENTRY, "--help"],
+            cwd=folder,
+            env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stderr) == (0, "") and says in done.stdout
+
+
 def test_a_clone_is_found_from_below_alone(tmp_path):
     _make_clone(tmp_path / "clone")
     assert find_clone(tmp_path) is None

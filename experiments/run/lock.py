@@ -174,7 +174,7 @@ def is_held(path: Path) -> bool | None:
 
 def _lock(descriptor: int, kind: int) -> bool | None:
     """Locks a file: whether that was possible; None where its file system has no locks."""
-    for _ in range(5):  # `is_held` has it for an instant
+    for _ in range(5 if kind == fcntl.LOCK_EX else 1):  # `is_held` has it for an instant
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return True
