@@ -147,6 +147,20 @@ def test_a_shard_is_refused_in_a_run_and_other_commands_and_shards_are_not(tmp_p
         runner.run(_study(range(4), computed), tmp_path, Shard(1, 2))
         runner.run(_study(range(5), computed), tmp_path, Shard(0, 2))
     assert computed == [[1], [3], [0], [2], [4]]
+
+
+def test_what_two_processes_share_by_other_numbers_of_shards_is_said(tmp_path, capsys):
+    study = _study(range(4), [])
+    plan = status.make_plan(Folder(tmp_path, study).open()).digest
+    with lock.held(lock.lock_path(tmp_path, "0-of-2", plan), "it"):
+        runner.run(study, tmp_path, Shard(1, 2))
+        assert "at work" not in capsys.readouterr().err
+        runner.run(study, tmp_path)
+        said = f"{tmp_path}: shard 0-of-2 is at work on the same, too\n"
+        assert said in capsys.readouterr().err
+        told = status.describe(status.read_plan(tmp_path), tmp_path)
+        assert "\nshard 0-of-2 is at work, too" in told
+    assert "at work" not in status.describe(status.read_plan(tmp_path), tmp_path)
     assert not [*(tmp_path / "progress").glob("*.lock")]
 
 
@@ -166,13 +180,9 @@ def test_two_resumes_of_a_folder_are_told_apart_and_a_killed_one_does_not_block(
         f"error: {workdir} is being computed by process {pid} on {socket.gethostname()}; "
         "let it end, or end it\n"
     )
-    part = Command(alone, "--shard=0/8")  # which is a part of it
-    assert part.wait() == 0, part.errors
-    assert f"{workdir}: shard 0-of-8: shard 0-of-1 is at work on the same, too" in part.errors
-    assert "shard 0-of-1 is at work, too" in status.describe(status.read_plan(workdir), workdir)
     long.send_signal(signal.SIGKILL)
     assert long.wait() == -9
-    assert "at work" not in status.describe(status.read_plan(workdir), workdir)
+    assert "stopped" in status.describe(status.read_plan(workdir), workdir)
     assert [*workdir.glob("progress/0-of-1.*.lock")]
     third = Command(alone)
     assert third.wait() == 0, third.errors
