@@ -242,7 +242,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
             command.take_up(_CONFIG.value, stored, Path(workdir))
     except SystemExit as end:
         # Flags of help end the program with 1, as if that were an error.
-        sys.exit(0 if any(command.is_on(name, argv) for name in _HELP) else end.code)
+        helped = end.code == 1 and any(command.is_on(name, argv) for name in _HELP)
+        sys.exit(0 if helped else end.code)
     except Exception as error:  # a config file is a program, it may fail in any way
         _fail(command.explain(error, argv))
     chosen = [flag.name for flag in (_FIGURES_ONLY, _COLLECT, _DRY_RUN, _STATUS) if flag.value]

@@ -253,8 +253,11 @@ def test_a_range_without_a_frequency_of_an_axis_is_refused(shape, values, step, 
 
 
 def test_frequencies_matter_to_the_source_that_has_them_alone():
-    for changes in ({"source": "pixel", "frequency_range": (-16, 16)}, {"frequency_range": (3, 4)}):
-        directional_bias.validate(_config(**changes))  # a range of one has any step
+    for values, step in (((-16, 16), 2), ((-4, 4), 100), ((30, 33), 1)):
+        directional_bias.validate(
+            _config(source="pixel", frequency_range=values, frequency_step=step)
+        )
+    directional_bias.validate(_config(frequency_range=(3, 4)))  # a range of one has any step
 
 
 def test_a_row_names_its_direction_and_the_basis_has_it_up_to_its_sign():
