@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nad_jax import target
+from nad_jax import memory, target
 from nad_jax.choices import Estimator, choose_points, choose_readout, shape_of_points
 from nad_jax.contract import reported, shape_of_variables
 from nad_jax.ensemble import (
@@ -33,10 +33,8 @@ from nad_jax.moments import (
 from nad_jax.points import Points
 from nad_jax.vector_fields import count_together
 
-# Numbers of the rows of a chunk: 4 MB stay in the cache of a CPU, and progress is steady; others
-# take 64 MB to amortize the update.
-_ROWS = {"cpu": 2**20}
-_ROWS_OF_OTHERS = 2**24
+_ROWS = 2**20  # numbers of a chunk on a CPU, 4 MB: they stay in the cache, and progress is steady
+_SHARE = 64  # part of the memory of an accelerator that they are: there each chunk has a price
 _VARIABLES = 2**20  # numbers of networks that are initialized together, which draws at full speed
 
 
@@ -202,7 +200,8 @@ def resolve_execution(
     if num_networks == 1:
         execution = execution._replace(chunk_size=1)
     if execution.chunk_size == 0:
-        numbers = _ROWS.get(target.platform(), _ROWS_OF_OTHERS)
+        on_cpu = target.platform() == "cpu"
+        numbers = _ROWS if on_cpu else memory.device_bytes() // (4 * _SHARE)
         pairs = numbers // (2 * num_rows * dimension)
         chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
         execution = execution._replace(chunk_size=chunk_size)

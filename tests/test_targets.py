@@ -170,9 +170,16 @@ ENTRY %main (p: f32[2]) -> f32[2] {
 """
 
 
+ENTRY = """ENTRY %main (p: f32[2]) -> f32[2] {
+  %x = f32[2]{0} fusion(%p)
+  %y = f32[2]{0} fusion(%x)
+  %z = f32[2]{0} copy(%y)"""
+
+
 def test_what_a_program_says_is_read():
     assert hlo.count_cycles(HLO) == 307 + 5 * 100 + 100  # the last loop does not say
     assert hlo.count_kernels(HLO) == 2
+    assert hlo.count_kernels(HLO.replace("ENTRY %main (p: f32[2]) -> f32[2] {", ENTRY)) == 4
     assert hlo.find_collectives(HLO) == ["all-gather"]
     assert hlo.find_collectives("%all-gather.1 = f32[] add(%a, %b)") == []
 

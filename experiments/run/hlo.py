@@ -63,15 +63,15 @@ def count_cycles(text: str) -> int:
 
 
 def count_kernels(text: str) -> int:
-    """The kernels of the largest loop body of a program for a GPU, a training step, say; of the
-    whole program where it has none.
+    """The kernels of a program for a GPU, or of its largest loop body where these are more: of a
+    training step, whether XLA has kept the loop around it or not.
     """
     computations, entry = split_computations(text)
     bodies = {
         match[1] for lines in computations.values() for match in map(_BODY.search, lines) if match
     }
     return max(
-        sum(bool(_KERNEL.search(line)) for line in computations[name]) for name in bodies or {entry}
+        sum(bool(_KERNEL.search(line)) for line in computations[name]) for name in bodies | {entry}
     )
 
 
