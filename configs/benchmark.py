@@ -5,9 +5,10 @@
 
 PyTorch comes with the extra `[benchmark]`, or --config.python names an interpreter that has it;
 without, there is no baseline. Let nothing else run: all of it takes 41 minutes on a 2-core CPU (AMD
-EPYC, AVX-512). `gpu` trains more directions at a time, and times XLA's convolutions (grouped, where
-networks are mapped) against matrix products and full against lower precision; it has not been run
-on a GPU yet.
+EPYC, AVX-512). `gpu` trains more directions, and times XLA's convolutions (grouped, where networks
+are mapped) against matrix products, full against lower precision, and 8, 32 and 128 networks at
+once against the automatic number; what does not fit the memory says so. That is 180 timings, each
+with processes of its own: `make accelerator-report PART=2` takes the most telling ones.
 """
 
 from ml_collections import ConfigDict
@@ -44,6 +45,8 @@ def get_config(backend: str = "cpu") -> ConfigDict:
     config.precisions = (
         ("default",) if backend == "cpu" else ("highest", "default", "bfloat16")
     )  # of training
+    # Networks at once, of tasks of many networks; 0: automatic.
+    config.chunk_sizes = (0,) if backend == "cpu" else (0, 8, 32, 128)
     config.image_shape = (32, 32, 1)  # height, width, channels
     config.batch_size = 128
 

@@ -157,19 +157,61 @@ def test_without_a_baseline_ours_and_the_floor_are_timed(finished, monkeypatch):
 def test_the_gpu_recipe_runs_at_smoke_size(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "_has_torch", lambda python: False)
     config = _config("gpu", tasks=("directions",), convolutions=("lax",), precisions=("bfloat16",))
+    config.update(chunk_sizes=(2,))
     config.num_directions.lenet = 3
     run(benchmark, config, tmp_path)
     (unit,) = json.loads((tmp_path / "benchmark.json").read_text())["units"]
     assert unit["variant"] == {
         "architecture": "lenet", "task": "directions", "convolution": "lax", "precision": "bfloat16",
+        "chunk_size": 2,
     }  # fmt: skip
+    assert unit["facts"]["chunk_size"] == 2 and len(unit["seconds"]["ours"]) == 2
+
+
+def test_what_does_not_fit_the_device_says_so_and_does_not_end_the_rest(tmp_path, monkeypatch):
+    said = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes."
+    facts = {"device": "chip", "library": "JAX 1", "compile_seconds": 1.0}
+    facts |= {"operations": 1, "numbers": 1}
+
+    def start(specifications):
+        program = {"sleep": 0, "work": 1, "seconds": 0, "facts": facts}
+        if specifications[0].get("chunk_size") == 8 and len(specifications) == 1:
+            program["fail"] = f"{said}\nmore lines"
+        return _watch([program] * len(specifications))
+
+    monkeypatch.setattr(benchmark, "_start_ours", start)
+    monkeypatch.setattr(benchmark, "_has_torch", lambda python: False)
+    config = _config(tasks=("gradient",), chunk_sizes=(8, 2))
+    assert run(benchmark, config, tmp_path)
+    report = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [unit["facts"].get("failed") for unit in report["units"]] == ["out of memory", None]
+    rows = benchmark.format_table(report).splitlines()[-2:]
+    assert rows[0].startswith("| lenet | exact gradient (auto, highest, 2 at once) | ")
+    assert (
+        rows[1] == "| lenet | exact gradient (auto, highest, 8 at once) | out of memory | | | | | |"
+    )
+    monkeypatch.setattr(benchmark, "_start_ours", lambda *_: pytest.fail("a unit was timed again"))
+    assert run(benchmark, config, tmp_path)
+    assert [path.name for path in benchmark.draw(config, tmp_path)] == ["benchmark.png"]
+    monkeypatch.setattr(
+        benchmark, "_start_ours", lambda _: _watch([{"fail": "no such thing", "seconds": 0}])
+    )
+    with pytest.raises(InputError, match="could not be timed: exit code 1"):
+        run(benchmark, _config(tasks=("step",)), tmp_path)
 
 
 def test_variants_of_a_task_are_told_apart():
-    config = _config("gpu")
-    assert (
-        len(benchmark.list_variants(config)) == 2 * 3 + 2 * 2 * 3
-    )  # precisions belong to training
+    config = _config("gpu", chunk_sizes=(0, 8, 32))
+    config.num_directions.lenet = 16
+    variants = benchmark.list_variants(config)
+    # Precisions belong to training, chunks to tasks of many networks; no more at once than there
+    # are.
+    assert len(variants) == 2 * (1 + 2 * 3 + 3 + 3 * 3) == len({v.name for v in variants})
+    chunks = {task: {v.chunk_size for v in variants if v.task == task} for task in benchmark.TASKS}
+    assert chunks["step"] == {0} and chunks["directions"] == {0, 8, 16}
+    assert chunks["gradient"] == {0, 8, 32}
+    # As folders of earlier versions name them.
+    assert benchmark.Variant("lenet", "step", "auto", "default").name == "lenet-step-auto-default"
     units = [_unit("lenet", "step", ours=[1.0], floor=[1.0]) for _ in range(2)]
     units[1]["variant"]["precision"] = "bfloat16"
     rows = benchmark.make_rows({"config": {"num_directions": {"lenet": 64}}, "units": units})
@@ -249,11 +291,15 @@ def test_bad_values_are_reported_at_once_and_shards_refused(tmp_path):
     config = _config(
         architectures=("lenet", "logreg"), tasks=("sleep",), precisions=("half",), batch_size=1
     )
+    config.update(chunk_sizes=(3, -2))
     config.num_rounds.lenet = 0
     with pytest.raises(InputError) as caught:
         run(benchmark, config, tmp_path)
     names = [line.split(":")[0] for line in str(caught.value).splitlines()]
-    assert names == ["architectures", "tasks", "precisions", "num_rounds.lenet", "batch_size"]
+    assert names == [
+        "architectures", "tasks", "precisions", "chunk_sizes", "chunk_sizes", "num_rounds.lenet",
+        "batch_size",
+    ]  # fmt: skip
     with pytest.raises(InputError, match="shard: a benchmark is one process"):
         runner.run(benchmark.make_study(_config()), tmp_path, Shard(0, 2))
     with pytest.raises(InputError, match=r"python: '/no/python' cannot be run"):

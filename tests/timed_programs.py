@@ -10,9 +10,8 @@ def make(spec):
         raise RuntimeError(spec["fail"])
     kept = bytearray(spec.get("bytes", 0))
     print("a library that talks")
-    return Timed(
-        lambda: time.sleep(spec["sleep"]), spec["work"], {"kept": len(kept)}, peak_host_bytes
-    )
+    facts = {"kept": len(kept), **spec.get("facts", {})}
+    return Timed(lambda: time.sleep(spec["sleep"]), spec["work"], facts, peak_host_bytes)
 
 
 if __name__ == "__main__":

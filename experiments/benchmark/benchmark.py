@@ -3,7 +3,8 @@
 A unit is one task of one architecture. Its programs run in processes of their own, in rounds that
 alternate between ours, the baseline and the machine's rates of matrix products and random numbers,
 so that a machine that slows down slows all of them. Without PyTorch there is no baseline, and a
-line that says so.
+line that says so. What does not fit an accelerator is a unit too, which says so and is not tried
+again.
 
 Writes into the run folder: `units/*.json`, `benchmark.json` (all of them), `benchmark.md` (the
 table) and `benchmark.png`.
@@ -30,6 +31,7 @@ from experiments import results
 from experiments.benchmark import jax_programs
 from experiments.benchmark.report import format_table, make_rows
 from experiments.benchmark.stopwatch import FailedError, Specification, Stopwatch
+from experiments.run import runner
 from experiments.run.config import Fields, check_all, check_each, check_integers, check_sweeps
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
@@ -49,11 +51,14 @@ ARCHITECTURES = ("lenet", "vgg11", "resnet18", "densenet121")  # those that the 
 TASKS = tuple(task for task in jax_programs.TASKS if task not in jax_programs.RATES)
 # Tasks that a precision applies to: NADs are always computed in the highest.
 TRAINING = ("step", "directions")
+# Tasks of many networks, of which so many at a time may be asked for.
+CHUNKED = ("gradient", "central_difference", "directions")
 SWEEPS = {  # axes, in the order of `Variant`, and what is allowed on each
     "architectures": ARCHITECTURES,
     "tasks": TASKS,
     "convolutions": ("auto", *CONVOLUTIONS),
     "precisions": PRECISIONS,
+    "chunk_sizes": (),  # any even number; 0: as many as an experiment takes by itself
 }
 FIELDS = Fields("benchmark", how=("python",), grows=tuple(SWEEPS))
 STORED = ("variant", "seconds", "peak_bytes", "facts", "baseline", "cores")
@@ -61,16 +66,17 @@ PER_ARCHITECTURE = ("num_rounds", "num_steps", "num_directions")
 
 
 class Variant(NamedTuple):
-    """What one unit times."""
+    """What one unit times. chunk_size: networks at once; 0: automatic."""
 
     architecture: str
     task: str
     convolution: str
     precision: str
+    chunk_size: int = 0
 
     @property
     def name(self) -> str:
-        return "-".join(self)
+        return "-".join(self[:4]) + f"-{self.chunk_size}" * (self.chunk_size > 0)
 
 
 def validate(config: ConfigDict) -> None:
@@ -89,8 +95,10 @@ def validate(config: ConfigDict) -> None:
         *(partial(check_architectures, field) for field in PER_ARCHITECTURE),
     )
     chosen = [name for name in config.architectures if name in ARCHITECTURES]
+    named = [axis for axis, allowed in SWEEPS.items() if allowed]
     check_all(
-        *(partial(check_each, config, axis, check_choice, SWEEPS[axis]) for axis in SWEEPS),
+        *(partial(check_each, config, axis, check_choice, SWEEPS[axis]) for axis in named),
+        partial(check_each, config, "chunk_sizes", _check_chunk_size),
         lambda: check_image_shape(config.image_shape),
         *(
             partial(check_integer, f"{field}.{name}", config[field].get(name), 1)
@@ -101,11 +109,27 @@ def validate(config: ConfigDict) -> None:
     )
 
 
+def _check_chunk_size(field: str, value: int) -> None:
+    check_integer(field, value, 0)
+    if value % 2:
+        raise InputError(f"{field}: must be even (halves of even and odd networks), got {value}")
+
+
 def list_variants(config: ConfigDict) -> list[Variant]:
-    """What is timed, in the order of the table."""
-    variants = itertools.starmap(Variant, itertools.product(*(config[axis] for axis in SWEEPS)))
-    chosen = (v if v.task in TRAINING else v._replace(precision="highest") for v in variants)
-    return list(dict.fromkeys(chosen))
+    """What is timed, in the order of the table; what does not apply to a task is left out."""
+    variants = []
+    for variant in itertools.starmap(
+        Variant, itertools.product(*(config[axis] for axis in SWEEPS))
+    ):
+        if variant.task not in TRAINING:
+            variant = variant._replace(precision="highest")
+        if variant.task not in CHUNKED:
+            variant = variant._replace(chunk_size=0)
+        if variant.task in TRAINING:  # more at once than there are
+            most = config.num_directions[variant.architecture]
+            variant = variant._replace(chunk_size=min(variant.chunk_size, most))
+        variants.append(variant)
+    return list(dict.fromkeys(variants))
 
 
 def _specify(config: ConfigDict, variant: Variant) -> Specification:
@@ -146,7 +170,7 @@ def _has_torch(python: str) -> bool:
 
 def measure(spec: Specification, python: str, progress: Callable[[float], None]) -> dict[str, Any]:
     """What a unit stores: seconds per unit of work of every round, ours and of the baselines, and
-    the floor of each.
+    the floor of each; or, as `failed` among its facts, that the device has not the memory for it.
 
     Args:
       spec: see `jax_programs.make`.
@@ -154,14 +178,15 @@ def measure(spec: Specification, python: str, progress: Callable[[float], None])
       progress: called with the share of rounds done.
 
     Raises:
-      InputError: where a program fails.
+      InputError: where a program fails in any other way.
     """
     started: dict[str, Stopwatch] = {}
     baselines, rounds = _baselines(spec) if python else {}, spec["num_rounds"]
     labels = ("ours", *baselines)
     try:
-        started["ours"] = _start_ours([spec])
+        # First: ours has what memory is left.
         started["rates"] = _start_ours([{**spec, "task": task} for task in jax_programs.RATES])
+        started["ours"] = _start_ours([spec])
         for label, (processes, threads) in baselines.items():
             settings = {"threads": threads, "accelerator": jax.default_backend() != "cpu"}
             started[label] = Stopwatch(
@@ -185,6 +210,10 @@ def measure(spec: Specification, python: str, progress: Callable[[float], None])
             "cores": os.cpu_count(),
         }
     except FailedError as error:
+        if "rates" in started and any(sign in error.said for sign in runner.OUT_OF_MEMORY):
+            facts = {**started["rates"].facts[0], "failed": "out of memory"}
+            untimed = {"seconds": {}, "peak_bytes": {}, "facts": facts, "baseline": None}
+            return {**untimed, "cores": os.cpu_count()}
         raise InputError(
             f"{spec['task']} of {spec['architecture']} could not be timed: {error}"
         ) from error
@@ -233,14 +262,18 @@ def make_study(config: ConfigDict) -> Study:
     def measure_cost(member: Member) -> Cost:
         begun = time.monotonic()
         result = time_variant(member.what, lambda share: None, num_rounds=1)
+        seconds = time.monotonic() - begun
+        if "failed" in result["facts"]:
+            return Cost(0.0, seconds, 0, result["facts"]["failed"])
         compile_seconds = result["facts"]["compile_seconds"]
         others = config.num_rounds[member.what.architecture] - 1
-        seconds = time.monotonic() - begun + others * result["round_seconds"]
+        seconds += others * result["round_seconds"]
         return Cost(compile_seconds, seconds - compile_seconds, result["peak_bytes"]["ours"])
 
     def is_done(member: Member, timings: Arrays) -> bool:
-        """Whether there is a baseline, or nothing to make one with."""
-        return timings["baseline"] is not None or not _has_torch(python)
+        """Whether there is a baseline, or nothing to make one with or to compare it with."""
+        done = timings["baseline"] is not None or "failed" in timings["facts"]
+        return done or not _has_torch(python)
 
     return Study(
         {"": identity},
@@ -263,6 +296,8 @@ def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",))
     validate(config)
     report = json.loads(store.read_text(workdir / "benchmark.json"))
     rows, ratios = make_rows(report), {}
+    if not rows:  # nothing fits the device
+        return []
     has_baseline = np.isfinite([row.baseline for row in rows]).any()
     for row in rows:
         ratio = *row.ratio, row.floor / row.baseline

@@ -2,12 +2,13 @@
 sizes.
 """
 
+import functools
 import math
 import operator
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend.core
@@ -29,8 +30,19 @@ from nad_jax.recipe import PRECISIONS, Recipe
 from nad_jax.tasks import separable
 from nad_jax.training import make_members
 
-# Call, units of work, seconds to compile, bytes of arrays.
-Program = tuple[Callable[[], Any], int, float, int]
+
+class Program(NamedTuple):
+    """A compiled program.
+
+    call(): runs it. work: units of work of a call. seconds: its compilation took. num_bytes: of
+      arrays. chunk_size: networks at once.
+    """
+
+    call: Callable[[], Any]
+    work: int
+    seconds: float
+    num_bytes: int
+    chunk_size: int = 1
 
 
 def make(spec: Specification) -> Timed:
@@ -42,15 +54,16 @@ def make(spec: Specification) -> Timed:
       "product" and "numbers": the machine's rate, in operations of matrix products and in uniform
       random numbers.
     architecture, image_shape, convolution, precision, batch_size, num_steps, num_directions: of the
-      network.
+      network. chunk_size: networks at once; 0: automatic.
     """
-    call, work, compile_seconds, num_bytes = TASKS[spec["task"]](spec)
+    program = TASKS[spec["task"]](spec)
     device = jax.devices()[0]
     facts = {
         "library": f"JAX {jax.__version__}",
         "device": device.device_kind,
-        "compile_seconds": compile_seconds,
-        "program_bytes": num_bytes,
+        "compile_seconds": program.seconds,
+        "program_bytes": program.num_bytes,
+        "chunk_size": program.chunk_size,
     }
     if spec["task"] not in RATES:
         facts |= dict(zip(("operations", "numbers"), _floor(spec), strict=True))
@@ -58,7 +71,7 @@ def make(spec: Specification) -> Timed:
     def peak_bytes() -> int:
         return (device.memory_stats() or {}).get("peak_bytes_in_use") or peak_host_bytes()
 
-    return Timed(lambda: jax.block_until_ready(call()), work, facts, peak_bytes)
+    return Timed(lambda: jax.block_until_ready(program.call()), program.work, facts, peak_bytes)
 
 
 def _compile(function: Callable[..., Any], work: int, *args: Any) -> Program:
@@ -66,7 +79,7 @@ def _compile(function: Callable[..., Any], work: int, *args: Any) -> Program:
     begun = time.perf_counter()
     program = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - begun
-    return partial(program, *args), work, seconds, program_bytes(program)
+    return Program(partial(program, *args), work, seconds, program_bytes(program))
 
 
 def _create_model(spec: Specification, num_logits: int = 1) -> Model:
@@ -85,7 +98,8 @@ def _initialize(spec: Specification) -> Program:
 def _estimate(spec: Specification, **choices: Any) -> Program:
     model, estimator = _create_model(spec), Estimator(**choices)
     accumulator = make_dense(model, estimator)
-    measured = choose_chunk(Ensemble(model, estimator, accumulator, Execution(), 1000))
+    ensemble = Ensemble(model, estimator, accumulator, Execution(), 1000)
+    measured = choose_chunk(ensemble, spec["chunk_size"])
     begun = time.perf_counter()
     program, (key, *rest) = compile_ensemble(measured)
     seconds, halves = time.perf_counter() - begun, measured.make_empty()
@@ -95,7 +109,7 @@ def _estimate(spec: Specification, **choices: Any) -> Program:
         halves = program(key, halves, *rest)
         return halves
 
-    return call, int(rest[1]), seconds, program_bytes(program)
+    return Program(call, int(rest[1]), seconds, program_bytes(program), int(rest[1]))
 
 
 def _train(spec: Specification, num_directions: int) -> Program:
@@ -105,7 +119,7 @@ def _train(spec: Specification, num_directions: int) -> Program:
     model, task = _create_model(spec, num_logits=2), separable()
     sizes = dict.fromkeys(("num_train", "num_test"), spec["num_steps"] * spec["batch_size"])
     recipe = Recipe(batch_size=spec["batch_size"], precision=spec["precision"], **sizes)
-    execution = choose_chunks(Execution(num_devices=1))
+    execution = choose_chunks(Execution(chunk_size=spec["chunk_size"], num_devices=1))
     chunk_size = min(execution.chunk_size, num_directions)
     chunk = make_chunk(make_fit(model, recipe, task), execution)
     data = task.data(model, recipe, 0)
@@ -126,17 +140,24 @@ def _train(spec: Specification, num_directions: int) -> Program:
         for part in chunks:
             jax.block_until_ready(epoch(start(part), data, part).losses)
 
-    return call, num_directions * spec["num_steps"], seconds, program_bytes(epoch)
+    work = num_directions * spec["num_steps"]
+    return Program(call, work, seconds, program_bytes(epoch), chunk_size)
 
 
 def _multiply(spec: Specification) -> Program:
-    matrix = jax.random.normal(jax.random.key(0), (2048, 2048))
+    """Products of large matrices: on an accelerator several in a call, which takes time itself."""
+    size, count = (2048, 1) if jax.default_backend() == "cpu" else (8192, 8)
+    matrix = jax.random.normal(jax.random.key(0), (size, size)) / size**0.5  # norms are kept
+
+    def multiply(x: jax.Array) -> jax.Array:
+        return functools.reduce(lambda y, _: x @ y, range(count), x)
+
     with jax.default_matmul_precision(PRECISIONS[spec["precision"]]):
-        return _compile(jnp.matmul, 2 * 2048**3, matrix, matrix)
+        return _compile(multiply, count * 2 * size**3, matrix)
 
 
 def _draw(spec: Specification) -> Program:
-    count = 2**23
+    count = 2**23 if jax.default_backend() == "cpu" else 2**27
     return _compile(lambda key: jax.random.uniform(key, (count,)), count, make_key(0))
 
 

@@ -36,25 +36,35 @@ LABELS = {
 }
 
 
+def _label(report: dict[str, Any], variant: dict[str, Any]) -> str:
+    """What a unit times, and in which way where there are several."""
+    label = LABELS[variant["task"]].format(
+        report["config"]["num_directions"][variant["architecture"]]
+    )
+    tasks = {(u["variant"]["architecture"], u["variant"]["task"]) for u in report["units"]}
+    if len(tasks) == len(report["units"]):
+        return label
+    chunk_size = variant.get("chunk_size", 0)  # which earlier versions did not ask for
+    at_once = f", {chunk_size} at once" if chunk_size else ""
+    return f"{label} ({variant['convolution']}, {variant['precision']}{at_once})"
+
+
 def make_rows(report: dict[str, Any]) -> list[Row]:
-    """The rows of a `benchmark.json`."""
-    units, rows = report["units"], []
-    tasks = {(unit["variant"]["architecture"], unit["variant"]["task"]) for unit in units}
-    for unit in units:
+    """The rows of a `benchmark.json`; what did not fit the device has none."""
+    rows = []
+    for unit in report["units"]:
+        if "failed" in unit["facts"]:
+            continue
         variant = unit["variant"]
         seconds = {name: np.array(times) for name, times in unit["seconds"].items()}
         ours, floor = seconds.pop("ours"), seconds.pop("floor")
         architecture, memory = variant["architecture"], unit["peak_bytes"]
-        directions = report["config"]["num_directions"][architecture]
-        label = LABELS[variant["task"]].format(directions)
-        if len(tasks) < len(units):
-            label += f" ({variant['convolution']}, {variant['precision']})"
         best = min(seconds, key=lambda name: _median(seconds[name]), default=None)
         theirs = seconds.get(best, np.full(len(ours), np.nan))
         ratio = ours / theirs
         row = Row(
             architecture,
-            label,
+            _label(report, variant),
             _median(ours),
             (float(ours.min()), float(ours.max())),
             _median(theirs),
@@ -118,4 +128,8 @@ def format_table(report: dict[str, Any]) -> str:
             ", ".join(memory),
         )
         lines.append(f"| {' | '.join(cells)} |")
+    for unit in (unit for unit in report["units"] if "failed" in unit["facts"]):
+        variant = unit["variant"]
+        cells = variant["architecture"], _label(report, variant), unit["facts"]["failed"]
+        lines.append(f"| {' | '.join(cells)} |" + " |" * 5)
     return "\n".join(lines) + "\n"

@@ -41,8 +41,12 @@ class Timed(NamedTuple):
 
 class FailedError(Exception):
     """A timed process ended before it answered; the message has its exit code and the last line
-    written.
+    written, `said` is all that it has written.
     """
+
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
 
 
 def peak_host_bytes() -> int:
@@ -162,8 +166,9 @@ class Stopwatch:
         if not all(lines):
             ended = self._processes[lines.index("")].wait()
             self._errors.seek(0)
-            said = self._errors.read().strip().splitlines()
-            raise FailedError(f"exit code {ended}" + (f", {said[-1]}" if said else ""))
+            said = self._errors.read().strip()
+            last = f", {said.splitlines()[-1]}" if said else ""
+            raise FailedError(f"exit code {ended}{last}", said)
         return [json.loads(line) for line in lines]
 
     def close(self) -> None:
