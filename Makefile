@@ -1,3 +1,5 @@
+# make accelerator-report     measures a GPU or TPU, in parts of nine minutes that go on where they were left:
+#   [PART=1…4] [PUBLISHED=DIR] [CIFAR=DIR] [TORCH=PYTHON] [SIZE=smoke] [PYTHON_RUN=python3], see docs/accelerators.md
 # make demo [PUBLISHED=DIR]   NADs of LeNet into runs/demo, drawn; with DIR also compared with the published arrays
 # make docs                   the pages of docs/ and of the docstrings as a site, build/docs/index.html; warnings are errors
 # make test                   lint and tests; NAD_PUBLISHED=DIR adds the tests that need the published arrays
@@ -5,7 +7,7 @@
 
 PYTHON ?= python3
 
-.PHONY: demo docs test test-cluster
+.PHONY: accelerator-report demo docs test test-cluster
 
 .venv/installed: setup.py nad_jax/versions.py
 	$(PYTHON) -m venv .venv
@@ -19,6 +21,11 @@ PYTHON ?= python3
 .venv/installed-docs: .venv/installed
 	.venv/bin/pip install --quiet --editable '.[docs]'
 	touch $@
+
+# PYTHON_RUN is an interpreter that has what is needed: no .venv is made.
+accelerator-report: $(if $(PYTHON_RUN),,.venv/installed)
+	$(or $(PYTHON_RUN),.venv/bin/python) -m experiments.report $(and $(PART),--part=$(PART)) $(and $(SIZE),--size=$(SIZE)) \
+		--published='$(PUBLISHED)' --cifar='$(CIFAR)' --torch='$(TORCH)' $(and $(MINUTES),--minutes=$(MINUTES)) $(OPTIONS)
 
 demo: .venv/installed
 	.venv/bin/python -m experiments.main --config=configs/compute_nads.py:lenet --workdir=runs/demo $(if $(PUBLISHED),\

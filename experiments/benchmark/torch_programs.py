@@ -122,8 +122,7 @@ def make(spec: Specification) -> Timed:
     device = torch.device("cuda" if accelerator else "cpu")
     if accelerator and not torch.cuda.is_available():
         raise RuntimeError("this PyTorch has no accelerator")
-    tf32 = spec["precision"] not in ("highest", "bfloat16")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    set_precision(spec["precision"])
     torch.manual_seed(0)
     height, width, channels = spec["image_shape"]
     training = spec["task"] in ("step", "directions")
@@ -170,18 +169,37 @@ def _central_difference(
     return (network(image + pixels) - network(image - pixels))[:, 0] / (2 * step)
 
 
+def set_precision(precision: str) -> None:
+    """Lets products of float32 be TensorFloat-32 where those of JAX are at this precision."""
+    tf32 = precision not in ("highest", "bfloat16")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+
+
 def _train(network: nn.Module, image: torch.Tensor, spec: Specification) -> None:
-    """One epoch on D(v): SGD, clipped, with a linear schedule (NAD, reference code)."""
-    count, device = spec["num_steps"] * spec["batch_size"], image.device
-    samples, labels = _samples(count, image.shape[1:], device)
+    """One epoch on D(v)."""
+    count = spec["num_steps"] * spec["batch_size"]
+    train(network, *_samples(count, image.shape[1:], image.device), 1, spec["batch_size"])
+
+
+def train(
+    network: nn.Module,
+    samples: torch.Tensor,
+    labels: torch.Tensor,
+    num_epochs: int,
+    batch_size: int,
+) -> None:
+    """Trains a network: SGD, clipped, with a linear schedule (NAD, reference code)."""
+    num_steps, done = num_epochs * -(-len(samples) // batch_size), 0
     optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
     loss = nn.CrossEntropyLoss()
-    for step, batch in enumerate(torch.randperm(count, device=device).split(spec["batch_size"])):
-        optimizer.param_groups[0]["lr"] = 0.5 * (1 - (step + 1) / spec["num_steps"])
-        optimizer.zero_grad()
-        loss(network(samples[batch]), labels[batch]).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 0.5)
-        optimizer.step()
+    for _ in range(num_epochs):
+        for batch in torch.randperm(len(samples), device=samples.device).split(batch_size):
+            done += 1
+            optimizer.param_groups[0]["lr"] = 0.5 * (1 - done / num_steps)
+            optimizer.zero_grad()
+            loss(network(samples[batch]), labels[batch]).backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+            optimizer.step()
 
 
 @functools.cache
