@@ -247,6 +247,7 @@ def _row(chunk_size, seconds, **changes):
     row = {"architecture": "lenet", "task": "directions", "convolution": "lax", "failed": None}
     row |= {"precision": "default", "chunk_size": chunk_size, "seconds": seconds, "floor": 1e-4}
     row |= {"baseline": 2e-3, "operations": 10**9, "numbers": 0, "peak_bytes": 2 * 10**9}
+    row["automatic"] = False
     return {**row, **changes}
 
 
@@ -255,7 +256,8 @@ def _records():
     own |= {"along": {"0,4": 0.77, "8,0": 0.5}, "compile_seconds": 20.0, "compute_seconds": 30.0}
     scores = {"cells": 144, "mean_difference": 1.5, "pearson": 0.97, "spearman": None}
     theirs = {"library": "PyTorch 2", "machine": "Chip 9", "networks": 1, "seconds_a_network": 2.0}
-    rows = [_row(8, 1e-3), _row(32, 5e-4), _row(128, 0, failed="out of memory")]
+    rows = [_row(8, 1e-3, automatic=True), _row(32, 5e-4), _row(128, 0, failed="out of memory")]
+    rows += [_row(8, 3e-3, convolution="product", automatic=True)]
     nads = {"networks": 10_000, "diverged": 0, "chunk_size": 1000, "split_half": {"64": 0.99}}
     return [
         _record("map_lenet", "map", {**own, "published": scores}),
@@ -284,8 +286,14 @@ def test_the_table_says_what_the_records_hold():
     assert "| lenet | directions | lax | default | 128 | out of memory |  |  |  |  |  |" in lines
     assert lines[-1] == (
         "lenet, directions at precision default: fastest with convolution=lax and chunk_size=32, "
-        "500 µs; lax and 8 take 2.00 times as long."
+        "500 µs, 0.200 of the rate of large products; lax and 8 2.00 × the time, product and 8 6.00 × "
+        "the time. Automatic are lax and 8 at once, 2.00 × the time."
     )
+    rows = [_row(2, 1e-3), _row(4, 2e-3), _row(0, 0, failed="out of memory", automatic=True)]
+    assert pages.imply_defaults(rows)[0].endswith(" Automatic are lax and out of memory.")
+    assert pages.imply_defaults(rows[:2])[0].endswith("; lax and 4 2.00 × the time.")
+    assert pages.imply_defaults(rows[:1]) == []  # nothing to choose from
+    assert "| auto | out of memory |" in pages.format_timings(rows)[-1]
     assert pages.make_sentence(_records(), "page.md") == (
         "On an accelerator, Chip 9: map_lenet says: 1 min 5 s, 0.127 of PyTorch's time, Pearson "
         "0.970 with the published map, nads_lenet says: 8.0 s ([accelerators](page.md))."
@@ -332,9 +340,10 @@ def test_plain_pytorch_trains_on_the_same_task_and_goes_on(tmp_path):
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[benchmark]'")
     from experiments.benchmark import torch_training
 
+    torch.set_num_threads(1)
     shape = (16, 16, 1)
     wave = torch_training.cosine((2, -3), shape, "cpu")
-    np.testing.assert_allclose(wave, dft_direction((2, -3), shape), atol=1e-6)
+    np.testing.assert_allclose(wave, dft_direction(shape, (2, -3)), atol=1e-6)
     torch.manual_seed(0)
     samples, labels = torch_training.sample(wave, 400, 3.0, shape)
     along = samples.reshape(400, -1) @ wave

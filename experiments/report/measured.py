@@ -129,6 +129,7 @@ def read_benchmark(folder: Path) -> Numbers:
     rows = []
     for unit in parse_object(path, store.read_text(path))["units"]:
         row = {**unit["variant"], "failed": unit["facts"].get("failed")}
+        row["automatic"] = row["chunk_size"] == 0
         if row["failed"] is None:
             medians = {name: statistics.median(t) for name, t in unit["seconds"].items()}
             row["chunk_size"] = unit["facts"]["chunk_size"]

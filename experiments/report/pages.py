@@ -14,8 +14,7 @@ from nad_jax.errors import InputError
 
 MARKER, END = "<!-- accelerators.json -->", "<!-- -->"
 NOTHING = "Nothing has been run on a GPU or TPU yet"
-# How networks are trained and measured where nothing is asked for, on an accelerator.
-DEFAULT = {"convolution": "lax", "precision": "default"}
+CONVOLUTION = "lax"  # what `convolution=auto` is on an accelerator
 
 
 def clock(seconds: float) -> str:
@@ -165,7 +164,8 @@ def format_timings(rows: list[Numbers]) -> list[str]:
     best = [min(group, key=lambda row: row["seconds"]) for group in _groups(rows)]
     for row in rows:
         names = row["architecture"], row["task"], row["convolution"], row["precision"]
-        cells = [*names, str(row["chunk_size"] or "auto")]
+        at_once = str(row["chunk_size"] or "")
+        cells = [*names, f"auto {at_once}".strip() if row["automatic"] else at_once]
         if row["failed"]:
             cells += [row["failed"], *[""] * 5]
         else:
@@ -190,7 +190,8 @@ def _work(row: Numbers) -> tuple[str, str, str]:
 
 def imply_defaults(rows: list[Numbers]) -> list[str]:
     """A sentence for every network, task and precision of which several ways were timed: which one
-    is the fastest, and how much slower others are.
+    is the fastest, which share of the rate of products it reaches, how much slower others are, and
+    what is chosen where nothing is asked for.
     """
     sentences = []
     for group in _groups(rows):
@@ -200,13 +201,25 @@ def imply_defaults(rows: list[Numbers]) -> list[str]:
         sentence = f"{first['architecture']}, {first['task']} at precision {first['precision']}: "
         sentence += f"fastest with convolution={first['convolution']} and "
         sentence += f"chunk_size={first['chunk_size']}, {short(first['seconds'])}"
-        rates = [
-            f"{row['convolution']} and {row['chunk_size']} take "
-            f"{row['seconds'] / first['seconds']:.2f} times as long"
-            for row in others[:3]
+        _, share = _rates(first)
+        sentence += f", {share} of the rate of large products" * bool(share)
+        slower = [
+            f"{row['convolution']} and {row['chunk_size']} {_times(row, first)}" for row in others
         ]
-        sentences.append(f"{sentence}; {', '.join(rates)}.")
+        sentence += f"; {', '.join(slower[:3])}"
+        asked = _work(first), True, CONVOLUTION
+        for row in rows:
+            if (_work(row), row["automatic"], row["convolution"]) == asked:
+                chosen = row["failed"] or f"{row['chunk_size']} at once, {_times(row, first)}"
+                sentence += f". Automatic are {CONVOLUTION} and {chosen}"
+                break
+        sentences.append(f"{sentence}.")
     return sentences
+
+
+def _times(row: Numbers, first: Numbers) -> str:
+    """How much longer a way takes than the fastest."""
+    return f"{row['seconds'] / first['seconds']:.2f} × the time"
 
 
 def check_records(records: list[Numbers]) -> None:
