@@ -1,12 +1,14 @@
 """Carries out the items of the report within a time, each taken up where an earlier call left it."""
 
 import contextlib
+import ctypes
 import datetime
 import json
 import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 GRACE_SECONDS = 20.0  # before the end of its time a command is told to end
 LEAST_SECONDS = 60.0  # with less time left no item is begun
 RUN_AGAIN = 75
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
 class Process(Protocol):
@@ -78,12 +81,18 @@ def _is_finished(record: Numbers) -> bool:
     return "numbers" in record
 
 
+def _end_with_parent() -> None:
+    """Has Linux end this process where the report is killed: it would keep the device."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
 def start(command: tuple[str, ...], environment: dict[str, str], log: Path) -> subprocess.Popen:
-    """Starts a command from the root of the repository."""
+    """Starts a command from the root of the repository, which ends with this process."""
     with log.open("ab") as file:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
-        )
+        files = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+        how = {"cwd": ROOT, "env": environment, "preexec_fn": _end_with_parent}
+        return subprocess.Popen(command, **files, **how)
 
 
 class _State(NamedTuple):
