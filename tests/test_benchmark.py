@@ -193,6 +193,10 @@ def test_what_does_not_fit_the_device_says_so_and_does_not_end_the_rest(tmp_path
     monkeypatch.setattr(benchmark, "_start_ours", lambda *_: pytest.fail("a unit was timed again"))
     assert run(benchmark, config, tmp_path)
     assert [path.name for path in benchmark.draw(config, tmp_path)] == ["benchmark.png"]
+    with monkeypatch.context() as patch:  # where there is a baseline, only the other one is timed
+        patch.setattr(benchmark, "_has_torch", lambda python: True)
+        (missing,) = Folder(tmp_path, benchmark.make_study(config), False).missing()
+        assert missing.label.endswith("-2")
     monkeypatch.setattr(
         benchmark, "_start_ours", lambda _: _watch([{"fail": "no such thing", "seconds": 0}])
     )
@@ -329,3 +333,15 @@ def test_timings_of_other_versions_are_not_added_to(finished, tmp_path, monkeypa
         match=rf"--allow_other_versions .*\n  jaxlib: folder '{here['jaxlib']}', command '99'",
     ):
         run(benchmark, _config(tasks=("central_difference", "gradient")), workdir)
+
+
+def test_pytorch_must_see_the_device(monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text("class cuda:\n    is_available = lambda: False\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    seen = {}
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(benchmark.jax, "default_backend", lambda backend=backend: backend)
+        benchmark._has_torch.cache_clear()
+        seen[backend] = benchmark._has_torch(sys.executable)
+    benchmark._has_torch.cache_clear()
+    assert seen == {"cpu": True, "gpu": False}

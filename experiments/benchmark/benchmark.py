@@ -157,13 +157,18 @@ def _baselines(spec: Specification) -> dict[str, tuple[int, int]]:
 
 @functools.cache
 def _has_torch(python: str) -> bool:
+    """Whether an interpreter has a PyTorch that computes on the same kind of device."""
+    on_cpu = jax.default_backend() == "cpu"
+    program = "import torch" + "; assert torch.cuda.is_available()" * (not on_cpu)
     try:
-        done = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
+        done = subprocess.run([python, "-c", program], capture_output=True, check=False)
     except OSError as error:
         raise InputError(f"python: {python!r} cannot be run: {error.strerror}") from error
     if done.returncode:
         logging.warning(
-            "%s has no PyTorch (pip install -e '.[benchmark]'): there is no baseline", python
+            "%s has no PyTorch%s (pip install -e '.[benchmark]'): there is no baseline",
+            python,
+            "" if on_cpu else " that sees this device",
         )
     return not done.returncode
 

@@ -18,7 +18,7 @@ _TRAINED = {"num_train": 16, "num_test": 16, "num_epochs": 2, "batch_size": 8, "
 _ENSEMBLE = {"architecture": "logreg", "num_networks": 4, "unit_size": 2, "figure_directions": 2}
 SMOKE: dict[str, dict[str, Any]] = {
     "directional_bias": {"architectures": "logreg", **_TRAINED}
-    | {"frequency_range": "-4,4", "frequency_step": 4, "chunk_size": 2},
+    | {"frequency_range": "-4,4", "frequency_step": 4, "chunk_size": 2, "num_devices": 1},
     "compute_nads": _ENSEMBLE,
     "leading_nads": {**_ENSEMBLE, "image_shape": "6,6,1"}
     | {"num_directions": 2, "num_extra": 2, "num_passes": 2},
