@@ -156,6 +156,31 @@ def test_an_item_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     assert record["seconds"] > state["seconds"]
 
 
+def test_a_command_that_never_ends_in_its_time_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(carry_out, "GRACE_SECONDS", 0.0)
+    note = f"open({str(tmp_path / 'note')!r}, 'a').write"
+    item = _item(f"import time; {note}('a'); time.sleep(60)", f"{note}('b')", tries=2)
+    assert not carry_out.carry_out([item], _report(tmp_path), 0.7)
+    assert not carry_out.carry_out([item], _report(tmp_path), 0.7)
+    assert carry_out.carry_out([item], _report(tmp_path), 60.0)
+    assert (tmp_path / "note").read_text() == "aab"
+
+
+def test_tests_are_counted_and_those_that_failed_are_named(tmp_path):
+    cases = '<testcase name="good"/><testcase name="bad"><failure/></testcase>'
+    cases += (
+        '<testcase name="left"><skipped/></testcase><testcase name="broken"><error/></testcase>'
+    )
+    (tmp_path / "one.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+    assert measured.read_tests(tmp_path, ["one", "two"]) == {
+        "passed": 1, "failed": 2, "skipped": 1,
+        "failures": ["two: not done in its time", "one: bad", "one: broken"],
+    }  # fmt: skip
+    (tmp_path / "one.xml").write_text("<testsuite/>")
+    with pytest.raises(InputError, match="no test has passed"):
+        measured.read_tests(tmp_path, ["one"])
+
+
 def test_no_item_begins_without_time(tmp_path, capsys):
     item = _item("raise SystemExit('must not begin')")
     assert not carry_out.carry_out([item], _report(tmp_path), 50.0, least=60.0)

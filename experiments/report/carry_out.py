@@ -96,11 +96,14 @@ def start(command: tuple[str, ...], environment: dict[str, str], log: Path) -> s
 
 
 class _State(NamedTuple):
-    """How far an item has come: commands done, seconds of all calls so far, and their number."""
+    """How far an item has come: commands done, seconds of all calls so far, their number, and how
+    often the next command was begun.
+    """
 
     done: int = 0
     seconds: float = 0.0
     calls: int = 0
+    tries: int = 0
 
 
 def _read_state(path: Path) -> _State:
@@ -151,15 +154,18 @@ def _carry_out_one(item: Item, report: Report, end: float, launch: Launch) -> bo
     state = _read_state(path)
     state = state._replace(calls=state.calls + 1)
     for command in item.commands[state.done :]:
+        state = state._replace(tries=state.tries + 1)
         code, state = _run(command, item, end, path, log, state, launch)
         if code == RUN_AGAIN:
+            if state.tries == item.tries:
+                _write_state(path, state._replace(done=state.done + 1, tries=0))
             return False
         if code not in item.ends_with:
             failed = f"exit code {code}, {_last_line(log)}"
             print(f"{item.name}: failed, {failed}")
             report.keep(item, failed=failed, seconds=round(state.seconds, 1))
             return True
-        state = state._replace(done=state.done + 1)
+        state = state._replace(done=state.done + 1, tries=0)
         _write_state(path, state)
     took = {"seconds": round(state.seconds, 1), "calls": state.calls}
     try:
