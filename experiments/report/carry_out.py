@@ -1,7 +1,6 @@
 """Carries out the items of the report within a time, each taken up where an earlier call left it."""
 
 import contextlib
-import ctypes
 import datetime
 import json
 import os
@@ -81,18 +80,19 @@ def _is_finished(record: Numbers) -> bool:
     return "numbers" in record
 
 
-def _end_with_parent() -> None:
-    """Has Linux end this process where the report is killed: it would keep the device."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+# Has Linux end the command where the report is killed, or it would keep the device.
+_ENDS_WITH_PARENT = (
+    f"import ctypes, os, signal, sys; ctypes.CDLL(None).prctl({_PARENT_DEATH_SIGNAL}, "
+    "signal.SIGTERM); os.execvp(sys.argv[1], sys.argv[1:])"
+)
 
 
 def start(command: tuple[str, ...], environment: dict[str, str], log: Path) -> subprocess.Popen:
     """Starts a command from the root of the repository, which ends with this process."""
+    starter = (sys.executable, "-c", _ENDS_WITH_PARENT) if sys.platform == "linux" else ()
     with log.open("ab") as file:
         files = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
-        how = {"cwd": ROOT, "env": environment, "preexec_fn": _end_with_parent}
-        return subprocess.Popen(command, **files, **how)
+        return subprocess.Popen((*starter, *command), cwd=ROOT, env=environment, **files)
 
 
 class _State(NamedTuple):
