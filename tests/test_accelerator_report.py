@@ -181,6 +181,18 @@ def test_tests_are_counted_and_those_that_failed_are_named(tmp_path):
         measured.read_tests(tmp_path, ["one"])
 
 
+def test_a_finished_item_is_given_further_options_but_none_is_taken_away(tmp_path):
+    note = f"import sys; open({str(tmp_path / 'note')!r}, 'a').write(str(len(sys.argv)))"
+    plain = _item(note)
+    compared = plain._replace(commands=((*plain.commands[0], "--compare=/place/x"),))
+    report = _report(tmp_path)._replace(names={"/place": "DIR"})
+    for item in (plain, plain, compared, compared, plain):
+        assert carry_out.carry_out([item], report, 60.0)
+    assert (tmp_path / "note").read_text() == "12"
+    (record,) = measured.read_report(report.path)
+    assert record["command"][0].endswith(" --compare=DIR/x") and record["calls"] == 2
+
+
 def test_no_item_begins_without_time(tmp_path, capsys):
     item = _item("raise SystemExit('must not begin')")
     assert not carry_out.carry_out([item], _report(tmp_path), 50.0, least=60.0)

@@ -53,20 +53,27 @@ class Report(NamedTuple):
     names: Mapping[str, str] = MappingProxyType({})
 
     def find(self, item: Item) -> Numbers | None:
-        """The finished record of an item, of this size and kind of device."""
-        return next((one for one in self._others(item, same=True) if _is_finished(one)), None)
+        """The finished record of an item, of this size and kind of device, whose commands had all
+        options that they have now: with a comparison, say.
+        """
+        wanted = _words(json.loads(self._named(json.dumps(item.typed))))
+        mine = (one for one in self._others(item, same=True) if _is_finished(one))
+        return next((one for one in mine if wanted <= _words(one["command"])), None)
 
     def keep(self, item: Item, **numbers: Any) -> None:
         """Writes the record of an item, in place of an earlier one of the same device."""
         said = {"item": item.name, "kind": item.kind, "part": item.part, "says": item.says}
         date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
         record = {**said, **self.says, **numbers, "command": item.typed, "date": date}
-        text = json.dumps(record)
-        for place in sorted(self.names, key=len, reverse=True):
-            text = text.replace(json.dumps(place)[1:-1], self.names[place])
-        record = json.loads(text)
+        record = json.loads(self._named(json.dumps(record)))
         write_report(self.path, [*self._others(item, same=False), record])
         self.write()
+
+    def _named(self, text: str) -> str:
+        """A JSON text with the names of places."""
+        for place in sorted(self.names, key=len, reverse=True):
+            text = text.replace(json.dumps(place)[1:-1], self.names[place])
+        return text
 
     def _others(self, item: Item, same: bool) -> Iterator[Numbers]:
         """The records that are, or are not, of this item, size and kind of device."""
@@ -78,6 +85,10 @@ class Report(NamedTuple):
 
 def _is_finished(record: Numbers) -> bool:
     return "numbers" in record
+
+
+def _words(commands: list[str]) -> set[str]:
+    return {word for command in commands for word in shlex.split(command)}
 
 
 # Has Linux end the command where the report is killed, or it would keep the device.
@@ -96,21 +107,24 @@ def start(command: tuple[str, ...], environment: dict[str, str], log: Path) -> s
 
 
 class _State(NamedTuple):
-    """How far an item has come: commands done, seconds of all calls so far, their number, and how
-    often the next command was begun.
+    """How far an item has come: commands done, seconds of all calls so far, their number, how often
+    the next command was begun, and what the commands are.
     """
 
     done: int = 0
     seconds: float = 0.0
     calls: int = 0
     tries: int = 0
+    commands: list[str] = []  # noqa: RUF012, not changed
 
 
-def _read_state(path: Path) -> _State:
+def _read_state(path: Path, commands: list[str]) -> _State:
+    """The stored state; of other commands only what they took."""
     if not path.exists():
-        return _State()
+        return _State(commands=commands)
     said = parse_object(path, store.read_text(path))
-    return _State(**{name: said[name] for name in _State._fields})
+    state = _State(**{name: said[name] for name in _State._fields})
+    return state if state.commands == commands else state._replace(done=0, commands=commands)
 
 
 def _write_state(path: Path, state: _State) -> None:
@@ -151,7 +165,7 @@ def _carry_out_one(item: Item, report: Report, end: float, launch: Launch) -> bo
     for name in ("state", "logs"):
         store.make_folder(folders[name])
     path, log = folders["state"] / f"{item.name}.json", folders["logs"] / f"{item.name}.txt"
-    state = _read_state(path)
+    state = _read_state(path, item.typed)
     state = state._replace(calls=state.calls + 1)
     for command in item.commands[state.done :]:
         state = state._replace(tries=state.tries + 1)
