@@ -36,8 +36,8 @@ def program_bytes(program: Any) -> int:
     return arrays - memory.alias_size_in_bytes + memory.temp_size_in_bytes
 
 
-def is_exhausted(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether it says that a device has not enough memory."""
+def is_exhausted(error: Exception | str) -> bool:
+    """Whether an error, or what a process has said of one, is that a device has not enough memory."""
     return any(sign in str(error) for sign in _EXHAUSTED)
 
 

@@ -31,7 +31,6 @@ from experiments import results
 from experiments.benchmark import jax_programs
 from experiments.benchmark.report import format_table, make_rows
 from experiments.benchmark.stopwatch import FailedError, Specification, Stopwatch
-from experiments.run import runner
 from experiments.run.config import Fields, check_all, check_each, check_integers, check_sweeps
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
@@ -45,6 +44,7 @@ from nad_jax.errors import (
     check_integer,
     check_number,
 )
+from nad_jax.memory import is_exhausted
 from nad_jax.recipe import PRECISIONS
 
 ARCHITECTURES = ("lenet", "vgg11", "resnet18", "densenet121")  # those that the baseline has
@@ -215,7 +215,7 @@ def measure(spec: Specification, python: str, progress: Callable[[float], None])
             "cores": os.cpu_count(),
         }
     except FailedError as error:
-        if "rates" in started and any(sign in error.said for sign in runner.OUT_OF_MEMORY):
+        if "rates" in started and is_exhausted(error.said):
             facts = {**started["rates"].facts[0], "failed": "out of memory"}
             untimed = {"seconds": {}, "peak_bytes": {}, "facts": facts, "baseline": None}
             return {**untimed, "cores": os.cpu_count()}

@@ -98,8 +98,8 @@ def _initialize(spec: Specification) -> Program:
 def _estimate(spec: Specification, **choices: Any) -> Program:
     model, estimator = _create_model(spec), Estimator(**choices)
     accumulator = make_dense(model, estimator)
-    ensemble = Ensemble(model, estimator, accumulator, Execution(), 1000)
-    measured = choose_chunk(ensemble, spec["chunk_size"])
+    how = Execution(chunk_size=spec["chunk_size"]), 1000
+    measured = choose_chunk(Ensemble(model, estimator, accumulator, *how))
     begun = time.perf_counter()
     program, (key, *rest) = compile_ensemble(measured)
     seconds, halves = time.perf_counter() - begun, measured.make_empty()
