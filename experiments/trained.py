@@ -154,7 +154,7 @@ def make_study(
         measure_cost,
         collect,
         unit_size,
-        count_operations=lambda member: costs.count_operations(make_setup(member).model),
+        weigh=lambda member: costs.weigh(make_setup(member).model),
         estimate=estimate,
     )
 

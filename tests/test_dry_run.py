@@ -7,7 +7,7 @@ import pytest
 
 from experiments import directional_bias
 from experiments.run import dry_run
-from experiments.run.plan import Cost
+from experiments.run.plan import Cost, Weight
 from experiments.run.shards import Shard
 from experiments.run.targets import Estimate, Target, estimate_training
 from nad_jax import Execution, target
@@ -28,11 +28,11 @@ def study():
 
     def measure_cost(member):
         asked.append(member.program[0])
-        return Cost(1.0, OPERATIONS[member.program[0]] * 0.36, 2**20)
+        return Cost(1.0, 0.36 * OPERATIONS[asked[-1]], 2**20, "", 0.36 * OPERATIONS[asked[-1]])
 
     found = directional_bias.make_study(config)._replace(
         measure_cost=measure_cost,
-        count_operations=lambda member: OPERATIONS[member.program[0]],
+        weigh=lambda member: Weight(OPERATIONS[member.program[0]], 2),
     )
     return SimpleNamespace(study=found, asked=asked)
 
@@ -43,7 +43,9 @@ def _describe(study, tmp_path, capsys, *how, **choices):
     return capsys.readouterr().out.splitlines()
 
 
-def test_the_plan_comes_first_and_the_cheapest_program_is_measured_first(study, tmp_path, capsys):
+def test_the_plan_comes_first_and_the_cheapest_program_is_measured_first(
+    study, tmp_path, capsys, monkeypatch
+):
     seen = []
     plain = study.study.measure_cost
 
@@ -51,6 +53,7 @@ def test_the_plan_comes_first_and_the_cheapest_program_is_measured_first(study, 
         seen.append(capsys.readouterr().out)
         return plain(member)
 
+    monkeypatch.setattr(dry_run, "MEASURE_SECONDS", 200.0)
     lines = _describe(study.study._replace(measure_cost=measure_cost), tmp_path, capsys)
     assert study.asked == ["logreg", "mlp", "lenet"]
     plan = seen[0].splitlines()
@@ -62,10 +65,9 @@ def test_the_plan_comes_first_and_the_cheapest_program_is_measured_first(study, 
 
 
 def test_what_takes_too_long_is_told_by_its_operations(study, tmp_path, capsys, monkeypatch):
-    clock = iter([0.0, 0.0, 2.0, 2.0, 20.0, 20.0, 20.0])
-    monkeypatch.setattr(dry_run.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(dry_run, "MEASURE_SECONDS", 162.0)  # 1 s and 1.5 · 300 · .36 s
     lines = _describe(study.study, tmp_path, capsys, Shard(1, 2))
-    assert study.asked == ["logreg", "mlp"]  # the latter took 18 s, 30 times that is too much
+    assert study.asked == ["logreg", "mlp"]
     assert lines[-2] == (
         "lenet default sgd 10000: 64 networks in 4 units; not measured, by its operations about 108 "
         "s a network"

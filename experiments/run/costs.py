@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.run.plan import Cost
+from experiments.run.plan import Cost, Weight
 from nad_jax.accumulation import Programs
 from nad_jax.choices import Estimator
 from nad_jax.chunks import choose_chunks, fit_chunks, make_chunk
@@ -63,10 +63,11 @@ def _make_chunk(
     return make_chunk(make_fit(model, shorten(recipe), task), execution), data, members
 
 
-def count_operations(model: Model) -> float:
-    """Floating-point operations of a network at one input."""
-    shapes = shape_of_variables(model), input_batch(model, 1)
-    return jax.jit(model.apply).lower(*shapes).cost_analysis()["flops"]
+def weigh(model: Model) -> Weight:
+    """The floating-point operations and arrays of a network."""
+    shapes = shape_of_variables(model)
+    lowered = jax.jit(model.apply).lower(shapes, input_batch(model, 1))
+    return Weight(lowered.cost_analysis()["flops"], len(jax.tree.leaves(shapes)))
 
 
 def measure_training(setup: Setup, arrays: Mapping[str, Any], execution: Execution) -> Cost:
@@ -93,7 +94,8 @@ def measure_training(setup: Setup, arrays: Mapping[str, Any], execution: Executi
     seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps
     seconds += evaluations * finish_seconds
     peak = max(map(program_bytes, (start, epoch, finish)))
-    return Cost(compile_seconds, seconds / execution.chunk_size, peak)
+    batch_seconds = both_seconds + finish_seconds
+    return Cost(compile_seconds, seconds / execution.chunk_size, peak, batch_seconds=batch_seconds)
 
 
 def choose_training(
@@ -192,7 +194,8 @@ def measure_ensemble(ensemble: Ensemble) -> Cost:
 
     seconds = fastest(add)
     networks = int(rest[1]) * len(ensemble.execution.devices)  # at once
-    return Cost(compile_seconds, seconds / networks, program_bytes(program))
+    each = seconds / networks
+    return Cost(compile_seconds, each, program_bytes(program), batch_seconds=seconds)
 
 
 def fastest(call: Callable[[], Any]) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.run.folder import ALONE, Folder
-from experiments.run.plan import Cost, Study, Unit
+from experiments.run.plan import Cost, Study, Unit, Weight
 from experiments.run.progress import clock
 from experiments.run.runner import (
     by_program,
@@ -24,7 +24,7 @@ from experiments.run.targets import Estimate, Target
 from nad_jax import target
 from nad_jax.errors import InputError
 
-MEASURE_SECONDS = 90.0  # no measurement is begun that is expected to end later than this
+MEASURE_SECONDS = 120.0  # no measurement is begun that is expected to end later than this
 
 
 class _Programs(NamedTuple):
@@ -88,25 +88,20 @@ def _measure(study: Study, programs: list[_Programs], shard: Shard) -> None:
     """Measures programs, the cheapest first, and says what all of them take on this machine."""
     if len(programs) > 1:
         _say(f"measured on this machine, the cheapest first, for about {MEASURE_SECONDS:.0f} s:")
-    operations = {one.name: _count_operations(study, one, programs) for one in programs}
-    begun, last, measured, costs = time.monotonic(), "", {}, {}
-    for program in sorted(programs, key=lambda one: operations[one.name]):
-        now = time.monotonic()
-        ratio = operations[program.name] / operations[last] if last else 1.0
-        expected = measured[last] * ratio if last else 0.0
-        if now - begun + expected > MEASURE_SECONDS:
-            cost = costs[last]
-            cost = cost._replace(network_seconds=cost.network_seconds * ratio)
-            costs[program.name] = cost
+    weights = {one.name: _weigh(study, one, programs) for one in programs}
+    begun, last, costs = time.monotonic(), "", {}
+    for program in sorted(programs, key=lambda one: weights[one.name]):
+        name, past = program.name, time.monotonic() - begun
+        expected = _scale(costs[last], weights[last], weights[name]) if last else None
+        if expected and past + _count_seconds(expected) > MEASURE_SECONDS:
+            costs[name] = expected
             _say(
-                f"{program.name}: {count(study, program.units)}; not measured, by its operations "
-                f"about {cost.network_seconds:.3g} s a {study.counts.removesuffix('s')}"
+                f"{name}: {count(study, program.units)}; not measured, by its operations about "
+                f"{expected.network_seconds:.3g} s a {study.counts.removesuffix('s')}"
             )
             continue
-        cost = study.measure_cost(program.units[0].members[0])
-        costs[program.name], last = cost, program.name
-        measured[last] = time.monotonic() - now
-        _say(_describe_cost(study, program, cost))
+        costs[name], last = study.measure_cost(program.units[0].members[0]), name
+        _say(_describe_cost(study, program, costs[name]))
     seconds = sum(
         one.mine * costs[one.name].network_seconds
         + (costs[one.name].compile_seconds if one.mine else 0.0)
@@ -120,13 +115,24 @@ def _measure(study: Study, programs: list[_Programs], shard: Shard) -> None:
     )
 
 
-def _count_operations(study: Study, program: _Programs, programs: list[_Programs]) -> float:
-    """Operations of a network at one input; where there is nothing to compare with, they are not
-    counted.
-    """
-    if len(programs) == 1:
-        return 1.0
-    return study.count_operations(program.units[0].members[0])
+def _weigh(study: Study, program: _Programs, programs: list[_Programs]) -> Weight:
+    """One of its networks, where there are others to compare with."""
+    return Weight() if len(programs) == 1 else study.weigh(program.units[0].members[0])
+
+
+def _scale(cost: Cost, measured: Weight, other: Weight) -> Cost:
+    """What a program is expected to cost by what another one does."""
+    slower = other.operations / measured.operations
+    return cost._replace(
+        compile_seconds=cost.compile_seconds * other.arrays / measured.arrays,
+        network_seconds=cost.network_seconds * slower,
+        batch_seconds=cost.batch_seconds * slower,
+    )
+
+
+def _count_seconds(cost: Cost) -> float:
+    """How long it takes to measure it: the batch is computed once, and smaller parts of it."""
+    return cost.compile_seconds + 1.5 * cost.batch_seconds
 
 
 def _describe_cost(study: Study, program: _Programs, cost: Cost) -> str:

@@ -88,13 +88,23 @@ class Program(NamedTuple):
 
 class Cost(NamedTuple):
     """What a program costs, measured with one batch: seconds to compile, seconds a network, bytes
-    of memory; and what may be said of it besides.
+    of memory; what may be said of it besides; and the seconds that the batch took.
     """
 
     compile_seconds: float
     network_seconds: float
     bytes: int
     note: str = ""
+    batch_seconds: float = 0.0
+
+
+class Weight(NamedTuple):
+    """By which cheap programs are told from dear ones before they are measured: operations of a
+    network at one input, and in how many arrays its variables are, as its program grows with them.
+    """
+
+    operations: float = 1.0
+    arrays: int = 1
 
 
 class Study(NamedTuple):
@@ -120,8 +130,7 @@ class Study(NamedTuple):
     suffix: of its files: .npz, or .json for JSON values, whose shapes are not checked.
     counts: what its numbers of networks are called.
     alone: why no other process may share its work; "": others may.
-    count_operations(member): of one of its networks at one input, by which cheap programs are told
-      from dear ones.
+    weigh(member): one of its networks.
     estimate(member, target): what its program takes on devices that need not be there; None: that
       is not estimated.
     """
@@ -141,5 +150,5 @@ class Study(NamedTuple):
     suffix: str = ".npz"
     counts: str = "networks"
     alone: str = ""
-    count_operations: Callable[[Member], float] = lambda member: 1.0
+    weigh: Callable[[Member], Weight] = lambda member: Weight()
     estimate: Callable[[Member, "Target"], "Estimate"] | None = None
