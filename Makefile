@@ -23,7 +23,7 @@ PYTHON ?= python3
 	touch $@
 
 # PYTHON_RUN is an interpreter that has what is needed: no .venv is made.
-accelerator-report: $(if $(PYTHON_RUN),,.venv/installed)
+accelerator-report: $(if $(PYTHON_RUN),,.venv/installed-test)
 	$(or $(PYTHON_RUN),.venv/bin/python) -m experiments.report $(and $(PART),--part=$(PART)) $(and $(SIZE),--size=$(SIZE)) \
 		--published='$(PUBLISHED)' --cifar='$(CIFAR)' --torch='$(TORCH)' $(and $(MINUTES),--minutes=$(MINUTES)) $(OPTIONS)
 

@@ -103,9 +103,8 @@ def make_networks(config: ConfigDict) -> list[Member]:
         for row, coordinates in zip(*directions, strict=True):
             name = json.dumps({**said, "direction": coordinates["direction"]}, sort_keys=True)
             arrays = {"direction": row, "epsilon": point["epsilon"], "sigma": point["sigma"]}
-            networks.append(
-                Member(name, program, trained.Trainee({**point, **coordinates}, arrays))
-            )
+            trainee = trained.Trainee({**point, **coordinates}, arrays)
+            networks.append(Member(name, program, trainee, group=point["seed"]))
     return networks
 
 

@@ -142,7 +142,7 @@ def make_study(
         return Program(compute, resolved.chunk_size, len(resolved.devices), how)
 
     def estimate(member: Member, given: Target) -> Estimate:
-        how = member.what.arrays, given, execution
+        how = member.what.arrays, given, execution, unit_size
         return targets.estimate_training(make_setup(member), *how)
 
     shapes = dict.fromkeys(metrics, ())

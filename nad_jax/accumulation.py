@@ -120,6 +120,17 @@ class Programs(NamedTuple):
             key, place_shapes(empty, divided), *ends, data, place_shapes(own, divided)
         )
 
+    def place(
+        self, devices: list[jax.Device], key: jax.Array, parts: list[Halves]
+    ) -> tuple[jax.Array, Halves, Any]:
+        """What a program takes, on its devices: the key, a copy of the state of each device, and the
+        data of the law of points.
+        """
+        everywhere, divided = _placements(devices)
+        law = choose_points(self.model, self.estimator, self.points)
+        key, data = jax.device_put((key, law.data), everywhere)
+        return key, jax.device_put(_stack(parts), divided), data
+
     def fit(self, empty: Any) -> tuple[int, jax.stages.Wrapped]:
         """The largest chunk, up to that of the execution, that fits into memory, and its program."""
         made = {}
@@ -161,7 +172,7 @@ def make_accumulate(
     """
     is_open = execution.chunk_size == 0 and num_networks > 1
     execution, num_rows = resolve_execution(model, estimator, execution, num_networks, points)
-    data, counted = choose_points(model, estimator, points).data, num_rows * accumulator.copies
+    counted = num_rows * accumulator.copies
     choices = model, estimator, accumulator, execution
     programs = Programs(*choices, points, num_networks == 1, variables)
     if is_open and execution.mapping == "vectorized":
@@ -172,7 +183,7 @@ def make_accumulate(
         chunk_size = execution.chunk_size
         add_chunk = programs.make(chunk_size)
     devices = execution.devices
-    everywhere, divided = _placements(devices)
+    divided = _placements(devices)[1]
 
     def accumulate(
         key: jax.Array,
@@ -205,12 +216,11 @@ def make_accumulate(
             merge_halves(accumulator, *parts[place :: len(devices)])
             for place in range(len(devices))
         ]
-        states = jax.device_put(_stack(parts), divided)
-        shared = jax.device_put((key, data), everywhere)
+        key, states, data = programs.place(devices, key, parts)
         together = chunk_size * len(devices)
         for begin in range(done, stop, together):
             own = jax.device_put(_chunk_of(variables, begin, together), divided)
-            states = add_chunk(shared[0], states, np.int32(begin), np.int32(stop), shared[1], own)
+            states = add_chunk(key, states, np.int32(begin), np.int32(stop), data, own)
             done = min(begin + together, stop)
             if progress is not None or snapshots is not None:
                 jax.block_until_ready(states)

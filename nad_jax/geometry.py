@@ -176,8 +176,8 @@ def resolve_execution(
 ) -> tuple[Execution, int]:
     """How an ensemble is accumulated without automatic choices, and the rows that a network gives.
 
-    No automatic chunk is larger than `num_networks`; whether it fits into memory is not asked here
-    (see `accumulation.fit_execution`).
+    No automatic chunk is larger than a device's share of `num_networks`; whether it fits into memory
+    is not asked here (see `accumulation.Programs.fit`).
 
     Raises:
       InputError: where values are wrong or do not fit the model.
@@ -203,7 +203,8 @@ def resolve_execution(
         on_cpu = target.platform() == "cpu"
         numbers = _ROWS if on_cpu else memory.device_bytes() // (4 * _SHARE)
         pairs = numbers // (2 * num_rows * dimension)
-        chunk_size = 2 * max(1, min(pairs, 256, (num_networks + 1) // 2))
+        each = -(-num_networks // len(execution.devices))  # so that every device has some
+        chunk_size = 2 * max(1, min(pairs, 256, (each + 1) // 2))
         execution = execution._replace(chunk_size=chunk_size)
     return execution, num_rows
 

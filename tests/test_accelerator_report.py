@@ -245,6 +245,10 @@ def test_what_fails_or_is_missing_is_a_record_and_tried_again(tmp_path):
     assert carry_out.carry_out([_item("")], report, 60.0)
     records = measured.read_report(report.path)
     assert [record["item"] for record in records] == ["two", "one"] and "numbers" in records[1]
+    # What has been measured is not lost where it is tried again with further options.
+    for again in (_item("", "--more", missing="no card"), _item("import sys; sys.exit(1)")):
+        assert carry_out.carry_out([again], report, 60.0)
+    assert measured.read_report(report.path) == records
 
 
 def test_commands_at_full_size_are_valid(tmp_path):

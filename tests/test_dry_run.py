@@ -6,11 +6,11 @@ import jax
 import pytest
 
 from experiments import directional_bias
-from experiments.run import dry_run
-from experiments.run.plan import Cost, Weight
+from experiments.run import costs, dry_run
+from experiments.run.plan import Cost, Member, Unit, Weight
 from experiments.run.shards import Shard
 from experiments.run.targets import Estimate, Target, estimate_training
-from nad_jax import Execution, target
+from nad_jax import Execution, from_functions, target
 from nad_jax.errors import InputError
 from tests.commands import Command
 from tests.test_configs import load_config
@@ -81,7 +81,7 @@ def test_nothing_is_measured_where_that_is_not_asked_for(study, tmp_path, capsys
     assert lines[4] == "  lenet default sgd 10000: 64 networks in 4 units"
 
 
-def test_devices_that_are_not_there_are_estimated(study, tmp_path, capsys):
+def test_devices_that_are_not_there_are_estimated(study, tmp_path, capsys, monkeypatch):
     numbers = {"num_networks": 8, "num_steps": 1000, "per": "a step", "compile_seconds": 3.0}
     numbers |= {"flops": 0.0, "bytes_moved": 0.0, "bytes": 2**21, "temporary_bytes": 0}
     numbers |= {"kernels": 7, "collectives": [], "text": ""}
@@ -95,14 +95,41 @@ def test_devices_that_are_not_there_are_estimated(study, tmp_path, capsys):
     lines = described(step_seconds=0.018)
     assert lines[-4].startswith("mlp default sgd 10000: 64 networks in 4 units; compilation 3 s, ")
     assert lines[-4].endswith("8 networks a device at once, 2 MiB on each, 18 ms a step")
-    # Two chunks of 32 networks for each of three programs, 1000 steps each, on four devices.
-    assert lines[-1] == "estimate on v5e:2x2: 0:01:48, 0.12 device-hours in all"
+    # 16 networks of each of four units, at most 32 at once, of three programs; 1000 steps each.
+    assert lines[-1] == "estimate on v5e:2x2: 0:03:36 for shard 0-of-1; 0.24 device-hours in all"
     lines = described(step_seconds=0.0, collectives=["all-reduce"])
     assert lines[-2].endswith("7 kernels a step, devices exchange all-reduce")
     assert lines[-1] == "how long it takes, XLA does not say for these devices"
     assert not study.asked
     with pytest.raises(InputError, match="target: what this experiment takes elsewhere"):
         _describe(study.study._replace(estimate=None), tmp_path, capsys, given=given)
+    monkeypatch.setattr(dry_run, "list_missing", lambda *_: [])
+    assert len(_describe(study.study, tmp_path, capsys, given=given)) == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups", "at_once", "calls"),
+    [([16, 16], [0], 32, 2), ([40], [0], 32, 2), ([40], [0, 1], 32, 2), ([80], [0, 1], 32, 4)],
+)
+def test_calls_are_counted_unit_by_unit_and_seed_by_seed(sizes, groups, at_once, calls):
+    def member(number):
+        return Member(str(number), "program", None, group=groups[number % len(groups)])
+
+    units = [Unit("unit", [member(number) for number in range(size)]) for size in sizes]
+    assert dry_run._count_calls(units, at_once) == calls
+    config = load_config("directional_bias").get_config("accuracy_map")
+    config.seeds = (0, 1)
+    assert {one.group for one in directional_bias.make_networks(config)} == {0, 1}
+
+
+def test_a_network_without_operations_is_weighed():
+    model = from_functions(
+        lambda key: jax.random.normal(key, (1,)),
+        lambda weights, x: x[:, 0, 0],
+        (4, 4, 1),
+        check=False,
+    )
+    assert costs.weigh(model).operations == 1.0
 
 
 def test_a_step_is_estimated_of_the_networks_that_fit():

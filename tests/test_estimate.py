@@ -140,6 +140,15 @@ class Failing(NamedTuple):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
 
+@pytest.mark.parametrize(("networks", "chunk_size"), [(40, 10), (14, 4), (3, 2)])
+def test_each_of_several_devices_has_some_of_an_ensemble(networks, chunk_size):
+    model, estimator = create_model("logreg", SHAPE), Estimator("input_gradient")
+    with target.compiled_for(jax.devices()[:4]):
+        how = Execution("vectorized"), networks
+        _, execution = make_accumulate(model, estimator, make_dense(model, estimator), *how)
+    assert execution.chunk_size == chunk_size
+
+
 def _exhausted_above(size):
     """Makes stages that are out of memory where more networks than `size` are trained at once."""
 

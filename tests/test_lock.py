@@ -30,6 +30,27 @@ def hurried(monkeypatch):
     monkeypatch.setattr(lock, "WATCH_SECONDS", 0.5)
 
 
+def test_a_lock_is_touched_on_after_its_storage_was_away(tmp_path, monkeypatch):
+    failed, utime = [], os.utime
+
+    def touch(descriptor):
+        if len(failed) < 2:
+            failed.append(descriptor)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        utime(descriptor)
+
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    path = tmp_path / "0-of-1.lock"
+    with lock.held(path, "it"):
+        utime(path, (0, 0))
+        monkeypatch.setattr(lock.os, "utime", touch)
+        until = time.monotonic() + 10
+        while path.stat().st_mtime == 0 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert path.stat().st_mtime > 0 and len(failed) == 2
+        monkeypatch.setattr(lock.os, "utime", utime)
+
+
 def _without_locks(monkeypatch):
     def flock(descriptor, kind):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark.stopwatch import Specification, Timed, peak_host_bytes, serve
-from experiments.run.costs import Ensemble, choose_chunk, compile_ensemble
+from experiments.run.costs import Ensemble, Setup, choose_chunk, choose_training, compile_ensemble
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
 from nad_jax.chunks import choose_chunks, make_chunk
@@ -101,13 +101,13 @@ def _estimate(spec: Specification, **choices: Any) -> Program:
     how = Execution(chunk_size=spec["chunk_size"]), 1000
     measured = choose_chunk(Ensemble(model, estimator, accumulator, *how))
     begun = time.perf_counter()
-    program, (key, *rest) = compile_ensemble(measured)
-    seconds, halves = time.perf_counter() - begun, measured.make_empty()
+    program, states, (key, *rest) = compile_ensemble(measured)
+    seconds = time.perf_counter() - begun
 
     def call() -> Any:
-        nonlocal halves  # its arrays are given to the program
-        halves = program(key, halves, *rest)
-        return halves
+        nonlocal states  # its arrays are given to the program
+        states = program(key, states, *rest)
+        return states
 
     return Program(call, int(rest[1]), seconds, program_bytes(program), int(rest[1]))
 
@@ -119,7 +119,12 @@ def _train(spec: Specification, num_directions: int) -> Program:
     model, task = _create_model(spec, num_logits=2), separable()
     sizes = dict.fromkeys(("num_train", "num_test"), spec["num_steps"] * spec["batch_size"])
     recipe = Recipe(batch_size=spec["batch_size"], precision=spec["precision"], **sizes)
-    execution = choose_chunks(Execution(chunk_size=spec["chunk_size"], num_devices=1))
+    execution = Execution(chunk_size=spec["chunk_size"], num_devices=1)
+    one = {"direction": np.eye(math.prod(model.image_shape))[0]}
+    most = choose_chunks(execution).chunk_size
+    execution = choose_training(
+        Setup(model, task, recipe, task.learning_rate), one, execution, most
+    )
     chunk_size = min(execution.chunk_size, num_directions)
     chunk = make_chunk(make_fit(model, recipe, task), execution)
     data = task.data(model, recipe, 0)

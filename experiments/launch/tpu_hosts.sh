@@ -10,6 +10,7 @@ run() {
       < /dev/null
     code=$$?
     [ "$$code" -eq 75 ] || return "$$code"
+    sleep 10
   done
 }
 for shard in $$(seq 0 ${last}); do run "$$shard" & hosts+=("$$!"); done

@@ -7,4 +7,5 @@ while true; do
     --command=${remote}
   code=$$?
   [ "$$code" -eq 75 ] || exit "$$code"
+  sleep 10
 done

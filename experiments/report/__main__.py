@@ -2,8 +2,9 @@
 
     make accelerator-report PART=1 PUBLISHED=DIR
 
-Its parts, of nine minutes at most each, go on where they were left. It ends with 0 when nothing is
-left of them, 75 when the same command goes on, 2 where it cannot begin.
+Its parts, of nine minutes at most each, go on where they were left. It ends with 0 when every item
+has been tried to its end (what failed is tried again by the next call), 75 when the same command
+goes on, 2 where it cannot begin.
 """
 
 import argparse

@@ -61,7 +61,12 @@ class Report(NamedTuple):
         return next((one for one in mine if wanted <= _words(one["command"])), None)
 
     def keep(self, item: Item, **numbers: Any) -> None:
-        """Writes the record of an item, in place of an earlier one of the same device."""
+        """Writes the record of an item, in place of an earlier one of the same device, unless that
+        holds numbers and this one none.
+        """
+        if "numbers" not in numbers and any(map(_is_finished, self._others(item, same=True))):
+            print(f"{item.name}: its earlier record stays")
+            return
         said = {"item": item.name, "kind": item.kind, "part": item.part, "says": item.says}
         date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
         record = {**said, **self.says, **numbers, "command": item.typed, "date": date}
@@ -160,7 +165,8 @@ def carry_out(
 
 def _carry_out_one(item: Item, report: Report, end: float, launch: Launch) -> bool:
     """Carries out one item and keeps its record: whether it came to its end."""
-    print(f"{item.name}: {item.says} …", flush=True)
+    small = " (here of the small size)" if report.says["size"] == "smoke" else ""
+    print(f"{item.name}: {item.says}{small} …", flush=True)
     folders = {name: report.runs / name for name in (item.name, "state", "logs")}
     for name in ("state", "logs"):
         store.make_folder(folders[name])

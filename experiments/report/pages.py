@@ -48,7 +48,8 @@ def _describe_map(found: Numbers) -> str:
     text += f"{_points(found['share_at_90'])} of them at 90 % or more"
     if compared := found.get("published"):
         text += f"; published map, {compared['cells']} cells: "
-        text += f"mean difference {compared['mean_difference']:.2f} points"
+        if compared["mean_difference"] is not None:
+            text += f"mean difference {compared['mean_difference']:.2f} points"
         for name in ("pearson", "spearman"):
             if compared[name] is not None:
                 text += f", {name.capitalize()} {compared[name]:.3f}".replace("0.", ".")

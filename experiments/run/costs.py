@@ -20,7 +20,7 @@ from nad_jax.chunks import choose_chunks, fit_chunks, make_chunk
 from nad_jax.contract import input_batch, shape_of_variables
 from nad_jax.ensemble import Execution, make_key, place_shapes, replicated
 from nad_jax.fitting import Members, Stages, Task, make_fit
-from nad_jax.geometry import make_add_chunk, resolve_execution
+from nad_jax.geometry import resolve_execution
 from nad_jax.memory import program_bytes
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, Halves, init_halves
@@ -67,7 +67,8 @@ def weigh(model: Model) -> Weight:
     """The floating-point operations and arrays of a network."""
     shapes = shape_of_variables(model)
     lowered = jax.jit(model.apply).lower(shapes, input_batch(model, 1))
-    return Weight(lowered.cost_analysis()["flops"], len(jax.tree.leaves(shapes)))
+    operations = (lowered.cost_analysis() or {}).get("flops") or 1.0  # a network may have none
+    return Weight(operations, len(jax.tree.leaves(shapes)))
 
 
 def measure_training(setup: Setup, arrays: Mapping[str, Any], execution: Execution) -> Cost:
@@ -169,31 +170,31 @@ def choose_chunk(ensemble: Ensemble) -> Ensemble:
     return ensemble._replace(execution=resolved)
 
 
-def compile_ensemble(ensemble: Ensemble) -> tuple[jax.stages.Compiled, tuple]:
-    """The compiled program that adds a chunk of networks, and what it takes besides the state: key,
-    0, chunk size, and no arrays.
+def compile_ensemble(ensemble: Ensemble) -> tuple[jax.stages.Compiled, Halves, tuple]:
+    """The compiled program that adds a chunk of networks on each device, the states that have seen
+    none, and what it takes around them: key, 0, the number of networks, data of points and no
+    variables.
     """
     execution, _ = ensemble.resolve()
-    add_chunk = make_add_chunk(*ensemble[:3], execution)
-    key, *rest = make_key(0), jnp.int32(0), jnp.int32(execution.chunk_size), None, None
-    program = add_chunk.lower(key, jax.eval_shape(ensemble.make_empty), *rest).compile()
-    return program, (key, *rest)
+    programs, empty = Programs(*ensemble[:3], execution), ensemble.make_empty()
+    size, devices = execution.chunk_size, execution.devices
+    program = programs.lower(programs.make(size), size, empty).compile()
+    key, states, data = programs.place(devices, make_key(0), [empty] * len(devices))
+    return program, states, (key, np.int32(0), np.int32(size * len(devices)), data, None)
 
 
 def measure_ensemble(ensemble: Ensemble) -> Cost:
     """What it costs to accumulate networks of an ensemble."""
     begun = time.monotonic()
-    program, (key, *rest) = compile_ensemble(ensemble)
+    program, states, (key, *rest) = compile_ensemble(ensemble)
     compile_seconds = time.monotonic() - begun
-    halves = jax.tree.map(jnp.copy, ensemble.make_empty())
 
     def add() -> Halves:
-        nonlocal halves  # its arrays are given to the program
-        halves = program(key, halves, *rest)
-        return halves
+        nonlocal states  # its arrays are given to the program
+        states = program(key, states, *rest)
+        return states
 
-    seconds = fastest(add)
-    networks = int(rest[1]) * len(ensemble.execution.devices)  # at once
+    seconds, networks = fastest(add), int(rest[1])
     each = seconds / networks
     return Cost(compile_seconds, each, program_bytes(program), batch_seconds=seconds)
 

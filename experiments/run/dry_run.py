@@ -4,6 +4,7 @@ estimated for devices that are not there.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -28,11 +29,11 @@ MEASURE_SECONDS = 120.0  # no measurement is begun that is expected to end later
 
 
 class _Programs(NamedTuple):
-    """The missing units of one program: all of them, and how many networks of a shard's."""
+    """The missing units of one program: all of them, and those of a shard."""
 
     name: str
     units: list[Unit]
-    mine: int
+    mine: list[Unit]
 
     @property
     def networks(self) -> int:
@@ -73,14 +74,13 @@ def describe(
     _say(f"shards: {shard.count}; shard {shard.name} misses {count(study, mine)}")
     own = by_program(mine)
     programs = [
-        _Programs(name, units, num_networks(own.get(name, [])))
-        for name, units in by_program(missing).items()
+        _Programs(name, units, own.get(name, [])) for name, units in by_program(missing).items()
     ]
     for program in programs if len(programs) > 1 or not measure else ():
         _say(f"  {program.name}: {count(study, program.units)}")
-    if given:
-        _estimate(study, programs, given)
-    elif measure and programs:
+    if given and programs:
+        _estimate(study, programs, shard, given)
+    elif measure and programs and not given:
         _measure(study, programs, shard)
 
 
@@ -103,11 +103,16 @@ def _measure(study: Study, programs: list[_Programs], shard: Shard) -> None:
         costs[name], last = study.measure_cost(program.units[0].members[0]), name
         _say(_describe_cost(study, program, costs[name]))
     seconds = sum(
-        one.mine * costs[one.name].network_seconds
+        num_networks(one.mine) * costs[one.name].network_seconds
         + (costs[one.name].compile_seconds if one.mine else 0.0)
         for one in programs
     )
-    hours = sum(one.networks * costs[one.name].network_seconds for one in programs) / 3600
+    hours = sum(
+        one.networks * costs[one.name].network_seconds
+        + min(shard.count, len(one.units)) * costs[one.name].compile_seconds
+        for one in programs
+    )
+    hours /= 3600
     devices = len(target.local_devices())
     _say(
         f"estimate on this machine: {clock(seconds)} for shard {shard.name}; "
@@ -144,20 +149,40 @@ def _describe_cost(study: Study, program: _Programs, cost: Cost) -> str:
     return f"{line}\n  {cost.note}" if cost.note else line
 
 
-def _estimate(study: Study, programs: Iterable[_Programs], given: Target) -> None:
+def _estimate(study: Study, programs: Iterable[_Programs], shard: Shard, given: Target) -> None:
     """Compiles programs for devices that need not be there, and says what they take on them."""
-    _say(f"compiled for {given.name}, {len(given.devices)} devices; nothing has run on one:")
-    seconds, devices = 0.0, len(given.devices)
+    number = len(given.devices)
+    devices = f"{number} device{'s' * (number > 1)}"
+    _say(f"compiled for {given.name}, {devices}; nothing has run on one:")
+    seconds, own = 0.0, 0.0
     for program in programs:
         found = study.estimate(program.units[0].members[0], given)
-        chunks = math.ceil(program.networks / (found.num_networks * devices))
-        seconds += chunks * found.num_steps * found.step_seconds
+        one = found.num_steps * found.step_seconds  # of a call for as many as are computed at once
+        at_once = found.num_networks * number
+        seconds += one * _count_calls(program.units, at_once)
+        own += one * _count_calls(program.mine, at_once)
         _say(f"{program.name}: {count(study, program.units)}; {_describe_estimate(found)}")
     if seconds:
-        hours = seconds * devices / 3600
-        _say(f"estimate on {given.name}: {clock(seconds)}, {hours:.3g} device-hours in all")
+        hours = seconds * number / 3600
+        _say(
+            f"estimate on {given.name}: {clock(own)} for shard {shard.name}; {hours:.3g} "
+            "device-hours in all"
+        )
     else:
         _say("how long it takes, XLA does not say for these devices")
+
+
+def _count_calls(units: Iterable[Unit], at_once: int) -> int:
+    """How often a program is called that computes so many networks at once: for each unit, and in
+    it for each group of its members.
+    """
+    calls = 0
+    for unit in units:
+        groups = Counter()
+        for member in unit.members:
+            groups[member.group] += member.num_networks
+        calls += sum(math.ceil(number / at_once) for number in groups.values())
+    return calls
 
 
 def _describe_estimate(found: Estimate) -> str:

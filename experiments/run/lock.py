@@ -88,8 +88,8 @@ def held(path: Path, what: str) -> Iterator[None]:
 
 
 def _beat(descriptor: int, over: threading.Event) -> None:
-    with contextlib.suppress(OSError):  # the storage is gone
-        while not over.wait(BEAT_SECONDS):
+    while not over.wait(BEAT_SECONDS):
+        with contextlib.suppress(OSError):  # the storage is gone, for now
             os.utime(descriptor)
 
 
@@ -129,7 +129,8 @@ def _claim(path: Path, descriptor: int, made: bool, what: str) -> bool:
         who = f"process {holder.pid} on {holder.host}" if holder.host else "another process"
         raise RunAgain(f"{what} is being computed by {who}; let it end, or end it")
     if not first and not locked:  # of a process that is gone
-        path.unlink(missing_ok=True)
+        if _is_same(descriptor, path):  # another process may have done so, and made its own
+            path.unlink(missing_ok=True)
         return False
     os.truncate(descriptor, 0)
     said = json.dumps({"host": socket.gethostname(), "pid": os.getpid()})
@@ -148,7 +149,7 @@ def _is_at_work(path: Path, holder: Holder, locked: bool | None, what: str) -> b
         first = _touched(path)
         if locked is not False and time.time() - first > OLD_SECONDS:
             return False
-        where = f"process {holder.pid} on {holder.host}"
+        where = f"process {holder.pid} on {holder.host}" if holder.host else "another process"
         sys.stderr.write(f"{what}: waiting to see whether {where} is still at work\n")
         until = time.monotonic() + WATCH_SECONDS
         while time.monotonic() < until:

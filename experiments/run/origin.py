@@ -160,9 +160,9 @@ def open_run_folder(workdir: Path, identity: Json) -> None:
         store.write_text(aside, file.read_text(encoding="utf-8", errors="replace"))
         logging.warning("%s; kept as %s, written again", error, aside.name)
         store.write_text(file, text)
-    # Killed processes have left temporary files and locks.
+    # Killed processes have left temporary files.
     left = [(folder, ".*.tmp") for folder in ("", "units", "snapshots", "progress")]
-    for folder, pattern in (*left, ("progress", "*.lock")):
+    for folder, pattern in left:
         for path in (workdir / folder).glob(pattern):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > 3600:  # one in use is younger

@@ -34,6 +34,7 @@ class Member(NamedTuple):
     num_networks: how many they are.
     folder: where it is stored, below the run folder; "": in the run folder itself.
     says: JSON values that its file carries besides; one that says something else is not its own.
+    group: members of a unit that differ in it are not computed by the same call of a program.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Member(NamedTuple):
     num_networks: int = 1
     folder: str = ""
     says: Mapping[str, Any] = MappingProxyType({})
+    group: Hashable = None
 
 
 class Unit(NamedTuple):

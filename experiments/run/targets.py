@@ -95,8 +95,10 @@ def read_target(name: str) -> Target:
     try:
         topology = topologies.get_topology_desc(**options)
     except Exception as error:  # of the compiler, or for want of it
+        there = "INVALID_ARGUMENT" in str(error)  # it has read the size
+        hint = "no such slice" if there else f"it needs {needed}"
         raise InputError(
-            f"target: {name!r} cannot be compiled for ({first_line(error)}); it needs {needed}"
+            f"target: {name!r} cannot be compiled for ({first_line(error)}); {hint}"
         ) from error
     return Target(name, list(topology.devices), memory_bytes)
 
@@ -146,11 +148,15 @@ def _read(lowered: jax.stages.Lowered, begun: float, *how: Any) -> Estimate:
 
 
 def estimate_training(
-    setup: Setup, arrays: Mapping[str, Any], given: Target, execution: Execution = Execution()
+    setup: Setup,
+    arrays: Mapping[str, Any],
+    given: Target,
+    execution: Execution = Execution(),
+    most: int = 0,
 ) -> Estimate:
     """Compiles a step of training networks with such arrays for a target that programs are made for
     (`target.compiled_for`): where the size of chunks is left open, of as many networks as fit, at
-    most 32 on each device.
+    most 32 on each device and `most` in all (0: no limit).
 
     It is an epoch of one batch.
     """
@@ -170,7 +176,8 @@ def estimate_training(
     if execution.chunk_size:
         chunk = make_chunk(stages, chosen)
     else:
-        chosen, chunk = fit_chunks(stages, chosen, chosen.chunk_size, data, some)
+        most = min(most or chosen.chunk_size, chosen.chunk_size)
+        chosen, chunk = fit_chunks(stages, chosen, most, data, some)
     lowered = lower_epoch(chunk, data, some(chosen.chunk_size), spread)
     each = chosen.chunk_size // len(given.devices)
     return _read(lowered, begun, each, recipe.num_steps, "a step")
