@@ -16,6 +16,7 @@ On a 2-core CPU (AMD EPYC, AVX-512), compilation and figures included:
 
 from ml_collections import ConfigDict, config_dict
 
+from nad_jax.architectures import OPTIONS
 from nad_jax.errors import unknown
 
 # (num_networks, unit_size)
@@ -29,6 +30,11 @@ ENSEMBLES = {
     "resnet18_w16": (100, 20),
     "resnet18_imagenet": (24, 4),
     "densenet121": (4, 2),
+    "wide_resnet": (24, 4),
+    "bottleneck_mlp": (24, 4),
+    "vit": (24, 4),
+    "mixer": (24, 4),
+    "convnext": (8, 2),
 }
 
 
@@ -43,11 +49,14 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.image_shape = (32, 32, 1)  # height, width, channels
     config.num_logits = 1
     config.logit = config_dict.placeholder(int)  # which of several logits
-    config.pooling = "default"  # default, max, avg, none
+    config.pooling = "default"  # default, max, avg, none, token
     config.width = 0  # of the layers, see `create_model`; 0: as published
-    config.initialization = (
-        "default"  # reference (PyTorch-default), flax, default (flax for own models)
-    )
+    # depth, patch, activation, …, of which each architecture has some, see docs/models.md: 0, "default"
+    #   and True are as published
+    config.update(OPTIONS)
+    # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:
+    #   reference, flax where papers have their own (vit, mixer, convnext) and for own models
+    config.initialization = "default"
     config.convolution = "auto"  # auto, product, lax
 
     # The ensemble.
@@ -86,6 +95,7 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.sweep.architecture = ()
     config.sweep.pooling = ()
     config.sweep.width = ()
+    config.sweep.update(dict.fromkeys(OPTIONS, ()))
     config.sweep.initialization = ()
     config.sweep.derivative = ()
     config.sweep.step = ()

@@ -23,7 +23,7 @@ random_directions with ResNet18.
 
 from ml_collections import ConfigDict
 
-from nad_jax.architectures import ARCHITECTURES
+from nad_jax.architectures import ARCHITECTURES, OPTIONS
 from nad_jax.errors import unknown
 
 RECIPES = {
@@ -73,12 +73,15 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
 
     # The networks.
     config.architectures = ("lenet",)
-    config.poolings = ("default",)  # default, max, avg, none
+    config.poolings = ("default",)  # default, max, avg, none, token
     config.widths = (0,)  # of the layers, see `create_model`; 0: as published
+    # depth, patch, activation, …, of which each architecture has some, see docs/models.md: 0, "default"
+    #   and True are as published
+    config.update(OPTIONS)
     config.image_shape = (32, 32, 1)  # height, width, channels
-    config.initialization = (
-        "default"  # reference (PyTorch-default), flax, default (flax for own models)
-    )
+    # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:
+    #   reference, flax where papers have their own (vit, mixer, convnext) and for own models
+    config.initialization = "default"
     config.convolution = "auto"  # auto, product, lax
 
     # The directions v.

@@ -20,7 +20,7 @@ without biases has gᵀx = f(x) at initialization. All others are within their e
 
 from ml_collections import ConfigDict, config_dict
 
-from nad_jax.architectures import ARCHITECTURES
+from nad_jax.architectures import ARCHITECTURES, OPTIONS
 from nad_jax.errors import unknown
 
 
@@ -35,11 +35,14 @@ def get_config(architecture: str = "resnet18_imagenet") -> ConfigDict:
     config.image_shape = (224, 224, 3)  # height, width, channels
     config.num_logits = 1
     config.logit = config_dict.placeholder(int)  # which of several logits
-    config.pooling = "default"  # default, max, avg, none
+    config.pooling = "default"  # default, max, avg, none, token
     config.width = 0  # of the layers, see `create_model`; 0: as published
-    config.initialization = (
-        "default"  # reference (that of the published code), flax, default (flax for own models)
-    )
+    # depth, patch, activation, …, of which each architecture has some, see docs/models.md: 0, "default"
+    #   and True are as published
+    config.update(OPTIONS)
+    # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:
+    #   reference, flax where papers have their own (vit, mixer, convnext) and for own models
+    config.initialization = "default"
     config.convolution = "auto"  # auto, product, lax
 
     # The ensemble.

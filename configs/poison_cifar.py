@@ -14,7 +14,7 @@ clean (images re-encoded as JPEG). For a GPU, and not measured: vgg11, resnet18,
 from ml_collections import ConfigDict
 
 from nad_jax import cifar
-from nad_jax.architectures import ARCHITECTURES
+from nad_jax.architectures import ARCHITECTURES, OPTIONS
 from nad_jax.errors import unknown
 
 
@@ -42,11 +42,14 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
 
     # The networks.
     config.architectures = (architecture,)
-    config.pooling = "default"  # default, max, avg, none
+    config.pooling = "default"  # default, max, avg, none, token
     config.width = 0  # of the layers, see `create_model`; 0: as published
-    config.initialization = (
-        "default"  # reference (PyTorch-default), flax, default (flax for own models)
-    )
+    # depth, patch, activation, …, of which each architecture has some, see docs/models.md: 0, "default"
+    #   and True are as published
+    config.update(OPTIONS)
+    # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:
+    #   reference, flax where papers have their own (vit, mixer, convnext) and for own models
+    config.initialization = "default"
     config.convolution = "auto"  # auto, product, lax
 
     # Training; see nad_jax.Recipe. The optimizer is a name of optax, with options as in adam:b1=0.8

@@ -14,6 +14,7 @@ determined: the halves of the reference overlap by .70. (Other architectures are
 
 from ml_collections import ConfigDict
 
+from nad_jax.architectures import OPTIONS
 from nad_jax.errors import unknown
 
 # (first_networks, max_seconds, reference_networks)
@@ -27,6 +28,11 @@ LENGTHS = {
     "resnet18_w16": (16, 120.0, 400),
     "densenet121": (2, 1800.0, 40),
     "resnet18_imagenet": (2, 1800.0, 40),
+    "wide_resnet": (4, 600.0, 100),
+    "bottleneck_mlp": (4, 600.0, 100),
+    "vit": (4, 600.0, 100),
+    "mixer": (4, 600.0, 100),
+    "convnext": (2, 1800.0, 40),
 }
 
 
@@ -39,11 +45,14 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     # The network; it has one logit.
     config.architecture = architecture
     config.image_shape = (32, 32, 1)  # height, width, channels
-    config.pooling = "default"  # default, max, avg, none
+    config.pooling = "default"  # default, max, avg, none, token
     config.width = 0  # of the layers, see `create_model`; 0: as published
-    config.initialization = (
-        "default"  # reference (PyTorch-default), flax, default (flax for own models)
-    )
+    # depth, patch, activation, …, of which each architecture has some, see docs/models.md: 0, "default"
+    #   and True are as published
+    config.update(OPTIONS)
+    # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:
+    #   reference, flax where papers have their own (vit, mixer, convnext) and for own models
+    config.initialization = "default"
     config.convolution = "auto"  # auto, product, lax
 
     # The derivatives, each at a point of its own for every network; see nad_jax.Estimator.

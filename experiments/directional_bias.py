@@ -15,13 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import published, results, sources, trained
+from experiments.networks import read_model
 from experiments.run.config import (
     Fields,
     check_all,
     check_each,
     check_seeds,
     check_sweeps,
-    read_model,
     take_earlier_names,
     written,
 )

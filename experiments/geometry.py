@@ -15,7 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.run.config import HOW, check_all, check_integers, check_seeds, read_model
+from experiments.networks import read_model
+from experiments.run.config import HOW, check_all, check_integers, check_seeds
 from experiments.run.costs import Ensemble, choose_chunk, measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Work

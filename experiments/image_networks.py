@@ -14,13 +14,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results, trained
+from experiments.networks import read_model
 from experiments.run.config import (
     Fields,
     check_all,
     check_integers,
     check_seeds,
     check_sweeps,
-    read_model,
 )
 from experiments.run.folder import Folder, digest
 from experiments.run.plan import Arrays, Member, Study

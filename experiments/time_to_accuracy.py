@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from experiments import results
 from experiments.geometry import check_measured
 from experiments.looks import Ensemble, Reference, list_columns, make_rows, plot, report
+from experiments.networks import read_model
 from experiments.run import costs, runner
 from experiments.run.config import (
     Fields,
@@ -40,7 +41,6 @@ from experiments.run.config import (
     check_integers,
     check_seeds,
     check_sweeps,
-    read_model,
 )
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work

@@ -17,20 +17,20 @@ from nad_jax.call_arguments import Values, describe_arguments, make_call_argumen
 from nad_jax.contract import reported
 from nad_jax.convolution import resolve_convolution
 from nad_jax.ensemble import named_key
-from nad_jax.errors import InputError, check_choice, check_input_shape, problems
+from nad_jax.errors import InputError, check_input_shape, problems
 from nad_jax.hyperparameters import linen_hyperparameters
 from nad_jax.initializers import (
     Owners,
+    check_initialization,
     find_law,
-    flax_readout_variance,
-    reference_initialization,
-    reference_readout_variance,
+    make_initialization,
+)
+from nad_jax.initializers import (
+    readout_variance as variance_of_readout,
 )
 from nad_jax.models import Model, complete_model
 from nad_jax.renamed import takes_input_shape
 from nad_jax.substitution import substituted
-
-INITIALIZATIONS = ("reference", "flax")
 
 
 class _DenseCall(NamedTuple):
@@ -41,11 +41,9 @@ class _DenseCall(NamedTuple):
 
     def variance(self, initialization: str) -> float | None:
         """τ² of its weights, where the initialization settles it."""
-        num_features = self.inputs.shape[-1]
-        if initialization == "reference":
-            return reference_readout_variance(num_features)
-        default = self.module.kernel_init is nn.Dense.kernel_init
-        return flax_readout_variance(num_features) if default else None
+        if initialization == "flax" and self.module.kernel_init is not nn.Dense.kernel_init:
+            return None
+        return variance_of_readout(initialization, *self.kernel.shape)
 
 
 def _own_flags(module: nn.Module) -> set[str]:
@@ -295,12 +293,11 @@ def from_linen(
     Args:
       module: the module.
       image_shape: of one input, (D,), (L, C), (H, W, C) or (T, H, W, C); also `input_shape`.
-      initialization: "reference" (PyTorch-default, see `initializers`) or "flax" (the module's own,
-        shown one input of zeros).
-      readout_variance: τ² of the last layer's weights. Known by itself under "reference", and under
-        "flax" for a layer with Flax's default kernel initializer; otherwise state it to
-        marginalize.
-      reference_convolution: passed to `initializers.reference_initialization`.
+      initialization: "flax" (the module's own, shown one input of zeros), "reference"
+        (PyTorch-default), "he", "lecun", "orthogonal" or "sigma:W:B", see `initializers`.
+      readout_variance: τ² of the last layer's weights. Known by itself, but under "flax" only for a
+        layer with Flax's default kernel initializer; otherwise state it to marginalize.
+      reference_convolution: passed to `initializers.make_initialization`.
       symmetries: as in `from_functions`.
       arguments: values of all further arguments of `__call__`, by name; those with a default, too.
       train_arguments: the values that differ in training mode.
@@ -312,13 +309,12 @@ def from_linen(
 
     Raises:
       InputError: where the module raises or breaks the contract (see `behavior.check_behavior`), an
-        argument of `__call__` is not known, or the reference initialization does not cover a
-        variable.
+        argument of `__call__` is not known, or the initialization does not cover a variable.
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"module: must be an instance of a Linen module, got {module!r}")
     image_shape = check_input_shape(image_shape)
-    check_choice("initialization", initialization, INITIALIZATIONS)
+    initialization = check_initialization(initialization)
     convolution = resolve_convolution(convolution)
     functions = _Module(module, arguments, train_arguments, convolution)
     zeros = jnp.zeros((1, *image_shape), jnp.float32)
@@ -336,8 +332,9 @@ def from_linen(
         return _without(functions.init(key, x), sown)
 
     probes = Probes(init_at=init)
-    if initialization == "reference":
-        init = reference_initialization(shapes, owners, reference_convolution)
+    if initialization != "flax":
+        how = shapes, owners, reference_convolution
+        init = make_initialization(initialization, *how, own=init)
         probes = Probes()
 
     def apply(

@@ -64,7 +64,7 @@ def is_own(architecture: Any) -> bool:
     return ":" in architecture or architecture.partition("(")[0] in _REGISTERED
 
 
-def _read_options(name: str) -> tuple[str, dict[str, Any]]:
+def read_options(name: str) -> tuple[str, dict[str, Any]]:
     """The reference and the options of `reference(option=value, …)`."""
     reference, bracket, rest = name.partition("(")
     if not bracket:
@@ -133,7 +133,7 @@ def make_own_model(
       InputError: where nothing of that name is found, an option is not taken, or what is made is no
         model of these shapes.
     """
-    reference, written = _read_options(name)
+    reference, written = read_options(name)
     maker = _REGISTERED[reference] if reference in _REGISTERED else _import(reference)
     _check_maker(f"architecture: {reference}", maker)
     shape = check_input_shape(image_shape)

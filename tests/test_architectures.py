@@ -12,10 +12,17 @@ import numpy as np
 import pytest
 
 from nad_jax.architectures import ARCHITECTURES, MLP, Architecture, create_model, densenet
+from nad_jax.architectures.convnext import depthwise_by_rows
+from nad_jax.architectures.network import normalize
+from nad_jax.architectures.options import check_options
+from nad_jax.architectures.vit import sinusoids
 from nad_jax.behavior import check_behavior
-from nad_jax.convolution import product_convolution
+from nad_jax.claims import check_readout_variance, check_symmetries_hold
+from nad_jax.contract import named_leaves
+from nad_jax.convolution import max_pooled, product_convolution
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
+from nad_jax.linen import from_linen
 from nad_jax.vector_fields import input_gradient
 
 PARAMETERS = {
@@ -28,7 +35,38 @@ PARAMETERS = {
     "resnet18_w16": 700_017,
     "resnet18_imagenet": 11_170_753,
     "densenet121": 6_945_921,
+    "wide_resnet": 2_746_289,
+    "bottleneck_mlp": 13_129_729,
+    "vit": 5_354_881,
+    "mixer": 17_089_025,
+    "convnext": 27_816_673,
 }
+
+# The published sizes of networks of others, at their own inputs.
+PUBLISHED = [
+    ("vit", (224, 224, 3), 1000, {"patch": 16}, 5_717_416),
+    ("vit", (224, 224, 3), 1000, {"patch": 16, "width": 768, "heads": 12}, 86_567_656),
+    ("mixer", (224, 224, 3), 1000, {"patch": 16}, 18_528_264),
+    ("mixer", (224, 224, 3), 1000, {"patch": 16, "width": 768, "depth": 12}, 59_880_472),
+    ("convnext", (224, 224, 3), 1000, {"patch": 4}, 28_589_128),
+    ("wide_resnet", (32, 32, 3), 10, {"depth": 28, "widen": 10}, 36_479_194),
+    ("bottleneck_mlp", (64, 64, 3), 11_230, {}, 24_657_374),
+    ("bottleneck_mlp", (32, 32, 1), 1, {"depth": 12, "width": 1024}, 101_799_937),
+]
+
+# As small as it goes: the shape of inputs and the options.
+TINY = {
+    "wide_resnet": ((32, 32, 1), {"width": 2, "depth": 10, "widen": 2}),
+    "bottleneck_mlp": ((4, 4, 1), {"width": 6, "depth": 2}),
+    "vit": ((4, 4, 1), {"width": 8, "depth": 1, "heads": 2, "patch": 2}),
+    "mixer": ((4, 4, 1), {"width": 8, "depth": 1, "patch": 2}),
+    "convnext": ((8, 8, 1), {"width": 4, "stages": "1-1-1-1", "patch": 1}),
+}
+
+
+def _tiny(architecture, num_logits=1, **options):
+    shape, own = TINY[architecture]
+    return create_model(architecture, shape, num_logits, **{**own, **options})
 
 
 def _shapes(model, batch=2):
@@ -47,6 +85,12 @@ def test_parameter_counts_are_those_of_the_reference(architecture):
     assert (
         sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS[architecture]
     )
+
+
+@pytest.mark.parametrize(("architecture", "shape", "classes", "options", "count"), PUBLISHED)
+def test_parameter_counts_of_published_sizes(architecture, shape, classes, options, count):
+    variables, _ = _shapes(create_model(architecture, shape, classes, **options))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
 
 
 def test_the_resnet_for_imagenet_is_that_of_torchvision():
@@ -81,6 +125,8 @@ def test_shapes_of_logits_and_features(architecture):
         ("mlp", (5,), {"width": 3}),
         ("mlp", (6, 2), {}),
         ("logreg", (3, 4, 2, 1), {}),
+        ("bottleneck_mlp", (3, 2), {"width": 4, "depth": 1}),
+        *((name, *TINY[name]) for name in ("vit", "mixer")),
     ],
 )
 def test_entries_keep_the_contract_that_models_of_users_are_tested_for(
@@ -132,6 +178,47 @@ def _densenet121(growth):
     return count + 2 * channels + channels + 1
 
 
+def _wide_resnet(width, blocks=2, widen=4):
+    count, before = 9 * width, width
+    for channels in (widen * width, 2 * widen * width, 4 * widen * width):
+        count += 9 * before * channels + (2 * blocks - 1) * 9 * channels**2  # convolutions
+        count += 2 * before + (2 * blocks - 1) * 2 * channels  # normalizations before them
+        count += before * channels * (before != channels)
+        before = channels
+    return count + 2 * before + before + 1
+
+
+def _bottleneck_mlp(width, depth=6):
+    block = 2 * width + (width * 4 * width + 4 * width) + (4 * width * width + width)
+    return 1024 * width + width + depth * block + width + 1
+
+
+def _vit(width, depth=12):
+    attention = 4 * (width**2 + width)
+    mlp = width * 4 * width + 4 * width + 4 * width * width + width
+    tokens = 16 * width + width + width + 65 * width  # patches, class token, positions
+    return tokens + depth * (attention + mlp + 4 * width) + 2 * width + width + 1
+
+
+def _mixer(width, depth=8):
+    tokens, channels = width // 2, 4 * width
+    block = 64 * tokens + tokens + tokens * 64 + 64
+    block += width * channels + channels + channels * width + width + 4 * width
+    return 16 * width + width + depth * block + 2 * width + width + 1
+
+
+def _convnext(width):
+    count, before = 4 * width + width + 2 * width, width
+    for stage, blocks in enumerate((3, 3, 9, 3)):
+        channels = width * 2**stage
+        if stage:
+            count += 2 * before + 4 * before * channels + channels
+        block = 49 * channels + channels + 2 * channels + channels  # depthwise, norm, scale
+        block += channels * 4 * channels + 4 * channels + 4 * channels * channels + channels
+        count, before = count + blocks * block, channels
+    return count + 2 * before + before + 1
+
+
 # The published width, others, and the number of parameters as a function of it.
 WIDTHS = {
     "mlp": (512, (1, 7), _mlp),
@@ -142,6 +229,11 @@ WIDTHS = {
     "resnet18_w16": (16, (64, 3), _resnet18),
     "resnet18_imagenet": (64, (5,), functools.partial(_resnet18, stem=7)),
     "densenet121": (32, (12, 5), _densenet121),
+    "wide_resnet": (16, (3,), _wide_resnet),
+    "bottleneck_mlp": (512, (7,), _bottleneck_mlp),
+    "vit": (192, (6,), _vit),
+    "mixer": (512, (6,), _mixer),
+    "convnext": (96, (5,), _convnext),
 }
 
 
@@ -217,10 +309,18 @@ def _hidden(variables, x):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "side"), [("logreg", 16), ("mlp", 16), ("lenet", 16), ("resnet18_w16", 32)]
+    ("architecture", "side"),
+    [
+        ("logreg", 16),
+        ("mlp", 16),
+        ("lenet", 16),
+        ("resnet18_w16", 32),
+        *((name, shape[0]) for name, (shape, _) in TINY.items()),
+    ],
 )
 def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architecture, side):
-    model = create_model(architecture, (side, side, 1))
+    _, options = TINY.get(architecture, (None, {}))
+    model = create_model(architecture, (side, side, 1), **options)
     x = jax.random.normal(make_key(1), model.image_shape)
 
     def gradient(key):
@@ -242,9 +342,59 @@ def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architect
             "architecture: unknown value 'resnet' .did you mean 'resnet18'.*densenet121",
         ),
         ({"architecture": "lenet", "pooling": "min"}, "pooling: unknown value 'min'"),
+        ({"architecture": "lenet", "pooling": "token"}, "'token' makes no sense for 'lenet'"),
         ({"architecture": "vgg11", "pooling": "none"}, "'none' makes no sense for 'vgg11'"),
         ({"architecture": "logreg", "pooling": "none"}, "'none' makes no sense for 'logreg'"),
-        ({"architecture": "lenet", "initialization": "he"}, "initialization: unknown value 'he'"),
+        ({"architecture": "lenet", "initialization": "hi"}, "initialization: unknown value 'hi'"),
+        (
+            {"architecture": "vit", "initialization": "reference"},
+            "^initialization: 'reference' is not known of 'vit', whose paper has another; allowed: "
+            "'flax', 'he', 'lecun', 'orthogonal', 'sigma'$",
+        ),
+        (
+            {"architecture": "lenet", "initialization": "sigma:1.5,0.1"},
+            "initialization: must be sigma:W:B with the numbers .* as in sigma:1.5:0.1, got 'sigma:1",
+        ),
+        (
+            {"architecture": "lenet", "initialization": "sigma:0:1"},
+            "initialization: σ_w: must be a finite number greater than 0.0, got 0.0",
+        ),
+        (
+            {"architecture": "vit", "patch": 5},
+            "^image_shape: height and width must be multiples of 5",
+        ),
+        ({"architecture": "mixer", "patch": 3}, "^image_shape: height and width must be multiples"),
+        (
+            {"architecture": "convnext", "image_shape": (24, 32, 1)},
+            "^image_shape: height and width must be multiples of 16 .8 patches of 2., got 24x32",
+        ),
+        ({"architecture": "vit", "heads": 5}, "^heads: must divide the width 192, got 5"),
+        (
+            {"architecture": "vit", "width": 6, "position": "fixed"},
+            "^width: must be a multiple of 4 .position='fixed'., got 6",
+        ),
+        ({"architecture": "wide_resnet", "depth": 18}, "^depth: must be 10, 16, 22, .* got 18"),
+        (
+            {"architecture": "convnext", "stages": "3-3-3"},
+            "^stages: must be four positive integers, as in '3-3-9-3', got '3-3-3'",
+        ),
+        (
+            {"architecture": "convnext", "layer_scale": -1.0},
+            "^layer_scale: must be a finite number greater than 0.0, got -1.0",
+        ),
+        (
+            {"architecture": "convnext", "layer_scale": "off"},
+            "^layer_scale: must be a positive number or 'none', got 'off'",
+        ),
+        (
+            {"architecture": "resnet18", "residual": "no"},
+            "^residual: 'no' makes no sense for 'resnet18'; allowed: True, False",
+        ),
+        (
+            {"architecture": "lenet", "residual": False},
+            "^residual: False makes no sense for 'lenet'; it has no residual",
+        ),
+        ({"architecture": "vit(depth=0.5)"}, "^depth: must be an integer of at least 1, got 0.5"),
         ({"architecture": "lenet", "convolution": "fft"}, "convolution: unknown value 'fft'"),
         (
             {"architecture": "lenet", "num_logits": 0},
@@ -266,8 +416,8 @@ def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architect
             "normalization: 'layer' makes no sense for 'vgg11'; allowed: 'batch', 'none'",
         ),
         (
-            {"architecture": "lenet", "normalization": "batch"},
-            "normalization: 'batch' makes no sense for 'lenet'; it has no normalization",
+            {"architecture": "densenet121", "normalization": "none"},
+            "normalization: 'none' makes no sense for 'densenet121'; it has no normalization",
         ),
         ({"architecture": "mlp", "image_shape": (1,) * 5}, "image_shape: must be one to four"),
         ({"architecture": "lenet", "image_shape": (12, 12, 1)}, "image_shape: too small"),
@@ -279,13 +429,197 @@ def test_bad_choices_are_refused_by_name(arguments, message):
         create_model(**arguments)
 
 
-@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - {"logreg", "mlp"}))
+@pytest.mark.parametrize(
+    "architecture", sorted(set(ARCHITECTURES) - {"logreg", "mlp", "bottleneck_mlp"})
+)
 @pytest.mark.parametrize("shape", [(64,), (64, 3), (8, 64, 64, 3)])
 def test_networks_of_images_take_nothing_else(architecture, shape):
     with pytest.raises(
         InputError, match=f"^image_shape: must be three .* got {re.escape(str(shape))}"
     ):
         create_model(architecture, shape)
+
+
+def test_options_are_published_by_none_zero_default_and_the_value_itself():
+    known, check = ARCHITECTURES["convnext"].options(), functools.partial(check_options, "convnext")
+    same = {"stages": (3, 3, 9, 3), "layer_scale": "1e-6", "activation": "default", "patch": 0}
+    assert check(known, same, known) == ()
+    other = {"stages": "1-1-2-1", "layer_scale": 0.1, "width": None}
+    assert check(known, other, known) == (("layer_scale", 0.1), ("stages", "1-1-2-1"))
+    published = _tiny("convnext").description
+    for off in (None, "none"):
+        model = _tiny("convnext", layer_scale=off)
+        assert model.description == {**published, "layer_scale": "none"}
+    assert "scale" not in _shapes(model)[0]["params"]["block1_1"]
+    residual = [create_model("resnet18_w16", residual=flag) for flag in (True, False)]
+    assert [one.description.get("residual") for one in residual] == [None, False]
+
+
+def test_options_may_be_written_with_the_name():
+    written = create_model("vit(depth=1, width=8, heads=2, pooling='avg')", (8, 8, 1), depth=3)
+    options = {"depth": 1, "width": 8, "heads": 2}
+    expected = create_model("vit", (8, 8, 1), pooling="avg", **options)
+    assert written.description == expected.description
+    with pytest.raises(InputError, match=r"^architecture: options must be as in vit\("):
+        create_model("vit(8)")
+
+
+class _PublishedLeNet(nn.Module):
+    """LeNet as it is published, without options."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for features in (6, 16):
+            convolution = max_pooled(product_convolution)
+            conv = nn.Conv(features, (5, 5), padding="VALID", conv_general_dilated=convolution)
+            x = nn.relu(conv(x))
+        x = x.reshape(len(x), -1)
+        for features in (120, 84):
+            x = nn.relu(nn.Dense(features)(x))
+        return nn.Dense(1)(x)
+
+
+def test_the_defaults_of_lenet_are_the_published_network_bit_by_bit():
+    model = create_model("lenet", (16, 16, 1), convolution="product")
+    published = from_linen(_PublishedLeNet(), (16, 16, 1), "reference", convolution="product")
+    x = jax.random.normal(make_key(1), (3, 16, 16, 1))
+
+    def run(one):
+        variables = one.init(make_key(0))
+        return variables, *jax.value_and_grad(lambda x: one.apply(variables, x).sum())(x)
+
+    actual, expected = (jax.jit(lambda one=one: run(one))() for one in (model, published))
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    assert all(map(np.array_equal, jax.tree.leaves(actual), jax.tree.leaves(expected)))
+
+
+def test_max_pooling_stands_behind_an_activation_that_is_not_monotone():
+    # A kernel that passes one pixel: windows of 2×2 hold it and what GELU makes least of.
+    model = create_model("lenet", (16, 16, 1), activation="gelu", width=1)
+    variables = jax.tree.map(jnp.zeros_like, model.init(make_key(0)))
+    conv = variables["params"]["Conv_0"]
+    conv["kernel"] = conv["kernel"].at[2, 2].set(1.0)
+    x = jnp.full((1, 16, 16, 1), -0.75).at[:, ::2].set(-3.0)
+    seen = []
+
+    def record(next_function, args, kwargs, context):
+        if isinstance(context.module, nn.Conv):
+            seen.append(args[0])
+        return next_function(*args, **kwargs)
+
+    @jax.jit
+    def run():
+        with nn.intercept_methods(record):
+            model.apply(variables, x)
+        return seen
+
+    seen = run()
+    # GELU of −3 is −.004, of −.75 it is −.17.
+    np.testing.assert_allclose(seen[1], nn.gelu(-3.0, approximate=False), rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer", "group"])
+def test_normalizations_normalize_over_their_axes(normalization):
+    x = 3 + 2 * jax.random.normal(make_key(0), (4, 5, 6, 32))
+    layer = _Normalized(normalization)
+    y, _ = layer.apply(layer.init(make_key(0), x), x, mutable=["batch_stats"])
+    groups = np.asarray(y).reshape(4, 5, 6, 2, 16)
+    axes = {"batch": (0, 1, 2), "layer": (3, 4), "group": (1, 2, 4)}[normalization]
+    np.testing.assert_allclose(groups.mean(axes), 0, atol=1e-5)
+    np.testing.assert_allclose(groups.var(axes), 1, rtol=1e-3)
+
+
+class _Normalized(nn.Module):
+    kind: str
+
+    @nn.compact
+    def __call__(self, x):
+        return normalize(x, self.kind, train=True)
+
+
+def _train_once(model, steps=8):
+    """The loss at the start and after a few steps of gradient descent, on one batch."""
+    x = jax.random.normal(make_key(1), (8, *model.image_shape))
+    labels = jnp.arange(8) % 2
+
+    def loss(params, rest):
+        logits, updated = model.apply({**rest, "params": params}, x, make_key(2), train=True)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)
+        return -chosen.mean(), {name: updated[name] for name in rest}
+
+    def step(state, _):
+        params, rest = state
+        (value, rest), slopes = jax.value_and_grad(loss, has_aux=True)(params, rest)
+        return (jax.tree.map(lambda p, g: p - 0.05 * g, params, slopes), rest), value
+
+    variables = dict(model.init(make_key(0)))
+    state = variables.pop("params"), variables
+    losses = jax.jit(lambda state: jax.lax.scan(step, state, None, steps)[1])(state)
+    return float(losses[0]), float(losses[-1])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        *((name, {}) for name in TINY if name != "convnext"),
+        ("vit", {"pooling": "avg", "position": "fixed", "activation": "tanh"}),
+        ("convnext", {"layer_scale": None, "normalization": "none", "initialization": "he"}),
+        ("wide_resnet", {"normalization": "group", "activation": "silu", "residual": False}),
+    ],
+)
+def test_training_lowers_the_loss(architecture, options):
+    before, after = _train_once(_tiny(architecture, 2, **options))
+    assert after < before
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape", "options"),
+    [
+        *((name, *TINY[name]) for name in TINY),
+        ("vit", TINY["vit"][0], {**TINY["vit"][1], "pooling": "avg", "position": "none"}),
+        ("lenet", (16, 16, 1), {"normalization": "group", "activation": "gelu", "width": 3}),
+    ],
+)
+def test_what_entries_state_of_their_law_holds(architecture, shape, options):
+    model = create_model(architecture, shape, **options)
+    check_readout_variance(model)
+    check_symmetries_hold(model)
+
+
+def test_a_network_without_connections_has_none():
+    plain = create_model("resnet18", width=1, residual=False)
+    names = [name for name, _ in named_leaves(_shapes(plain)[0]["params"])]
+    assert names and not any("projection" in name for name in names)
+    model = create_model("wide_resnet", pooling="none", residual=False, width=1, depth=10)
+    assert model.symmetries == ("flip", "transpose")
+
+
+def test_a_fixed_embedding_tells_the_first_patch_from_the_last():
+    assert _tiny("vit", position="fixed").symmetries == ("transpose",)
+    waves = sinusoids(3, 5, 8).reshape(3, 5, 8)
+    transposed = sinusoids(5, 3, 8).reshape(5, 3, 8).swapaxes(0, 1)
+    np.testing.assert_allclose(waves, np.roll(transposed, 4, -1))
+    assert len(np.unique(waves.reshape(15, 8), axis=0)) == 15
+    np.testing.assert_allclose((waves**2).sum(-1), 4, rtol=1e-6)
+
+
+def test_depthwise_convolutions_by_rows_are_those_of_lax():
+    x, kernel = (
+        jax.random.normal(make_key(n), shape) for n, shape in ((0, (2, 5, 4, 3)), (1, (7, 7, 1, 3)))
+    )
+    how = (1, 1), ((3, 3), (3, 3))
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 3}
+
+    def run(convolve):
+        def weigh(x, kernel):
+            y = convolve(x, kernel, *how, **layout)
+            return jnp.vdot(y, jnp.sin(jnp.arange(y.size)).reshape(y.shape)), y
+
+        return jax.jit(jax.grad(weigh, (0, 1), has_aux=True))(x, kernel)
+
+    rows, lax = run(depthwise_by_rows), run(jax.lax.conv_general_dilated)
+    for one, other in zip(jax.tree.leaves(rows), jax.tree.leaves(lax), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 class _PlainDenseBlock(nn.Module):

@@ -239,6 +239,102 @@ def test_readout_variance_is_that_of_the_drawn_read_out(initialization, variance
         assert abs((weights**2).mean() / model.readout_variance - 1) < 5 * np.sqrt(2 / weights.size)
 
 
+# Variance of a weight times its inputs, and variance of a bias.
+NEW = {"he": (2, 0), "lecun": (1, 0), "orthogonal": (1, 0), "sigma:1.5:0.2": (2.25, 0.04)}
+LAYERS = {
+    "lenet": ((16, 16, 1), {}),
+    "resnet18": ((32, 32, 1), {"width": 16}),
+    "wide_resnet": ((32, 32, 1), {"depth": 10}),
+    "bottleneck_mlp": ((8, 8, 1), {"width": 32, "depth": 2}),
+    "vit": ((8, 8, 1), {"width": 32, "depth": 1, "heads": 2, "patch": 2}),
+    "mixer": ((8, 8, 1), {"width": 32, "depth": 1, "patch": 2}),
+    "convnext": ((16, 16, 1), {"width": 16, "stages": "1-1-1-1", "patch": 1}),
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "initialization"),
+    [
+        *((name, "sigma:1.5:0.2") for name in LAYERS),
+        *(("lenet", name) for name in ("he", "lecun")),
+        *((name, "orthogonal") for name in ("lenet", "mixer")),
+    ],
+)
+def test_every_layer_has_the_variance_of_its_initialization(architecture, initialization):
+    shape, options = LAYERS[architecture]
+    model = create_model(architecture, shape, 8, initialization=initialization, **options)
+    assert model.description["initialization"] == initialization
+    variables = _flat(jax.jit(model.init)(jax.random.key(1)))
+    weights, biases = NEW[initialization]
+    seen, drawn_biases = 0, []
+    for name, leaf in variables.items():
+        kernel = _own_kernel(name, variables)
+        if kernel is None:
+            continue
+        inputs, units = np.prod(kernel.shape[:-1]), kernel.shape[-1]
+        if "bias" in name:
+            drawn_biases.append(np.ravel(leaf))
+            continue
+        variance = weights / inputs
+        if initialization == "orthogonal":
+            matrix = np.asarray(kernel).reshape(-1, units)
+            matrix = matrix if inputs >= units else matrix.T
+            np.testing.assert_allclose(matrix.T @ matrix, np.eye(matrix.shape[1]), atol=2e-5)
+            variance = 1 / max(inputs, units)
+        seen += 1
+        assert abs(leaf.mean()) < 5 * np.sqrt(variance / leaf.size), name
+        assert abs((leaf**2).mean() / variance - 1) < 5 * np.sqrt(2 / leaf.size), name
+        if name.endswith(("['Dense_0']['kernel']", "['head']['kernel']")) and units == 8:
+            np.testing.assert_allclose(model.readout_variance, variance)
+    drawn = np.concatenate(drawn_biases)
+    assert abs((drawn**2).mean() - biases) <= 5 * np.sqrt(2 / drawn.size) * biases
+    assert seen >= 5
+
+
+def test_variables_of_no_layer_keep_the_law_of_their_module():
+    vit = create_model("vit", (8, 8, 1), initialization="he", depth=1)
+    params = jax.jit(vit.init)(jax.random.key(0))["params"]
+    assert not params["token"]["value"].any()
+    np.testing.assert_allclose(params["position"]["value"].std(), 0.02, rtol=0.1)
+    convnext = create_model("convnext", (16, 16, 1), initialization="lecun", stages="1-1-1-1")
+    scale = jax.jit(convnext.init)(jax.random.key(0))["params"]["block1_1"]["scale"]["value"]
+    np.testing.assert_array_equal(scale, np.float32(1e-6))
+    with pytest.raises(InputError, match=r"'he' covers .* not variable params/part/scale"):
+        from_linen(Net(LayerScale()), (4, 4, 1), initialization="he", check=False)
+
+
+def test_the_papers_laws_are_those_of_their_codes():
+    xavier = _flat(
+        jax.jit(create_model("vit", (8, 8, 1), depth=1).init)(jax.random.key(0))["params"]
+    )
+    expand = xavier["['block1']['expand']['kernel']"]
+    bound = np.sqrt(6 / (192 + 4 * 192))
+    assert 0.99 * bound < np.abs(expand).max() <= bound
+    np.testing.assert_allclose(xavier["['block1']['expand']['bias']"].std(), 1e-6, rtol=0.2)
+    convnext = create_model("convnext", (16, 16, 1), 100, stages="1-1-1-1")
+    params = jax.jit(convnext.init)(jax.random.key(0))["params"]
+    for layer in (params["head"], params["block4_1"]["expand"], params["block1_1"]["depthwise"]):
+        np.testing.assert_allclose(layer["kernel"].std(), 0.02, rtol=0.05)
+    np.testing.assert_allclose(convnext.readout_variance, 0.02**2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("sigma", "must be sigma:W:B"),
+        ("orthogonl", "unknown value 'orthogonl'.*'orthogonal'.*'sigma:1.5:0.1'"),
+        ("sigma:1", "must be sigma:W:B"),
+        ("sigma:a:b", "must be sigma:W:B"),
+        ("sigma:1:-1", "σ_b: must be a finite number at least 0.0"),
+        ("he:2", "unknown value 'he:2'"),
+        (None, "unknown value None"),
+    ],
+)
+def test_a_bad_initialization_is_refused_by_name(given, message):
+    with pytest.raises(InputError, match=f"^initialization: {message}"):
+        from_linen(Net(Tower()), (4, 4, 1), initialization=given)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_has_the_other_initialization(architecture):
     # That of the reference, which is the default, has its parameters counted in

@@ -23,6 +23,19 @@ CASES = {
     ("resnet18_w16", "none"): (4, 5, 1),
     ("resnet18_imagenet", "default"): (40, 36, 3),
     ("densenet121", "default"): (32, 32, 1),
+    ("wide_resnet", "default"): (32, 36, 1),
+    ("bottleneck_mlp", "default"): (3, 4, 2),
+    ("vit", "default"): (4, 6, 2),
+    ("vit", "avg"): (4, 6, 2),
+    ("mixer", "default"): (4, 6, 2),
+    ("convnext", "default"): (16, 32, 2),
+}
+OPTIONS = {
+    "wide_resnet": {"width": 2, "depth": 16, "widen": 2},
+    "bottleneck_mlp": {"width": 6, "depth": 2},
+    "vit": {"width": 12, "depth": 2, "heads": 3, "patch": 2},
+    "mixer": {"width": 6, "depth": 2, "token_width": 5, "channel_width": 7, "patch": 2},
+    "convnext": {"width": 3, "stages": "1-2-1-1", "layer_scale": 0.5, "patch": 2},
 }
 
 
@@ -70,9 +83,9 @@ def _draw(model):
 @pytest.mark.parametrize(("architecture", "pooling"), CASES)
 def test_evaluation_and_its_derivative_are_those_of_the_definition(architecture, pooling):
     # Convolutions as they are on a CPU; in the next test, as they are elsewhere.
-    model = create_model(
-        architecture, CASES[architecture, pooling], 3, pooling, convolution="product"
-    )
+    options = OPTIONS.get(architecture, {})
+    shape = CASES[architecture, pooling]
+    model = create_model(architecture, shape, 3, pooling, convolution="product", **options)
     variables, images = _draw(model)
 
     @jax.jit
@@ -87,12 +100,11 @@ def test_evaluation_and_its_derivative_are_those_of_the_definition(architecture,
     logits, features, gradients = evaluate(
         unflatten_dict(variables, sep="/"), images, np.ones((1, 1), np.float32)
     )
-    # In this mode networks are linear between the kinks of ReLU and pooling, and float64 resolves a
-    # step so small.
+    # In this mode most networks are linear between the kinks of ReLU and pooling, and float64
+    # resolves a step so small.
     step, along = 1e-7, np.random.default_rng(1).normal(size=images.shape)
-    expected = reference_networks.run(
-        architecture, variables, np.concatenate([images, images + step * along]), pooling
-    )
+    images = np.concatenate([images, images + step * along])
+    expected = reference_networks.run(architecture, variables, images, pooling, options=options)
     _close(logits, expected.logits[:2])
     _close(features, expected.features[:2])
     slopes = (expected.features[2:] - expected.features[:2]).sum(1) / step
@@ -103,7 +115,9 @@ def test_evaluation_and_its_derivative_are_those_of_the_definition(architecture,
 
 @pytest.mark.parametrize(("architecture", "pooling"), CASES)
 def test_training_is_that_of_the_definition(architecture, pooling):
-    model = create_model(architecture, CASES[architecture, pooling], 3, pooling, convolution="lax")
+    options = OPTIONS.get(architecture, {})
+    shape = CASES[architecture, pooling]
+    model = create_model(architecture, shape, 3, pooling, convolution="lax", **options)
     variables, images = _draw(model)
 
     @jax.jit
@@ -121,7 +135,7 @@ def test_training_is_that_of_the_definition(architecture, pooling):
 
     trained = train(unflatten_dict(variables, sep="/"), images, jax.random.key(0))
     logits, updated, masks = jax.device_get(trained)
-    expected = reference_networks.run(architecture, variables, images, pooling, masks)
+    expected = reference_networks.run(architecture, variables, images, pooling, masks, options)
     _close(logits, expected.logits)
     updated = flatten_dict(updated, sep="/")
     assert set(updated) == set(variables)

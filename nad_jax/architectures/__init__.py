@@ -9,26 +9,34 @@ with three channels and 1,000 logits, for 224×224 images. Its reference initial
 torchvision's too: convolutions normal with variance 2/(k² c_out) (Kaiming, fan-out), while
 PyTorch's default, that of the other networks, is uniform on ±1/√fan_in.
 
+Networks of others, with the initialization of their papers: `vit`, `mixer`, `convnext`,
+`bottleneck_mlp`, `wide_resnet`.
+
 Differs from the reference in: the running variance of batch normalization, which Flax keeps biased
 and PyTorch unbiased (by B·H·W/(B·H·W − 1)).
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from nad_jax.architectures.bottleneck_mlp import BottleneckMLP
+from nad_jax.architectures.convnext import ConvNeXt
 from nad_jax.architectures.densenet import DenseNet
 from nad_jax.architectures.lenet import LeNet
 from nad_jax.architectures.logreg import LogReg
+from nad_jax.architectures.mixer import Mixer
 from nad_jax.architectures.mlp import MLP
 from nad_jax.architectures.network import ImageNetwork, TableNetwork
+from nad_jax.architectures.options import NONE, Option, check_options, list_options
 from nad_jax.architectures.resnet import ResNet18, ResNet18ImageNet
 from nad_jax.architectures.vgg import VGG11
+from nad_jax.architectures.vit import ViT
+from nad_jax.architectures.wide_resnet import WideResNet
 from nad_jax.convolution import CONVOLUTIONS, resolve_convolution
 from nad_jax.errors import (
     InputError,
@@ -36,12 +44,11 @@ from nad_jax.errors import (
     check_image_shape,
     check_input_shape,
     check_integer,
-    plain,
-    shown,
 )
-from nad_jax.linen import INITIALIZATIONS, from_linen
+from nad_jax.initializers import INITIALIZATIONS, check_initialization
+from nad_jax.linen import from_linen
 from nad_jax.models import Model
-from nad_jax.own_models import is_own, make_own_model
+from nad_jax.own_models import is_own, make_own_model, read_options
 from nad_jax.renamed import takes_input_shape
 
 
@@ -53,13 +60,9 @@ class Architecture(NamedTuple):
     module: type[TableNetwork]
     values: Mapping[str, Any] = MappingProxyType({})
 
-    def options(self) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-        """The published value of every option, and the allowed ones; () for positive integers."""
-        return {
-            field.name: (self.values.get(field.name, field.default), get_args(field.type))
-            for field in dataclasses.fields(self.module)
-            if field.name not in ("parent", "name") and field.default is not dataclasses.MISSING
-        }
+    def options(self) -> dict[str, Option]:
+        """The published value of every option, and what else it may be."""
+        return list_options(self.module, self.values)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -72,9 +75,23 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet18_w16": Architecture(ResNet18, {"width": 16}),
     "resnet18_imagenet": Architecture(ResNet18ImageNet),
     "densenet121": Architecture(DenseNet),
+    "wide_resnet": Architecture(WideResNet),
+    "bottleneck_mlp": Architecture(BottleneckMLP),
+    "vit": Architecture(ViT),
+    "mixer": Architecture(Mixer),
+    "convnext": Architecture(ConvNeXt),
 }
 
-POOLINGS = ("default", "max", "avg", "none")
+# The options of architectures, besides width and pooling, as fields of configs: "default", 0 and
+# True are as published.
+OPTIONS: dict[str, Any] = {
+    name: option.unset
+    for entry in ARCHITECTURES.values()
+    for name, option in entry.options().items()
+    if name not in ("width", "pooling")
+}
+
+POOLINGS = ("default", "max", "avg", "none", "token")
 
 
 @takes_input_shape
@@ -90,37 +107,52 @@ def create_model(
     """A built-in architecture as a `Model`, or a model of one's own by its name.
 
     Args:
-      architecture: a key of `ARCHITECTURES`; or `package.module:Name`, `path/to/file.py:Name` or a
+      architecture: a key of `ARCHITECTURES`, also with options, as in "vit(depth=6)"; or
+        `package.module:Name`, `path/to/file.py:Name` or a
         name given by `register`, see `own_models`.
-      image_shape: of one input; also `input_shape`. "logreg" and "mlp" take any, (D,), (L, C),
-        (H, W, C) or (T, H, W, C), the others images (H, W, C) of any size that survives their
-        pooling.
+      image_shape: of one input; also `input_shape`. "logreg", "mlp" and "bottleneck_mlp" take any,
+        (D,), (L, C), (H, W, C) or (T, H, W, C), the others images (H, W, C) of any size that
+        survives their pooling, or that their patches cover.
       num_logits: K.
       pooling: "default" (as published), "max" or "avg" in place of every pooling layer there is (a
         global average stays), or "none", which removes every pooling and stride and lets the dense
-        layer after flattening grow (LeNet, ResNet18).
-      initialization: "reference" (PyTorch-default), "flax" (that of the modules), or "default": the
-        former for built-in architectures, the latter for models of one's own.
+        layer after flattening grow (LeNet, ResNet18, WideResNet); "token" is the class token of
+        ViT, "avg" the mean of its tokens.
+      initialization: "reference" (PyTorch-default), "flax" (that of the modules), "he", "lecun",
+        "orthogonal", "sigma:W:B" with the numbers σ_w and σ_b, see `initializers`; or "default":
+        "reference" for built-in architectures, "flax" for vit, mixer and convnext, whose modules
+        have that of their papers, and for models of one's own.
       convolution: "auto" (by backend), "product" or "lax", see `convolution`.
-      options: fields of the architecture's module, None and 0 as published, of which a model's
-        description holds those that are not; or arguments of what makes a model of one's own, of
-        which None is left out. Of built-in architectures: width, the units of the hidden layers
-        (mlp, published 512), channels of the first layer, with all others in proportion (lenet 6,
-        vgg11 64, resnet18 64), or the growth of channels per layer (densenet121 32); normalization,
-        "batch" or "none" (vgg11).
+      options: fields of the architecture's module; "default", None and 0 as published (None for
+        `layer_scale`: without it). A model's description holds those that are not as published.
+        Every built-in architecture but logreg has a width: the units of the hidden layers (mlp,
+        published 512), channels of the first layer, with all others in proportion (lenet 6, vgg11
+        64, resnet18 64), the growth of channels per layer (densenet121 32), or the channels of a
+        token (vit 192). `docs/models.md` lists all options. Or arguments of what makes a model of
+        one's own, of which None is left out.
 
     Raises:
       InputError: naming the argument, its value and what is allowed.
     """
-    check_choice("initialization", initialization, ("default", *INITIALIZATIONS))
+    if initialization != "default":
+        initialization = check_initialization(initialization, ("default", *INITIALIZATIONS))
     if is_own(architecture):
         own = initialization if initialization != "default" else "flax"
         chosen = {"pooling": None if pooling == "default" else pooling, **options}
         return make_own_model(architecture, image_shape, num_logits, own, convolution, chosen)
-    if initialization == "default":
-        initialization = "reference"
+    if isinstance(architecture, str) and architecture.partition("(")[0] in ARCHITECTURES:
+        architecture, written = read_options(architecture)
+        pooling, options = written.pop("pooling", pooling), {**options, **written}
     architecture = check_choice("architecture", architecture, ARCHITECTURES)
     entry = ARCHITECTURES[architecture]
+    known = entry.module.initializations
+    if initialization == "default":
+        initialization = known[0]
+    if initialization.partition(":")[0] not in known:
+        raise InputError(
+            f"initialization: {initialization!r} is not known of {architecture!r}, whose paper has "
+            f"another; allowed: {', '.join(map(repr, known))}"
+        )
     takes_images = issubclass(entry.module, ImageNetwork)
     pooling = check_choice("pooling", pooling, POOLINGS)
     if pooling == "default" or (pooling != "none" and not takes_images):
@@ -131,30 +163,21 @@ def create_model(
         check_integer("num_logits", num_logits, 1),
         initialization,
         resolve_convolution(convolution),
-        _check_options(architecture, {"pooling": pooling, **options}),
+        check_options(
+            architecture, entry.options(), {"pooling": pooling, **options}, list_known_options()
+        ),
         jnp.result_type(float),
     )
 
 
-def _check_options(architecture: str, given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """The options of an architecture that are not as published, with their values, by name."""
-    options, changed = ARCHITECTURES[architecture].options(), {}
-    known = dict.fromkeys(name for entry in ARCHITECTURES.values() for name in entry.options())
-    for name, value in given.items():
-        check_choice("option", name, known)
-        value = plain(value)
-        if value in (None, 0):
-            continue
-        published, allowed = options.get(name, (None, ()))
-        if name not in options or (allowed and value not in allowed):
-            reason = f"allowed: {', '.join(map(repr, allowed))}" if allowed else f"it has no {name}"
-            raise InputError(
-                f"{name}: {shown(value)} makes no sense for {architecture!r}; {reason}"
-            )
-        value = value if allowed else check_integer(name, value, 1)
-        if value != published:
-            changed[name] = value
-    return tuple(sorted(changed.items()))
+def list_known_options() -> dict[str, Option]:
+    """The options of all architectures, in the order of the table; where several have one, as the
+    first has it.
+    """
+    known: dict[str, Option] = {}
+    for entry in ARCHITECTURES.values():
+        known |= {name: option for name, option in entry.options().items() if name not in known}
+    return known
 
 
 # Commands ask again and again, and tracing DenseNet121 takes seconds.
@@ -181,6 +204,7 @@ def _create_model(
         module,
         image_shape,
         initialization,
+        module.flax_readout_variance if initialization == "flax" else None,
         reference_convolution=module.reference_convolution,
         symmetries=symmetries,
         streams=("dropout",),
@@ -194,6 +218,6 @@ def _create_model(
         "pooling": getattr(module, "pooling", "default"),
         "initialization": initialization,
         "convolution": convolution,
-        **changed,
+        **{name: NONE if value is None else value for name, value in changed.items()},
     }
     return model._replace(description=MappingProxyType(description))

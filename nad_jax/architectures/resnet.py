@@ -8,42 +8,56 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 
-from nad_jax.architectures.network import ImageNetwork, make_layers
+from nad_jax.architectures.network import (
+    ACTIVATIONS,
+    Activation,
+    ImageNetwork,
+    Normalization,
+    make_layers,
+    normalize,
+)
 from nad_jax.convolution import Convolution
 from nad_jax.pooling import pool
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions with batch normalization around a skip connection, a 1×1 projection
-    where shapes change.
+    """Two 3×3 convolutions with normalizations around a skip connection, a 1×1 projection where
+    shapes change; no connection where it is not residual.
     """
 
     features: int
     stride: int
     convolution: Convolution
+    normalization: str = "batch"
+    activation: str = "relu"
+    residual: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        conv, norm = make_layers(self.convolution, train)
+        conv, _ = make_layers(self.convolution, train)
+        activate, kind = ACTIVATIONS[self.activation], self.normalization
         # Explicit padding: at stride 2, "SAME" would pad another side than PyTorch does.
         y = conv(self.features, (3, 3), self.stride, padding=1, name="conv1")(x)
-        y = nn.relu(norm(name="norm1")(y))
-        y = norm(name="norm2")(conv(self.features, (3, 3), padding=1, name="conv2")(y))
+        y = activate(normalize(y, kind, train, "norm1"))
+        y = conv(self.features, (3, 3), padding=1, name="conv2")(y)
+        y = normalize(y, kind, train, "norm2")
+        if not self.residual:
+            return activate(y)
         if x.shape != y.shape:
             x = conv(self.features, (1, 1), self.stride, padding=0, name="projection")(x)
-            x = norm(name="projection_norm")(x)
-        return nn.relu(x + y)
+            x = normalize(x, kind, train, "projection_norm")
+        return activate(x + y)
 
 
 def _stages(network: ImageNetwork, x: jax.Array, train: bool, shrink: bool = True) -> jax.Array:
     """Four stages of two blocks, of 1, 2, 4, 8 times the width, inside a network; all but the
     first halve.
     """
+    how = network.convolution, network.normalization, network.activation, network.residual
     for stage, block in itertools.product(range(4), range(2)):
         stride = 2 if shrink and stage > 0 and block == 0 else 1
         name = f"block{stage + 1}_{block + 1}"
-        features = network.width * 2**stage
-        x = BasicBlock(features, stride, network.convolution, name=name)(x, train)
+        x = BasicBlock(network.width * 2**stage, stride, *how, name=name)(x, train)
     return x
 
 
@@ -51,21 +65,25 @@ class ResNet18(ImageNetwork):
     """3×3 stem of `width` features, stages of 1, 2, 4, 8 times as many with two blocks each,
     average pool of 4, dense.
 
-    The published network has a width of 64.
+    The published network has a width of 64. Its convolutions have no biases, without normalization
+    neither.
     """
 
     pooling: Literal["avg", "max", "none"] = "avg"
     width: int = 64
+    normalization: Normalization = "batch"
+    activation: Activation = "relu"
+    residual: Literal[True, False] = True
 
     def flips(self, length: int) -> bool:
         return self.pooling == "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        conv, norm = make_layers(self.convolution, train)
+        conv, _ = make_layers(self.convolution, train)
         x = conv(self.width, (3, 3), padding=1, name="stem")(x)
-        x = norm(name="stem_norm")(x)
-        x = _stages(self, nn.relu(x), train, shrink=self.pooling != "none")
+        x = ACTIVATIONS[self.activation](normalize(x, self.normalization, train, "stem_norm"))
+        x = _stages(self, x, train, shrink=self.pooling != "none")
         if self.pooling != "none":
             x = pool(x, self.pooling, 4)
         return nn.Dense(self.num_logits)(x.reshape(len(x), -1))
@@ -80,6 +98,9 @@ class ResNet18ImageNet(ImageNetwork):
 
     pooling: Literal["max", "avg"] = "max"
     width: int = 64
+    normalization: Normalization = "batch"
+    activation: Activation = "relu"
+    residual: Literal[True, False] = True
     reference_convolution: ClassVar[str] = "normal_fan_out"
 
     def flips(self, length: int) -> bool:
@@ -87,9 +108,9 @@ class ResNet18ImageNet(ImageNetwork):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        conv, norm = make_layers(self.convolution, train)
+        conv, _ = make_layers(self.convolution, train)
         x = conv(self.width, (7, 7), 2, padding=3, name="stem")(x)
-        x = norm(name="stem_norm")(x)
-        x = pool(nn.relu(x), self.pooling, 3, stride=2, padding=1)
+        x = ACTIVATIONS[self.activation](normalize(x, self.normalization, train, "stem_norm"))
+        x = pool(x, self.pooling, 3, stride=2, padding=1)
         x = _stages(self, x, train)
         return nn.Dense(self.num_logits)(x.mean((1, 2)))
