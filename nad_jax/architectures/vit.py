@@ -83,8 +83,9 @@ class ViT(ImageNetwork):
     The defaults are ViT-Ti with patches of 4×4: 64 of them at 32×32, as many tokens as 16×16 gives
     at 128×128. The MLP is 4 · `width` wide.
 
-    At x = 0 and without a position embedding every token is zero, since biases start there: a
-    normalization then divides zero by the root of its epsilon, 1e-3, and derivatives are as large.
+    At x = 0 and without a position embedding every token is zero, since biases start there: every
+    normalization then divides zero by the root of its epsilon, 1e-3, and derivatives grow a
+    thousandfold with each, until they leave float32.
     """
 
     pooling: Literal["token", "avg"] = "token"
