@@ -13,7 +13,7 @@ from experiments.run import runner
 from experiments.run.folder import ALONE
 from experiments.trained import read_recipe
 from nad_jax.aliases import make_train, make_train_images
-from nad_jax.architectures import ARCHITECTURES
+from nad_jax.architectures import ARCHITECTURES, OPTIONS
 from nad_jax.errors import InputError
 from nad_jax.interventions import poison
 from nad_jax.recipe import Recipe
@@ -59,6 +59,24 @@ def test_compute_nads_has_a_valid_recipe_per_architecture(architecture):
     choices = {field.name for field in dataclasses.fields(ensemble.estimator)}
     assert choices - how - {"symmetrized"} < identity
     assert identity.isdisjoint({*how, "symmetrized", "num_networks", "width"})
+
+
+def test_options_of_networks_are_fields_and_axes_and_said_only_where_they_are_not_as_published():
+    config = load_config("compute_nads").get_config("vit")
+    assert {*OPTIONS} < {*config} and {*OPTIONS} < {*config.sweep}
+    assert {*OPTIONS}.isdisjoint(compute_nads.FIELDS.identity(config))
+    config.update({"image_shape": (8, 8, 1), "depth": 1, "heads": 2, "width": 8})
+    config.sweep.position = ("learned", "none")
+    compute_nads.validate(config)
+    points = compute_nads.make_points(config)
+    said = [dict(point.ensemble.model.description) for point in points]
+    assert [one.get("position") for one in said] == [None, "none"]
+    assert all((one["depth"], one["heads"]) == (1, 2) for one in said)
+    identity = compute_nads.FIELDS.identity(points[1].config)
+    assert {*OPTIONS} & {*identity} == {"depth", "heads", "position"}
+    config.residual = False
+    with pytest.raises(InputError, match=r"^residual: False makes no sense for 'vit'; it has no"):
+        compute_nads.validate(config)
 
 
 def test_defaults_are_those_of_the_paper_but_marginalized():
