@@ -16,9 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments.run.origin import Json
 from nad_jax import errors
-from nad_jax.architectures import create_model
 from nad_jax.errors import InputError, check_integer, unknown
-from nad_jax.models import Model
 
 RECIPES = Path(__file__).parents[2] / "configs"
 LARGEST_SEED = 2**32 - 1
@@ -139,12 +137,3 @@ def check_seeds(field: str, *seeds: Any) -> None:
     """Raises `InputError` unless seeds are integers that give different keys."""
     for seed in seeds:
         check_integer(field, seed, 0, LARGEST_SEED)
-
-
-def read_model(config: ConfigDict, **fields: Any) -> Model:
-    """The model that a config says; `fields` stand in place of its own."""
-    fields = {**config, **fields}
-    names = ["architecture", "image_shape", "num_logits", "pooling", "initialization"]
-    has_width = check_integer("width", fields["width"], 0) > 0
-    names += ["convolution"] + ["width"] * has_width
-    return create_model(**{name: fields[name] for name in names})
