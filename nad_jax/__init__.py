@@ -21,6 +21,14 @@ from nad_jax.aliases import (
 from nad_jax.architectures import ARCHITECTURES, create_model
 from nad_jax.choices import Estimator
 from nad_jax.cifar import ImageData, read_cifar10
+from nad_jax.closed_form import (
+    critical_point,
+    networks_needed,
+    relu_eigenvalue,
+    relu_kurtosis,
+    susceptibilities,
+    wide_eigenvalues,
+)
 from nad_jax.comparison import compare, energy_map, isotropy
 from nad_jax.convolution import product_convolution
 from nad_jax.directions import (
@@ -95,6 +103,7 @@ __all__ = [
     "competing_accuracy",
     "complete_basis",
     "create_model",
+    "critical_point",
     "dft_direction",
     "directional_energy",
     "eigh_dense",
@@ -118,6 +127,7 @@ __all__ = [
     "make_train_many_images",
     "marchenko_pastur_band",
     "near_degenerate_groups",
+    "networks_needed",
     "null_band",
     "observers",
     "poison",
@@ -130,6 +140,8 @@ __all__ = [
     "read_directions",
     "read_weights",
     "register",
+    "relu_eigenvalue",
+    "relu_kurtosis",
     "sample_noise",
     "sample_separable",
     "save_nads",
@@ -137,11 +149,13 @@ __all__ = [
     "set_coefficients",
     "singular_values",
     "subspace_overlap",
+    "susceptibilities",
     "tasks",
     "to_images",
     "to_vectors",
     "train_many",
     "train_many_images",
+    "wide_eigenvalues",
 ]
 
 

@@ -86,6 +86,7 @@ PRINTED = {
     "docs/tutorials/theory.md": ["width 20, σ_w² = 1: λ = ", "width 20, σ_w = 1.0: along "],
     "docs/tutorials/trained.md": ["eigenvalue 0: ", "epoch 1: accuracy ", "along the wave: "],
     "docs/tutorials/sweep.md": ["sigma frequency", "frequency_column "],
+    "docs/closed_forms.md": ["eigenvalue: 0.00625", "networks for 1 %: ", "CriticalPoint("],
     "docs/nads.md": ["preferred frequencies: [[", "bounds of the "],
     "docs/training.md": ["accuracies: ["],
     "docs/cifar.md": ["accuracy on poisoned and on clean images: ["],
