@@ -48,6 +48,7 @@ from nad_jax.fitting import FitMetrics, Members, Task
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.learnability import Learnability, learnable
 from nad_jax.linen import from_linen
+from nad_jax.masks import Densities, mask_densities
 from nad_jax.models import Model, from_functions
 from nad_jax.nads import LeadingNADs, NADs, directional_energy, null_band, singular_values
 from nad_jax.nnx import from_nnx
@@ -74,6 +75,7 @@ from nad_jax.weights import read_weights
 
 __all__ = [
     "ARCHITECTURES",
+    "Densities",
     "Estimator",
     "Execution",
     "FitMetrics",
@@ -126,6 +128,7 @@ __all__ = [
     "make_train_many",
     "make_train_many_images",
     "marchenko_pastur_band",
+    "mask_densities",
     "near_degenerate_groups",
     "networks_needed",
     "null_band",
