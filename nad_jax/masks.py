@@ -54,8 +54,8 @@ def mask_densities(model: Model, density: float, rule: str = "erk") -> Densities
 
     "uniform" keeps d of each layer. "er" (Erdős–Rényi) keeps p_l ∝ (n_in + n_out)/(n_in n_out), and
     "erk" p_l ∝ (n_in + n_out + Σ k)/(n_in n_out Π k), k the lengths of the window of a convolution;
-    the factor is such that Σ p_l N_l = d Σ N_l. While a layer would keep more than all, those that
-    would keep most are dense, and the others share what is left.
+    the factor is such that Σ p_l N_l = d Σ N_l. Layers that would keep more than all of their
+    weights are dense, and the others share what is left.
 
     Masks of independent entries; biases and normalization layers stay dense and do not count.
 
@@ -112,4 +112,4 @@ def _share(counts: np.ndarray, raw: np.ndarray, density: float) -> np.ndarray:
         kept = np.where(dense, 1.0, raw * left / (raw[rest] @ counts[rest]))
         if kept.max() <= 1 + 1e-12:  # rounding
             return np.minimum(kept, 1.0)
-        dense |= raw == raw[rest].max()
+        dense |= kept > 1

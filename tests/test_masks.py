@@ -49,6 +49,13 @@ def test_only_what_is_trained_has_a_mask():
     model = nad_jax.create_model("mlp", (4,), width=8)
     kernels = nad_jax.mask_densities(model, 0.5).layers
     assert kernels == tuple(f"params/Dense_{place}/kernel" for place in range(3))
+    frozen = nad_jax.from_functions(
+        lambda key: {"params": {"w": jnp.ones((4, 1)), "b": jnp.ones(1)}, "fixed": jnp.eye(4)},
+        lambda variables, x: x @ variables["fixed"] @ variables["params"]["w"],
+        (4,),
+        check=False,
+    )
+    assert nad_jax.mask_densities(frozen, 0.5).layers == ("params/w",)
     none = nad_jax.from_functions(
         lambda key: jnp.ones(4),
         lambda theta, x: (x * theta[None]).sum(1)[:, None],
