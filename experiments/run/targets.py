@@ -79,12 +79,12 @@ def read_target(name: str) -> Target:
         # A single chip is not the smallest slice that a host has.
         options = {"chips_per_host_bounds": (1, 1, 1)} if name == "v5e:1x1" else {}
         options |= {"platform": "tpu", "topology_name": name}
-        memory_bytes, needed = TPUS[kind] * GIB, "libtpu, pip install 'jax[tpu]'"
+        memory_bytes, needed = TPUS[kind] * GIB, "libtpu, pip install -e '.[tpu]'"
     elif name in GPUS:
         description, memory_bytes = GPUS[name]
         options = {"platform": "cuda", "topology_name": name, "topology": "1x1x1"}
         options["target_config"] = description
-        needed = "JAX's CUDA plugin, pip install 'jax[cuda12]'"
+        needed = "JAX's CUDA plugin, pip install -e '.[cuda]'"
     else:
         raise InputError(
             f"target: must be a kind of TPU and the size of a slice, e.g. 'v5e:4x4', kinds "
