@@ -202,7 +202,7 @@ def check_symmetrized(estimator: Estimator, model: Model) -> None:
     """Raises `InputError` where symmetries are asked for that the model does not state, or its
     derivative not have.
     """
-    if not estimator.symmetrized:
+    if not estimator.symmetrized or estimator.problems():  # which are said elsewhere
         return
     if not model.symmetries:
         size = "×".join(map(str, model.image_shape[:-1] or model.image_shape))

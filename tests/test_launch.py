@@ -184,6 +184,7 @@ def test_a_tpu_pod_computes_a_sweep_and_runs_again_what_was_interrupted(tmp_path
     script = tmp_path / "pod.sh"
     script.write_text(_render("tpu_pod.sh", [*SWEEP, f"--workdir={workdir}"]))
     _stand_in(tmp_path, "gcloud", POD)
+    _stand_in(tmp_path, "sleep", "exit 0")
     (tmp_path / "nad_jax").symlink_to(ROOT)
     pod = {"TPU": "pod", "ZONE": "here", "HOSTS": str(tmp_path)}
     pod["JAX_COORDINATOR_ADDRESS"] = _free_address()
@@ -207,6 +208,7 @@ def test_of_tpu_hosts_with_their_own_slices_one_is_run_again_alone(tmp_path):
     script = tmp_path / "hosts.sh"
     script.write_text(_render("tpu_hosts.sh", [*SWEEP, f"--workdir={workdir}"]))
     _stand_in(tmp_path, "gcloud", HOST)
+    _stand_in(tmp_path, "sleep", "exit 0")
     (tmp_path / "nad_jax").symlink_to(ROOT)
     hosts = {"TPU": "tpu", "ZONE": "here", "HOSTS": str(tmp_path)}
 

@@ -640,8 +640,8 @@ def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, mon
         "end",
     ]
 
-    def make_accumulate_two(*args):
-        accumulate, resolved = make_accumulate(*args)
+    def make_accumulate_two(*args, **how):
+        accumulate, resolved = make_accumulate(*args, **how)
         return (accumulate if resolved.chunk_size == 2 else _out_of_memory), resolved
 
     monkeypatch.setattr(geometry, "make_accumulate", make_accumulate_two)

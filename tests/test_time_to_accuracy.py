@@ -172,12 +172,9 @@ def test_an_interrupted_run_ends_with_the_same_directions_and_a_rerun_computes_n
     run(time_to_accuracy, _config(), workdir)
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "saves", "looks"),
-    [(4, 1, 1, [32, 48, 64]), (1, 4, 3, [8, 16, 24, 32, 64])],
-)
+@pytest.mark.parametrize(("before", "after", "saves"), [(4, 1, 1), (1, 4, 3)])
 def test_a_reference_resumed_on_other_devices_has_all_its_networks(
-    before, after, saves, looks, tmp_path, monkeypatch
+    before, after, saves, tmp_path, monkeypatch
 ):
     config = _config(architecture="mlp", image_shape=(4, 4, 1), sizes=(4,))
     config.update(first_networks=8, reference_networks=64)
@@ -204,12 +201,13 @@ def test_a_reference_resumed_on_other_devices_has_all_its_networks(
             compute(tmp_path / "run", before)
     anew = Path(shutil.copytree(tmp_path / "run", tmp_path / "anew"))
     resumed = compute(tmp_path / "run", after)
+    looks = time_to_accuracy._plan_looks(64, 8)
     assert resumed["networks"].tolist() == looks
     for snapshot in (anew / "snapshots").iterdir():  # those that lack a network are not taken up
         kept = store.read_npz(snapshot)
         store.write_npz(snapshot, {**kept, "state_networks": kept["state_networks"] - 1})
     straight = compute(anew, after)
-    assert straight["networks"].tolist() == time_to_accuracy._plan_looks(64, 8 * after)
+    assert straight["networks"].tolist() == looks
     np.testing.assert_allclose(
         resumed["split_half_overlap"][-1], straight["split_half_overlap"][-1], rtol=1e-4
     )
