@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments import results
 from experiments.networks import read_model
 from experiments.run.config import HOW, check_all, check_integers, check_seeds
-from experiments.run.costs import Ensemble, choose_chunk, measure_ensemble
+from experiments.run.costs import Ensemble, measure_ensemble
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Work
 from nad_jax import nads, records, summary
@@ -171,7 +171,7 @@ def measure_cost(ensemble: Ensemble) -> Cost:
     estimator, readout = ensemble.estimator, choose_readout(ensemble.model, ensemble.estimator)
     exact = estimator.derivative == "input_gradient"
     note = summary.explain_passes(readout.num_outputs) if exact else ""
-    return measure_ensemble(choose_chunk(ensemble))._replace(note=note)
+    return measure_ensemble(ensemble)._replace(note=note)
 
 
 def merge(

@@ -131,8 +131,12 @@ class Programs(NamedTuple):
         key, data = jax.device_put((key, law.data), everywhere)
         return key, jax.device_put(_stack(parts), divided), data
 
-    def fit(self, empty: Any) -> tuple[int, jax.stages.Wrapped]:
-        """The largest chunk, up to that of the execution, that fits into memory, and its program."""
+    def choose(self, is_open: bool, empty: Any) -> tuple[int, jax.stages.Wrapped]:
+        """The size of chunks, and their program: that of the execution; where it is left open and
+        networks are vectorized, the largest up to it that fits into memory.
+        """
+        if not is_open or self.execution.mapping == "sequential":
+            return self.execution.chunk_size, self.make(self.execution.chunk_size)
         made = {}
 
         def needs(size: int) -> float:
@@ -175,13 +179,10 @@ def make_accumulate(
     counted = num_rows * accumulator.copies
     choices = model, estimator, accumulator, execution
     programs = Programs(*choices, points, num_networks == 1, variables)
-    if is_open and execution.mapping == "vectorized":
-        empty = jax.eval_shape(lambda: init_halves(accumulator)) if empty is None else empty
-        chunk_size, add_chunk = programs.fit(empty)
-        execution = execution._replace(chunk_size=chunk_size)
-    else:
-        chunk_size = execution.chunk_size
-        add_chunk = programs.make(chunk_size)
+    if empty is None and is_open and execution.mapping == "vectorized":
+        empty = jax.eval_shape(lambda: init_halves(accumulator))
+    chunk_size, add_chunk = programs.choose(is_open, empty)
+    execution = execution._replace(chunk_size=chunk_size)
     devices = execution.devices
     divided = _placements(devices)[1]
 

@@ -177,7 +177,7 @@ def resolve_execution(
     """How an ensemble is accumulated without automatic choices, and the rows that a network gives.
 
     No automatic chunk is larger than a device's share of `num_networks`; whether it fits into memory
-    is not asked here (see `accumulation.Programs.fit`).
+    is not asked here (see `accumulation.Programs.choose`).
 
     Raises:
       InputError: where values are wrong or do not fit the model.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmark.stopwatch import Specification, Timed, peak_host_bytes, serve
-from experiments.run.costs import Ensemble, Setup, choose_chunk, choose_training, compile_ensemble
+from experiments.run.costs import Ensemble, Setup, choose_training, compile_ensemble
 from nad_jax.architectures import create_model, densenet
 from nad_jax.choices import Estimator
 from nad_jax.chunks import choose_chunks, make_chunk
@@ -99,9 +99,8 @@ def _estimate(spec: Specification, **choices: Any) -> Program:
     model, estimator = _create_model(spec), Estimator(**choices)
     accumulator = make_dense(model, estimator)
     how = Execution(chunk_size=spec["chunk_size"]), 1000
-    measured = choose_chunk(Ensemble(model, estimator, accumulator, *how))
     begun = time.perf_counter()
-    program, states, (key, *rest) = compile_ensemble(measured)
+    program, states, (key, *rest) = compile_ensemble(Ensemble(model, estimator, accumulator, *how))
     seconds = time.perf_counter() - begun
 
     def call() -> Any:

@@ -158,29 +158,19 @@ class Ensemble(NamedTuple):
         return self.resolve()[1]
 
 
-def choose_chunk(ensemble: Ensemble) -> Ensemble:
-    """An ensemble without automatic choices: where the size of vectorized chunks is left open, they
-    are what fits into memory.
-    """
-    resolved, _ = ensemble.resolve()
-    if not ensemble.execution.chunk_size and resolved.mapping == "vectorized":
-        empty = jax.eval_shape(ensemble.make_empty)
-        chunk_size, _ = Programs(*ensemble[:3], resolved).fit(empty)
-        resolved = resolved._replace(chunk_size=chunk_size)
-    return ensemble._replace(execution=resolved)
-
-
 def compile_ensemble(ensemble: Ensemble) -> tuple[jax.stages.Compiled, Halves, tuple]:
     """The compiled program that adds a chunk of networks on each device, the states that have seen
     none, and what it takes around them: key, 0, the number of networks, data of points and no
     variables.
+
+    Where the size of vectorized chunks is left open, they are what fits into memory.
     """
     execution, _ = ensemble.resolve()
     programs, empty = Programs(*ensemble[:3], execution), ensemble.make_empty()
-    size, devices = execution.chunk_size, execution.devices
-    program = programs.lower(programs.make(size), size, empty).compile()
+    size, program = programs.choose(ensemble.execution.chunk_size == 0, empty)
+    compiled, devices = programs.lower(program, size, empty).compile(), execution.devices
     key, states, data = programs.place(devices, make_key(0), [empty] * len(devices))
-    return program, states, (key, np.int32(0), np.int32(size * len(devices)), data, None)
+    return compiled, states, (key, np.int32(0), np.int32(size * len(devices)), data, None)
 
 
 def measure_ensemble(ensemble: Ensemble) -> Cost:

@@ -189,8 +189,6 @@ def estimate_ensemble(chosen: Ensemble, given: Target) -> Estimate:
     """
     begun, (resolved, _) = time.monotonic(), chosen.resolve()
     programs, empty = Programs(*chosen[:3], resolved), jax.eval_shape(chosen.make_empty)
-    size, program = resolved.chunk_size, programs.make(resolved.chunk_size)
-    if not chosen.execution.chunk_size and resolved.mapping == "vectorized":
-        size, program = programs.fit(empty)
+    size, program = programs.choose(chosen.execution.chunk_size == 0, empty)
     lowered = programs.lower(program, size, empty)
     return _read(lowered, begun, size, 1, "a chunk")

