@@ -76,7 +76,8 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     config.poolings = ("default",)  # default, max, avg, none, token
     config.widths = (0,)  # of the layers, see `create_model`; 0: as published
     # depth, patch, activation, …, of which each architecture has some, see docs/models.md: 0, "default"
-    #   and True are as published
+    #   and True are as published; density of random masks (1.0: none) and their rule, mask: uniform,
+    #   er, erk
     config.update(OPTIONS)
     config.image_shape = (32, 32, 1)  # height, width, channels
     # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:

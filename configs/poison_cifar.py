@@ -45,7 +45,8 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     config.pooling = "default"  # default, max, avg, none, token
     config.width = 0  # of the layers, see `create_model`; 0: as published
     # depth, patch, activation, …, of which each architecture has some, see docs/models.md: 0, "default"
-    #   and True are as published
+    #   and True are as published; density of random masks (1.0: none) and their rule, mask: uniform,
+    #   er, erk
     config.update(OPTIONS)
     # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:
     #   reference, flax where papers have their own (vit, mixer, convnext) and for own models

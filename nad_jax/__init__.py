@@ -48,7 +48,7 @@ from nad_jax.fitting import FitMetrics, Members, Task
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.learnability import Learnability, learnable
 from nad_jax.linen import from_linen
-from nad_jax.masks import Densities, mask_densities
+from nad_jax.masks import Densities, mask_densities, masked
 from nad_jax.models import Model, from_functions
 from nad_jax.nads import LeadingNADs, NADs, directional_energy, null_band, singular_values
 from nad_jax.nnx import from_nnx
@@ -129,6 +129,7 @@ __all__ = [
     "make_train_many_images",
     "marchenko_pastur_band",
     "mask_densities",
+    "masked",
     "near_degenerate_groups",
     "networks_needed",
     "null_band",

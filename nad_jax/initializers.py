@@ -275,15 +275,15 @@ def _orthonormal(normal: jax.Array) -> jax.Array:
     return (q.T if wide else q).reshape(normal.shape)
 
 
-def readout_variance(initialization: str, num_features: int, num_logits: int) -> float | None:
-    """τ²: the variance of a weight [F, K] of the read-out under an initialization; of "flax" that
-    of Flax's default.
+def weight_variance(initialization: str, num_inputs: int, num_units: int) -> float:
+    """The variance of a weight of a layer under an initialization, τ² of the read-out [F, K]; of
+    "flax" that of Flax's default.
     """
     if initialization == "reference":
-        return reference_readout_variance(num_features)
+        return reference_readout_variance(num_inputs)
     if initialization == "orthogonal":
-        return 1.0 / max(num_features, num_logits)
-    return _parse(initialization)[1] ** 2 / num_features
+        return 1.0 / max(num_inputs, num_units)
+    return _parse(initialization)[1] ** 2 / num_inputs
 
 
 def reference_readout_variance(num_features: int) -> float:

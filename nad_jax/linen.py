@@ -24,9 +24,7 @@ from nad_jax.initializers import (
     check_initialization,
     find_law,
     make_initialization,
-)
-from nad_jax.initializers import (
-    readout_variance as variance_of_readout,
+    weight_variance,
 )
 from nad_jax.models import Model, complete_model
 from nad_jax.renamed import takes_input_shape
@@ -43,7 +41,7 @@ class _DenseCall(NamedTuple):
         """τ² of its weights, where the initialization settles it."""
         if initialization == "flax" and self.module.kernel_init is not nn.Dense.kernel_init:
             return None
-        return variance_of_readout(initialization, *self.kernel.shape)
+        return weight_variance(initialization, *self.kernel.shape)
 
 
 def _own_flags(module: nn.Module) -> set[str]:

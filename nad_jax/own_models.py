@@ -23,6 +23,7 @@ from nad_jax.contract import reported
 from nad_jax.convolution import resolve_convolution
 from nad_jax.errors import InputError, check_choice, check_input_shape, first_line, plain, shown
 from nad_jax.linen import from_linen
+from nad_jax.masks import apply_mask_options
 from nad_jax.models import Model
 from nad_jax.nnx import from_nnx
 
@@ -127,7 +128,8 @@ def make_own_model(
     Args:
       initialization: "flax", the module's own, or "reference" of a Linen module.
       convolution: see `from_linen`.
-      options: further arguments, beside those in the name; None is left out.
+      options: further arguments, beside those in the name; None is left out. "density" and "mask"
+        are those of `create_model` where the class or function takes no argument of that name.
 
     Raises:
       InputError: where nothing of that name is found, an option is not taken, or what is made is no
@@ -139,6 +141,8 @@ def make_own_model(
     shape = check_input_shape(image_shape)
     given = {key: plain(value) for key, value in (options or {}).items() if value is not None}
     taken = [one for one in _parameters(maker) if one not in ("rngs", "parent", "name")]
+    own = [one for one in ("density", "mask") if one not in taken]
+    pruning = {one: written.pop(one, given.pop(one, None)) for one in own}
     for option in (*given, *written):
         check_choice(f"option of {reference}", option, taken)
     offered = {"image_shape": shape, "input_shape": shape, "num_logits": num_logits}
@@ -159,6 +163,7 @@ def make_own_model(
             f"architecture: {reference} has {model.num_logits} logits where {num_logits} are "
             "needed; give it an argument num_logits"
         )
+    model = apply_mask_options(model, pruning.get("density"), pruning.get("mask"))
     chosen = {key: value for key, value in given.items() if key not in offered}
     described = {"architecture": name, "image_shape": list(shape), "num_logits": num_logits}
     return model._replace(description={**model.description, **described, "options": chosen})

@@ -47,6 +47,7 @@ from nad_jax.errors import (
 )
 from nad_jax.initializers import INITIALIZATIONS, check_initialization
 from nad_jax.linen import from_linen
+from nad_jax.masks import apply_mask_options
 from nad_jax.models import Model
 from nad_jax.own_models import is_own, make_own_model, read_options
 from nad_jax.renamed import takes_input_shape
@@ -90,6 +91,8 @@ OPTIONS: dict[str, Any] = {
     for name, option in entry.options().items()
     if name not in ("width", "pooling")
 }
+# Those of every network, one's own too.
+OPTIONS |= {"density": 1.0, "mask": "erk"}
 
 POOLINGS = ("default", "max", "avg", "none", "token")
 
@@ -102,6 +105,9 @@ def create_model(
     pooling: str = "default",
     initialization: str = "default",
     convolution: str = "auto",
+    *,
+    density: float | None = None,
+    mask: str | None = None,
     **options: Any,
 ) -> Model:
     """A built-in architecture as a `Model`, or a model of one's own by its name.
@@ -123,6 +129,9 @@ def create_model(
         "reference" for built-in architectures, "flax" for vit, mixer and convnext, whose modules
         have that of their papers, and for models of one's own.
       convolution: "auto" (by backend), "product" or "lax", see `convolution`.
+      density, mask: of random masks and their rule, "uniform", "er" or "erk", see `masked`; None: 1,
+        without any, and "erk". What makes a model of one's own and takes arguments of these names
+        is given them instead.
       options: fields of the architecture's module; "default", None and 0 as published (None for
         `layer_scale`: without it). A model's description holds those that are not as published.
         Every built-in architecture but logreg has a width: the units of the hidden layers (mlp,
@@ -139,10 +148,12 @@ def create_model(
     if is_own(architecture):
         own = initialization if initialization != "default" else "flax"
         chosen = {"pooling": None if pooling == "default" else pooling, **options}
+        chosen |= {"density": density, "mask": mask}
         return make_own_model(architecture, image_shape, num_logits, own, convolution, chosen)
     if isinstance(architecture, str) and architecture.partition("(")[0] in ARCHITECTURES:
         architecture, written = read_options(architecture)
-        pooling, options = written.pop("pooling", pooling), {**options, **written}
+        pooling, density = written.pop("pooling", pooling), written.pop("density", density)
+        mask, options = written.pop("mask", mask), {**options, **written}
     architecture = check_choice("architecture", architecture, ARCHITECTURES)
     entry = ARCHITECTURES[architecture]
     known = entry.module.initializations
@@ -157,7 +168,7 @@ def create_model(
     pooling = check_choice("pooling", pooling, POOLINGS)
     if pooling == "default" or (pooling != "none" and not takes_images):
         pooling = None
-    return _create_model(
+    model = _create_model(
         architecture,
         (check_image_shape if takes_images else check_input_shape)(image_shape),
         check_integer("num_logits", num_logits, 1),
@@ -168,6 +179,7 @@ def create_model(
         ),
         jnp.result_type(float),
     )
+    return apply_mask_options(model, density, mask)
 
 
 def list_known_options() -> dict[str, Option]:
