@@ -53,6 +53,14 @@ from nad_jax.models import Model, from_functions
 from nad_jax.nads import LeadingNADs, NADs, directional_energy, null_band, singular_values
 from nad_jax.nnx import from_nnx
 from nad_jax.own_models import register
+from nad_jax.path_counts import (
+    ConvLayer,
+    DenseLayer,
+    PathCounts,
+    count_masked_paths,
+    count_paths,
+    count_paths_of,
+)
 from nad_jax.points import Points, at_origin, gaussian, images
 from nad_jax.recipe import Recipe
 from nad_jax.records import load_nads, read_directions, save_nads
@@ -75,6 +83,8 @@ from nad_jax.weights import read_weights
 
 __all__ = [
     "ARCHITECTURES",
+    "ConvLayer",
+    "DenseLayer",
     "Densities",
     "Estimator",
     "Execution",
@@ -86,6 +96,7 @@ __all__ = [
     "Members",
     "Model",
     "NADs",
+    "PathCounts",
     "Points",
     "Recipe",
     "Snapshots",
@@ -104,6 +115,9 @@ __all__ = [
     "compare",
     "competing_accuracy",
     "complete_basis",
+    "count_masked_paths",
+    "count_paths",
+    "count_paths_of",
     "create_model",
     "critical_point",
     "dft_direction",

@@ -1,7 +1,8 @@
 """Geometries that are known without sampling: ReLU networks of any width, and wide smooth ones.
 
 Layers are dense, z_l = W_l φ(z_{l−1}) + b_l, with independent weights of mean 0; f = wᵀφ(z_L) + b.
-D is the dimension of the input x and n_l the width of the L hidden layers.
+D is the dimension of the input x and n_l the width of the L hidden layers. Of convolutions without
+pooling, and of fixed masks, `path_counts` has them.
 """
 
 import functools
