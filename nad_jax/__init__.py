@@ -19,6 +19,7 @@ from nad_jax.aliases import (
     train_many_images,
 )
 from nad_jax.architectures import ARCHITECTURES, create_model
+from nad_jax.blocks import Blocks, equal_blocks
 from nad_jax.choices import Estimator
 from nad_jax.cifar import ImageData, read_cifar10
 from nad_jax.closed_form import (
@@ -49,7 +50,7 @@ from nad_jax.interventions import flip, poison, project_out, published_carriers,
 from nad_jax.learnability import Learnability, learnable
 from nad_jax.linen import from_linen
 from nad_jax.masks import Densities, mask_densities, masked
-from nad_jax.models import Model, from_functions
+from nad_jax.models import Model, from_functions, state_blocks
 from nad_jax.nads import LeadingNADs, NADs, directional_energy, null_band, singular_values
 from nad_jax.nnx import from_nnx
 from nad_jax.own_models import register
@@ -83,6 +84,7 @@ from nad_jax.weights import read_weights
 
 __all__ = [
     "ARCHITECTURES",
+    "Blocks",
     "ConvLayer",
     "DenseLayer",
     "Densities",
@@ -124,6 +126,7 @@ __all__ = [
     "directional_energy",
     "eigh_dense",
     "energy_map",
+    "equal_blocks",
     "estimate_leading_nads",
     "estimate_nads",
     "flip",
@@ -166,6 +169,7 @@ __all__ = [
     "separable",
     "set_coefficients",
     "singular_values",
+    "state_blocks",
     "subspace_overlap",
     "susceptibilities",
     "tasks",

@@ -16,6 +16,7 @@ from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, check_record
 from nad_jax.models import Model
 from nad_jax.nads import DERIVATIVES, POINTS
+from nad_jax.normalizations import find_zero_normalization
 from nad_jax.points import Points, gaussian
 from nad_jax.symmetries import Representation, permutations, representations
 from nad_jax.vector_fields import (
@@ -210,13 +211,31 @@ def check_symmetrized(estimator: Estimator, model: Model) -> None:
             f"symmetrized: must be False, this model states no symmetries for inputs of {size} "
             "(on the command line: --config.symmetrized=False)"
         )
-    at_origin = estimator.derivative == "input_gradient" and estimator.point_scale < 1e-6
+    at_origin = _is_gradient_at_origin(estimator)
     outputs = (estimator.from_features and model.features) or model.apply
     if at_origin and _has_ties(model.init, outputs, model.image_shape):
         raise InputError(
             "symmetrized: must be False for exact gradients of this network at the origin "
             "(point_scale below 1e-6): they jump there (max-pooling takes the first of equals); "
             "take a larger point_scale, or derivative 'central_difference'"
+        )
+
+
+def _is_gradient_at_origin(estimator: Estimator) -> bool:
+    return estimator.derivative == "input_gradient" and estimator.point_scale < 1e-6
+
+
+def check_normalizations(estimator: Estimator, model: Model) -> None:
+    """Raises `InputError` where an exact gradient at the origin is that of a normalization of zero."""
+    if estimator.problems() or not _is_gradient_at_origin(estimator):
+        return
+    name = find_zero_normalization(model.init, model.apply, tuple(model.image_shape))
+    if name is not None:
+        raise InputError(
+            f"point_scale: must not be 0 for exact gradients of this network: {name} is a "
+            "normalization of zero there, it divides by the root of its epsilon alone; take "
+            "point_scale=1, biases (initialization='sigma:1:0.1'), or derivative "
+            "'central_difference'"
         )
 
 
@@ -280,6 +299,7 @@ def choose_readout(model: Model, estimator: Estimator) -> Readout:
                 "state it where the model is made, or take readout='sampled'"
             )
     check_symmetrized(estimator, model)
+    check_normalizations(estimator, model)
     if estimator.readout == "marginalized":
         return marginalized(model)
     if estimator.num_readouts > 1:
@@ -311,7 +331,9 @@ def choose_points(model: Model, estimator: Estimator, points: Points | None = No
     if (estimator.point, estimator.point_scale) != (Estimator.point, Estimator.point_scale):
         raise InputError("points: are given, so point and point_scale must be left out")
     scale = points.description.get("point_scale", 1.0)
-    check_symmetrized(dataclasses.replace(estimator, point_scale=scale), model)
+    there = dataclasses.replace(estimator, point_scale=scale)
+    check_symmetrized(there, model)
+    check_normalizations(there, model)
     return points
 
 

@@ -1,5 +1,5 @@
 """What users say of the law of a model, tested on a few of its networks: the variance of the
-read-out, symmetries.
+read-out, symmetries, equal blocks.
 
 A test refuses only what networks contradict; it cannot prove a claim.
 """
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nad_jax.blocks import make_blocks
 from nad_jax.directions import spatial_shape
 from nad_jax.errors import InputError
 from nad_jax.symmetries import permutations
@@ -61,6 +62,56 @@ def check_symmetries_hold(model: Any) -> None:
     A half of the networks says where the squares of a derivative differ most from their mirror
     image; on the other half that difference must have mean zero.
     """
+    seen = _gradients(model)
+    for name in model.symmetries:
+        for moved in permutations((name,), model.image_shape)[1:]:
+            differences = _energies(seen, model.image_shape)
+            differences -= _energies(seen[..., moved], model.image_shape)
+            score = _score(differences)
+            if score > _LARGEST:
+                raise InputError(
+                    f"symmetries: {name!r} is stated, but the derivatives of {len(seen)} "
+                    f"networks differ from their mirror images by {score:.1f} standard errors; "
+                    "leave it out, or check=False to take the claim at its word"
+                )
+
+
+def check_alike(model: Any) -> None:
+    """Raises `InputError` where the mean squared derivatives of a model tell apart what `alike`
+    says its first layer cannot: signs and places of members are exchanged at random, and of units
+    where they are said to be exchangeable.
+    """
+    blocks, seen = make_blocks(model.alike, tuple(model.image_shape)), _gradients(model)
+    generator = np.random.default_rng(0)
+    members, units = blocks.members, blocks.num_units
+    mix = np.linalg.qr(generator.normal(size=(members, members)))[0]
+    images = seen[..., blocks.places()]
+
+    def energies(images: np.ndarray) -> np.ndarray:
+        mixed = images @ mix
+        waves = np.fft.fft(mixed, axis=2) / np.sqrt(units)
+        return (
+            np.stack([mixed**2, np.abs(waves) ** 2]).mean(2).swapaxes(0, 1).reshape(len(seen), -1)
+        )
+
+    for _ in range(3):
+        turned = images[..., generator.permutation(members)]
+        turned = turned * generator.choice([-1.0, 1.0], members)
+        if blocks.exchangeable:
+            turned = turned[:, :, generator.permutation(units)]
+        score = _score(energies(images) - energies(turned))
+        if score > _LARGEST:
+            raise InputError(
+                f"kind: {blocks.kind!r} is stated, but the derivatives of {len(seen)} networks tell "
+                f"such entries apart by {score:.1f} standard errors; leave it out, or check=False "
+                "to take the claim at its word"
+            )
+
+
+def _gradients(model: Any) -> np.ndarray:
+    """Derivatives [N, P, D] of length 1 of those networks that have some, each at points of its
+    own.
+    """
     key, _ = _draw(model, 1)
 
     @jax.jit
@@ -74,24 +125,20 @@ def check_symmetries_hold(model: Any) -> None:
 
     seen = np.asarray(gradients(key), np.float64)
     seen = seen[np.isfinite(seen).all((1, 2)) & seen.any(2).all(1)]
-    seen /= np.linalg.norm(seen, axis=2, keepdims=True)
-    for name in model.symmetries:
-        for moved in permutations((name,), model.image_shape)[1:]:
-            differences = _energies(seen, model.image_shape)
-            differences -= _energies(seen[..., moved], model.image_shape)
-            differences = differences[differences.any(1)]
-            if len(differences) < _NETWORKS // 2:
-                continue
-            found, tested = differences[::2], differences[1::2]
-            along = tested @ found.mean(0)
-            error = along.std(ddof=1) / np.sqrt(len(along))
-            score = along.mean() / max(error, np.finfo(np.float64).tiny)
-            if score > _LARGEST:
-                raise InputError(
-                    f"symmetries: {name!r} is stated, but the derivatives of {len(seen)} "
-                    f"networks differ from their mirror images by {score:.1f} standard errors; "
-                    "leave it out, or check=False to take the claim at its word"
-                )
+    return seen / np.linalg.norm(seen, axis=2, keepdims=True)
+
+
+def _score(differences: np.ndarray) -> float:
+    """How far the mean of differences [N, …] is from zero, in standard errors: of one half of the
+    networks, along what the other half says; 0 where too few say anything.
+    """
+    differences = differences[differences.any(1)]
+    if len(differences) < _NETWORKS // 2:
+        return 0.0
+    found, tested = differences[::2], differences[1::2]
+    along = tested @ found.mean(0)
+    error = along.std(ddof=1) / np.sqrt(len(along))
+    return float(along.mean() / max(error, np.finfo(np.float64).tiny))
 
 
 def _energies(rows: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:

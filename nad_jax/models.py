@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from nad_jax.behavior import Probes, check_behavior
-from nad_jax.claims import check_readout_variance, check_symmetries_hold
+from nad_jax.blocks import Alike
+from nad_jax.claims import check_alike, check_readout_variance, check_symmetries_hold
 from nad_jax.contract import (
     as_arrays,
     check_shapes,
@@ -29,7 +30,14 @@ from nad_jax.contract import (
     shape_of_variables,
 )
 from nad_jax.convolution import resolve_convolution
-from nad_jax.errors import check_choice, check_function, check_input_shape, check_number
+from nad_jax.errors import (
+    check_choice,
+    check_function,
+    check_input_shape,
+    check_number,
+    check_record,
+    plain,
+)
 from nad_jax.renamed import takes_input_shape
 from nad_jax.substitution import warn_of_slow_convolutions
 from nad_jax.symmetries import check_symmetries
@@ -66,6 +74,7 @@ class Model(NamedTuple):
     description: every choice that made the model, for the record of a result.
     trainable: maps variables to booleans, one for each leaf: which of them training changes.
     symmetries: of the law of the network, names of `symmetries.SYMMETRIES`.
+    alike: what its first layer cannot tell apart, see `blocks`; None: unknown.
     """
 
     init: Callable[[jax.Array], Any]
@@ -77,6 +86,7 @@ class Model(NamedTuple):
     description: Mapping[str, Any] = MappingProxyType({})
     trainable: Callable[[Any], Any] = _trainable_leaves
     symmetries: tuple[str, ...] = ()
+    alike: Alike | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -138,6 +148,33 @@ def complete_model(
         warn_of_slow_convolutions(model.apply, shape_of_variables(model), model.image_shape)
     if model.readout_variance is None:
         model = model._replace(readout_variance=known_variance)
+    return model
+
+
+def state_blocks(
+    model: Model, kind: str, patch: int = 0, exchangeable: bool = False, check: bool = True
+) -> Model:
+    """The model with a statement: which entries of the input the law of its network cannot tell
+    apart, see `blocks`. What follows for a geometry, `equal_blocks` says.
+
+    It holds where these entries enter through one first layer alone, whose weights are independent,
+    of mean 0 and as likely with the other sign, or random and orthogonal.
+
+    Args:
+      kind: "all": a dense layer of all entries; "colors": a convolution; "patches": a dense layer
+        of the entries of a patch, the same for all patches.
+      patch: the side of a patch, for "patches".
+      exchangeable: whether pixels or patches may be exchanged, too, as without positions.
+      check: test it on 64 initializations, as symmetries are.
+
+    Raises:
+      InputError: where inputs have no such entries, and where the networks contradict.
+    """
+    check_record("model", model, Model)
+    alike = Alike(kind, plain(patch), plain(exchangeable)).check(tuple(model.image_shape))
+    model = model._replace(alike=alike)
+    if check_choice("check", check, (True, False)):
+        check_alike(model)
     return model
 
 

@@ -226,12 +226,22 @@ def collect(
     return Eigenvectors(eigenvalues[order], directions[order], symmetry[order], trace)
 
 
-def mean_of_pairs(energies: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
-    """Quadratic forms [K] of M as those of the mean of P M Pᵀ: the two of each pair (E) get their
-    mean.
+def width(label: str) -> int:
+    """How many eigenvalues are equal by symmetry in a representation: 2 in pairs (E), and what
+    stands behind "×" in exactly equal blocks.
     """
-    energies, paired = energies.copy(), np.flatnonzero(symmetry == "E")
-    # Leading ones may end with the first of a pair.
-    pairs = paired[: len(paired) // 2 * 2].reshape(-1, 2)
-    energies[pairs] = energies[pairs].mean(1, keepdims=True)
+    size = label.partition("×")[2]
+    return int(size) if size else 1 + (label == "E")
+
+
+def mean_of_pairs(energies: np.ndarray, symmetry: np.ndarray) -> np.ndarray:
+    """Quadratic forms [K] of M as those of the mean of P M Pᵀ: the two of each pair (E), and those
+    of each block, get their mean.
+    """
+    energies = energies.copy()
+    for label in np.unique(symmetry):
+        size, places = width(label), np.flatnonzero(symmetry == label)
+        # Leading ones may end in the middle of a pair.
+        groups = places[: len(places) // size * size].reshape(-1, size)
+        energies[groups] = energies[groups].mean(1, keepdims=True)
     return energies

@@ -232,4 +232,4 @@ def _create_model(
         "convolution": convolution,
         **{name: NONE if value is None else value for name, value in changed.items()},
     }
-    return model._replace(description=MappingProxyType(description))
+    return model._replace(description=MappingProxyType(description), alike=module.alike())

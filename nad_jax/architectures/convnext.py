@@ -16,6 +16,7 @@ from nad_jax.architectures.network import (
     split_patches,
 )
 from nad_jax.architectures.vit import EPSILON
+from nad_jax.blocks import Alike
 from nad_jax.convolution import Convolution, product_convolution
 from nad_jax.initializers import INITIALIZATIONS
 
@@ -104,6 +105,9 @@ class ConvNeXt(ImageNetwork):
     def flips(self, length: int) -> bool:
         """Patches cover the images, and paddings of 7×7 windows are the same on all sides."""
         return True
+
+    def alike(self) -> Alike:
+        return Alike("patches", self.patch, layer="patches")
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

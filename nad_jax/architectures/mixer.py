@@ -17,6 +17,7 @@ from nad_jax.architectures.network import (
     split_patches,
 )
 from nad_jax.architectures.vit import EPSILON
+from nad_jax.blocks import Alike
 from nad_jax.initializers import INITIALIZATIONS
 
 
@@ -64,6 +65,10 @@ class Mixer(ImageNetwork):
     def flips(self, length: int) -> bool:
         """Pixels of a patch, and patches, are alike to networks whose weights are drawn alike."""
         return True
+
+    def alike(self) -> Alike:
+        """Tokens are alike, too: what mixes them is drawn alike for all."""
+        return Alike("patches", self.patch, exchangeable=True, layer="patches")
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

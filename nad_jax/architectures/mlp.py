@@ -6,10 +6,17 @@ import flax.linen as nn
 import jax
 
 from nad_jax.architectures.network import TableNetwork
+from nad_jax.blocks import Alike
 
 
 class MLP(TableNetwork):
     width: int = 512
+
+    def alike(self) -> Alike:
+        """A unit's weights and bias are as likely with the other sign, which flips its gate: the
+        gradient has E[g gᵀ] = λI at every point, see `closed_form.relu_eigenvalue`.
+        """
+        return Alike("all", anywhere=("input_gradient",), layer="Dense_0")
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nad_jax.blocks import Alike
 from nad_jax.convolution import Convolution
 from nad_jax.errors import InputError
 from nad_jax.initializers import INITIALIZATIONS
@@ -128,6 +129,10 @@ class TableNetwork(nn.Module):
         """Whether an axis of that length may be reversed, see `symmetries`."""
         return True
 
+    def alike(self) -> Alike:
+        """What its first layer cannot tell apart, see `blocks`."""
+        return Alike("all", layer="Dense_0")
+
 
 class ImageNetwork(TableNetwork):
     """A module of the table, of images [B, H, W, C].
@@ -142,3 +147,6 @@ class ImageNetwork(TableNetwork):
         for five of them, of even size.
         """
         return length % 32 == 0
+
+    def alike(self) -> Alike:
+        return Alike("colors", layer="Conv_0")

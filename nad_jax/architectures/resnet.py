@@ -16,6 +16,7 @@ from nad_jax.architectures.network import (
     make_layers,
     normalize,
 )
+from nad_jax.blocks import Alike
 from nad_jax.convolution import Convolution
 from nad_jax.pooling import pool
 
@@ -78,6 +79,9 @@ class ResNet18(ImageNetwork):
     def flips(self, length: int) -> bool:
         return self.pooling == "none"
 
+    def alike(self) -> Alike:
+        return Alike("colors", layer="stem")
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         conv, _ = make_layers(self.convolution, train)
@@ -105,6 +109,9 @@ class ResNet18ImageNet(ImageNetwork):
 
     def flips(self, length: int) -> bool:
         return length % 32 == 1
+
+    def alike(self) -> Alike:
+        return Alike("colors", layer="stem")
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -21,6 +21,7 @@ from nad_jax.architectures.network import (
     normalize,
     split_patches,
 )
+from nad_jax.blocks import Alike
 from nad_jax.errors import InputError
 from nad_jax.initializers import INITIALIZATIONS
 
@@ -103,6 +104,10 @@ class ViT(ImageNetwork):
         from the last.
         """
         return self.position != "fixed"
+
+    def alike(self) -> Alike:
+        """Tokens are alike, too, but for a fixed embedding."""
+        return Alike("patches", self.patch, self.position != "fixed", layer="patches")
 
     def _embed(self, x: jax.Array, rows: int, columns: int) -> jax.Array:
         if self.position == "learned":

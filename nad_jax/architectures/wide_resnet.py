@@ -13,6 +13,7 @@ from nad_jax.architectures.network import (
     make_layers,
     normalize,
 )
+from nad_jax.blocks import Alike
 from nad_jax.convolution import Convolution
 from nad_jax.errors import InputError
 from nad_jax.pooling import pool
@@ -63,6 +64,9 @@ class WideResNet(ImageNetwork):
 
     def flips(self, length: int) -> bool:
         return self.pooling == "none"
+
+    def alike(self) -> Alike:
+        return Alike("colors", layer="stem")
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
