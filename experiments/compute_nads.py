@@ -28,10 +28,12 @@ from experiments.run.plan import Json, Member, Study
 from experiments.run.progress import read_seconds
 from experiments.run.targets import estimate_ensemble
 from nad_jax import nads, records, store, subspaces
+from nad_jax.blocks import average_blocks, read_blocks
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError
 from nad_jax.nads import NADs, numerical_rank
 from nad_jax.reading import finish, keep_batches
+from nad_jax.symmetries import Eigenvectors
 from nad_jax.tables import Row, format_table
 
 FIELDS = Fields(
@@ -168,8 +170,10 @@ def _compare(
     arrays = {name: np.asarray(value) for name, value in _ensemble(result).items()}
     if directions is not None:
         sizes = result.overlap_sizes[result.overlap_sizes <= len(directions)]
-        overlap = subspaces.subspace_overlap(result.directions, directions, tuple(sizes.tolist()))
-        known = sizes <= numerical_rank(result.eigenvalues)
+        own = Eigenvectors(result.eigenvalues, result.directions, result.symmetry, 0.0)
+        own = average_blocks(own, result.blocks)
+        overlap = subspaces.subspace_overlap(own.directions, directions, tuple(sizes.tolist()))
+        known = sizes <= numerical_rank(own.eigenvalues)
         arrays |= {"overlap_sizes": sizes, "overlap": np.where(known, overlap, np.nan)}
     if values is not None:
         own = nads.singular_values(result.eigenvalues, config.compare_num_networks)
@@ -211,7 +215,8 @@ def _find_nads(folder: Folder, point: Point, complete: bool) -> NADs | None:
         return None
     found = geometry.find(ensemble, config.seed, halves)
     choices = geometry.describe(ensemble, config.seed, halves, folder.read_origins(members))
-    how = subspaces.default_sizes(ensemble.accumulator.size), config.centred
+    sizes = subspaces.report_sizes(ensemble.accumulator.size, read_blocks(choices))
+    how = sizes, config.centred
     batches = keep_batches(ensemble.model, ensemble.estimator, looks)
     return finish(ensemble.accumulator, halves, found, choices, *how, looks=looks, batches=batches)
 

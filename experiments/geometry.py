@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import results
@@ -27,6 +28,7 @@ from nad_jax.choices import (
     Estimator,
     check_num_networks,
     check_symmetrized,
+    choose_blocks,
     choose_readout,
     record_choices,
 )
@@ -163,6 +165,8 @@ def make_program(ensemble: Ensemble, chunk_size: int) -> Program:
         return halves_to_arrays(halves), int(halves.diverged)
 
     how = {"mapping": execution.mapping, "chunk_size": execution.chunk_size}
+    if known := explain_blocks(ensemble):
+        logging.info("%s", known)
     return Program(compute, execution.chunk_size, 2, how)
 
 
@@ -170,8 +174,14 @@ def measure_cost(ensemble: Ensemble) -> Cost:
     """What a program of `make_program` costs."""
     estimator, readout = ensemble.estimator, choose_readout(ensemble.model, ensemble.estimator)
     exact = estimator.derivative == "input_gradient"
-    note = summary.explain_passes(readout.num_outputs) if exact else ""
-    return measure_ensemble(ensemble)._replace(note=note)
+    notes = [summary.explain_passes(readout.num_outputs) if exact else "", explain_blocks(ensemble)]
+    return measure_ensemble(ensemble)._replace(note="\n  ".join(filter(None, notes)))
+
+
+def explain_blocks(ensemble: Ensemble) -> str:
+    """The exactly equal blocks that its geometry will have, and why; "" where there are none."""
+    blocks = choose_blocks(ensemble.model, ensemble.estimator)
+    return f"{blocks}; {blocks.reason}" if blocks.count else ""
 
 
 def merge(
@@ -235,6 +245,8 @@ def report(result: NADs, kind: str, more: str) -> None:
     which directions they do not determine.
     """
     print(f"{kind} of {summary.describe(result)}{more}")
+    if (blocks := result.blocks) is not None:
+        print(f"  {blocks}")
     if note := summary.explain_passes(result.config.get("backward_passes", 0)):
         print(f"  {note}")
     if diverged := result.config["diverged"]:

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import geometry
+from experiments.networks import read_model
 from experiments.run import runner
 from experiments.run.config import Fields
 from experiments.run.costs import Ensemble
@@ -27,6 +28,7 @@ from experiments.run.folder import Folder, digest
 from experiments.run.plan import Json, Member, Shapes, Study, Unit
 from experiments.run.targets import estimate_ensemble
 from nad_jax import records
+from nad_jax.choices import choose_blocks
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError, check_input_shape
 from nad_jax.estimation import Passes, compare_passes, next_basis
@@ -87,7 +89,8 @@ def _read_ensemble(config: ConfigDict, this: Pass) -> Ensemble:
 
 
 def _sizes(config: ConfigDict) -> tuple[int, ...]:
-    return _read_passes(config).sizes(math.prod(config.image_shape))
+    found = choose_blocks(read_model(config), geometry.read_estimator(config))
+    return _read_passes(config).sizes(math.prod(config.image_shape), found if found.count else None)
 
 
 def _basis(number: int) -> Member:

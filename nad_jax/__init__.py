@@ -45,6 +45,7 @@ from nad_jax.directions import (
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError
 from nad_jax.estimation import estimate_leading_nads, estimate_nads
+from nad_jax.first_layer import Integrated, integrate_first_layer
 from nad_jax.fitting import FitMetrics, Members, Task
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.learnability import Learnability, learnable
@@ -93,6 +94,7 @@ __all__ = [
     "FitMetrics",
     "ImageData",
     "InputError",
+    "Integrated",
     "LeadingNADs",
     "Learnability",
     "Members",
@@ -136,6 +138,7 @@ __all__ = [
     "gaussian",
     "images",
     "input_gradient",
+    "integrate_first_layer",
     "isotropy",
     "learnable",
     "load_nads",

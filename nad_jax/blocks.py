@@ -139,14 +139,15 @@ class Blocks(NamedTuple):
         parts = matrix[np.ix_(order, order)].reshape(*size, *size)
         return self.exchange(np.einsum("umvm->uv", parts) / self.members)
 
-    def exchange(self, units: np.ndarray) -> np.ndarray:
-        """The mean of a matrix [..., U, U] over exchanges of units, where they are exchangeable."""
+    def exchange(self, units: Any) -> Any:
+        """The mean of a matrix [U, U] over exchanges of units, where they are exchangeable."""
         count = self.num_units
         if not self.exchangeable or count == 1:
             return units
-        own = np.trace(units, axis1=-2, axis2=-1)[..., None, None] / count
-        others = (units.sum((-2, -1))[..., None, None] / count - own) / (count - 1)
-        return np.where(np.eye(count, dtype=bool), own, others)
+        own = units.trace() / count
+        others = (units.sum() / count - own) / (count - 1)
+        same = np.eye(count, dtype=np.float32)
+        return own * same + others * (1 - same)
 
     def lift(self, units: np.ndarray) -> np.ndarray:
         """A ⊗ I [D, D] of A [U, U]."""
@@ -180,6 +181,14 @@ class Blocks(NamedTuple):
             float(np.trace(matrix)),
         )
 
+    def cuts(self, symmetry: np.ndarray) -> np.ndarray:
+        """The sizes of leading subspaces of whole blocks, of labels [K] of `eigh`."""
+        sizes, done = [], 0
+        while done < len(symmetry):
+            done += width(symmetry[done])
+            sizes.append(done)
+        return np.array(sizes)
+
     def whole_sizes(self) -> tuple[int, ...]:
         """The sizes of leading subspaces of whole blocks that are reported by default."""
         if self.exchangeable and self.num_units > 1:
@@ -205,6 +214,16 @@ def _eigh_exchangeable(
     widths = np.array([1, *[count - 1] * (count - 1)])
     order = np.argsort(-values, kind="stable")
     return values[order], orient(vectors[order]), [""] * count, widths[order].tolist()
+
+
+def average_blocks(found: Eigenvectors, blocks: Blocks | None) -> Eigenvectors:
+    """Eigenvectors as those of the mean over equal blocks; as they are where there are none, and
+    where they are the leading ones only.
+    """
+    if blocks is None or len(found.directions) < found.directions.shape[1]:
+        return found
+    matrix = (found.directions.T.astype(np.float64) * found.eigenvalues) @ found.directions
+    return blocks.eigh(matrix)
 
 
 def equal_blocks(

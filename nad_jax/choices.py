@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax import errors
+from nad_jax.blocks import Blocks, find_blocks
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, check_record
 from nad_jax.models import Model
@@ -337,6 +338,12 @@ def choose_points(model: Model, estimator: Estimator, points: Points | None = No
     return points
 
 
+def choose_blocks(model: Model, estimator: Estimator, points: Points | None = None) -> Blocks:
+    """The exactly equal blocks that what is measured has, of networks at their initialization."""
+    where = estimator.point, estimator.point_scale, points
+    return find_blocks(model, estimator.derivative, *where)
+
+
 def shape_of_points(points: Points) -> tuple[int, ...]:
     """[P, *input_shape], of the points that a law gives a network."""
 
@@ -371,6 +378,7 @@ def record_choices(
     if points is not None:
         del chosen["point_scale"]
         chosen |= {"point": "own law", **points.description}
+    blocks = None if given else choose_blocks(model, estimator, points).describe()
     if callable(estimator.derivative):
         chosen["derivative"] = getattr(estimator.derivative, "__name__", "vector field")
     choices = {
@@ -381,6 +389,7 @@ def record_choices(
         "chunk_size": execution.chunk_size,
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         **({"networks": "given"} if given else {}),
+        **({"blocks": blocks} if blocks else {}),
         "versions": versions(),
         "device": device_kind(),
     }

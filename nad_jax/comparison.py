@@ -2,15 +2,18 @@
 with its error.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nad_jax.batches import average_products, error_of_pairs, standard_error
+from nad_jax.blocks import average_blocks
 from nad_jax.errors import InputError, check_record
 from nad_jax.nads import NADs
-from nad_jax.subspaces import subspace_overlap
+from nad_jax.subspaces import SIZES, subspace_overlap
+from nad_jax.symmetries import Eigenvectors
 from nad_jax.tables import Row, Tabular, zip_columns
 
 
@@ -38,7 +41,9 @@ class Comparison(NamedTuple):
 
     left, right: their isotropies. z: their difference in standard errors between networks; positive
       where the left one is more isotropic; nan where no error is known.
-    overlap_sizes, overlap: [S] ‖U_k V_kᵀ‖²/k of their leading subspaces, k/D by chance.
+    overlap_sizes, overlap: [S] ‖U_k V_kᵀ‖²/k of their leading subspaces, k/D by chance; of whole
+      blocks where a record has exactly equal ones, each averaged over them; [0] where no size is
+      whole in both.
     unlike: the choices that say where and how derivatives are taken, and differ.
     """
 
@@ -57,6 +62,7 @@ class Comparison(NamedTuple):
         pairs = zip(self.overlap_sizes, self.overlap, strict=True)
         overlaps = ", ".join(f"{overlap:.3f} at {size}" for size, overlap in pairs)
         beware = f"; beware: different {', '.join(self.unlike)}" if self.unlike else ""
+        overlaps = overlaps or "unknown, no size is of whole blocks in both"
         return f"Comparison({self.left} and {self.right}: {sure}; overlap {overlaps}{beware})"
 
 
@@ -158,12 +164,31 @@ def compare(left: NADs, right: NADs) -> Comparison:
     sizes = [nads.directions.shape[1] for nads in (left, right)]
     if sizes[0] != sizes[1]:
         raise InputError(f"right: must have D = {sizes[0]} like the left one, got {sizes[1]}")
-    overlap_sizes = np.intersect1d(left.overlap_sizes, right.overlap_sizes)
-    overlap = subspace_overlap(left.directions, right.directions, tuple(overlap_sizes.tolist()))
+    overlap_sizes, overlap = _overlap(left, right)
     error = math.hypot(one.sem, other.sem)
     z = (one.value - other.value) / error if error else math.nan
     unlike = [name for name in _ALIKE if left.config.get(name) != right.config.get(name)]
     return Comparison(one, other, z, overlap_sizes, overlap, tuple(unlike))
+
+
+def _overlap(left: NADs, right: NADs) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes and overlaps [S] of leading subspaces, of whole blocks alone."""
+    whole = [average_blocks(_eigenvectors(one), one.blocks) for one in (left, right)]
+    directions = [found.directions for found in whole]
+    pairs = zip((left, right), whole, strict=True)
+    cuts = [one.blocks.cuts(found.symmetry) for one, found in pairs if one.blocks is not None]
+    if not cuts:
+        sizes = np.intersect1d(left.overlap_sizes, right.overlap_sizes)
+        return sizes, subspace_overlap(*directions, tuple(sizes.tolist()))
+    sizes = functools.reduce(np.intersect1d, cuts)
+    sizes = sizes[sizes <= min(map(len, directions))]
+    few = [place for place in SIZES if place <= len(sizes)]  # the first, the fourth, …
+    sizes = sizes[np.array(few, int) - 1]
+    return sizes, subspace_overlap(*directions, tuple(sizes.tolist()))
+
+
+def _eigenvectors(nads: NADs) -> Eigenvectors:
+    return Eigenvectors(nads.eigenvalues, nads.directions, nads.symmetry, 0.0)
 
 
 def energy_map(nads: NADs) -> EnergyMap:

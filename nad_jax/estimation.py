@@ -12,11 +12,13 @@ from nad_jax import ensemble, errors, moments, subspaces
 from nad_jax.accumulation import Progress, make_accumulate
 from nad_jax.batches import add_look
 from nad_jax.between_points import measure_between_points
+from nad_jax.blocks import Blocks
 from nad_jax.choices import (
     INITIALIZED,
     Estimator,
     check_num_networks,
     check_own_layer,
+    choose_blocks,
     choose_readout,
     find_symmetries,
     read_choices,
@@ -28,7 +30,7 @@ from nad_jax.errors import InputError, check_function, check_integer, check_numb
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, init_halves
 from nad_jax.nads import NADs
-from nad_jax.points import as_points
+from nad_jax.points import Points, as_points
 from nad_jax.reading import (
     Found,
     check_finite,
@@ -122,7 +124,9 @@ def estimate_nads(
     )
     halves, dimension = init_halves(accumulator), accumulator.size
     together = execution.chunk_size * len(execution.devices)
-    looks, sizes = _plan_batches(num_networks, together), {*subspaces.default_sizes(dimension)}
+    blocks = _known_blocks(model, estimator, points, variables)
+    looks = _plan_batches(num_networks, together)
+    sizes = {*subspaces.report_sizes(dimension, blocks)}
     if stop_overlap is not None:
         stop_overlap = check_number("stop_overlap", stop_overlap, 0.0, exclusive=True)
         if stop_overlap > 1:
@@ -140,7 +144,7 @@ def estimate_nads(
         check_not_zero(halves, model, estimator, key, points, variables)
         if look < num_networks:
             parts = (accumulator.read(half, estimator.centred) for half in halves[:2])
-            if overlap_halves(*parts, (stop_size,))[0] >= stop_overlap:
+            if overlap_halves(*parts, (stop_size,), blocks)[0] >= stop_overlap:
                 break
     found = find_directions(accumulator, halves, estimator.centred)
     config = record_choices(model, estimator, execution, key, points, variables is not None)
@@ -148,6 +152,14 @@ def estimate_nads(
     how = tuple(sorted(sizes)), estimator.centred
     nads = finish(accumulator, halves, found, config, *how, looks=seen, batches=batches)
     return measure_between_points(model, estimator, key, nads, points, variables)
+
+
+def _known_blocks(
+    model: Model, estimator: Estimator, points: Points | None, variables: Any
+) -> Blocks | None:
+    """The exactly equal blocks of a geometry; None where it has none, and of given networks."""
+    found = None if variables is not None else choose_blocks(model, estimator, points)
+    return found if found is not None and found.count else None
 
 
 def _after(before: int, progress: Progress | None) -> Progress | None:
@@ -237,9 +249,11 @@ class Passes(NamedTuple):
         kept = min(self.num_directions + self.num_extra, math.prod(model.image_shape))
         return moments.sketched(kept, *find_symmetries(model, estimator))
 
-    def sizes(self, dimension: int) -> tuple[int, ...]:
-        """The subspace sizes whose overlaps are reported: the default ones below K, and K."""
-        defaults = subspaces.default_sizes(dimension)
+    def sizes(self, dimension: int, blocks: Blocks | None = None) -> tuple[int, ...]:
+        """The subspace sizes whose overlaps are reported: the default ones below K, of whole blocks
+        where there are equal ones, and K.
+        """
+        defaults = subspaces.report_sizes(dimension, blocks)
         return (*(size for size in defaults if size < self.num_directions), self.num_directions)
 
     def first_basis(self, key: jax.Array, dimension: int) -> jax.Array:
@@ -339,7 +353,8 @@ def estimate_leading_nads(
         model, estimator, accumulator, *how, points, variables, empty
     )
     batches = _plan_batches(num_networks, execution.chunk_size * len(execution.devices))
-    sizes, pass_overlap = passes.sizes(dimension), []
+    blocks = _known_blocks(model, estimator, points, variables)
+    sizes, pass_overlap = passes.sizes(dimension, blocks), []
     for number in range(passes.num_passes):
         halves, looks = init_halves(accumulator, basis), []
         for first, stop in itertools.pairwise([0, *batches]):

@@ -176,6 +176,7 @@ def plot_directions(
     eigenvalues: np.ndarray | None = None,
     eigenvalue_sem: np.ndarray | None = None,
     groups: Groups = NO_GROUPS,
+    blocks: str = "",
 ) -> Figure:
     """Directions [K, D] as images with their Fourier energy, each on its own scale.
 
@@ -188,6 +189,7 @@ def plot_directions(
       eigenvalues, eigenvalue_sem: [K] of the directions, and their standard errors.
       groups: indices of directions that are not determined one by one, and the tolerance of their
         eigenvalues, of `nads.degenerate_groups`: each is marked by a bracket with a letter.
+      blocks: what is said of exactly equal blocks.
     """
     images = np.asarray(to_images(np.asarray(directions), image_shape))
     notes = []
@@ -210,6 +212,8 @@ def plot_directions(
             f"brackets of one letter: eigenvalues equal within {tolerance:.0%}, single directions "
             "not determined"
         )
+    if blocks:
+        notes.append(blocks)
     if not card.has_axes:
         down, across = (f"−{length // 2} … {(length - 1) // 2}" for length in images.shape[1:3])
         notes.append(

@@ -13,7 +13,9 @@ import numpy as np
 
 from nad_jax import spectral
 from nad_jax.batches import Batches, standard_error
+from nad_jax.blocks import Blocks, read_blocks
 from nad_jax.errors import InputError, check_integer, check_number, check_record, host_array
+from nad_jax.symmetries import width
 from nad_jax.tables import Row, Tabular, zip_columns
 
 DERIVATIVES = ("central_difference", "input_gradient")  # by name, and where they are taken
@@ -79,6 +81,13 @@ class NADs(NamedTuple):
         return Batches(*kept) if len(self.batch_weights) else None
 
     @property
+    def blocks(self) -> Blocks | None:
+        """The exactly equal blocks that the geometry has, see `equal_blocks`; None where it has
+        none, or the record does not say.
+        """
+        return read_blocks(self.config)
+
+    @property
     def trace_sem(self) -> float:
         """The standard error of the trace between networks, at these points; nan of leading records
         and of one network.
@@ -131,7 +140,9 @@ class NADs(NamedTuple):
         shown, shape = self.directions[:num_directions], tuple(self.config["image_shape"])
         known = self.symmetry, self.eigenvalues, self.sem
         groups = degenerate_groups(self, max(16, num_directions))
-        return plotting.plot_directions(shown, shape, f"NADs of {self._title}", *known, groups)
+        title = f"NADs of {self._title}"
+        said = "" if self.blocks is None else str(self.blocks)
+        return plotting.plot_directions(shown, shape, title, *known, groups, said)
 
     def plot_spectrum(self, compared: np.ndarray | None = None) -> Any:
         """A figure of the eigenvalues with their errors; `compared` are eigenvalues of others."""
@@ -139,7 +150,16 @@ class NADs(NamedTuple):
 
         band = null_band(self) if has_null_band(self) else None
         spectrum = self.eigenvalues, self.sem, f"Spectrum of {self._title}"
-        return plotting.plot_spectrum(*spectrum, band, compared)
+        return plotting.plot_spectrum(*spectrum, band, compared, self._plateaus())
+
+    def _plateaus(self) -> tuple[str, np.ndarray] | None:
+        """What the equal blocks are, and the eigenvalues [D] averaged over them; None where there
+        are none, or the leading eigenvalues alone.
+        """
+        blocks = self.blocks
+        if blocks is None or len(self.eigenvalues) < self.directions.shape[1]:
+            return None
+        return str(blocks).partition(":")[0], blocks.eigh(self.matrix).eigenvalues
 
     def plot_overlap(self, curves: Mapping[str, tuple[np.ndarray, np.ndarray]] = NO_CURVES) -> Any:
         """A figure of the overlap of leading subspaces of the halves; `curves` are sizes, overlaps
@@ -256,9 +276,9 @@ def degenerate_groups(nads: NADs, leading: int = 16) -> tuple[list[list[int]], f
     groups = []
     for label in np.unique(nads.symmetry):
         places = np.flatnonzero(nads.symmetry == label)
-        width = 2 if label == "E" else 1
-        runs = spectral.near_degenerate_groups(nads.eigenvalues[places[::width]], tolerance)
-        groups += [places[first * width : (last + 1) * width].tolist() for first, last in runs]
+        size = width(label)
+        runs = spectral.near_degenerate_groups(nads.eigenvalues[places[::size]], tolerance)
+        groups += [places[first * size : (last + 1) * size].tolist() for first, last in runs]
     return sorted(group for group in groups if group[0] < leading), tolerance
 
 

@@ -70,9 +70,12 @@ def plot_spectrum(
     title: str,
     null_band: tuple[float, float] | None = None,
     compared: np.ndarray | None = None,
+    plateaus: tuple[str, np.ndarray] | None = None,
 ) -> Figure:
     """Eigenvalues [K] against their index, logarithmic, with null band and compared spectrum; below
     it ± one standard error and the compared ones, relative to the eigenvalues.
+
+    `plateaus` are what exactly equal blocks are, and the eigenvalues [K] averaged over them: steps.
     """
     figure = PrintedFigure(figsize=(COLUMN, 2.7), layout="constrained")
     set_title(figure, title)
@@ -100,6 +103,10 @@ def plot_spectrum(
         difference = 100 * (others[same] / eigenvalues[same] - 1)
         lower.plot(same, difference, markevery=few[few < len(same)].tolist(), **style)
         limits.append(np.percentile(np.abs(difference), 98))
+    if plateaus is not None:
+        label, steps = plateaus
+        style = {"color": COLORS[2], "linewidth": 1.2, "zorder": 4, "label": label}
+        axes.step(index, steps[shown], where="mid", **style)
     if null_band is not None:
         label = "null band (Marchenko–Pastur)"
         axes.axhspan(*null_band, color=GRAY, alpha=0.35, linewidth=0, label=label)

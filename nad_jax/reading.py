@@ -7,6 +7,7 @@ import numpy as np
 
 from nad_jax import moments, subspaces
 from nad_jax.batches import Batches, measure_batches, measure_errors
+from nad_jax.blocks import Blocks, average_blocks, read_blocks
 from nad_jax.choices import Estimator, find_symmetries
 from nad_jax.errors import InputError
 from nad_jax.models import Model
@@ -109,7 +110,9 @@ def finish(
             accumulator, looks or [halves], directions, symmetry, centered
         ),
         overlap_sizes=np.array(sizes),
-        split_half_overlap=overlap_halves(found.even, found.odd, sizes).astype(np.float32),
+        split_half_overlap=overlap_halves(found.even, found.odd, sizes, read_blocks(config)).astype(
+            np.float32
+        ),
         num_networks=int(halves.networks),
         config=config,
         symmetry=symmetry,
@@ -126,10 +129,13 @@ def keep_batches(model: Model, estimator: Estimator, looks: list[Halves]) -> Bat
     return measure_batches(looks, model.image_shape, representations, names, estimator.centred)
 
 
-def overlap_halves(even: Eigenvectors, odd: Eigenvectors, sizes: tuple[int, ...]) -> np.ndarray:
-    """The overlaps [S] of leading subspaces of the halves; nan beyond the numerical rank of either,
-    where directions are rounding.
+def overlap_halves(
+    even: Eigenvectors, odd: Eigenvectors, sizes: tuple[int, ...], blocks: Blocks | None = None
+) -> np.ndarray:
+    """The overlaps [S] of leading subspaces of the halves, each averaged over its equal blocks; nan
+    beyond the numerical rank of either, where directions are rounding.
     """
+    even, odd = average_blocks(even, blocks), average_blocks(odd, blocks)
     rank = min(numerical_rank(part.eigenvalues) for part in (even, odd))
     overlaps = subspaces.subspace_overlap(even.directions, odd.directions, sizes)
     return np.where(np.array(sizes) <= rank, overlaps, np.nan)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from nad_jax.batches import Batches
+from nad_jax.blocks import read_blocks
 from nad_jax.errors import (
     InputError,
     as_path,
@@ -124,6 +125,10 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
     for name, kinds in _SAID.items():
         if type(config.get(name, kinds[0]())) not in kinds:
             raise InputError(f"{path}: config: {name} cannot be {shown(config[name])}")
+    try:
+        read_blocks(config)
+    except InputError as error:
+        raise InputError(f"{path}: config: {error}") from error
     trace, num_networks = float(arrays["trace"]), int(arrays["num_networks"])
     trace = None if np.isnan(trace) else trace
     read = {"num_networks": num_networks, "config": config, "trace": trace}

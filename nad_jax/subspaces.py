@@ -2,6 +2,8 @@
 rotation are free.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import jax.scipy.stats
@@ -32,6 +34,11 @@ def _check_pair(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.nda
 def default_sizes(dimension: int) -> tuple[int, ...]:
     """The subspace sizes reported by default: those of `SIZES` below D (at D every overlap is 1)."""
     return tuple(size for size in SIZES if size < dimension) or (1,)
+
+
+def report_sizes(dimension: int, blocks: Any = None) -> tuple[int, ...]:
+    """The subspace sizes reported by default: of whole blocks where a geometry has equal ones."""
+    return default_sizes(dimension) if blocks is None else blocks.whole_sizes()
 
 
 def subspace_overlap(left: np.ndarray, right: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:

@@ -42,7 +42,7 @@ def describe(nads: NADs) -> str:
 
 
 def summarize(nads: NADs) -> list[str]:
-    """How sure a record is of what, in at most five lines."""
+    """How sure a record is of what, in at most six lines."""
     count, dimension = nads.directions.shape
     errors = {"networks": nads.eigenvalue_sem, "points": nads.point_sem}
     if nads.num_networks == 1:
@@ -66,6 +66,8 @@ def summarize(nads: NADs) -> list[str]:
     if nads.batches is not None:
         lines[-1] += f"; isotropy {format_number(*isotropy(nads))}"
         lines[-1] += " at these points" * ("networks" in errors and "points" in errors)
+    if (blocks := nads.blocks) is not None:
+        lines.append(str(blocks))
     if note := explain_passes(nads.config.get("backward_passes", 0)):
         lines.append(note)
     if found := warn(nads):
