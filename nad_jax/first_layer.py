@@ -18,7 +18,7 @@ from nad_jax.blocks import Blocks, make_blocks
 from nad_jax.choices import Estimator, check_normalizations
 from nad_jax.ensemble import member_keys, named_key, resolve_key
 from nad_jax.errors import InputError, check_integer, check_record
-from nad_jax.initializers import readout_variance
+from nad_jax.initializers import weight_variance
 from nad_jax.models import Model
 from nad_jax.vector_fields import input_gradient
 
@@ -111,7 +111,7 @@ def find_weight_variance(model: Model, shape: tuple[int, ...]) -> float:
         return 2.0 / (math.prod(inputs[:-1]) * features)
     if initialization == "flax":
         return module.flax_readout_variance or 1.0 / math.prod(inputs)
-    return readout_variance(initialization, math.prod(inputs), features)
+    return weight_variance(initialization, math.prod(inputs), features)
 
 
 def _make_means(model: Model, blocks: Blocks, shape: tuple[int, ...], logit: int) -> Any:
