@@ -33,6 +33,7 @@ from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError
 from nad_jax.nads import NADs, numerical_rank
 from nad_jax.reading import finish, keep_batches
+from nad_jax.spectrum_metrics import spectrum_metrics
 from nad_jax.symmetries import Eigenvectors
 from nad_jax.tables import Row, format_table
 
@@ -228,12 +229,27 @@ def _make_row(workdir: Path, point: Point, result: NADs, seconds: Json, command:
     row["eigenvalue_0"] = float(result.eigenvalues[0])
     sizes = zip(result.overlap_sizes.tolist(), result.split_half_overlap.tolist(), strict=True)
     row |= {f"split_half_overlap_{size}": overlap for size, overlap in sizes}
+    row |= _list_metrics(result)
     units = geometry.parse_units(path.stem for path in (workdir / point.name).glob("units/*.npz"))
     took = [(seconds.get(f"{point.name},{name}"), *ends) for name, ends in units.items()]
     known = [(taken * (stop - first), stop - first) for taken, first, stop in took if taken]
     totals = [sum(column) for column in zip(*known, strict=True)]
     row["seconds"] = totals[0] / totals[1] if totals else ""
     return {**row, **results.provenance(result.config, command)}
+
+
+def _list_metrics(result: NADs) -> Row:
+    """The metrics of its spectrum, each followed by its standard error; none of records that lack
+    what they are made of.
+    """
+    if result.batches is None or not result.batch_spectra.shape[1]:
+        return {}
+    rows = spectrum_metrics(result).to_rows()
+    return {
+        name: value
+        for one in rows
+        for name, value in ((one["metric"], one["value"]), (f"{one['metric']}_sem", one["sem"]))
+    }
 
 
 def _earlier_rows(workdir: Path, axes: list[str], names: set[str], seconds: Json) -> Iterator[Row]:

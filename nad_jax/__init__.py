@@ -68,6 +68,7 @@ from nad_jax.recipe import Recipe
 from nad_jax.records import load_nads, read_directions, save_nads
 from nad_jax.snapshots import Snapshots
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
+from nad_jax.spectrum_metrics import radial_energy, spectrum_metrics, symmetry_energy
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
 from nad_jax.tasks import separable
 from nad_jax.tasks.images import cifar_recipe
@@ -159,6 +160,7 @@ __all__ = [
     "product_convolution",
     "project_out",
     "published_carriers",
+    "radial_energy",
     "rank_correlation",
     "read_cifar10",
     "read_directions",
@@ -172,9 +174,11 @@ __all__ = [
     "separable",
     "set_coefficients",
     "singular_values",
+    "spectrum_metrics",
     "state_blocks",
     "subspace_overlap",
     "susceptibilities",
+    "symmetry_energy",
     "tasks",
     "to_images",
     "to_vectors",

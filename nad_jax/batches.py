@@ -11,9 +11,16 @@ import numpy as np
 
 from nad_jax.directions import spatial_shape
 from nad_jax.moments import Accumulator, Halves, Projected, State, sums_of_rows
-from nad_jax.symmetries import Representation, block, mean_of_pairs
+from nad_jax.symmetries import (
+    Representation,
+    all_symmetries,
+    block,
+    mean_of_pairs,
+    representations,
+)
 
 _MOST = 8  # looks, of two halves each: errors are known to 1/√(2·15) of themselves
+_LARGE = 1536  # from here on an eigendecomposition takes seconds: there are four of them
 
 
 class Batches(NamedTuple):
@@ -24,12 +31,71 @@ class Batches(NamedTuple):
     products: [B, B] tr(G_a G_b).
     energies: [B, *space] the mean over phases and channels of vᵀ G_b v, v the real Fourier vectors
       of each frequency, in the order of `np.fft.fftfreq`.
+    parts:    [B, R] what of the trace lies in each of `list_parts` of the inputs.
+    groups:   [J] the shares of groups of batches, in all rows; four groups where D is large.
+    spectra:  [J + 1, D] the eigenvalues of the mean of all batches, and of that without each group,
+              descending. [0, D] of a single batch, which has no groups.
     """
 
     weights: np.ndarray
     traces: np.ndarray
     products: np.ndarray
     energies: np.ndarray
+    parts: np.ndarray
+    groups: np.ndarray
+    spectra: np.ndarray
+
+
+EARLY = ("weights", "traces", "products", "energies")  # what records have had longer than the rest
+
+
+def list_parts(image_shape: tuple[int, ...]) -> list[Representation]:
+    """The representations of all symmetries that inputs of this shape may have."""
+    return representations(all_symmetries(image_shape), image_shape)
+
+
+def part_energies(matrix: np.ndarray, parts: list[Representation]) -> np.ndarray:
+    """What of the trace of G [D, D] lies in each representation: [R], tr(P_r G)."""
+    energies = []
+    for one in parts:
+        moved = zip(one.signs, one.moved, strict=True)
+        signed = [(sign, turn, turn[place]) for sign, place in moved for turn in one.turns]
+        total = sum(
+            sign * matrix[rows, columns].sum(dtype=np.float64) for sign, rows, columns in signed
+        )
+        energies.append(total / len(one.signs))
+    return np.array(energies)
+
+
+def spectra_without(
+    blocks: list[tuple[np.ndarray, int]], weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The eigenvalues of the weighted mean of matrices, and without one group of them: the weights
+    [J] of the groups, and [J + 1, D], descending.
+
+    Args:
+      blocks: [B, n, n] of each representation, and how many times its eigenvalues count.
+      weights: [B], which sum to 1.
+    """
+    largest = max(len(matrices[0]) for matrices, _ in blocks)
+    count = len(weights) if largest < _LARGE else min(4, len(weights))
+    places = np.arange(len(weights)) * count // len(weights)
+    groups = np.bincount(places, weights)
+    if count < 2:
+        return np.zeros(0), np.zeros((0, sum(len(one[0]) * times for one, times in blocks)))
+    spectra = []
+    for group in range(-1, count):
+        kept = weights * (places != group)
+        kept /= kept.sum()
+        means = [(_mean(matrices, kept), times) for matrices, times in blocks]
+        values = [np.repeat(np.linalg.eigvalsh(mean), times) for mean, times in means]
+        spectra.append(np.maximum(np.sort(np.concatenate(values))[::-1], 0.0))
+    return groups, np.stack(spectra)
+
+
+def _mean(matrices: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Σ w_b M_b in float64, without copies of all matrices [B, n, n]."""
+    return sum(weight * one for weight, one in zip(weights, matrices, strict=True) if weight)
 
 
 def frequency_energies(matrix: np.ndarray, image_shape: tuple[int, ...]) -> np.ndarray:
@@ -139,12 +205,11 @@ def measure_batches(
         counts.append(count)
         matrices.append(np.ldexp(moment, -unit).astype(np.float32))
     found = summarize(matrices, np.array(counts), image_shape, representations, symmetries)
-    return Batches(
-        found.weights,
-        np.ldexp(found.traces, unit),
-        np.ldexp(found.products, 2 * unit),
-        np.ldexp(found.energies, unit),
-    )
+    scaled = {name: np.ldexp(getattr(found, name), unit) for name in _OF_ROWS_SQUARED}
+    return found._replace(products=np.ldexp(found.products, 2 * unit), **scaled)
+
+
+_OF_ROWS_SQUARED = ("traces", "energies", "parts", "spectra")
 
 
 def summarize(
@@ -162,11 +227,34 @@ def summarize(
     """
     traces = np.array([np.trace(matrix, dtype=np.float64) for matrix in matrices])
     maps = [average_map(frequency_energies(one, image_shape), symmetries) for one in matrices]
-    products = np.zeros((len(matrices), len(matrices)))
+    all_parts = list_parts(image_shape)
+    parts = np.stack([part_energies(one, all_parts) for one in matrices])
+    products, blocks = np.zeros((len(matrices), len(matrices))), []
     for one in representations:
-        blocks = np.stack([block(matrix, one).reshape(-1) for matrix in matrices])
-        products += len(one.turns) * (blocks @ blocks.T)
-    return Batches(counts / counts.sum(), traces, products, np.stack(maps))
+        flat = np.stack([block(matrix, one).reshape(-1) for matrix in matrices])
+        products += len(one.turns) * (flat @ flat.T)
+        blocks.append((flat.reshape(len(matrices), *[len(one.seeds)] * 2), len(one.turns)))
+    weights = counts / counts.sum()
+    without = spectra_without(blocks, weights)
+    return Batches(weights, traces, products, np.stack(maps), parts, *without)
+
+
+def jackknife(whole: float, without: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """A function of a mean, freed from its bias of first order, and its standard error.
+
+    Args:
+      whole: its value at the mean of all groups. without: [J] its values without one of each.
+      groups: [J] their weights, which sum to 1.
+
+    Source: Busing, Meijer and van der Leeden 1999, the delete-m_j jackknife. nan of fewer than two
+    groups.
+    """
+    if len(groups) < 2:
+        return float("nan"), float("nan")
+    value = len(groups) * whole - ((1 - groups) * without).sum()
+    pseudo = (whole - (1 - groups) * without) / groups
+    variance = np.mean((pseudo - value) ** 2 * groups / (1 - groups))
+    return float(value), float(np.sqrt(variance))
 
 
 def standard_error(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nad_jax.batches import average_products, error_of_pairs, standard_error
+from nad_jax.batches import Batches, average_products, error_of_pairs, standard_error
 from nad_jax.blocks import average_blocks
 from nad_jax.errors import InputError, check_record
 from nad_jax.nads import NADs
@@ -90,6 +90,21 @@ class EnergyMap(NamedTuple):
 
     rows, to_csv, to_dataframe = to_rows, Tabular.to_csv, Tabular.to_dataframe
 
+    def to_ranking(self) -> list[Row]:
+        """The rows of `to_rows` with the `rank` that they predict for D(v), those of most energy
+        first: real Fourier vectors have one of a frequency and its negative.
+        """
+        rows = self.to_rows()
+        names = [f"frequency_{axis}" for axis in range(self.energy.ndim)]
+
+        def is_first(row: Row) -> bool:
+            pairs = zip((row[name] for name in names), self.energy.shape, strict=True)
+            own = [(k, -k if 2 * k != length else k) for k, length in pairs]
+            return [k for k, _ in own] >= [negative for _, negative in own]
+
+        kept = sorted(filter(is_first, rows), key=lambda row: -row["energy"])
+        return [{"rank": rank, **row} for rank, row in enumerate(kept)]
+
     def plot(self) -> Any:
         """A figure of the energies: of images a map over (vertical, horizontal) frequency, of vectors
         and signals a curve with standard errors.
@@ -122,7 +137,12 @@ class EnergyMap(NamedTuple):
 _ALIKE = ("derivative", "point", "point_scale", "points")
 
 
-def _batches(nads: NADs, function: str) -> Any:
+def needed_batches(nads: NADs, function: str) -> Batches:
+    """What is kept of batches of the networks, for a function of this name.
+
+    Raises:
+      InputError: where nothing is.
+    """
     check_record("nads", nads, NADs)
     if nads.batches is None:
         raise InputError(
@@ -142,7 +162,7 @@ def isotropy(nads: NADs) -> Isotropy:
     Raises:
       InputError: for records without batches.
     """
-    batches, dimension = _batches(nads, "isotropy"), nads.directions.shape[1]
+    batches, dimension = needed_batches(nads, "isotropy"), nads.directions.shape[1]
     pairs, kept = np.outer(batches.traces, batches.traces), np.ones(len(batches.weights))
     traces, squares = (average_products(batches, one, kept) for one in (pairs, batches.products))
     if not squares > 0:  # batches of too few networks may have nothing in common
@@ -197,7 +217,7 @@ def energy_map(nads: NADs) -> EnergyMap:
     Raises:
       InputError: for records without batches.
     """
-    batches = _batches(nads, "energy_map")
+    batches = needed_batches(nads, "energy_map")
     energy = np.tensordot(batches.weights, batches.energies, 1)
     sem = standard_error(batches.energies, batches.weights)
     frequencies = []

@@ -48,9 +48,9 @@ class NADs(NamedTuple):
     pass_overlap:       [P − 1, S] ‖U_k V_kᵀ‖²/k between each pass and the one before, for the sizes
                         k of `overlap_sizes`: what a pass changed. Changes shrink from pass to pass,
                         but bound nothing. [0, S] where there is one pass.
-    batch_weights, batch_traces, batch_products, batch_energies: what is kept of batches of the
-                        networks, see `batches.Batches`; empty in leading records and those of
-                        earlier versions.
+    batch_weights, batch_traces, batch_products, batch_energies, batch_parts, batch_groups,
+    batch_spectra:      what is kept of batches of the networks, see `batches.Batches`; empty in
+                        leading records and those of earlier versions.
     point_sem:          [K] standard error of u_iᵀ G u_i between the points, where all networks share
                         several: what another draw of as many would change while the networks stay,
                         as `eigenvalue_sem` is what other networks would at these points; of one
@@ -72,13 +72,16 @@ class NADs(NamedTuple):
     batch_traces: np.ndarray = np.zeros(0)
     batch_products: np.ndarray = np.zeros((0, 0))
     batch_energies: np.ndarray = np.zeros(0)
+    batch_parts: np.ndarray = np.zeros((0, 0))
+    batch_groups: np.ndarray = np.zeros(0)
+    batch_spectra: np.ndarray = np.zeros((0, 0))
     point_sem: np.ndarray = np.zeros(0)
 
     @property
     def batches(self) -> Batches | None:
         """What is kept of batches of the networks; None where nothing is."""
-        kept = self.batch_weights, self.batch_traces, self.batch_products, self.batch_energies
-        return Batches(*kept) if len(self.batch_weights) else None
+        kept = {name: getattr(self, f"batch_{name}") for name in Batches._fields}
+        return Batches(**kept) if len(self.batch_weights) else None
 
     @property
     def blocks(self) -> Blocks | None:

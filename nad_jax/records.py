@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nad_jax.batches import Batches
+from nad_jax.batches import EARLY, Batches
 from nad_jax.blocks import read_blocks
 from nad_jax.errors import (
     InputError,
@@ -57,6 +57,7 @@ _SAID = {
     "diverged": (int,),
 }
 _BATCHES = tuple(f"batch_{name}" for name in Batches._fields)
+_EARLY = tuple(f"batch_{name}" for name in EARLY)
 
 
 def load_nads(path: str | Path) -> NADs:
@@ -78,9 +79,10 @@ def load_nads(path: str | Path) -> NADs:
     symmetry = np.full(len(np.atleast_1d(arrays["directions"])), "")
     unsaid = {"symmetry": symmetry, "trace": np.asarray(np.nan), "pass_overlap": np.zeros(0)}
     if missing := [name for name in _BATCHES if name not in arrays]:
-        if len(missing) < len(_BATCHES):
+        later_ones = [name for name in _BATCHES if name not in _EARLY]
+        if missing not in (list(_BATCHES), later_ones):
             raise DamagedError(f"{path}: array {missing[0]!r} is missing beside others of its kind")
-        unsaid |= {name: NADs._field_defaults[name] for name in _BATCHES}
+        unsaid |= {name: NADs._field_defaults[name] for name in missing}
     unsaid["point_sem"] = NADs._field_defaults["point_sem"]
     return _check_nads(unsaid | arrays, str(path))
 
@@ -102,6 +104,13 @@ def _check_nads(arrays: dict[str, np.ndarray], path: str) -> NADs:
     expected |= dict.fromkeys(("batch_weights", "batch_traces"), (batches,))
     expected |= {"batch_products": (batches, batches)}
     expected |= {"batch_energies": (batches, *np.shape(arrays["batch_energies"])[1:])}
+    groups, parts = np.size(arrays["batch_groups"]), np.shape(arrays["batch_parts"])
+    expected |= {
+        "batch_groups": (groups,),
+        "batch_parts": (batches * bool(np.prod(parts)), *parts[1:]),
+    }
+    spectra = np.shape(arrays["batch_spectra"])
+    expected["batch_spectra"] = (groups + bool(groups), *spectra[1:])
     expected["point_sem"] = (count,) if arrays["point_sem"].size else (0,)
     for name, shape in expected.items():
         array = arrays[name]

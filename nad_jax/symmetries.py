@@ -48,6 +48,12 @@ def check_symmetries(
     return names
 
 
+def all_symmetries(image_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Those of `SYMMETRIES` that inputs of this shape may have."""
+    square = len(image_shape) == 3 and image_shape[0] == image_shape[1]
+    return SYMMETRIES if square else ("flip",) if len(image_shape) > 1 else ()
+
+
 def permutations(names: tuple[str, ...], image_shape: tuple[int, ...]) -> np.ndarray:
     """The group that symmetries generate, as permutations [S, D]: x[p] is the input with its
     entries moved by p.
