@@ -4,7 +4,8 @@ NADs, figures.
 Writes into the run folder: `units/*.npz` (partial covariances), `nads.npz` (see `nad_jax.NADs`),
 `nads.csv` (a row per direction), and with `config.compare` or `config.compare_singular_values` a
 `comparison.npz`. With axes in `config.sweep` each point has such a folder of its own in the run
-folder, beside `results.csv`, one row per point, those of the command first.
+folder, beside `results.csv`, one row per point with the metrics of its spectrum, those of the
+command first, and the figures `spectra` and `metrics`.
 """
 
 import itertools
@@ -18,7 +19,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from experiments import geometry, results
+from experiments import geometry, results, spectra
 from experiments.run import runner
 from experiments.run.config import LATER, Fields, check_all, check_integers, check_sweep
 from experiments.run.costs import Ensemble
@@ -33,7 +34,6 @@ from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError
 from nad_jax.nads import NADs, numerical_rank
 from nad_jax.reading import finish, keep_batches
-from nad_jax.spectrum_metrics import spectrum_metrics
 from nad_jax.symmetries import Eigenvectors
 from nad_jax.tables import Row, format_table
 
@@ -229,27 +229,13 @@ def _make_row(workdir: Path, point: Point, result: NADs, seconds: Json, command:
     row["eigenvalue_0"] = float(result.eigenvalues[0])
     sizes = zip(result.overlap_sizes.tolist(), result.split_half_overlap.tolist(), strict=True)
     row |= {f"split_half_overlap_{size}": overlap for size, overlap in sizes}
-    row |= _list_metrics(result)
+    row |= spectra.list_metrics(result)
     units = geometry.parse_units(path.stem for path in (workdir / point.name).glob("units/*.npz"))
     took = [(seconds.get(f"{point.name},{name}"), *ends) for name, ends in units.items()]
     known = [(taken * (stop - first), stop - first) for taken, first, stop in took if taken]
     totals = [sum(column) for column in zip(*known, strict=True)]
     row["seconds"] = totals[0] / totals[1] if totals else ""
     return {**row, **results.provenance(result.config, command)}
-
-
-def _list_metrics(result: NADs) -> Row:
-    """The metrics of its spectrum, each followed by its standard error; none of records that lack
-    what they are made of.
-    """
-    if result.batches is None or not result.batch_spectra.shape[1]:
-        return {}
-    rows = spectrum_metrics(result).to_rows()
-    return {
-        name: value
-        for one in rows
-        for name, value in ((one["metric"], one["value"]), (f"{one['metric']}_sem", one["sem"]))
-    }
 
 
 def _earlier_rows(workdir: Path, axes: list[str], names: set[str], seconds: Json) -> Iterator[Row]:
@@ -348,11 +334,26 @@ def make_study(config: ConfigDict) -> Study:
 
 
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
-    """Draws the stored results of `workdir`, of each point: `nads`, `spectrum`, `overlap`."""
+    """Draws the stored results of `workdir`, of each point: `nads`, `spectrum`, `overlap`; of a
+    sweep also `spectra` and `metrics`.
+    """
     validate(config)
-    folders = [workdir / point.name for point in make_points(config)]
-    stored = [folder for folder in folders if (folder / "nads.npz").exists()]
-    return [path for folder in stored or folders for path in _draw(config, folder, formats)]
+    points = make_points(config)
+    stored = [one for one in points if (workdir / one.name / "nads.npz").exists()]
+    paths = [
+        path for one in stored or points for path in _draw(config, workdir / one.name, formats)
+    ]
+    if len(stored) > 1:
+        found = {_label(one): records.load_nads(workdir / one.name / "nads.npz") for one in stored}
+        paths += spectra.draw(workdir, found, formats)
+    return paths
+
+
+def _label(point: Point) -> str:
+    """What tells a point from the others, in a figure."""
+    known = "architecture", "initialization", "derivative", "readout", "pooling"
+    pairs = point.coordinates.items()
+    return ", ".join(str(v) if n in known and v != "default" else f"{n} {v}" for n, v in pairs)
 
 
 def _draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...]) -> list[Path]:

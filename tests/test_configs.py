@@ -10,6 +10,7 @@ import pytest
 from experiments import compute_nads, directional_bias, geometry, image_networks, time_to_accuracy
 from experiments.main import EXPERIMENTS, _TupleParser
 from experiments.run import runner
+from experiments.run.config import check_sweep
 from experiments.run.folder import ALONE
 from experiments.trained import read_recipe
 from nad_jax.aliases import make_train, make_train_images
@@ -202,3 +203,16 @@ def test_a_range_is_answered_with_how_values_are_written(field, typed):
     )
     with pytest.raises(InputError, match=message):
         directional_bias.validate(config)
+
+
+def test_values_of_a_sweep_may_hold_options_with_commas():
+    check_sweep("sweep.architecture", ("lenet", "vit(depth=2,heads=2)"))
+    with pytest.raises(InputError, match="several names are written"):
+        check_sweep("sweep.architecture", ("vit(depth=2),lenet",))
+
+
+@pytest.mark.parametrize("grid", ["architectures", "lenet"])
+def test_grids_are_of_networks_that_there_are(grid):
+    config = load_config("architecture_grid").get_config(grid)
+    compute_nads.validate(config)
+    assert len(compute_nads.make_points(config)) == {"architectures": 14, "lenet": 36}[grid]

@@ -14,8 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from experiments import directional_bias, poison_cifar, results
-from nad_jax import accuracy_plots, figures, image_plots, plotting, store
+from nad_jax import accuracy_plots, figures, image_plots, plotting, store, sweep_plots
 from nad_jax.nads import NADs
+from nad_jax.spectrum_metrics import Metric, SpectrumMetrics
 from tests.test_configs import ROOT
 
 # Every figure, as large as it becomes, with long names.
@@ -62,6 +63,13 @@ RATIOS = {
     "lenet": {"training step": (0.45, 0.4, 0.5, 0.1), "directions": (np.nan,) * 4},
     "densenet121": {"64 directions, step of one (auto, bfloat16)": (1.3, 1.2, 1.9, 0.2)},
 }
+
+
+def _metrics(kl):
+    share = Metric(100 * np.exp(-kl), 2.0)
+    return SpectrumMetrics(share, share, Metric(kl, 0.05), Metric(np.inf, np.nan), 100)
+
+
 FIGURES = {
     "directions": lambda: _directions((8, 8, 1)),
     "three colors": lambda: _directions((8, 8, 3), 6),
@@ -107,6 +115,12 @@ FIGURES = {
     ),
     "by energy": lambda: accuracy_plots.plot_accuracy_by_energy(
         {name: (means**9, means) for name, (_, means, _) in CURVES.items()}, TITLE
+    ),
+    "spectra": lambda: sweep_plots.plot_spectra(
+        {f"{n}: {NAME}": np.geomspace(1, 10.0 ** -(n + 1), 300) for n in range(8)}, TITLE
+    ),
+    "metrics": lambda: sweep_plots.plot_metrics(
+        {f"network{n}(normalization=layer)": _metrics(0.1 * n) for n in range(30)}, TITLE
     ),
     "training": lambda: accuracy_plots.plot_training(RNG.random((9, 50)), RNG.random(9)),
 }  # fmt: skip

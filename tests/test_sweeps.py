@@ -36,7 +36,9 @@ from nad_jax import (
     create_model,
     ensemble,
     from_functions,
+    load_nads,
     records,
+    spectrum_metrics,
     store,
     target,
 )
@@ -794,7 +796,8 @@ def test_an_ensemble_is_swept_over_its_fields(tmp_path, caplog):
     run(compute_nads, _nads_config(seed=1, readout="sampled"), tmp_path / "one")
     point = tmp_path / "run" / "readout=sampled,seed=1"
     assert _arrays(point) == _arrays(tmp_path / "one")
-    assert len(compute_nads.draw(config, tmp_path / "run")) == 12
+    drawn = [path.name for path in compute_nads.draw(config, tmp_path / "run")]
+    assert len(drawn) == 14 and drawn[-2:] == ["spectra.png", "metrics.png"]
     config.sweep.seed = (1, 2)  # the table keeps the points of the command before
     config.sweep.readout = ("sampled",)
     run(compute_nads, config, tmp_path / "run")
@@ -809,6 +812,12 @@ def test_an_ensemble_is_swept_over_its_fields(tmp_path, caplog):
         if (line := before.get(row["readout"] + row["seed"])) is not None:
             assert ",".join([*row.values()][:-1]) == line.rpartition(",")[0]
         assert row["version"] == origin.versions()["nad_jax"] and float(row["seconds"]) > 0
+        record = load_nads(
+            tmp_path / "run" / f"readout={row['readout']},seed={row['seed']}/nads.npz"
+        )
+        value, sem = spectrum_metrics(record).kl_uniform
+        found = float(row["kl_uniform"]), float(row["kl_uniform_sem"])
+        np.testing.assert_allclose(found, (value, sem), rtol=1e-6)
     damaged = tmp_path / "run" / "readout=sampled,seed=0" / "nads.npz"
     damaged.write_bytes(b"")
     run(compute_nads, config, tmp_path / "run")

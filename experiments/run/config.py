@@ -105,7 +105,8 @@ def check_sweep(field: str, values: Any) -> None:
     if not listed or not values or any(v in values[:i] for i, v in enumerate(values)):
         raise InputError(f"{field}: must be a non-empty tuple of different values, got {values!r}")
     for value in values:
-        if isinstance(value, str) and "," in value:
+        # Commas between parentheses are those of options: vit(depth=2,heads=2).
+        if isinstance(value, str) and "," in re.sub(r"\([^()]*\)", "", value):
             several = ", ".join(repr(part.strip()) for part in value.split(","))
             raise InputError(
                 f'{field}: several names are written --config.{field}="({several})", got {value!r}'

@@ -1,0 +1,70 @@
+"""Figures of several geometries: their spectra, and the metrics of these."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from nad_jax.figures import (
+    PAGE,
+    PrintedFigure,
+    add_legend,
+    one_panel,
+    series,
+    set_title,
+    styled,
+)
+from nad_jax.plotting import set_index_axis
+from nad_jax.spectrum_metrics import Metric, SpectrumMetrics
+
+_PANELS = {
+    "kl_uniform": "divergence from a\nuniform spectrum (nats)",
+    "effective_rank": "effective rank\n(share of $D$)",
+    "participation_ratio": "participation ratio\n(share of $D$)",
+}
+
+
+@styled
+def plot_spectra(spectra: dict[str, np.ndarray], title: str) -> Figure:
+    """Eigenvalues [D] against their index, as multiples of their mean, by label; logarithmic."""
+    figure, axes = one_panel(
+        title, (PAGE, 2.6), ylabel=r"$\lambda_i \, D \,/\, \mathrm{tr}\,G$", yscale="log"
+    )
+    lowest = []
+    for number, (label, values) in enumerate(spectra.items()):
+        relative = values / values.mean()
+        shown = relative > 1e-6 * relative[0]  # what is below is rounding
+        few = np.unique(np.geomspace(1, np.count_nonzero(shown), 6).astype(int)) - 1
+        style = {**series(number), "markevery": few.tolist()}
+        axes.plot(np.flatnonzero(shown), relative[shown], label=label, **style)
+        lowest.append(relative[shown].min())
+    set_index_axis(axes, max(map(len, spectra.values())) - 1)
+    axes.axhline(1.0, color="k", linewidth=0.6)
+    axes.set_ylim(bottom=max(min(lowest) / 2, 1e-5))
+    handles, labels = axes.get_legend_handles_labels()
+    add_legend(figure, dict(zip(labels, handles, strict=True)))
+    return figure
+
+
+@styled
+def plot_metrics(metrics: dict[str, SpectrumMetrics], title: str) -> Figure:
+    """Three metrics of each label with their standard errors, the most isotropic ones first."""
+    order = sorted(metrics, key=lambda label: metrics[label].kl_uniform.value)
+    figure = PrintedFigure(figsize=(PAGE, 1.1 + 0.17 * len(order)), layout="constrained")
+    set_title(figure, title)
+    panels = figure.subplots(1, len(_PANELS), sharey=True)
+    for number, (axes, (name, label)) in enumerate(zip(panels, _PANELS.items(), strict=True)):
+        found = [_scaled(metrics[one], name) for one in order]
+        values, sem = np.array(found).T
+        style = {**series(number), "linestyle": ""}
+        axes.errorbar(values, range(len(order)), xerr=np.nan_to_num(sem), **style)
+        axes.set_xlabel(label)
+        axes.grid(axis="x", linewidth=0.4)
+        axes.set_xlim(left=0.0)
+    panels[0].set_yticks(range(len(order)), order)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _scaled(metrics: SpectrumMetrics, name: str) -> Metric:
+    value, sem = getattr(metrics, name)
+    scale = 1.0 if name == "kl_uniform" else 1.0 / metrics.dimension
+    return Metric(scale * value, scale * sem)
