@@ -190,7 +190,11 @@ class Blocks(NamedTuple):
         return np.array(sizes)
 
     def whole_sizes(self) -> tuple[int, ...]:
-        """The sizes of leading subspaces of whole blocks that are reported by default."""
+        """The sizes of leading subspaces of whole blocks that are reported by default; of one block
+        those that any geometry has.
+        """
+        if self.num_units == 1:
+            return default_sizes(self.members)
         if self.exchangeable and self.num_units > 1:
             return tuple(sorted({*self.sizes}))
         return tuple(self.members * size for size in default_sizes(self.num_units))
@@ -217,10 +221,11 @@ def _eigh_exchangeable(
 
 
 def average_blocks(found: Eigenvectors, blocks: Blocks | None) -> Eigenvectors:
-    """Eigenvectors as those of the mean over equal blocks; as they are where there are none, and
-    where they are the leading ones only.
+    """Eigenvectors as those of the mean over equal blocks; as they are where there are none, where
+    all directions are one block, of which a mean would say nothing, and where they are the leading
+    ones only.
     """
-    if blocks is None or len(found.directions) < found.directions.shape[1]:
+    if blocks is None or blocks.num_units == 1 or len(found.directions) < found.directions.shape[1]:
         return found
     matrix = (found.directions.T.astype(np.float64) * found.eigenvalues) @ found.directions
     return blocks.eigh(matrix)

@@ -196,7 +196,11 @@ def _overlap(left: NADs, right: NADs) -> tuple[np.ndarray, np.ndarray]:
     whole = [average_blocks(_eigenvectors(one), one.blocks) for one in (left, right)]
     directions = [found.directions for found in whole]
     pairs = zip((left, right), whole, strict=True)
-    cuts = [one.blocks.cuts(found.symmetry) for one, found in pairs if one.blocks is not None]
+    cuts = [
+        one.blocks.cuts(found.symmetry)
+        for one, found in pairs
+        if one.blocks is not None and one.blocks.num_units > 1
+    ]
     if not cuts:
         sizes = np.intersect1d(left.overlap_sizes, right.overlap_sizes)
         return sizes, subspace_overlap(*directions, tuple(sizes.tolist()))
