@@ -351,9 +351,8 @@ def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",))
 
 def _label(point: Point) -> str:
     """What tells a point from the others, in a figure."""
-    known = "architecture", "initialization", "derivative", "readout", "pooling"
     pairs = point.coordinates.items()
-    return ", ".join(str(v) if n in known and v != "default" else f"{n} {v}" for n, v in pairs)
+    return ", ".join(str(v) if n == "architecture" else f"{n} {v}" for n, v in pairs)
 
 
 def _draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...]) -> list[Path]:
