@@ -41,7 +41,7 @@ def get_config(backend: str = "cpu") -> ConfigDict:
     # What is timed.
     config.architectures = tuple(SIZES[backend])
     config.tasks = ("initialization", "gradient", "central_difference", "step", "directions")
-    config.convolutions = ("auto",) if backend == "cpu" else ("product", "lax")
+    config.convolutions = ("auto",) if backend == "cpu" else ("mixed", "lax")
     config.precisions = (
         ("default",) if backend == "cpu" else ("highest", "default", "bfloat16")
     )  # of training

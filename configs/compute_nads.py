@@ -58,7 +58,7 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:
     #   reference, flax where papers have their own (vit, mixer, convnext) and for own models
     config.initialization = "default"
-    config.convolution = "auto"  # auto, product, lax
+    config.convolution = "auto"  # auto, product, mixed, lax
 
     # The ensemble.
     config.num_networks = ENSEMBLES[architecture][0]

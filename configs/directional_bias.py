@@ -83,7 +83,7 @@ def get_config(argument: str = "accuracy_map") -> ConfigDict:
     # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:
     #   reference, flax where papers have their own (vit, mixer, convnext) and for own models
     config.initialization = "default"
-    config.convolution = "auto"  # auto, product, lax
+    config.convolution = "auto"  # auto, product, mixed, lax
 
     # The directions v.
     config.source = "dft"  # dft, nads, dct, pixel, random, file

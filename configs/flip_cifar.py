@@ -48,7 +48,7 @@ def get_config(architecture: str = "lenet") -> ConfigDict:
     # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:
     #   reference, flax where papers have their own (vit, mixer, convnext) and for own models
     config.initialization = "default"
-    config.convolution = "auto"  # auto, product, lax
+    config.convolution = "auto"  # auto, product, mixed, lax
 
     # Training; see nad_jax.Recipe. The optimizer is a name of optax, with options as in adam:b1=0.8
     config.optimizer = "sgd:momentum=0.9"

@@ -334,7 +334,26 @@ def lax_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Arr
     return y
 
 
-CONVOLUTIONS: dict[str, Convolution] = {"lax": lax_convolution, "product": product_convolution}
+def mixed_convolution(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
+    """`product_convolution` of a thin kernel, few channels in or out, `lax_convolution` of others.
+
+    That is what is fast on a GPU: networks side by side make a thin kernel a grouped convolution
+    that leaves the GPU idle, a wide one not.
+    """
+    if kernel.ndim == 4 and kwargs.get("precision") is None:
+        with contextlib.suppress(InputError):  # dilated or in groups, which `lax` knows
+            window = _plain_window(x, kernel, *args, **kwargs)
+            if _fits_blocks(kernel, window):
+                return _convolve_products(x, kernel, window)
+    return lax_convolution(x, kernel, *args, **kwargs)
+
+
+CONVOLUTIONS: dict[str, Convolution] = {
+    "lax": lax_convolution,
+    "product": product_convolution,
+    "mixed": mixed_convolution,
+}
+_AUTOMATIC = {"cpu": "product", "gpu": "mixed"}
 
 
 def _convolve_and_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -365,7 +384,7 @@ def max_pooled(convolution: Convolution) -> Convolution:
     """
 
     def convolve_and_pool(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:
-        if convolution is product_convolution:
+        if convolution in (product_convolution, mixed_convolution):
             window = _plain_window(x, kernel, *args, **kwargs)
             if _fits_blocks(kernel, window):
                 return _convolve_and_pool(jnp.pad(x, ((0, 0), *window.pads, (0, 0))), kernel)
@@ -375,8 +394,10 @@ def max_pooled(convolution: Convolution) -> Convolution:
 
 
 def resolve_convolution(name: str) -> str:
-    """The name of the convolution to use: "auto" is "product" on a CPU and "lax" elsewhere."""
+    """The name of the convolution to use: "auto" is "product" on a CPU, "mixed" on a GPU and "lax"
+    elsewhere.
+    """
     check_choice("convolution", name, ("auto", *CONVOLUTIONS))
     if name == "auto":
-        return "product" if target.platform() == "cpu" else "lax"
+        return _AUTOMATIC.get(target.platform(), "lax")
     return name

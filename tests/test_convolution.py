@@ -240,9 +240,37 @@ def test_convolutions_of_a_tpu_are_those_of_lax_in_value_and_derivatives(
         jax.tree.map(near, *gradients)
 
 
-def test_a_dilated_convolution_of_a_tpu_is_that_of_lax():
+@pytest.mark.parametrize("convolve", [convolution.lax_convolution, convolution.mixed_convolution])
+def test_a_dilated_convolution_of_an_accelerator_is_that_of_lax(convolve):
     x, kernel = jnp.ones((1, 9, 9, 1)), jnp.ones((3, 3, 1, 2))
     how = ((1, 1), "VALID", None, (2, 2), ("NHWC", "HWIO", "NHWC"))
     with target.compiled_for([SimpleNamespace(platform="tpu")]):
-        y = convolution.lax_convolution(x, kernel, *how)
+        y = convolve(x, kernel, *how)
     np.testing.assert_array_equal(y, jax.lax.conv_general_dilated(x, kernel, *how))
+
+
+@pytest.mark.parametrize(("shape", "kernel_shape", "strides", "padding"), CASES)
+def test_mixed_convolutions_are_products_of_thin_kernels_and_lax_of_others(
+    shape, kernel_shape, strides, padding
+):
+    given = _draw(shape, kernel_shape)
+    plain, _ = _pair(strides, padding)
+    mixed = functools.partial(
+        convolution.mixed_convolution,
+        window_strides=strides,
+        padding=padding,
+        dimension_numbers=NHWC,
+    )
+    thin = kernel_shape[2] < 4 or kernel_shape[3] < 32
+    products = thin and strides == (1, 1) and kernel_shape[:2] != (1, 1)
+    assert ("conv_general_dilated" in str(jax.make_jaxpr(mixed)(*given))) != products
+    _close(mixed(*given), plain(*given))
+
+
+@pytest.mark.parametrize(
+    ("platform", "name"), [("cpu", "product"), ("cuda", "mixed"), ("rocm", "mixed"), ("tpu", "lax")]
+)
+def test_the_automatic_convolution_is_that_of_the_device(platform, name):
+    with target.compiled_for([SimpleNamespace(platform=platform)]):
+        assert convolution.resolve_convolution("auto") == name
+        assert convolution.resolve_convolution("lax") == "lax"
