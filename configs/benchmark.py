@@ -45,6 +45,7 @@ def get_config(backend: str = "cpu") -> ConfigDict:
     config.precisions = (
         ("default",) if backend == "cpu" else ("highest", "default", "bfloat16")
     )  # of training
+    config.mappings = ("auto",)  # auto, vectorized, sequential: of tasks of many networks
     # Networks at once, of tasks of many networks; 0: automatic.
     config.chunk_sizes = (0,) if backend == "cpu" else (0, 8, 32, 128)
     config.image_shape = (32, 32, 1)  # height, width, channels

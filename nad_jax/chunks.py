@@ -12,7 +12,12 @@ from nad_jax import ensemble, memory, target
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_function, check_record
 from nad_jax.fitting import FitState, Members, Observer, Stages
+from nad_jax.operations import count_step
 from nad_jax.snapshots import Snapshots
+
+# Operations of a training step from which on one network fills a GPU. On an H200, one after the
+# other, ResNet18's 4.3e11 take 0.6 of the time of eight or 32 together, VGG11's 0.9e11 as long.
+_FILLS_A_GPU = 2e11
 
 Progress = Callable[[float], None]
 Stage = Callable[[Any, Any, Members], Any]  # (state, data, members) -> what it makes of them
@@ -48,6 +53,16 @@ def choose_chunks(execution: Execution) -> Execution:
     if chunk_size % count:
         raise InputError(f"chunk_size: must be a multiple of the {count} devices, got {chunk_size}")
     return execution._replace(chunk_size=chunk_size)
+
+
+def choose_mapping(model: Any, batch_size: int, execution: Execution) -> Execution:
+    """The same with a mapping for the training of this model, where it is left open: on a GPU
+    networks that fill it alone go one after the other.
+    """
+    if execution.mapping != "auto" or target.platform() != "gpu":
+        return execution
+    fills = count_step(model, batch_size) >= _FILLS_A_GPU
+    return execution._replace(mapping="sequential" if fills else "vectorized")
 
 
 def make_chunk(stages: Stages, execution: Execution) -> Stages:

@@ -22,7 +22,8 @@ class Execution(NamedTuple):
     """How a program is carried out; it changes results by rounding alone.
 
     mapping: "sequential", one network after the other on each device; "vectorized", all networks of
-      a chunk in one batched program; "auto": sequential on a CPU, vectorized elsewhere.
+      a chunk in one batched program; "auto": sequential on a CPU and, in training, of networks that fill a GPU
+      alone, vectorized elsewhere.
     chunk_size: networks per call of the compiled program; 0 is automatic: where they are vectorized,
       what fits into 70 % of the memory of the devices, 32 trained networks on each at most.
     num_devices: local devices to use; 0: all. (On a CPU there is one, using every core, unless

@@ -16,6 +16,7 @@ from nad_jax.chunks import (
     EnsembleObserver,
     Progress,
     choose_chunks,
+    choose_mapping,
     fit_chunks,
     make_chunk,
     map_networks,
@@ -85,6 +86,7 @@ def make_run(
                 f"observe[{name!r}]: is of {sizes[0]} training and {sizes[1]} test samples, the "
                 f"training of {recipe.num_train} and {recipe.num_test}; give it the same recipe"
             )
+    execution = choose_mapping(model, recipe.batch_size, execution)
     programs = _Programs(make_fit(model, recipe, task, asked.each), execution)
 
     @lru_cache(maxsize=1)

@@ -336,11 +336,19 @@ def test_the_table_says_what_the_records_hold():
     assert lines[-1] == (
         "lenet, directions at precision default: fastest with convolution=lax and chunk_size=32, "
         "500 µs, 0.200 of the rate of large products; lax and 8 2.00 × the time, product and 8 6.00 × "
-        "the time. Automatic are lax and 8 at once, 2.00 × the time."
+        "the time. Automatic are with lax 8 at once, 2.00 × the time; with product 8 at once, "
+        "6.00 × the time."
     )
     rows = [_row(2, 1e-3), _row(4, 2e-3), _row(0, 0, failed="out of memory", automatic=True)]
-    assert pages.imply_defaults(rows)[0].endswith(" Automatic are lax and out of memory.")
+    assert pages.imply_defaults(rows)[0].endswith(" Automatic are with lax out of memory.")
     assert pages.imply_defaults(rows[:2])[0].endswith("; lax and 4 2.00 × the time.")
+    asked = [rows[0], _row(8, 5e-4, mapping="sequential"), _row(8, 4e-3, mapping="vectorized")]
+    assert "chunk_size=8, mapping=sequential, 500 µs" in pages.imply_defaults(asked)[0]
+    assert (
+        "; lax and 2 2.00 × the time, lax and 8, vectorized, 8.00"
+        in (pages.imply_defaults(asked)[0])
+    )
+    assert "| 8, vectorized | 4 ms |" in pages.format_timings(asked)[-1]
     assert pages.imply_defaults(rows[:1]) == []  # nothing to choose from
     assert "| auto | out of memory |" in pages.format_timings(rows)[-1]
     assert pages.make_sentence(_records(), "page.md") == (

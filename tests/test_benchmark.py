@@ -157,13 +157,13 @@ def test_without_a_baseline_ours_and_the_floor_are_timed(finished, monkeypatch):
 def test_the_gpu_recipe_runs_at_smoke_size(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "_has_torch", lambda python: False)
     config = _config("gpu", tasks=("directions",), convolutions=("lax",), precisions=("bfloat16",))
-    config.update(chunk_sizes=(2,))
+    config.update(chunk_sizes=(2,), mappings=("sequential",))
     config.num_directions.lenet = 3
     run(benchmark, config, tmp_path)
     (unit,) = json.loads((tmp_path / "benchmark.json").read_text())["units"]
     assert unit["variant"] == {
         "architecture": "lenet", "task": "directions", "convolution": "lax", "precision": "bfloat16",
-        "chunk_size": 2,
+        "mapping": "sequential", "chunk_size": 2,
     }  # fmt: skip
     assert unit["facts"]["chunk_size"] == 2 and len(unit["seconds"]["ours"]) == 2
 
@@ -215,7 +215,11 @@ def test_variants_of_a_task_are_told_apart():
     assert chunks["step"] == {0} and chunks["directions"] == {0, 8, 16}
     assert chunks["gradient"] == {0, 8, 32}
     # As folders of earlier versions name them.
-    assert benchmark.Variant("lenet", "step", "auto", "default").name == "lenet-step-auto-default"
+    variant = benchmark.Variant("lenet", "step", "auto", "default")
+    assert variant.name == "lenet-step-auto-default"
+    assert variant._replace(chunk_size=8).name == "lenet-step-auto-default-8"
+    variant = variant._replace(mapping="sequential", chunk_size=8)
+    assert variant.name == "lenet-step-auto-default-sequential-8"
     units = [_unit("lenet", "step", ours=[1.0], floor=[1.0]) for _ in range(2)]
     units[1]["variant"]["precision"] = "bfloat16"
     rows = benchmark.make_rows({"config": {"num_directions": {"lenet": 64}}, "units": units})
@@ -295,13 +299,13 @@ def test_bad_values_are_reported_at_once_and_shards_refused(tmp_path):
     config = _config(
         architectures=("lenet", "logreg"), tasks=("sleep",), precisions=("half",), batch_size=1
     )
-    config.update(chunk_sizes=(3, -2))
+    config.update(chunk_sizes=(3, -2), mappings=("parallel",))
     config.num_rounds.lenet = 0
     with pytest.raises(InputError) as caught:
         run(benchmark, config, tmp_path)
     names = [line.split(":")[0] for line in str(caught.value).splitlines()]
     assert names == [
-        "architectures", "tasks", "precisions", "chunk_sizes", "chunk_sizes", "num_rounds.lenet",
+        "architectures", "tasks", "precisions", "mappings", "chunk_sizes", "chunk_sizes", "num_rounds.lenet",
         "batch_size",
     ]  # fmt: skip
     with pytest.raises(InputError, match="shard: a benchmark is one process"):

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -25,10 +26,11 @@ from nad_jax import (
     make_train,
     make_train_many,
     sample_noise,
+    target,
     tasks,
     train_many,
 )
-from nad_jax.chunks import make_chunk
+from nad_jax.chunks import choose_mapping, make_chunk
 from nad_jax.errors import InputError
 from nad_jax.fitting import make_fit
 from nad_jax.recipe import Recipe, first_step_below
@@ -685,3 +687,24 @@ def test_the_cosine_of_a_gradient_knows_neither_its_sign_nor_its_size():
     for factor in (1.0, -1.0, -1e-30, 1e30):
         assert float(_cosine(jnp.float32(factor) * v, v)) == pytest.approx(1.0, abs=1e-6)
     assert float(_cosine(0 * v, v)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("platform", "mappings"),
+    [
+        ("cpu", ("auto", "auto")),
+        ("cuda", ("vectorized", "sequential")),
+        ("rocm", ("vectorized", "sequential")),
+        ("tpu", ("auto", "auto")),
+    ],
+)
+def test_networks_that_fill_a_gpu_go_one_after_the_other(platform, mappings):
+    small, large = (create_model(name, (32, 32, 1), 2) for name in ("lenet", "resnet18"))
+    with target.compiled_for([SimpleNamespace(platform=platform)]):
+        found = [choose_mapping(model, 128, Execution()) for model in (small, large)]
+        assert tuple(execution.mapping for execution in found) == mappings
+        for mapping in ("sequential", "vectorized"):
+            asked = Execution(mapping, 4)
+            assert choose_mapping(small, 128, asked) == choose_mapping(large, 128, asked) == asked
+        # A tenth of the batch does not.
+        assert choose_mapping(large, 12, Execution()).mapping == mappings[0]

@@ -37,6 +37,7 @@ from experiments.run.plan import Arrays, Cost, Member, Program, Study, Work
 from nad_jax import plotting, store
 from nad_jax.architectures import create_model
 from nad_jax.convolution import CONVOLUTIONS
+from nad_jax.ensemble import MAPPINGS
 from nad_jax.errors import (
     InputError,
     check_choice,
@@ -58,6 +59,7 @@ SWEEPS = {  # axes, in the order of `Variant`, and what is allowed on each
     "tasks": TASKS,
     "convolutions": ("auto", *CONVOLUTIONS),
     "precisions": PRECISIONS,
+    "mappings": ("auto", *MAPPINGS),
     "chunk_sizes": (),  # any even number; 0: as many as an experiment takes by itself
 }
 FIELDS = Fields("benchmark", how=("python",), grows=tuple(SWEEPS))
@@ -72,11 +74,13 @@ class Variant(NamedTuple):
     task: str
     convolution: str
     precision: str
+    mapping: str = "auto"
     chunk_size: int = 0
 
     @property
     def name(self) -> str:
-        return "-".join(self[:4]) + f"-{self.chunk_size}" * (self.chunk_size > 0)
+        asked = (self.mapping != "auto", self.mapping), (self.chunk_size > 0, self.chunk_size)
+        return "-".join([*self[:4], *(str(value) for given, value in asked if given)])
 
 
 def validate(config: ConfigDict) -> None:
@@ -124,7 +128,7 @@ def list_variants(config: ConfigDict) -> list[Variant]:
         if variant.task not in TRAINING:
             variant = variant._replace(precision="highest")
         if variant.task not in CHUNKED:
-            variant = variant._replace(chunk_size=0)
+            variant = variant._replace(mapping="auto", chunk_size=0)
         if variant.task in TRAINING:  # more at once than there are
             most = config.num_directions[variant.architecture]
             variant = variant._replace(chunk_size=min(variant.chunk_size, most))

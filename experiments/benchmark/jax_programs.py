@@ -6,12 +6,11 @@ import functools
 import math
 import operator
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,6 +24,7 @@ from nad_jax.fitting import make_fit
 from nad_jax.geometry import count_initialized
 from nad_jax.memory import program_bytes
 from nad_jax.models import Model
+from nad_jax.operations import count_operations
 from nad_jax.reading import make_dense
 from nad_jax.recipe import PRECISIONS, Recipe
 from nad_jax.tasks import separable
@@ -54,7 +54,7 @@ def make(spec: Specification) -> Timed:
       "product" and "numbers": the machine's rate, in operations of matrix products and in uniform
       random numbers.
     architecture, image_shape, convolution, precision, batch_size, num_steps, num_directions: of the
-      network. chunk_size: networks at once; 0: automatic.
+      network. mapping: of several networks. chunk_size: networks at once; 0: automatic.
     """
     program = TASKS[spec["task"]](spec)
     device = jax.devices()[0]
@@ -98,7 +98,7 @@ def _initialize(spec: Specification) -> Program:
 def _estimate(spec: Specification, **choices: Any) -> Program:
     model, estimator = _create_model(spec), Estimator(**choices)
     accumulator = make_dense(model, estimator)
-    how = Execution(chunk_size=spec["chunk_size"]), 1000
+    how = Execution(spec["mapping"], spec["chunk_size"]), 1000
     begun = time.perf_counter()
     program, states, (key, *rest) = compile_ensemble(Ensemble(model, estimator, accumulator, *how))
     seconds = time.perf_counter() - begun
@@ -118,7 +118,7 @@ def _train(spec: Specification, num_directions: int) -> Program:
     model, task = _create_model(spec, num_logits=2), separable()
     sizes = dict.fromkeys(("num_train", "num_test"), spec["num_steps"] * spec["batch_size"])
     recipe = Recipe(batch_size=spec["batch_size"], precision=spec["precision"], **sizes)
-    execution = Execution(chunk_size=spec["chunk_size"], num_devices=1)
+    execution = Execution(spec["mapping"], spec["chunk_size"], num_devices=1)
     one = {"direction": np.eye(math.prod(model.image_shape))[0]}
     most = choose_chunks(execution).chunk_size
     execution = choose_training(
@@ -197,24 +197,6 @@ def _floor(spec: Specification) -> tuple[int, int]:
         return spec["batch_size"] * (3 * sum(layers) - layers[0]), 0
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     return passes[spec["task"]] * sum(layers), num_parameters
-
-
-def count_operations(jaxpr: Any) -> Iterator[int]:
-    """The multiplications and additions of each convolution and matrix product of a program, in
-    order.
-    """
-    for equation in jaxpr.eqns:
-        name, output = equation.primitive.name, equation.outvars[0].aval
-        if name == "conv_general_dilated":
-            kernel, numbers = equation.invars[1].aval, equation.params["dimension_numbers"]
-            yield 2 * output.size * kernel.size // kernel.shape[numbers.rhs_spec[0]]
-        elif name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            lengths = equation.invars[0].aval.shape
-            yield 2 * output.size * math.prod(lengths[axis] for axis in contracted)
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            layers = list(count_operations(inner))
-            yield from layers * equation.params.get("length", 1)  # of a scan
 
 
 if __name__ == "__main__":

@@ -44,9 +44,11 @@ def _label(report: dict[str, Any], variant: dict[str, Any]) -> str:
     tasks = {(u["variant"]["architecture"], u["variant"]["task"]) for u in report["units"]}
     if len(tasks) == len(report["units"]):
         return label
-    chunk_size = variant.get("chunk_size", 0)  # which earlier versions did not ask for
-    at_once = f", {chunk_size} at once" if chunk_size else ""
-    return f"{label} ({variant['convolution']}, {variant['precision']}{at_once})"
+    # What earlier versions did not ask for.
+    chunk_size, mapping = variant.get("chunk_size", 0), variant.get("mapping", "auto")
+    asked = [variant["convolution"], variant["precision"]]
+    asked += [mapping] * (mapping != "auto") + [f"{chunk_size} at once"] * (chunk_size > 0)
+    return f"{label} ({', '.join(asked)})"
 
 
 def make_rows(report: dict[str, Any]) -> list[Row]:

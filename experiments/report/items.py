@@ -102,15 +102,22 @@ def list_items(how: Settings) -> list[Item]:
             "resnet18",
             "chunks",
             convolutions="lax",
-            precisions="default,highest",
-            chunk_sizes="0,4,16",
+            mappings="sequential,vectorized",
+            chunk_sizes=8,
         ),
         _benchmark(how, "lenet", "precisions", precisions="highest,bfloat16", chunk_sizes=128),
-        _benchmark(how, "vgg11", "chunks", chunk_sizes="0,4,16"),
+        _benchmark(how, "vgg11", "chunks", mappings="sequential,vectorized", chunk_sizes=8),
         _benchmark(
             how, "lenet", "nads", tasks="central_difference,gradient", chunk_sizes="0,32,128"
         ),
-        _benchmark(how, "densenet121", "chunks", convolutions="lax", chunk_sizes="0,2,4"),
+        _benchmark(
+            how,
+            "densenet121",
+            "chunks",
+            convolutions="lax",
+            mappings="sequential,vectorized",
+            chunk_sizes=4,
+        ),
     ]
     sizes = {"lenet": (10_000, 1000), "resnet18": (200, 20), "densenet121": (600, 20)}
     items += [_nads(how, *entry) for entry in sizes.items()] + [_leading(how)]

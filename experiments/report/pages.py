@@ -14,7 +14,6 @@ from nad_jax.errors import InputError
 
 MARKER, END = "<!-- accelerators.json -->", "<!-- -->"
 NOTHING = "Nothing has been run on a GPU or TPU yet"
-CONVOLUTION = "lax"  # what `convolution=auto` is on an accelerator
 
 
 def clock(seconds: float) -> str:
@@ -166,7 +165,8 @@ def format_timings(rows: list[Numbers]) -> list[str]:
     for row in rows:
         names = row["architecture"], row["task"], row["convolution"], row["precision"]
         at_once = str(row["chunk_size"] or "")
-        cells = [*names, f"auto {at_once}".strip() if row["automatic"] else at_once]
+        at_once = f"auto {at_once}".strip() if row["automatic"] else at_once
+        cells = [*names, at_once + f", {row.get('mapping')}" * _has_mapping(row)]
         if row["failed"]:
             cells += [row["failed"], *[""] * 5]
         else:
@@ -201,21 +201,32 @@ def imply_defaults(rows: list[Numbers]) -> list[str]:
         first, *others = sorted(group, key=lambda row: row["seconds"])
         sentence = f"{first['architecture']}, {first['task']} at precision {first['precision']}: "
         sentence += f"fastest with convolution={first['convolution']} and "
-        sentence += f"chunk_size={first['chunk_size']}, {short(first['seconds'])}"
+        sentence += f"chunk_size={first['chunk_size']}, "
+        sentence += f"mapping={first.get('mapping')}, " * _has_mapping(first)
+        sentence += short(first["seconds"])
         _, share = _rates(first)
         sentence += f", {share} of the rate of large products" * bool(share)
         slower = [
-            f"{row['convolution']} and {row['chunk_size']} {_times(row, first)}" for row in others
+            f"{row['convolution']} and {row['chunk_size']}"
+            + f", {row.get('mapping')}," * _has_mapping(row)
+            + f" {_times(row, first)}"
+            for row in others
         ]
         sentence += f"; {', '.join(slower[:3])}"
-        asked = _work(first), True, CONVOLUTION
-        for row in rows:
-            if (_work(row), row["automatic"], row["convolution"]) == asked:
-                chosen = row["failed"] or f"{row['chunk_size']} at once, {_times(row, first)}"
-                sentence += f". Automatic are {CONVOLUTION} and {chosen}"
-                break
+        automatic = [
+            f"{row['convolution']} "
+            + (row["failed"] or f"{row['chunk_size']} at once, {_times(row, first)}")
+            for row in rows
+            if row["automatic"] and _work(row) == _work(first)
+        ]
+        sentence += f". Automatic are with {'; with '.join(automatic)}" * bool(automatic)
         sentences.append(f"{sentence}.")
     return sentences
+
+
+def _has_mapping(row: Numbers) -> bool:
+    """Whether a mapping was asked for, which earlier versions could not."""
+    return row.get("mapping", "auto") != "auto"
 
 
 def _times(row: Numbers, first: Numbers) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from experiments.run.plan import Cost, Weight
 from nad_jax.accumulation import Programs
 from nad_jax.choices import Estimator
-from nad_jax.chunks import choose_chunks, fit_chunks, make_chunk
+from nad_jax.chunks import choose_chunks, choose_mapping, fit_chunks, make_chunk
 from nad_jax.contract import input_batch, shape_of_variables
 from nad_jax.ensemble import Execution, make_key, place_shapes, replicated
 from nad_jax.fitting import Members, Stages, Task, make_fit
@@ -105,10 +105,10 @@ def choose_training(
     """How networks with such arrays are trained without automatic choices: where the size of
     vectorized chunks is left open, at most `most` at once and as many as fit into memory.
     """
-    resolved = choose_chunks(execution)
+    model, task, recipe, _ = setup
+    resolved = choose_chunks(choose_mapping(model, recipe.batch_size, execution))
     if execution.chunk_size or resolved.mapping == "sequential":
         return resolved
-    model, task, recipe, _ = setup
     data = shapes_of_data(setup, resolved.devices)
     some = partial(make_alike, setup, arrays)
     return fit_chunks(make_fit(model, recipe, task), resolved, most, data, some)[0]

@@ -12,7 +12,7 @@ from experiments.run import hlo
 from experiments.run.costs import Ensemble, Setup, make_alike, shapes_of_data
 from nad_jax import ensemble
 from nad_jax.accumulation import Programs
-from nad_jax.chunks import choose_chunks, fit_chunks, lower_epoch, make_chunk
+from nad_jax.chunks import choose_chunks, choose_mapping, fit_chunks, lower_epoch, make_chunk
 from nad_jax.ensemble import Execution, place_shapes
 from nad_jax.errors import InputError, first_line
 from nad_jax.fitting import make_fit
@@ -170,7 +170,8 @@ def estimate_training(
         shapes = jax.eval_shape(lambda: make_alike(setup, arrays, size))
         return place_shapes(shapes, spread)
 
-    chosen = choose_chunks(execution._replace(num_devices=0))
+    execution = choose_mapping(model, recipe.batch_size, execution._replace(num_devices=0))
+    chosen = choose_chunks(execution)
     data = shapes_of_data(setup._replace(recipe=short), given.devices)
     stages = make_fit(model, short, task)
     if execution.chunk_size:
