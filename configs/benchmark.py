@@ -6,9 +6,9 @@
 PyTorch comes with the extra `[benchmark]`, or --config.python names an interpreter that has it;
 without, there is no baseline. Let nothing else run: all of it takes 41 minutes on a 2-core CPU (AMD
 EPYC, AVX-512). `gpu` trains more directions, and times XLA's convolutions (grouped, where networks
-are mapped) against matrix products, full against lower precision, and 8, 32 and 128 networks at
-once against the automatic number; what does not fit the memory says so. That is 186 timings, each
-with processes of its own: `make accelerator-report PART=2` takes the most telling ones.
+are mapped) against matrix products of thin kernels, full against lower precision, and 8, 32 and 128
+networks at once against the automatic number; what does not fit the memory says so. That is 186
+timings, each with processes of its own: `make accelerator-report PART=2` takes the most telling ones.
 """
 
 from ml_collections import ConfigDict
