@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,6 +120,13 @@ class Folder(NamedTuple):
         """The units of a shard: which networks a shard has does not depend on the machine."""
         return self._group(self.study.members[shard.index :: shard.count])
 
+    def following(self, shard: Shard = ALONE) -> list[Unit]:
+        """Units that cost what those of the studies to come will."""
+        number, rounds = self.study.round
+        if self.study.series:
+            return self._group(self.study.following[shard.index :: shard.count])
+        return (rounds - 1 - number) * self.units(shard)
+
     def missing(self, shard: Shard = ALONE) -> list[Unit]:
         """Those, or the rest of them, that are not stored intact."""
         mine = self.study.members[shard.index :: shard.count]
@@ -127,7 +134,7 @@ class Folder(NamedTuple):
         done = {(m.folder, m.name) for m, arrays in stored if self.study.is_done(m, arrays)}
         return self._group([m for m in mine if (m.folder, m.name) not in done])
 
-    def _group(self, members: list[Member]) -> list[Unit]:
+    def _group(self, members: Sequence[Member]) -> list[Unit]:
         size = self.study.unit_size
         if not size:
             return [Unit(member.name, [member]) for member in members]

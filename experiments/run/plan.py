@@ -129,6 +129,9 @@ class Study(NamedTuple):
       `InputError` where the folder holds more than the command asks for.
     then(folder): the study that follows this one, all of which is stored.
     round: the number of this study among as many that follow each other.
+    series: a name for all that follow each other, where they are unlike; "": each has as many
+      networks as this one.
+    following: of unlike ones, members that cost what those to come will.
     suffix: of its files: .npz, or .json for JSON values, whose shapes are not checked.
     counts: what its numbers of networks are called.
     alone: why no other process may share its work; "": others may.
@@ -149,6 +152,8 @@ class Study(NamedTuple):
     resume: Callable[["Folder"], "Study"] | None = None
     then: Callable[["Folder"], "Study"] | None = None
     round: tuple[int, int] = (0, 1)
+    series: str = ""
+    following: tuple[Member, ...] = ()
     suffix: str = ".npz"
     counts: str = "networks"
     alone: str = ""

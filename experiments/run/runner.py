@@ -133,14 +133,16 @@ def check_shard(study: Study, shard: Shard) -> None:
 
 
 def everything(folder: Folder, shard: Shard = ALONE) -> list[Unit]:
-    """The units of a shard, of all studies that follow each other."""
-    return folder.study.round[1] * folder.units(shard)
+    """The units of a shard, of all studies that follow each other; of unlike ones without those
+    before.
+    """
+    before = 0 if folder.study.series else folder.study.round[0]
+    return (before + 1) * folder.units(shard) + folder.following(shard)
 
 
 def list_missing(folder: Folder, shard: Shard = ALONE) -> list[Unit]:
     """Those that are missing: of the study under way, and all of those that follow."""
-    number, rounds = folder.study.round
-    return folder.missing(shard) + (rounds - 1 - number) * folder.units(shard)
+    return folder.missing(shard) + folder.following(shard)
 
 
 def _snapshots_path(folder: Folder, unit: Unit) -> Path:

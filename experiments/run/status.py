@@ -41,6 +41,7 @@ class Plan(NamedTuple):
     suffix: of files.
     folders: below the run folder, that files are in.
     members: key, see `_key`, and number of networks of each, in the order of the plan.
+    series: see `Study`. following: the networks of unlike studies to come.
     """
 
     counts: str
@@ -49,12 +50,14 @@ class Plan(NamedTuple):
     suffix: str
     folders: list[str]
     members: list[tuple[str, int]]
+    series: str = ""
+    following: int = 0
 
     @property
     def digest(self) -> str:
         """A name for it, the same for all studies that follow each other."""
         members = self.members if self.round[1] == 1 else [number for _, number in self.members]
-        said = json.dumps([self.round[1], self.stacked, members])
+        said = self.series or json.dumps([self.round[1], self.stacked, members])
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -87,7 +90,9 @@ def make_plan(folder: Folder) -> Plan:
     study = folder.study
     members = [(_key(one.folder, one.name), one.num_networks) for one in study.members]
     folders = sorted({one.folder for one in study.members})
-    return Plan(study.counts, study.round, study.unit_size > 0, study.suffix, folders, members)
+    following = sum(one.num_networks for one in study.following)
+    how = study.counts, study.round, study.unit_size > 0, study.suffix
+    return Plan(*how, folders, members, study.series, following)
 
 
 def keep_plan(folder: Folder) -> Plan:
@@ -121,11 +126,14 @@ def read_plan(workdir: Path) -> Plan:
         folders = [_check_folder(name) for name in said["folders"]]
         suffix = re.fullmatch(r"\.(npz|json)", said["suffix"])[0]
         stacked, counts = bool(said["stacked"]), one_line(said["counts"])
+        # Which plans of earlier versions lack.
+        series = one_line(said.get("series", ""))
+        following = check_integer("following", said.get("following", 0), 0, MOST)
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(
             f"{path}: is damaged ({type(error).__name__}); give --config=FILE"
         ) from error
-    return Plan(counts, (number, rounds), stacked, suffix, folders, members)
+    return Plan(counts, (number, rounds), stacked, suffix, folders, members, series, following)
 
 
 def _check_folder(name: str) -> str:
@@ -239,8 +247,13 @@ def list_shards(plan: Plan, workdir: Path, stored: dict[str, Stored]) -> list[Sh
     for index in range(count):
         mine = plan.members[index::count]
         total = sum(networks for _, networks in mine)
-        done = sum(networks for key, networks in mine if key in stored) + number * total
-        shard = ShardStatus(f"{index}-of-{count}", done, rounds * total - done)
+        done = sum(networks for key, networks in mine if key in stored)
+        missing = total - done
+        if plan.series:
+            missing += (plan.following + count - 1 - index) // count
+        else:  # each has as many networks
+            done, missing = done + number * total, missing + (rounds - 1 - number) * total
+        shard = ShardStatus(f"{index}-of-{count}", done, missing)
         if said := places.get(index):
             networks, seconds = (max(said[name], 0.0) for name in ("networks", "seconds"))
             rate = networks / seconds if seconds else 0.0
