@@ -200,7 +200,7 @@ def _report(result: NADs, comparison: dict[str, np.ndarray], point: Point) -> No
             print(f"  {index:6}  {own[index]:.4g}  {theirs[index]:.4g}  {ratio:.3f}")
 
 
-def _find_nads(folder: Folder, point: Point, complete: bool) -> NADs | None:
+def find_nads(folder: Folder, point: Point, complete: bool) -> NADs | None:
     """The record of what is stored of one point, which are all of its networks if `complete`; None
     where that is nothing.
     """
@@ -301,7 +301,7 @@ def make_study(config: ConfigDict) -> Study:
             if not num_missing:
                 _remove_cut_units(folder, point)
             try:
-                result = _find_nads(folder, point, not num_missing)
+                result = find_nads(folder, point, not num_missing)
                 if result is None:
                     continue
                 _check_not_extended(folder, point)

@@ -114,7 +114,7 @@ def _read_model(config: ConfigDict, architecture: str, pooling: str, width: int 
     return read_model(config, architecture=architecture, **how)
 
 
-def _make_setup(config: ConfigDict, member: Member) -> trained.Setup:
+def make_setup(config: ConfigDict, member: Member) -> trained.Setup:
     architecture, pooling, optimizer, num_train, *width = member.program
     recipe, learning_rate = trained.read_recipe(
         config, "optimizers", optimizer, num_train, config.num_test
@@ -207,7 +207,7 @@ def make_study(config: ConfigDict) -> Study:
         _report(config, rows)
 
     networks = make_networks(config)
-    setup = partial(_make_setup, config)
+    setup = partial(make_setup, config)
     return trained.make_study(config, FIELDS.identity(config), networks, METRICS, setup, collect)
 
 

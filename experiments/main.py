@@ -43,6 +43,7 @@ from experiments import (
     compute_nads,
     directional_bias,
     flip_cifar,
+    isotropy_search,
     leading_nads,
     poison_cifar,
     time_to_accuracy,
@@ -59,7 +60,7 @@ from nad_jax.figures import FORMATS
 
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
-    time_to_accuracy,
+    time_to_accuracy, isotropy_search,
 )  # fmt: skip
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 

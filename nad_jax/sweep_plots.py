@@ -1,9 +1,11 @@
 """Figures of several geometries: their spectra, and the metrics of these."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nad_jax.figures import (
+    GRAY,
     PAGE,
     PrintedFigure,
     add_legend,
@@ -19,6 +21,11 @@ _PANELS = {
     "kl_uniform": "divergence from a\nuniform spectrum (nats)",
     "effective_rank": "effective rank\n(share of $D$)",
     "participation_ratio": "participation ratio\n(share of $D$)",
+}
+_OBJECTIVES = {
+    "kl_uniform": "divergence from a uniform spectrum (nats)",
+    "effective_rank": "effective rank",
+    "participation_ratio": "participation ratio",
 }
 
 
@@ -68,3 +75,55 @@ def _scaled(metrics: SpectrumMetrics, name: str) -> Metric:
     value, sem = getattr(metrics, name)
     scale = 1.0 if name == "kl_uniform" else 1.0 / metrics.dimension
     return Metric(scale * value, scale * sem)
+
+
+@styled
+def plot_search(
+    rungs: list[dict[str, Metric]],
+    num_networks: list[int],
+    accuracies: dict[str, list[float]],
+    objective: str,
+    title: str,
+) -> Figure:
+    """The points of each rung of a search, by label, with their standard errors: the first of each
+    is the start, the last rung is of other networks; and where they are known, the accuracies on
+    D(v) of the start against those of what was found.
+    """
+    size = 3 if accuracies else 2
+    figure = PrintedFigure(figsize=(PAGE, 2.4), layout="constrained")
+    set_title(figure, title)
+    panels = figure.subplots(1, size - 1, width_ratios=[2, 1][: size - 1], squeeze=False)[0]
+    axes, last = panels[0], len(rungs) - 1
+    names = list(rungs[-1])
+    for label in rungs[0]:
+        places = [number for number, rung in enumerate(rungs) if label in rung]
+        found = [rungs[number][label] for number in places]
+        values, sem = (np.array(column, float) for column in zip(*found, strict=True))
+        if label not in names:
+            axes.plot(
+                places, values, color=GRAY, linewidth=0.5, marker=".", markersize=2, alpha=0.6
+            )
+            continue
+        style = series(names.index(label))
+        axes.errorbar(places, values, yerr=np.nan_to_num(sem), label=label, **style, zorder=3)
+    labels = [f"{count:,}" for count in num_networks]
+    labels[last] += "\nother seed" if last else ""
+    axes.set_xticks(range(len(rungs)), labels)
+    axes.set_xlabel("networks of each point of a rung")
+    axes.set_ylabel(_OBJECTIVES[objective])
+    axes.set_ylim(bottom=0.0)
+    add_legend(figure, dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)))
+    if accuracies:
+        _plot_pairs(panels[1], accuracies["start"], accuracies["found"])
+    return figure
+
+
+def _plot_pairs(axes: Axes, start: list[float], found: list[float]) -> None:
+    """Accuracies of two networks along the same directions, in per cent."""
+    pairs = 100 * np.array([start, found])
+    low = min(45.0, pairs.min() - 2)
+    axes.plot([low, 102], [low, 102], color=GRAY, linewidth=0.6)
+    axes.plot(*pairs, **{**series(1), "linestyle": ""})
+    axes.set(xlim=(low, 102), ylim=(low, 102), aspect="equal")
+    axes.set_xlabel("accuracy on $D(v)$ of the start (%)")
+    axes.set_ylabel("of what was found (%)")

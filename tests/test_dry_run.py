@@ -138,7 +138,7 @@ def test_a_step_is_estimated_of_the_networks_that_fit():
     config.update(architectures=("mlp",), image_shape=(8, 8, 1), frequency_range=(-4, 4))
     config.update(mapping="vectorized")
     member = directional_bias.make_networks(config)[0]
-    setup, arrays = directional_bias._make_setup(config, member), member.what.arrays
+    setup, arrays = directional_bias.make_setup(config, member), member.what.arrays
     given = Target("cpu", jax.devices()[:2], 2**40)
     with target.compiled_for(*given[1:]):
         found = estimate_training(setup, arrays, given, Execution("vectorized"))
