@@ -1,0 +1,179 @@
+"""The search of the most isotropic network: rungs, their ranks, what goes on, who computes what."""
+
+import csv
+import itertools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import isotropy_search
+from experiments.isotropy_search import Found, Search
+from experiments.run import runner
+from experiments.run.shards import Shard
+from nad_jax import create_model, estimate_nads, spectrum_metrics, store
+from nad_jax.errors import InputError
+from tests.test_configs import load_config, run
+
+SMALL = {"num_epochs": 1, "num_train": (64,), "num_test": 32, "loss_window": 2, "batch_size": 32}
+SIZES = {"num_rungs": 2, "num_networks": 8, "unit_size": 4, "confirm_networks": 12}
+
+
+def _config(**changes):
+    config = load_config("isotropy_search").get_config("lenet")
+    config.update(architecture="mlp", image_shape=(4, 4, 1), chunk_size=2, num_frequencies=3)
+    config.sweep.update(pooling=(), normalization=(), activation=())
+    config.sweep.update(initialization=("reference", "he"), width=(4, 8, 16))
+    config.accuracy.update(frequency_range=(-2, 2), **SMALL)
+    config.update({**SIZES, **changes})
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    assert run(isotropy_search, _config(), workdir)
+    return workdir
+
+
+def _read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def _rungs(workdir):
+    rows = _read(workdir / "results.csv")
+    return [[row for row in rows if row["rung"] == str(number)] for number in range(3)]
+
+
+def _place(row):
+    return row["initialization"], row["width"]
+
+
+def test_the_best_half_of_each_rung_goes_on_and_so_does_the_start(finished):
+    rungs = _rungs(finished)
+    assert [len(rung) for rung in rungs] == [7, 4, 2]
+    assert [{row["num_networks"] for row in rung} for rung in rungs] == [{"8"}, {"16"}, {"12"}]
+    assert [{row["seed"] for row in rung} for rung in rungs] == [{"0"}, {"0"}, {"1"}]
+    for rung, after in itertools.pairwise(rungs):
+        start, *others = rung
+        assert start["is_start"] == start["kept"] == "1" and _place(start) == _place(after[0])
+        assert {row["is_start"] for row in others} == {"0"}
+        divergences = sorted(float(row["kl_uniform"]) for row in others)
+        kept = [row for row in others if row["kept"] == "1"]
+        assert sorted(map(_place, kept)) == sorted(map(_place, after[1:]))
+        assert max(float(row["kl_uniform"]) for row in kept) == divergences[len(kept) - 1]
+
+
+def test_metrics_and_parameters_are_those_of_the_network(finished):
+    row = next(row for row in _rungs(finished)[0] if _place(row) == ("he", "8"))
+    model = create_model("mlp", (4, 4, 1), width=8, initialization="he")
+    nads = estimate_nads(model, 8, seed=0, point="fresh", symmetrized=True)
+    metrics = spectrum_metrics(nads)
+    assert float(row["participation_ratio"]) == pytest.approx(
+        metrics.participation_ratio.value, rel=0.2
+    )
+    leaves = jax.tree.leaves(model.init(jax.random.key(0)))
+    assert int(row["num_parameters"]) == sum(leaf.size for leaf in leaves)
+
+
+def test_both_are_trained_along_the_same_frequencies(finished):
+    rows = _read(finished / "accuracy.csv")
+    networks = {
+        name: [row for row in rows if row["network"] == name] for name in ("start", "found")
+    }
+    places = [
+        [(row["frequency_row"], row["frequency_column"]) for row in group]
+        for group in networks.values()
+    ]
+    assert places[0] == places[1] and len({*places[0]}) == 3
+    found = _rungs(finished)[-1][1]
+    assert {_place(row) for row in networks["found"]} == {_place(found)}
+
+
+def test_what_is_lost_is_computed_again_to_the_bit(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    lost = [workdir / "rungs" / "units" / f"rung_{number}.npz" for number in (1, 2)]
+    lost += sorted(workdir.glob("confirmation,*/units/*"))[:2]
+    lost += sorted(workdir.glob("units/networks_*"))[:3]
+    for path in lost:
+        path.unlink()
+    assert run(isotropy_search, _config(), workdir)
+    for path in (*lost, workdir / "results.csv", workdir / "accuracy.csv"):
+        there = finished / path.relative_to(workdir)
+        if path.suffix == ".npz":
+            old, new = store.read_npz(there), store.read_npz(path)
+            assert all(np.array_equal(old[name], new[name]) for name in old if name != "config")
+        else:
+            assert path.read_bytes() == there.read_bytes()
+
+
+def test_shards_wait_for_each_other_and_find_the_same(finished, tmp_path):
+    halves = [Shard(number, 2) for number in (0, 1)]
+    with pytest.raises(runner.RunAgain, match="rung 1 of 3"):
+        run(isotropy_search, _config(), tmp_path, halves[0])
+    for number in range(20):
+        try:
+            if run(isotropy_search, _config(), tmp_path, halves[(number + 1) % 2]):
+                break
+        except runner.RunAgain:
+            continue
+    assert (tmp_path / "results.csv").read_bytes() == (finished / "results.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("objective", "seek", "order"),
+    [
+        ("kl_uniform", "most", [2, 1, 3, 4]),
+        ("kl_uniform", "least", [3, 1, 2, 4]),
+        ("effective_rank", "most", [3, 1, 2, 4]),
+        ("participation_ratio", "least", [2, 1, 3, 4]),
+    ],
+)
+def test_ranks_follow_the_objective_and_what_has_no_geometry_is_last(objective, seek, order):
+    search = Search(_config(objective=objective, seek=seek))
+    values = np.array([0.0, 2.0, 1.0, 3.0, np.nan])
+    found = Found(search.first(0), {objective: values, f"{objective}_sem": np.ones(5)})
+    assert search.rank(found) == order
+    confirmed = Found(found.rung, {objective: values, f"{objective}_sem": np.full(5, 0.5)})
+    difference, errors = isotropy_search.compare(search, confirmed)
+    better = (objective == "kl_uniform") != (seek == "most")
+    assert difference == (2.0 if better else -2.0)
+    assert errors == pytest.approx(difference / 0.5**0.5)
+
+
+def test_a_network_that_is_not_far_enough_is_not_said_to_be_found(capsys):
+    search = Search(_config())
+    rows = [{"network": n, "test_accuracy": a} for n in ("start", "found") for a in (0.5, 0.75)]
+    for sem, said in ((0.05, "most isotropic of 7"), (0.5, "none found: no network of 7")):
+        arrays = {"kl_uniform": np.array([1.0, 0.5]), "kl_uniform_sem": np.full(2, sem)}
+        confirmed = Found(search.first(2), arrays)
+        isotropy_search._report(search, [confirmed], rows)
+        assert capsys.readouterr().out.startswith(said)
+
+
+def test_the_budget_of_parameters_leaves_out_what_is_larger():
+    search = Search(_config(max_parameters=300))
+    widths = {point.config.width for point in search.space[1:]}
+    assert widths == {4, 8} and search.space[0].config.width == 0  # the start may be larger
+    with pytest.raises(InputError, match="sweep: holds no network of at most 10 parameters besid"):
+        isotropy_search.validate(_config(max_parameters=10))
+
+
+def test_bad_fields_are_named():
+    wrong = {
+        "objective": ("entropy", "objective: unknown value 'entropy'"),
+        "seek": ("more", "seek: unknown value 'more'"),
+        "factor": (1, "factor: must be an integer of at least 2, got 1"),
+        "confirm_seed": (0, "confirm_seed: must differ from seed, got 0 for both"),
+        "num_frequencies": (99, "num_frequencies: must be at most"),
+        "confirm_networks": (1, "confirm_networks: must be an integer of at least 4, got 1"),
+    }
+    for field, (value, said) in wrong.items():
+        with pytest.raises(InputError, match=said):
+            isotropy_search.validate(_config(**{field: value}))
+    config = _config()
+    config.accuracy.sigmas = (-1.0,)
+    with pytest.raises(InputError, match="sigmas"):
+        isotropy_search.validate(config)
