@@ -102,6 +102,8 @@ class Search:
         # Both are asked for before every unit.
         self.rung = cache(self._rung)
         self.ensemble = cache(lambda name: self.named[name].ensemble)
+        # A point that goes on is not compiled again, nor for the networks of the other seed.
+        self.program = cache(lambda name, size: geometry.make_program(self.ensemble(name), size))
 
     @cached_property
     def named(self) -> dict[str, Point]:
@@ -289,7 +291,7 @@ def _make_rung(search: Search, over: list[Found], rung: Rung) -> Study:
         return isinstance(member.what, trained.Trainee)
 
     def make_program(member: Member, chunk_size: int) -> Program:
-        return geometry.make_program(search.ensemble(member.folder), chunk_size)
+        return search.program(member.folder.removeprefix(CONFIRMED), chunk_size)
 
     def measure_cost(member: Member) -> Cost:
         if is_trained(member):
