@@ -42,7 +42,7 @@ def get_config(space: str = "lenet") -> ConfigDict:
         config.image_shape = (16, 16, 1)
         config.sweep.pooling = ("max", "avg")
         config.sweep.normalization = ("none", "layer", "group")
-        config.sweep.initialization = ("reference", "he", "orthogonal")
+        config.sweep.initialization = ("reference", "he", "lecun")
     else:
         config.sweep.normalization = ("batch", "layer", "group", "none")
         config.sweep.residual = (True, False)

@@ -122,6 +122,10 @@ FIGURES = {
     "metrics": lambda: sweep_plots.plot_metrics(
         {f"network{n}(normalization=layer)": _metrics(0.1 * n) for n in range(30)}, TITLE
     ),
+    "search": lambda: sweep_plots.plot_search(
+        [{f"network{n}: {NAME}": Metric(0.1 * n, 0.05) for n in range(size)} for size in (9, 4, 2)],
+        [32, 64, 1024], {"start": [0.5, 0.9, 1.0], "found": [0.6, 0.8, 0.99]}, "kl_uniform", TITLE,
+    ),
     "training": lambda: accuracy_plots.plot_training(RNG.random((9, 50)), RNG.random(9)),
 }  # fmt: skip
 
