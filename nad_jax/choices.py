@@ -240,7 +240,7 @@ def check_normalizations(estimator: Estimator, model: Model) -> None:
         )
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)
 def _has_ties(
     init: Callable[[jax.Array], Any],
     outputs: Network,

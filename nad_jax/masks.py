@@ -172,7 +172,7 @@ def apply_mask_options(model: Model, density: float | None, mask: str | None) ->
 
 
 # Commands ask again and again, and compiled programs are known by their functions.
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)
 def _make(model: Model, density: float, rule: str) -> Model:
     found = mask_densities(model, density, rule)
     if density == 1:

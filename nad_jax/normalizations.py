@@ -15,7 +15,7 @@ _FIRST = 2
 _SHARE = 0.5
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)
 def find_zero_normalization(
     init: Callable[[jax.Array], Any], apply: Callable, input_shape: tuple[int, ...]
 ) -> str | None:

@@ -170,7 +170,7 @@ def make_own_model(
 
 
 # Commands ask again and again, and testing a model takes seconds.
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)
 def _make(
     maker: Maker,
     reference: str,

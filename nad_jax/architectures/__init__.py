@@ -193,7 +193,7 @@ def list_known_options() -> dict[str, Option]:
 
 
 # Commands ask again and again, and tracing DenseNet121 takes seconds.
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=512)
 def _create_model(
     architecture: str,
     image_shape: tuple[int, ...],
