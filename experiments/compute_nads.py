@@ -25,7 +25,7 @@ from experiments.run.config import LATER, Fields, check_all, check_integers, che
 from experiments.run.costs import Ensemble
 from experiments.run.folder import Folder
 from experiments.run.origin import parse_object
-from experiments.run.plan import Json, Member, Study
+from experiments.run.plan import Cost, Json, Member, Study
 from experiments.run.progress import read_seconds
 from experiments.run.targets import estimate_ensemble
 from nad_jax import nads, records, store, subspaces
@@ -289,6 +289,10 @@ def make_study(config: ConfigDict) -> Study:
         identities = {"": {**own, "sweep": sorted(axes)}, **identities}
     shapes = geometry.state_shapes(points[0].ensemble)
 
+    def measure_cost(member: Member) -> Cost:
+        point = named[member.folder]
+        return geometry.measure_cost(point.ensemble, point.config.num_networks)
+
     def resume(folder: Folder) -> Study:
         for point in points:
             _check_not_lowered(folder, point)
@@ -325,7 +329,7 @@ def make_study(config: ConfigDict) -> Study:
         members,
         lambda _: shapes,
         lambda member, size: geometry.make_program(named[member.folder].ensemble, size),
-        lambda member: geometry.measure_cost(named[member.folder].ensemble),
+        measure_cost,
         collect,
         check=geometry.check_counted,
         resume=resume,

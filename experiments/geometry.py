@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from experiments import results
 from experiments.networks import read_model
 from experiments.run.config import HOW, check_all, check_integers, check_seeds
-from experiments.run.costs import Ensemble, measure_ensemble
+from experiments.run.costs import Ensemble, measure_ensemble, measure_with_kurtosis
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Work
 from nad_jax import nads, records, summary
@@ -37,6 +37,7 @@ from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_integer, raise_problems
 from nad_jax.estimation import Passes
 from nad_jax.geometry import find_problems
+from nad_jax.kurtosis import Kurtosis
 from nad_jax.moments import Halves, halves_from_arrays, halves_to_arrays, merge_halves
 from nad_jax.nads import NADs
 from nad_jax.reading import Found, find_directions, make_dense
@@ -170,12 +171,29 @@ def make_program(ensemble: Ensemble, chunk_size: int) -> Program:
     return Program(compute, execution.chunk_size, 2, how)
 
 
-def measure_cost(ensemble: Ensemble) -> Cost:
-    """What a program of `make_program` costs."""
+def measure_cost(ensemble: Ensemble, num_networks: int = 0) -> Cost:
+    """What a program of `make_program` costs; of a dense ensemble of so many networks, which error
+    they have.
+    """
     estimator, readout = ensemble.estimator, choose_readout(ensemble.model, ensemble.estimator)
     exact = estimator.derivative == "input_gradient"
     notes = [summary.explain_passes(readout.num_outputs) if exact else "", explain_blocks(ensemble)]
-    return measure_ensemble(ensemble)._replace(note="\n  ".join(filter(None, notes)))
+    if num_networks:
+        cost, kurtosis = measure_with_kurtosis(ensemble)
+        notes.append(explain_error(kurtosis, num_networks) if kurtosis else "")
+    else:
+        cost = measure_ensemble(ensemble)
+    return cost._replace(note="\n  ".join(filter(None, notes)))
+
+
+def explain_error(kurtosis: Kurtosis, num_networks: int) -> str:
+    """Which relative error so many networks have, and how many a small one takes."""
+    known = "exact" if kurtosis.exact else f"measured from {kurtosis.num_networks} networks"
+    error, needed = kurtosis.relative_error(num_networks), kurtosis.networks_needed(0.01)
+    return (
+        f"relative error of vᵀGv {error:.1%} with {num_networks} networks, 1% takes {needed} "
+        f"(κ = {kurtosis.value:.3g}, {known})"
+    )
 
 
 def explain_blocks(ensemble: Ensemble) -> str:

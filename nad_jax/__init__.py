@@ -18,6 +18,7 @@ from nad_jax.aliases import (
     make_train_many_images,
     train_many_images,
 )
+from nad_jax.aliasing import aliasing_bound
 from nad_jax.architectures import ARCHITECTURES, create_model
 from nad_jax.blocks import Blocks, equal_blocks
 from nad_jax.choices import Estimator
@@ -108,6 +109,7 @@ __all__ = [
     "Task",
     "TrainMetrics",
     "__version__",
+    "aliasing_bound",
     "at_origin",
     "basis_dct",
     "basis_dft",

@@ -15,6 +15,7 @@ from nad_jax import errors
 from nad_jax.blocks import Blocks, find_blocks
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, check_record
+from nad_jax.kurtosis import find_kurtosis
 from nad_jax.models import Model
 from nad_jax.nads import DERIVATIVES, POINTS
 from nad_jax.normalizations import find_zero_normalization
@@ -379,6 +380,7 @@ def record_choices(
         del chosen["point_scale"]
         chosen |= {"point": "own law", **points.description}
     blocks = None if given else choose_blocks(model, estimator, points).describe()
+    kurtosis = None if given else find_kurtosis(model, estimator, points)
     if callable(estimator.derivative):
         chosen["derivative"] = getattr(estimator.derivative, "__name__", "vector field")
     choices = {
@@ -390,6 +392,7 @@ def record_choices(
         "key": [str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key)).tolist()],
         **({"networks": "given"} if given else {}),
         **({"blocks": blocks} if blocks else {}),
+        **({"kurtosis": kurtosis.value} if kurtosis else {}),
         "versions": versions(),
         "device": device_kind(),
     }

@@ -7,7 +7,7 @@ input derivative of one logit in evaluation mode (NAD, Section 3).
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from nad_jax.blocks import Blocks, read_blocks
 from nad_jax.errors import InputError, check_integer, check_number, check_record, host_array
 from nad_jax.symmetries import width
 from nad_jax.tables import Row, Tabular, zip_columns
+
+if TYPE_CHECKING:
+    from nad_jax.kurtosis import Kurtosis
 
 DERIVATIVES = ("central_difference", "input_gradient")  # by name, and where they are taken
 POINTS = ("shared", "fresh")
@@ -108,6 +111,39 @@ class NADs(NamedTuple):
     def rank(self) -> int:
         """How many eigenvalues are above rounding, 1e-6 of the largest."""
         return numerical_rank(self.eigenvalues)
+
+    def kurtosis(self, index: int | None = None) -> "Kurtosis":
+        """κ of what one network says of vᵀGv: the relative error of N of them is √((κ − 1)/N).
+
+        Exact where there is a closed form for it, of every direction: `mlp` with Gaussian weights
+        and no biases, see `relu_kurtosis`. Otherwise measured, 1 + N (standard error/eigenvalue)²,
+        from what batches of the networks differ in, whatever the read-outs and points are: between
+        networks alone, at these points.
+
+        Args:
+          index: of an eigenvalue; None: the median of the leading 16. Of a single one it is too
+            large where the ensemble is small: the direction was chosen by the same networks.
+
+        Raises:
+          InputError: for one network, fewer than 8 batches of them (leading NADs keep none), and an
+            index out of range.
+        """
+        from nad_jax.kurtosis import record_kurtosis  # which imports this module
+
+        return record_kurtosis(self, index)
+
+    def networks_needed(self, relative_error: float, index: int | None = None) -> int:
+        """How many networks bring the standard error between them below a share of an eigenvalue:
+        (κ − 1)/ε², κ as of `kurtosis`, which says whether it is exact or measured.
+
+        Args:
+          relative_error: ε, above 0.
+          index: of an eigenvalue; None: the median of the leading 16.
+
+        Raises:
+          InputError: as `kurtosis`, and for an error that is not above 0.
+        """
+        return self.kurtosis(index).networks_needed(relative_error)
 
     @property
     def nads(self) -> "NADs":

@@ -15,17 +15,21 @@ import numpy as np
 
 from experiments.run.plan import Cost, Weight
 from nad_jax.accumulation import Programs
-from nad_jax.choices import Estimator
+from nad_jax.choices import Estimator, find_symmetries
 from nad_jax.chunks import choose_chunks, choose_mapping, fit_chunks, make_chunk
 from nad_jax.contract import input_batch, shape_of_variables
 from nad_jax.ensemble import Execution, make_key, place_shapes, replicated
 from nad_jax.fitting import Members, Stages, Task, make_fit
 from nad_jax.geometry import resolve_execution
+from nad_jax.kurtosis import Kurtosis, find_kurtosis, pixel_energies, pool_kurtosis
 from nad_jax.memory import program_bytes
 from nad_jax.models import Model
-from nad_jax.moments import Accumulator, Halves, init_halves
+from nad_jax.moments import Accumulator, Dense, Halves, init_halves
 from nad_jax.recipe import Recipe
 from nad_jax.training import make_members
+
+_SAMPLE_SECONDS = 3.0  # at most, for which more networks are computed to see how far they scatter
+_FEWEST_LOOKS, _MOST_LOOKS = 4, 16  # of two batches each
 
 
 def shorten(recipe: Recipe) -> Recipe:
@@ -175,24 +179,80 @@ def compile_ensemble(ensemble: Ensemble) -> tuple[jax.stages.Compiled, Halves, t
 
 def measure_ensemble(ensemble: Ensemble) -> Cost:
     """What it costs to accumulate networks of an ensemble."""
+    return _measure(ensemble)[0]
+
+
+def measure_with_kurtosis(ensemble: Ensemble) -> tuple[Cost, Kurtosis | None]:
+    """What it costs to accumulate networks of a dense ensemble, and how far these scatter: exact
+    where there is a closed form, otherwise about pixels; None where so few are computed in some
+    seconds that they do not say.
+    """
+    if found := find_kurtosis(ensemble.model, ensemble.estimator):
+        return measure_ensemble(ensemble), found
+    _, representations = find_symmetries(ensemble.model, ensemble.estimator)
+    single, looks, networks = len(ensemble.resolve()[0].devices) == 1, [], 0
+
+    def look(halves: Halves) -> None:
+        """Keeps how many rows were seen until now, and the sums of their squares."""
+        nonlocal networks
+        halves = jax.device_get(halves)
+        networks = int(np.sum(halves.networks))
+        parts = [
+            part
+            for half in halves[:2]
+            for part in ([half] if single else map(Dense._make, zip(*half, strict=True)))
+        ]
+        counts = np.array([part.count for part in parts])
+        sums = [int(part.count) * pixel_energies(part, representations) for part in parts]
+        looks.append((counts, np.stack(sums)))
+
+    cost, add = _measure(ensemble, look)
+    more = int(_SAMPLE_SECONDS / max(cost.batch_seconds, 1e-9))
+    if len(looks) + more >= _FEWEST_LOOKS:
+        for _ in range(min(more, _MOST_LOOKS - len(looks))):
+            look(add())
+    counts, sums = (np.stack(one) for one in zip(*looks, strict=True))
+    counts, sums = (np.diff(one, axis=0, prepend=0 * one[:1]) for one in (counts, sums))
+    kept = counts > 0
+    energies = sums[kept] / counts[kept][:, None]
+    return cost, pool_kurtosis(energies, counts[kept], networks)
+
+
+def _measure(
+    ensemble: Ensemble, look: Callable[[Halves], None] | None = None
+) -> tuple[Cost, Callable[[], Halves]]:
+    """What it costs to accumulate networks, and what adds the next chunk of them; `look` sees the
+    state after each.
+    """
     begun = time.monotonic()
-    program, states, (key, *rest) = compile_ensemble(ensemble)
+    program, states, (key, done, together, *rest) = compile_ensemble(ensemble)
     compile_seconds = time.monotonic() - begun
 
     def add() -> Halves:
-        nonlocal states  # its arrays are given to the program
-        states = program(key, states, *rest)
+        nonlocal states, done  # the arrays of the states are given to the program
+        states = program(key, states, done, done + together, *rest)
+        done += together
         return states
 
-    seconds, networks = fastest(add), int(rest[1])
-    each = seconds / networks
-    return Cost(compile_seconds, each, program_bytes(program), batch_seconds=seconds)
+    seconds = fastest(add, look)
+    each = seconds / int(together)
+    return Cost(compile_seconds, each, program_bytes(program), batch_seconds=seconds), add
 
 
-def fastest(call: Callable[[], Any]) -> float:
+def fastest(call: Callable[[], Any], look: Callable[[Any], None] | None = None) -> float:
     """The seconds that the fastest of several calls takes: of one, where that takes longer than two
-    seconds.
+    seconds. `look` sees what each returns, and is not counted.
     """
-    timer = timeit.Timer(lambda: jax.block_until_ready(call()))
-    first = timer.timeit(1)
-    return min([first, *timer.repeat(min(int(2.0 / first), 19), 1)])
+    found = None
+
+    def timed() -> None:
+        nonlocal found
+        found = jax.block_until_ready(call())
+
+    timer, seconds, most = timeit.Timer(timed), [], 1
+    while len(seconds) < most:
+        seconds.append(timer.timeit(1))
+        most = 1 + min(int(2.0 / seconds[0]), 19)
+        if look is not None:
+            look(found)
+    return min(seconds)
