@@ -9,12 +9,18 @@ EPYC, AVX-512). `gpu` trains more directions, and times XLA's convolutions (grou
 are mapped) against matrix products of thin kernels, full against lower precision, and 8, 32 and 128
 networks at once against the automatic number; what does not fit the memory says so. That is 186
 timings, each with processes of its own: `make accelerator-report PART=2` takes the most telling ones.
+
+ViT, Mixer and ConvNeXt are timed where they are asked for:
+
+    python -m experiments.main --config=configs/benchmark.py \\
+        --config.architectures=vit,mixer,convnext --workdir=runs/benchmark_today
 """
 
 from ml_collections import ConfigDict
 
 from nad_jax.errors import unknown
 
+PUBLISHED = ("lenet", "vgg11", "resnet18", "densenet121")  # timed unless others are asked for
 # (rounds, training steps in a timing, directions trained at once)
 SIZES = {
     "cpu": {
@@ -22,12 +28,18 @@ SIZES = {
         "vgg11": (3, 4, 4),
         "resnet18": (3, 2, 2),
         "densenet121": (3, 2, 2),
+        "vit": (3, 2, 2),
+        "mixer": (3, 2, 2),
+        "convnext": (3, 2, 2),
     },
     "gpu": {
         "lenet": (5, 32, 256),
         "vgg11": (5, 16, 64),
         "resnet18": (5, 16, 64),
         "densenet121": (5, 8, 16),
+        "vit": (5, 16, 64),
+        "mixer": (5, 16, 64),
+        "convnext": (5, 16, 64),
     },
 }
 
@@ -39,7 +51,7 @@ def get_config(backend: str = "cpu") -> ConfigDict:
     config.experiment = "benchmark"
 
     # What is timed.
-    config.architectures = tuple(SIZES[backend])
+    config.architectures = PUBLISHED  # of all in SIZES
     config.tasks = ("initialization", "gradient", "central_difference", "step", "directions")
     config.convolutions = ("auto",) if backend == "cpu" else ("mixed", "lax")
     config.precisions = (

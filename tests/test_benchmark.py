@@ -1,5 +1,8 @@
+import functools
 import json
+import operator
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -7,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -237,6 +241,9 @@ def test_the_baseline_has_the_same_networks():
         "lenet": 60_941,
         "vgg11": 9_750_657,
         "resnet18": 11_168_193,
+        "vit": 5_354_881,
+        "mixer": 17_089_025,
+        "convnext": 27_816_673,
     }.items():
         network = torch_programs.ARCHITECTURES[architecture]((32, 32, 1), 1)
         assert sum(leaf.numel() for leaf in network.parameters()) == parameters
@@ -253,6 +260,73 @@ def test_the_baseline_has_the_same_networks():
         )
         program.call()
         assert program.peak_bytes() > 0
+
+
+def _counterparts(network, params):
+    """The parameters of the baseline's ViT, Mixer or ConvNeXt, and the same ones of ours."""
+    layers = ["patches", "patches_norm"]
+    for stage, blocks in enumerate((3, 3, 9, 3)):
+        layers += [f"halve{stage}_norm", f"halve{stage}"] * (stage > 0)
+        layers += [f"block{stage + 1}_{number}" for number in range(1, blocks + 1)]
+    for name, parameter in network.named_parameters():
+        path = re.sub(r"layers\.(\d+)", lambda found: layers[int(found[1])], name)
+        path = re.sub(r"blocks\.(\d+)", lambda found: f"block{int(found[1]) + 1}", path)
+        path = re.sub(r"(tokens|channels)\.([02])", r"\1_mlp.\2", path).replace("_mlp.0", "_expand")
+        path = path.replace("_mlp.2", "_contract").replace("mlp.0", "expand")
+        *modules, kind = path.replace("mlp.2", "contract").split(".")
+        parts = ("query", "key", "value") if modules[-1:] == ["inputs"] else modules[-1:]
+        owner = functools.reduce(operator.getitem, modules[:-1], params)
+        values = []
+        for part in parts or (None,):
+            own = params if part is None else owner[part]
+            if kind in ("token", "position") or (kind == "scale" and "value" in own[kind]):
+                own, kind = own[kind], "value"
+            name = kind if kind != "weight" else "kernel" if "kernel" in own else "scale"
+            values.append(np.asarray(own[name]))
+        value = np.concatenate(values, -1)
+        if parameter.ndim == 4:
+            (after, before, *sides), order = parameter.shape, (3, 2, 0, 1)
+            value = value.reshape(*sides, before, after).transpose(order)
+        yield parameter, (value.T if parameter.ndim == 2 else value).reshape(parameter.shape)
+
+
+@pytest.mark.parametrize("architecture", ["vit", "mixer", "convnext"])
+def test_the_baseline_draws_by_the_same_laws_and_computes_the_same_logits(architecture):
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install -e '.[benchmark]'")
+    from experiments.benchmark import torch_programs
+
+    model = architectures.create_model(architecture, num_logits=2)
+    params = jax.jit(model.init)(jax.random.key(0))["params"]
+    torch.manual_seed(0)
+    network = torch_programs.ARCHITECTURES[architecture]((32, 32, 1), 2)
+    for parameter, value in _counterparts(network, params):
+        drawn = parameter.detach().numpy()
+        if value.size >= 500:  # below, both scatter
+            np.testing.assert_allclose(drawn.std(), value.std(), rtol=0.2, atol=1e-12)
+            np.testing.assert_allclose(drawn.mean(), value.mean(), atol=0.2 * value.std() + 1e-12)
+        if value.size >= 4000:  # uniform, cut and uncut normal laws end elsewhere
+            np.testing.assert_allclose(abs(drawn).max(), abs(value).max(), rtol=0.25)
+    random = np.random.default_rng(0)  # biases and embeddings that start at zero, too
+    params = jax.tree.map(
+        lambda x: (x + 0.02 * random.standard_normal(x.shape)).astype(np.float32), params
+    )
+    images = random.standard_normal((3, 32, 32, 1)).astype(np.float32)
+    with torch.no_grad():
+        for parameter, value in _counterparts(network, params):
+            parameter.copy_(torch.tensor(value))
+        logits = network(torch.tensor(images).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(logits, jax.jit(model.apply)({"params": params}, images), atol=1e-4)
+
+
+def test_architectures_of_today_are_timed_where_they_are_asked_for():
+    config = load_config("benchmark").get_config()
+    assert {variant.architecture for variant in benchmark.list_variants(config)} == {
+        "lenet", "vgg11", "resnet18", "densenet121"
+    }  # fmt: skip
+    for backend in ("cpu", "gpu"):
+        config = load_config("benchmark").get_config(backend)
+        config.architectures = benchmark.ARCHITECTURES
+        benchmark.validate(config)
 
 
 def _unit(architecture, task, **seconds):

@@ -48,7 +48,8 @@ from nad_jax.errors import (
 from nad_jax.memory import is_exhausted
 from nad_jax.recipe import PRECISIONS
 
-ARCHITECTURES = ("lenet", "vgg11", "resnet18", "densenet121")  # those that the baseline has
+# Those that the baseline has.
+ARCHITECTURES = ("lenet", "vgg11", "resnet18", "densenet121", "vit", "mixer", "convnext")
 TASKS = tuple(task for task in jax_programs.TASKS if task not in jax_programs.RATES)
 # Tasks that a precision applies to: NADs are always computed in the highest.
 TRAINING = ("step", "directions")

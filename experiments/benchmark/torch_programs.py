@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from experiments.benchmark.stopwatch import Specification, Timed, peak_host_bytes, serve
 
 Shape = tuple[int, int, int]  # of images: height, width, channels
+Law = Callable[[torch.Tensor], Any]  # fills weights
+EPSILON = 1e-6  # of layer normalization
 
 
 def _places(shape: Shape) -> int:
@@ -106,11 +109,179 @@ def _densenet121(shape: Shape, logits: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+@torch.no_grad()
+def _lecun(weight: torch.Tensor) -> None:
+    """Normal, cut at two deviations, after which the variance is 1 / inputs (Flax's default).
+
+    By the inverse of its distribution function: `nn.init.trunc_normal_` of PyTorch 2.14 draws again
+    what was cut, which takes fourteen times as long on a CPU.
+    """
+    deviation = weight[0].numel() ** -0.5 / 0.87962566103423978
+    most = math.erf(2**0.5)
+    weight.uniform_(-most, most).erfinv_().mul_(2**0.5 * deviation)
+
+
+def _narrow(weight: torch.Tensor) -> None:
+    nn.init.normal_(weight, 0.0, 0.02)
+
+
+class _Dense(nn.Linear):
+    """A dense layer that is drawn once, from its own law; `bias`: deviation of the biases."""
+
+    def __init__(self, before: int, after: int, law: Law = _lecun, bias: float = 0.0) -> None:
+        self._law, self._deviation = law, bias
+        super().__init__(before, after)
+
+    def reset_parameters(self) -> None:
+        self._law(self.weight)
+        nn.init.normal_(self.bias, 0.0, self._deviation)
+
+
+class _Patches(nn.Conv2d):
+    """Patches of images, each through the same dense layer."""
+
+    def __init__(self, before: int, after: int, size: int, law: Law = _lecun) -> None:
+        self._law = law
+        super().__init__(before, after, size, size)
+
+    def reset_parameters(self) -> None:
+        self._law(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class _Attention(nn.Module):
+    """Self-attention; queries, keys and values are one product."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        # Three layers of as many outputs as inputs, each by Xavier's law.
+        bound = (6 / (width + width)) ** 0.5
+        law = functools.partial(nn.init.uniform_, a=-bound, b=bound)
+        self.inputs, self.out = _Dense(width, 3 * width, law), _Dense(width, width, law)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, width = x.shape
+        parts = self.inputs(x).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        read = F.scaled_dot_product_attention(*parts)
+        return self.out(read.transpose(1, 2).reshape(batch, tokens, width))
+
+
+def _mlp(width: int, hidden: int, law: Law = _lecun, bias: float = 0.0) -> nn.Module:
+    expand, contract = _Dense(width, hidden, law, bias), _Dense(hidden, width, law, bias)
+    return nn.Sequential(expand, nn.GELU(), contract)
+
+
+class _TransformerBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (nn.LayerNorm(width, EPSILON) for _ in range(2))
+        self.attention = _Attention(width, heads)
+        self.mlp = _mlp(width, 4 * width, nn.init.xavier_uniform_, 1e-6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class _ViT(nn.Module):
+    def __init__(self, shape: Shape, logits: int) -> None:
+        super().__init__()
+        patch, width, depth, heads = 4, 192, 12, 3
+        tokens = 1 + (shape[0] // patch) * (shape[1] // patch)
+        self.patches = _Patches(shape[2], width, patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
+        self.blocks = nn.Sequential(*(_TransformerBlock(width, heads) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width, EPSILON), _Dense(width, logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        return self.head(self.norm(self.blocks(x)[:, 0]))
+
+
+class _MixerBlock(nn.Module):
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (nn.LayerNorm(width, EPSILON) for _ in range(2))
+        self.tokens, self.channels = _mlp(tokens, width // 2), _mlp(width, 4 * width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(self.norm2(x))
+
+
+class _Mixer(nn.Module):
+    def __init__(self, shape: Shape, logits: int) -> None:
+        super().__init__()
+        patch, width, depth = 4, 512, 8
+        tokens = (shape[0] // patch) * (shape[1] // patch)
+        self.patches = _Patches(shape[2], width, patch)
+        self.blocks = nn.Sequential(*(_MixerBlock(tokens, width) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width, EPSILON), _Dense(width, logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.blocks(self.patches(x).flatten(2).transpose(1, 2))
+        return self.head(self.norm(x).mean(1))
+
+
+class _Depthwise(nn.Conv2d):
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 7, padding=3, groups=width)
+
+    def reset_parameters(self) -> None:
+        _narrow(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class _ConvNeXtBlock(nn.Module):
+    """Its images lie in memory with channels last, so that no permutation moves anything."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise, self.norm = _Depthwise(width), nn.LayerNorm(width, EPSILON)
+        self.mlp = _mlp(width, 4 * width, _narrow)
+        self.scale = nn.Parameter(torch.full((width,), 1e-6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.mlp(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))
+        return x + (self.scale * y).permute(0, 3, 1, 2)
+
+
+class _PixelNorm(nn.LayerNorm):
+    """Each pixel of images [B, C, H, W] over its channels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _ConvNeXt(nn.Module):
+    def __init__(self, shape: Shape, logits: int) -> None:
+        super().__init__()
+        layers, width = [_Patches(shape[2], 96, 2, _narrow), _PixelNorm(96, EPSILON)], 96
+        for stage, blocks in enumerate((3, 3, 9, 3)):
+            if stage:
+                halve = _Patches(width, 2 * width, 2, _narrow)
+                layers += [_PixelNorm(width, EPSILON), halve]
+                width *= 2
+            layers += [_ConvNeXtBlock(width) for _ in range(blocks)]
+        self.layers, self.norm = nn.Sequential(*layers), nn.LayerNorm(width, EPSILON)
+        self.head = _Dense(width, logits, _narrow)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layers(x.contiguous(memory_format=torch.channels_last))
+        return self.head(self.norm(x.mean((2, 3))))
+
+
 ARCHITECTURES = {
     "lenet": _lenet,
     "vgg11": _vgg11,
     "resnet18": _resnet18,
     "densenet121": _densenet121,
+    "vit": _ViT,
+    "mixer": _Mixer,
+    "convnext": _ConvNeXt,
 }
 
 
