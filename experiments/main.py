@@ -45,6 +45,7 @@ from experiments import (
     flip_cifar,
     leading_nads,
     poison_cifar,
+    predictors,
     time_to_accuracy,
 )
 from experiments.benchmark import benchmark
@@ -59,7 +60,7 @@ from nad_jax.figures import FORMATS
 
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
-    time_to_accuracy,
+    time_to_accuracy, predictors,
 )  # fmt: skip
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 
