@@ -122,6 +122,11 @@ FIGURES = {
     "metrics": lambda: sweep_plots.plot_metrics(
         {f"network{n}(normalization=layer)": _metrics(0.1 * n) for n in range(30)}, TITLE
     ),
+    "correlations": lambda: sweep_plots.plot_correlations(
+        {f"network{n}(normalization=layer)\n{n + 8} directions": {
+            f"central difference {k}": (0.3 * k - 0.8 if n else np.nan, 0.2) for k in range(6)
+        } for n in range(8)}, TITLE
+    ),
     "training": lambda: accuracy_plots.plot_training(RNG.random((9, 50)), RNG.random(9)),
 }  # fmt: skip
 
