@@ -57,7 +57,7 @@ def rank_correlations(
     drawn = np.random.default_rng(seed).integers(len(outcome), size=size)
     found = _correlate(predictors, outcome)
     again = np.stack([_correlate(one[drawn], outcome[drawn]) for one in predictors])
-    known = np.isfinite(again) & np.isfinite(found)[:, None]
+    known = np.isfinite(again)
     again = np.where(known, again, -np.inf)
     best = known & (again == again.max(0))
     some = best.any(0)
