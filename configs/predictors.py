@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from nad_jax.errors import unknown
 
-# Architecture: directions, epochs, networks of each ensemble.
+# Architecture: directions, epochs, networks of each ensemble of central differences.
 RECIPES = {
     "cpu": {
         "lenet": (34, 20, 200),
@@ -53,7 +53,7 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.experiment = "predictors"
 
     # The networks, and a value for each of them: directions that it is trained along, epochs of
-    # training, networks of each ensemble whose geometry is measured.
+    # training, networks of each ensemble of central differences.
     config.architectures = tuple(RECIPES[recipe])
     axes = zip(*RECIPES[recipe].values(), strict=True)
     config.num_directions, config.num_epochs, config.num_networks = axes
@@ -97,6 +97,9 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     # shared: one x ~ N(0, I) for all networks (published); fresh: one for each; origin: x = 0
     config.points = ("shared", "fresh", "origin")
     config.step = 100.0  # of the central difference
+    # Exact gradients: so many times the networks, and so many times as many per stored unit. They
+    # take more of them to tell directions apart, and less time each.
+    config.gradient_factor = 10
     config.readout = "marginalized"  # marginalized (closed form), sampled (published)
     config.num_readouts = 1
     config.geometry_seed = 0

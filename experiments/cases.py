@@ -17,6 +17,8 @@ from experiments.run.costs import Ensemble, Setup
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Shapes, Weight, Work
 from experiments.run.targets import Estimate, Target
 from nad_jax.architectures import OPTIONS
+from nad_jax.blocks import Blocks
+from nad_jax.choices import choose_blocks
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError
 from nad_jax.models import Model
@@ -182,12 +184,19 @@ class Geometry(NamedTuple):
     def ensemble(self) -> Ensemble:
         return geometry.read_ensemble(self.config)
 
-    def find_refusal(self) -> str:
-        """Why it cannot be measured, "" where it can; its values are checked elsewhere."""
+    @property
+    def blocks(self) -> Blocks:
+        """The exactly equal blocks that G has."""
+        return choose_blocks(self.ensemble.model, self.ensemble.estimator)
+
+    def find_reason(self) -> str:
+        """Why it predicts nothing, where that is known before it is measured, "" where it is not."""
         try:
             self.ensemble.resolve()
-        except InputError as error:
-            return "; ".join(str(error).splitlines())
+        except InputError as error:  # of the network at such points: values are checked elsewhere
+            return "cannot be measured: " + "; ".join(str(error).splitlines())
+        if self.blocks.count and self.blocks.num_units == 1:
+            return f"all vᵀGv are equal: {self.blocks.reason}"
         return ""
 
     def list_members(self) -> list[Member]:

@@ -11,7 +11,6 @@ from experiments import geometry, results
 from experiments.cases import Geometry, Trained
 from experiments.run.folder import Folder
 from experiments.run.progress import read_seconds
-from nad_jax.choices import choose_blocks
 from nad_jax.moments import State, is_zero, second_moment
 from nad_jax.prediction import RankCorrelations, rank_correlations, tie_levels
 
@@ -53,16 +52,21 @@ def read_accuracies(folder: Folder, part: Trained) -> Accuracies:
     return {name: seeds for name, seeds in found.items() if seeds}
 
 
-def read_energies(
-    folder: Folder, part: Geometry, refusal: str, rows: np.ndarray
-) -> Energies | None:
-    """vᵀGv of directions [K, D], rows; None where nothing is stored of the ensemble yet.
-
-    Where pixels are exactly alike to the law of the network, G is its mean over them.
+def measure_energies(part: Geometry, state: State, rows: np.ndarray) -> np.ndarray:
+    """vᵀGv [K] of directions [K, D], rows; G is that of a state, its mean over those pixels that
+    are exactly alike to the law of the network.
     """
+    matrix, blocks = second_moment(state), part.blocks
+    if blocks.count:
+        matrix = blocks.lift(blocks.average(matrix))
+    return np.einsum("kd,kd->k", rows @ matrix, rows)
+
+
+def read_energies(folder: Folder, part: Geometry, reason: str, rows: np.ndarray) -> Energies | None:
+    """vᵀGv of directions [K, D], rows; None where nothing is stored of the ensemble yet."""
     unknown = np.full((3, len(rows)), np.nan)
-    if refusal:
-        return Energies(part, 0, unknown, f"not measured: {refusal}")
+    if reason:
+        return Energies(part, 0, unknown, reason)
     ensemble = part.ensemble
     looks, _ = geometry.merge(folder, part.list_members(), ensemble)
     halves = looks[-1]
@@ -70,19 +74,9 @@ def read_energies(
         return None
     if is_zero(halves):
         return Energies(part, int(halves.networks), unknown, "every derivative is exactly zero")
-    blocks = choose_blocks(ensemble.model, ensemble.estimator)
-
-    def measure(state: State) -> np.ndarray:
-        matrix = second_moment(state)
-        if blocks.count:
-            matrix = blocks.lift(blocks.average(matrix))
-        return np.einsum("kd,kd->k", rows @ matrix, rows)
-
-    whole = ensemble.accumulator.merge(halves.even, halves.odd)
-    energies = np.stack([measure(state) for state in (whole, halves.even, halves.odd)])
-    note = ""
-    if not tie_levels(energies[0]).any():
-        note = f"all vᵀGv are equal: {blocks.reason}" if blocks.count else "all vᵀGv are equal"
+    states = ensemble.accumulator.merge(halves.even, halves.odd), halves.even, halves.odd
+    energies = np.stack([measure_energies(part, state, rows) for state in states])
+    note = "" if tie_levels(energies[0]).any() else "all vᵀGv are equal"
     return Energies(part, int(halves.networks), energies, note)
 
 

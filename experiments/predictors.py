@@ -4,7 +4,8 @@ vectors v, for every derivative and law of points that G can be made of.
 The directions of an architecture are the first ones of a random order of the grid, so that those of
 fewer are among those of more. A network is trained on D(v) for each and every seed, and for each
 derivative and law of points there is an ensemble of untrained ones. Where G cannot be measured, or
-all vᵀGv or all accuracies are equal, there is no correlation: it is nan, and `note` says why.
+all vᵀGv or all accuracies are equal, there is no correlation: it is nan, and `note` says why. What
+is known beforehand is not measured.
 
 Writes into the run folder: `ARCHITECTURE,training/units/*.npz` (metrics of trained networks),
 `ARCHITECTURE,DERIVATIVE,POINT/units/*.npz` (partial covariances), `results.csv` (a row for each
@@ -47,7 +48,7 @@ FIELDS = Fields(
     how=geometry.GEOMETRY_HOW,
     grows=(
         "architectures", "num_directions", "num_epochs", "num_networks", "seeds", "derivatives",
-        "points", "num_bootstrap",
+        "points", "gradient_factor", "num_bootstrap",
     ),
 )  # fmt: skip
 EACH = ("num_directions", "num_epochs", "num_networks")  # a value for each architecture
@@ -58,7 +59,7 @@ GRID = (
 
 class Case(NamedTuple):
     """One architecture of a command: its trained networks, and what may predict their accuracy,
-    each geometry with the reason why it cannot be measured ("" where it can).
+    each geometry with the reason why it cannot ("" where it may), for which it is not measured.
     """
 
     trained: Trained
@@ -66,7 +67,7 @@ class Case(NamedTuple):
 
     @property
     def parts(self) -> list[Part]:
-        return [self.trained, *(one for one, refusal in self.geometries if not refusal)]
+        return [self.trained, *(one for one, reason in self.geometries if not reason)]
 
 
 def _read_grid(config: ConfigDict) -> ConfigDict:
@@ -88,14 +89,15 @@ def make_cases(config: ConfigDict) -> list[Case]:
     axes = (config[name] for name in ("architectures", *EACH))
     for architecture, count, num_epochs, num_networks in zip(*axes, strict=True):
         chosen = {"architecture": architecture, "num_epochs": num_epochs}
-        one = partial(cases.make_config, config, num_networks=num_networks, **chosen)
-        geometries = [
-            Geometry(one(derivative=derivative, **POINTS[point]), point)
-            for derivative, point in itertools.product(config.derivatives, config.points)
-        ]
+        one = partial(cases.make_config, config, **chosen)
+        geometries = []
+        for derivative, point in itertools.product(config.derivatives, config.points):
+            factor = config.gradient_factor if derivative == "input_gradient" else 1
+            sizes = {"num_networks": factor * num_networks, "unit_size": factor * config.unit_size}
+            measured = Geometry(one(derivative=derivative, **POINTS[point], **sizes), point)
+            geometries.append((measured, measured.find_reason()))
         directions = sources.Directions(rows[:count], coordinates[:count])
-        refused = [(geometry, geometry.find_refusal()) for geometry in geometries]
-        found.append(Case(Trained(one(), directions), refused))
+        found.append(Case(Trained(one(), directions), geometries))
     return found
 
 
@@ -157,7 +159,7 @@ def validate(config: ConfigDict) -> None:
         lambda: check_number("epsilon", config.epsilon, 0.0),
         lambda: check_num_samples("num_train", config.num_train),
         lambda: check_num_samples("num_test", config.num_test),
-        lambda: check_integers(config, training_unit_size=1, num_bootstrap=2),
+        lambda: check_integers(config, training_unit_size=1, gradient_factor=1, num_bootstrap=2),
         lambda: geometry.check_measured(estimator, execution),
     )
 

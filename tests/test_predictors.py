@@ -13,6 +13,8 @@ import scipy.stats
 from experiments import predictions, predictors
 from experiments.cases import Geometry
 from experiments.run import interruption, runner
+from experiments.run.folder import Folder
+from experiments.run.plan import Unit, Work
 from experiments.run.shards import Shard
 from nad_jax import (
     Recipe,
@@ -24,6 +26,8 @@ from nad_jax import (
     train_many,
 )
 from nad_jax.errors import InputError
+from nad_jax.prediction import tie_levels
+from nad_jax.snapshots import Snapshots
 from tests.commands import read_numbers
 from tests.test_configs import load_config, run
 
@@ -95,8 +99,27 @@ def test_where_all_energies_are_equal_there_is_no_number_but_a_reason(finished):
         assert {row[name] for name in names} == {"nan"}
     assert "do not tell them apart" in _read(finished)[1]["note"]
     raw = _read(finished, "directions.csv", architecture=MLP, point="fresh")
-    energies = np.array([float(row["energy"]) for row in raw])
-    np.testing.assert_allclose(energies, energies[0], rtol=1e-6)
+    assert {row["energy"] for row in raw} == {"nan"} and len(raw) == 6
+    # What is known beforehand is not measured.
+    assert not (finished / f"{MLP},central_difference,fresh").exists()
+
+
+def test_directions_of_a_block_are_ties_whatever_was_sampled():
+    config = _config(architectures=("mixer(patch=4,depth=1,width=8)",), num_directions=(4,),
+                     num_epochs=(1,), num_networks=(4,), points=("origin",))  # fmt: skip
+    (case,) = predictors.make_cases(config)
+    ((geometry, reason),) = case.geometries
+    assert not reason and geometry.blocks.count == 2
+    accumulator = geometry.ensemble.accumulator
+    rows = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    state = accumulator.update(accumulator.init(None), rows, np.ones(5, bool))
+    # The mean over patches of the first is not zero, that of the others is.
+    frequencies = [(2, 0), (1, 0), (3, 1), (1, 2)]
+    chosen = np.stack([np.asarray(dft_direction((8, 8, 1), place)) for place in frequencies])
+    energies = predictions.measure_energies(geometry, state, chosen)
+    assert len({*tie_levels(energies)[1:].tolist()}) == 1 and len({*tie_levels(energies)}) == 2
+    expected = np.einsum("kd,de,ke->k", chosen, rows.T @ rows / 5, chosen)
+    assert len({*tie_levels(expected)}) == 4
 
 
 def test_energies_and_accuracies_are_those_of_the_package(finished):
@@ -161,7 +184,7 @@ def test_shards_share_the_work_and_more_directions_and_networks_extend_a_folder(
     assert run(predictors, more, workdir, Shard(1, 2))
     found = _units(workdir)
     # Of the second file of four directions there were two: it is another one now.
-    assert {*before} <= {*found} and len(found) == len(before) + 3
+    assert {*before} <= {*found} and len(found) == len(before) + 2
     assert {n: p.stat().st_mtime_ns for n, p in found.items() if n in kept} == kept
     row = _read(workdir)[0]
     assert (row["num_directions"], row["num_networks"]) == ("8", "12")
@@ -170,13 +193,14 @@ def test_shards_share_the_work_and_more_directions_and_networks_extend_a_folder(
 def test_what_is_stored_so_far_is_collected(finished, tmp_path):
     workdir = _copy(finished, tmp_path)
     shutil.rmtree(workdir / "logreg,training" / "units")
-    for path in (workdir / f"{MLP},central_difference,fresh" / "units").iterdir():
-        path.unlink()
+    shutil.rmtree(workdir / f"{MLP},central_difference,shared" / "units")
     study = predictors.make_study(_config())
     assert not runner.collect(study, workdir)
-    assert [(row["architecture"], row["point"]) for row in _read(workdir)] == [(MLP, "shared")]
+    assert [(row["architecture"], row["point"]) for row in _read(workdir)] == [(MLP, "fresh")]
     assert [path.name for path in predictors.draw(_config(), workdir)] == ["predictors.png"]
-    shutil.rmtree(workdir / f"{MLP},training" / "units")
+    trained, measured = f"{MLP},training", f"{MLP},central_difference,shared"
+    shutil.copytree(finished / measured / "units", workdir / measured / "units", dirs_exist_ok=True)
+    shutil.rmtree(workdir / trained / "units")
     with pytest.raises(runner.RunAgain, match="no architecture has an accuracy and a geometry"):
         runner.collect(predictors.make_study(_config()), workdir)
 
@@ -195,23 +219,32 @@ def test_a_file_of_other_networks_is_computed_again(finished, tmp_path):
 def test_networks_that_cannot_be_measured_at_the_origin_say_so(tmp_path):
     names = ("mixer(patch=4,depth=1,width=8)", "vit(patch=4,depth=1,width=12)")
     config = _config(architectures=names, points=("origin",), derivatives=("input_gradient",))
-    refusals = [case.geometries[0][1] for case in predictors.make_cases(config)]
-    assert "is a normalization of zero there" in refusals[0] and refusals[1] == ""
+    reasons = [case.geometries[0][1] for case in predictors.make_cases(config)]
+    assert reasons[0].startswith("cannot be measured: point_scale: must not be 0")
+    assert "is a normalization of zero there" in reasons[0] and reasons[1] == ""
     case = predictors.make_cases(config)[0]
     assert case.parts == [case.trained]
     found = predictions.read_energies(None, *case.geometries[0], np.eye(64)[:3])
-    assert found.note.startswith("not measured: point_scale") and np.isnan(found.energies).all()
+    assert found.note == reasons[0] and np.isnan(found.energies).all()
 
 
 def test_a_derivative_of_zero_says_so(tmp_path):
     config = _config(
-        architectures=(MLP,), num_directions=(2,), num_epochs=(1,), num_networks=(4,),
-        initialization="sigma:1.4:0", derivatives=("input_gradient",), points=("origin",),
+        architectures=("lenet",), num_directions=(2,), num_epochs=(1,), num_networks=(4,),
+        image_shape=(16, 16, 1), initialization="sigma:1.4:0", derivatives=("input_gradient",),
+        points=("origin",), gradient_factor=1,
     )  # fmt: skip
-    assert run(predictors, config, tmp_path)
-    (row,) = _read(tmp_path)
-    assert row["note"].startswith("every derivative is exactly zero")
-    assert row["rank_correlation"] == "nan" and row["num_networks"] == "4"
+    study = predictors.make_study(config)
+    (case,) = predictors.make_cases(config)
+    ((geometry, reason),) = case.geometries
+    folder = Folder(tmp_path, study).open()
+    for member in geometry.list_members():
+        work = Work([member], lambda done: None, Snapshots(tmp_path / "snapshots", {}, 60.0))
+        done = geometry.make_program(0).compute(work)
+        folder.write(Unit(member.name, [member]), done[0], {})
+    found = predictions.read_energies(folder, geometry, reason, case.trained.directions.rows)
+    assert (found.note, found.num_networks) == ("every derivative is exactly zero", 4)
+    assert np.isnan(found.energies).all()
 
 
 def _energies(values):
@@ -251,6 +284,8 @@ def test_every_geometry_is_what_the_recipe_says():
         estimator = one.ensemble.estimator
         assert (estimator.step, estimator.readout) == (100.0, "marginalized")
         assert not estimator.symmetrized and isinstance(one, Geometry)
+        factor = 10 if one.config.derivative == "input_gradient" else 1
+        assert (one.config.num_networks, one.config.unit_size) == (20 * factor, 20 * factor)
         expected = {"shared": ("shared", 1.0), "fresh": ("fresh", 1.0), "origin": ("shared", 0.0)}
         assert (estimator.point, estimator.point_scale) == expected[one.point]
 
@@ -293,7 +328,7 @@ def test_all_bad_values_are_reported_by_name(tmp_path):
     wrong = {
         "derivatives": ("gradient",), "architectures": (MLP, "lent"), "num_epochs": (0, 2),
         "seeds": (-1,), "geometry_seed": -1, "sigma": -1.0, "num_test": 3,
-        "training_unit_size": 0, "num_bootstrap": 1, "step": -1.0,
+        "training_unit_size": 0, "gradient_factor": 0, "num_bootstrap": 1, "step": -1.0,
     }  # fmt: skip
     said = {line.split(":")[0] for line in lines(**wrong)}
     assert said == {*wrong, "architecture"} - {"architectures"}
