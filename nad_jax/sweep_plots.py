@@ -82,7 +82,7 @@ def plot_correlations(groups: dict[str, dict[str, tuple[float, float]]], title: 
     axes.axvline(0.0, color="k", linewidth=0.6)
     axes.set(xlim=(-1.05, 1.05), xlabel="rank correlation with accuracy, ± its bootstrap error")
     axes.set_yticks(range(len(groups)), list(groups))
-    axes.invert_yaxis()
+    axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.grid(axis="x", linewidth=0.4)
     add_legend(figure, handles)
     return figure
