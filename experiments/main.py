@@ -46,6 +46,7 @@ from experiments import (
     isotropy_search,
     leading_nads,
     poison_cifar,
+    predictors,
     time_to_accuracy,
 )
 from experiments.benchmark import benchmark
@@ -60,7 +61,7 @@ from nad_jax.figures import FORMATS
 
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
-    time_to_accuracy, isotropy_search,
+    time_to_accuracy, isotropy_search, predictors,
 )  # fmt: skip
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 

@@ -23,7 +23,7 @@ _PANELS = {
     "participation_ratio": "participation ratio\n(share of $D$)",
 }
 _OBJECTIVES = {
-    "kl_uniform": "divergence from a uniform spectrum (nats)",
+    "kl_uniform": "divergence from a\nuniform spectrum (nats)",
     "effective_rank": "effective rank",
     "participation_ratio": "participation ratio",
 }
@@ -68,6 +68,30 @@ def plot_metrics(metrics: dict[str, SpectrumMetrics], title: str) -> Figure:
         axes.set_xlim(left=0.0)
     panels[0].set_yticks(range(len(order)), order)
     panels[0].invert_yaxis()
+    return figure
+
+
+@styled
+def plot_correlations(groups: dict[str, dict[str, tuple[float, float]]], title: str) -> Figure:
+    """(Rank correlation, its standard error) of several predictors of each group, one row of the
+    figure for each group; those that are nan have no mark.
+    """
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    figure = PrintedFigure(figsize=(PAGE, 1.2 + 0.5 * len(groups)), layout="constrained")
+    set_title(figure, title)
+    axes, handles = figure.subplots(), {}
+    for number, name in enumerate(names):
+        pairs = [group.get(name, (np.nan, np.nan)) for group in groups.values()]
+        values, sem = np.transpose(pairs)
+        places = np.arange(len(groups)) + 0.7 * ((number + 0.5) / len(names) - 0.5)
+        style = {**series(number), "linestyle": ""}
+        handles[name] = axes.errorbar(values, places, xerr=np.nan_to_num(sem), **style)
+    axes.axvline(0.0, color="k", linewidth=0.6)
+    axes.set(xlim=(-1.05, 1.05), xlabel="rank correlation with accuracy, ± its bootstrap error")
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.grid(axis="x", linewidth=0.4)
+    add_legend(figure, handles)
     return figure
 
 

@@ -126,6 +126,11 @@ FIGURES = {
         [{f"network{n}: {NAME}": Metric(0.1 * n, 0.05) for n in range(size)} for size in (9, 4, 2)],
         [32, 64, 1024], {"start": [0.5, 0.9, 1.0], "found": [0.6, 0.8, 0.99]}, "kl_uniform", TITLE,
     ),
+    "correlations": lambda: sweep_plots.plot_correlations(
+        {f"network{n}(normalization=layer)\n{n + 8} directions": {
+            f"central difference {k}": (0.3 * k - 0.8 if n else np.nan, 0.2) for k in range(6)
+        } for n in range(8)}, TITLE
+    ),
     "training": lambda: accuracy_plots.plot_training(RNG.random((9, 50)), RNG.random(9)),
 }  # fmt: skip
 
