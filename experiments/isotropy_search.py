@@ -231,7 +231,7 @@ def validate(config: ConfigDict) -> None:
         )
     accuracy = _read_accuracy(config, search.space[0])
     check_all(lambda: directional_bias.validate(accuracy))
-    count = len(directional_bias.make_directions(accuracy).rows)
+    count = len(_list_directions(accuracy))
     if config.num_frequencies > count:
         raise InputError(f"num_frequencies: must be at most {count}, got {config.num_frequencies}")
 
@@ -265,10 +265,17 @@ def _list_trained(config: ConfigDict, point: Point) -> tuple[ConfigDict, list[Me
     points; and their config.
     """
     own = _read_accuracy(config, point)
-    count = len(directional_bias.make_directions(own).rows)
-    chosen = np.random.default_rng(config.frequency_seed).permutation(count)
+    places = _list_directions(own)
+    chosen = np.random.default_rng(config.frequency_seed).permutation(places)
     own.indices = tuple(sorted(chosen[: config.num_frequencies].tolist()))
     return own, directional_bias.make_networks(own)
+
+
+def _list_directions(config: ConfigDict) -> list[int]:
+    """The places of different directions: of ±f the cosines are one."""
+    coordinates = directional_bias.make_directions(config).coordinates
+    first = {one["direction"]: place for place, one in reversed([*enumerate(coordinates)])}
+    return sorted(first.values())
 
 
 def _make_rung(search: Search, over: list[Found], rung: Rung) -> Study:

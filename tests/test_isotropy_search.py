@@ -22,7 +22,7 @@ SIZES = {"num_rungs": 2, "num_networks": 8, "unit_size": 4, "confirm_networks": 
 
 def _config(**changes):
     config = load_config("isotropy_search").get_config("lenet")
-    config.update(architecture="mlp", image_shape=(4, 4, 1), chunk_size=2, num_frequencies=3)
+    config.update(architecture="mlp", image_shape=(4, 4, 1), chunk_size=2, num_frequencies=10)
     config.sweep.update(pooling=(), normalization=(), activation=())
     config.sweep.update(initialization=("reference", "he"), width=(4, 8))
     config.accuracy.update(frequency_range=(-2, 2), **SMALL)
@@ -87,7 +87,7 @@ def test_both_are_trained_along_the_same_frequencies(finished):
         [(row["frequency_row"], row["frequency_column"]) for row in group]
         for group in networks.values()
     ]
-    assert places[0] == places[1] and len({*places[0]}) == 3
+    assert places[0] == places[1] and len({*places[0]}) == 10
     found = _rungs(finished)[-1][1]
     assert {_place(row) for row in networks["found"]} == {_place(found)}
 
@@ -125,7 +125,7 @@ def test_shards_wait_for_each_other_and_find_the_same(finished, tmp_path):
     theirs = {_place(row): row["kl_uniform"] for row in _rungs(finished)[0]}
     # The start is named by the axes there are.
     assert len(ours) == 3 and ours.items() <= theirs.items()
-    assert len(_read(tmp_path / "accuracy.csv")) == 6
+    assert len(_read(tmp_path / "accuracy.csv")) == 20
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,8 @@ def test_bad_fields_are_named():
         "seek": ("more", "seek: unknown value 'more'"),
         "factor": (1, "factor: must be an integer of at least 2, got 1"),
         "confirm_seed": (0, "confirm_seed: must differ from seed, got 0 for both"),
-        "num_frequencies": (99, "num_frequencies: must be at most"),
+        # Of the 16 frequencies of 4×4 pixels six are the negative of another one.
+        "num_frequencies": (11, "num_frequencies: must be at most 10, got 11"),
         "confirm_networks": (1, "confirm_networks: must be an integer of at least 4, got 1"),
     }
     for field, (value, said) in wrong.items():
