@@ -272,10 +272,9 @@ def _list_trained(config: ConfigDict, point: Point) -> tuple[ConfigDict, list[Me
 
 
 def _list_directions(config: ConfigDict) -> list[int]:
-    """The places of different directions: of ±f the cosines are one."""
+    """The indices of different directions: of ±f the cosines are one."""
     coordinates = directional_bias.make_directions(config).coordinates
-    first = {one["direction"]: place for place, one in reversed([*enumerate(coordinates)])}
-    return sorted(first.values())
+    return sorted({one["direction"]: one["index"] for one in reversed(coordinates)}.values())
 
 
 def _make_rung(search: Search, over: list[Found], rung: Rung) -> Study:
