@@ -207,6 +207,9 @@ def count_parameters(point: Point) -> int:
 def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
     FIELDS.check_known(config)
+    for name in ("sweep", "accuracy"):
+        if not isinstance(config[name], ConfigDict):
+            raise InputError(f"{name}: must be fields by name, got {config[name]!r}")
     FIELDS.check_known(config.sweep, "sweep")
     axes = {f"sweep.{name}": values for name, values in config.sweep.items() if values != ()}
     least = {"num_rungs": 1, "factor": 2, "max_parameters": 0, "num_frequencies": 2}
@@ -229,7 +232,10 @@ def validate(config: ConfigDict) -> None:
         raise InputError(
             f"sweep: holds no network{budget * (config.max_parameters > 0)} besides the start"
         )
-    accuracy = _read_accuracy(config, search.space[0])
+    try:
+        accuracy = _read_accuracy(config, search.space[0])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"accuracy: must be fields of directional_bias: {error}") from error
     check_all(lambda: directional_bias.validate(accuracy))
     count = len(_list_directions(accuracy))
     if config.num_frequencies > count:

@@ -139,8 +139,8 @@ def validate(config: ConfigDict) -> None:
     check_all(
         lambda: check_sweeps(config, ("architectures", "seeds", "derivatives", "points")),
         lambda: check_image_shape(config.image_shape),
-        lambda: _check_lengths(config),
     )
+    _check_lengths(config)
     check_all(lambda: sources.validate(_read_grid(config)))
     size = len(sources.make_directions(_read_grid(config)).rows)
     networks = zip(config.architectures, config.num_epochs, strict=True)

@@ -51,6 +51,12 @@ def test_no_value_of_a_field_raises_anything_but_an_input_error(name):
             config.update({field: "given" for field in ("nads", "data_dir") if field in config})
             if name == "leading_nads":  # a large network is slow to trace
                 config.update(architecture="mlp", image_shape=(16, 16, 1))
+            if name == "isotropy_search":  # and many
+                config.sweep.update(dict.fromkeys(config.sweep, ()))
+                config.sweep.pooling = ("avg",)
+            if name == "predictors":
+                config.update(architectures=("mlp",), num_directions=(4,), num_epochs=(1,))
+                config.update(num_networks=(4,))
             for field, value in changes.items():
                 config[field] = value
         try:
