@@ -103,6 +103,8 @@ def make_cases(config: ConfigDict) -> list[Case]:
 
 def _check_lengths(config: ConfigDict) -> None:
     """Raises `InputError` unless there is a value for each architecture."""
+    if not isinstance(config.architectures, tuple | list):
+        return  # which is said of it already
     count = len(config.architectures)
     for field in EACH:
         if not isinstance(config[field], tuple | list) or len(config[field]) != count:
@@ -139,8 +141,8 @@ def validate(config: ConfigDict) -> None:
     check_all(
         lambda: check_sweeps(config, ("architectures", "seeds", "derivatives", "points")),
         lambda: check_image_shape(config.image_shape),
+        lambda: _check_lengths(config),
     )
-    _check_lengths(config)
     check_all(lambda: sources.validate(_read_grid(config)))
     size = len(sources.make_directions(_read_grid(config)).rows)
     networks = zip(config.architectures, config.num_epochs, strict=True)
