@@ -6,7 +6,8 @@ the spectrum of their NADs, the last one against the start with new networks, an
 
 The argument after the colon is the space:
     lenet         LeNet at 16×16: pooling × activation × normalization × initialization, 72 points;
-                  20 min on a 2-core CPU (AMD EPYC, AVX-512), beside other programs
+                  15 min but for a third of the first rung, on a 2-core CPU (AMD EPYC, AVX-512)
+                  beside other programs
     resnet18_w16  ResNet18 at a quarter of the width: activation × normalization × residual ×
                   initialization, 64 points; for a GPU, and not measured
 

@@ -2,7 +2,6 @@
 D(v), and ensembles of untrained ones. Each is a part, in a folder of its own.
 """
 
-import hashlib
 import itertools
 import math
 from typing import NamedTuple, Protocol
@@ -14,6 +13,7 @@ from experiments import geometry, sources, trained
 from experiments.networks import read_model
 from experiments.run import costs, targets
 from experiments.run.costs import Ensemble, Setup
+from experiments.run.folder import digest
 from experiments.run.plan import Arrays, Cost, Json, Member, Program, Shapes, Weight, Work
 from experiments.run.targets import Estimate, Target
 from nad_jax.architectures import OPTIONS
@@ -103,8 +103,10 @@ class Trained(NamedTuple):
         for seed, first in itertools.product(self.config.seeds, range(0, len(names), size)):
             chosen = slice(first, first + size)
             what = Trainees(seed, self.directions.rows[chosen], names[chosen])
-            digest = hashlib.sha256("\n".join(what.names).encode()).hexdigest()[:16]
-            name, program = f"seed_{seed}_{digest}", (self.config.architecture, "training")
+            name, program = (
+                f"seed_{seed}_{digest(np.array(what.names))}",
+                (self.config.architecture, "training"),
+            )
             members.append(Member(name, program, what, len(what.names), self.folder))
         return members
 

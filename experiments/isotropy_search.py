@@ -96,12 +96,14 @@ class Search:
         coordinates = {name: config[name] for name in axes}
         name = ",".join(f"{name}={value}" for name, value in coordinates.items())
         start = Point(name, config.copy_and_resolve_references(), coordinates)
-        most, same = config.max_parameters or math.inf, _describe(start)
+        most, same = config.max_parameters, _describe(start)
         others = [one for one in compute_nads.make_points(config) if _describe(one) != same]
-        self.space = (start, *(one for one in others if count_parameters(one) <= most))
-        # Both are asked for before every unit.
+        self.space = start, *(one for one in others if not most or count_parameters(one) <= most)
+        # These are asked for before every unit.
         self.rung = cache(self._rung)
         self.ensemble = cache(lambda name: self.named[name].ensemble)
+        self.shapes = cache(lambda name: geometry.state_shapes(self.ensemble(name)))
+        self.trained = cache(lambda name: _list_trained(config, self.named[name]))
         # A point that goes on is not compiled again, nor for the networks of the other seed.
         self.program = cache(lambda name, size: geometry.make_program(self.ensemble(name), size))
 
@@ -125,6 +127,11 @@ class Search:
         """Those of the run folder and of a rung's points."""
         names = "", RESULTS, *(point.name for point in rung.points)
         return {name: self.identities[name] for name in names}
+
+    @cached_property
+    def training(self) -> Study:
+        """The networks of the start on D(v), by which what both cost is known beforehand."""
+        return directional_bias.make_study(self.trained(self.space[0].name)[0])
 
     @property
     def num_rungs(self) -> int:
@@ -286,8 +293,7 @@ def _list_directions(config: ConfigDict) -> list[int]:
 def _make_rung(search: Search, over: list[Found], rung: Rung) -> Study:
     """The study of a rung, which the next one follows, or the training of two networks."""
     config, members = search.config, rung.members
-    accuracy, networks = _list_trained(config, search.space[0])
-    training = directional_bias.make_study(accuracy)
+    training = search.training
     stored, later = {(one.folder, one.name) for one in members}, []
     for number in range(rung.number + 1, search.num_rungs):
         to_come = search.first(number).members
@@ -297,7 +303,7 @@ def _make_rung(search: Search, over: list[Found], rung: Rung) -> Study:
     def shapes(member: Member) -> Shapes:
         if member.what is None:
             return dict.fromkeys(_NAMES, ("points",))
-        return geometry.state_shapes(search.ensemble(member.folder))
+        return search.shapes(member.folder)
 
     def is_trained(member: Member) -> bool:
         return isinstance(member.what, trained.Trainee)
@@ -352,7 +358,7 @@ def _make_rung(search: Search, over: list[Found], rung: Rung) -> Study:
         then=then,
         round=(rung.number, search.num_rungs + 1),
         series=_name_series(search),
-        following=(*later, *networks, *networks),
+        following=(*later, *training.members, *training.members),
         weigh=weigh,
         estimate=estimate,
     )
@@ -379,7 +385,7 @@ def _make_training(search: Search, over: list[Found]) -> Study:
     """The networks of the start and of the best point on D(v)."""
     config, members, own = search.config, [], {}
     for place, point in zip(("start", "found"), over[-1].rung.points, strict=True):
-        accuracy, networks = _list_trained(config, point)
+        accuracy, networks = search.trained(point.name)
         for member in networks:
             name, program = f"{point.name} {member.name}", (point.name, *member.program)
             own[name] = accuracy, member
@@ -415,12 +421,8 @@ def _make_training(search: Search, over: list[Found]) -> Study:
 
 def _list_accuracies(folder: Folder) -> list[Row]:
     """The trained networks that are stored: whose they are, along what, and how they fared."""
-    rows = []
-    for member, stored in folder.stored_by_command()[0]:
-        metrics = {n: stored.arrays[n] for n in directional_bias.METRICS if n in stored.arrays}
-        rows.append(
-            {**member.what.coordinates, **metrics, **results.provenance(stored.said, "this")}
-        )
+    rows = trained.list_rows(folder, directional_bias.COLUMNS)
+    rows = [row for row in rows if row["command"] == "this"]
     if not rows:
         raise runner.RunAgain(f"{folder.workdir}: no trained network is stored yet")
     return rows

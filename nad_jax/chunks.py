@@ -16,7 +16,8 @@ from nad_jax.operations import count_step
 from nad_jax.snapshots import Snapshots
 
 # Operations of a training step from which on one network fills a GPU. On an H200, one after the
-# other, ResNet18's 4.3e11 take 0.6 of the time of eight or 32 together, VGG11's 0.9e11 as long.
+# other, ResNet18's 4.3e11 take 0.5 of the time of eight together and 0.6 of that of 32; VGG11's 0.9e11
+# take as long.
 _FILLS_A_GPU = 2e11
 
 Progress = Callable[[float], None]

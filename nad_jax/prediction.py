@@ -5,6 +5,7 @@ sure they are.
 from typing import NamedTuple
 
 import numpy as np
+from jax.scipy.stats import rankdata
 
 from nad_jax.errors import InputError, check_integer, host_array
 
@@ -73,15 +74,10 @@ def _spread(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
-def _rank(values: np.ndarray) -> np.ndarray:
-    """Ranks [..., K] from 1 on along the last axis, ties at their mean rank."""
-    ours, others = values[..., :, None], values[..., None, :]
-    return (others < ours).sum(-1) + ((others == ours).sum(-1) + 1) / 2
-
-
 def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Spearman's rank correlations [...] of [..., K] and [..., K]."""
-    left, right = (_rank(one) - (one.shape[-1] + 1) / 2 for one in (left, right))
+    ranks = (np.asarray(rankdata(one, axis=-1), np.float64) for one in (left, right))
+    left, right = (one - (one.shape[-1] + 1) / 2 for one in ranks)
     product = (left * right).sum(-1)
     norms = np.sqrt((left**2).sum(-1) * (right**2).sum(-1))
     return np.divide(product, norms, out=np.full(product.shape, np.nan), where=norms > 0)

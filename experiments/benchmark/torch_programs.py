@@ -114,7 +114,7 @@ def _lecun(weight: torch.Tensor) -> None:
     """Normal, cut at two deviations, after which the variance is 1 / inputs (Flax's default).
 
     By the inverse of its distribution function: `nn.init.trunc_normal_` of PyTorch 2.14 draws again
-    what was cut, which takes fourteen times as long on a CPU.
+    what was cut, which takes longer.
     """
     deviation = weight[0].numel() ** -0.5 / 0.87962566103423978
     most = math.erf(2**0.5)
