@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from nad_jax.architectures import ARCHITECTURES, MLP, Architecture, create_model, densenet
-from nad_jax.architectures.convnext import depthwise_by_rows
 from nad_jax.architectures.network import normalize
 from nad_jax.architectures.options import check_options
 from nad_jax.architectures.vit import sinusoids
@@ -20,6 +19,7 @@ from nad_jax.behavior import check_behavior
 from nad_jax.claims import check_readout_variance, check_symmetries_hold
 from nad_jax.contract import named_leaves
 from nad_jax.convolution import max_pooled, product_convolution
+from nad_jax.depthwise import depthwise_products
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
 from nad_jax.linen import from_linen
@@ -603,23 +603,27 @@ def test_a_fixed_embedding_tells_the_first_patch_from_the_last():
     np.testing.assert_allclose((waves**2).sum(-1), 4, rtol=1e-6)
 
 
-def test_depthwise_convolutions_by_rows_are_those_of_lax():
+@pytest.mark.parametrize("padding", [((3, 3), (3, 3)), ((0, 2), (1, 0))])
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (2, 8, 9, 3), (60, 8, 7, 2), (2, 3, 4, 3)])
+def test_depthwise_products_are_the_convolutions_of_lax(shape, padding):
+    """Of larger maps, of small ones, and of a batch of those between."""
+    taps = (7, 7) if padding[0] == (3, 3) else (3, 2)
     x, kernel = (
-        jax.random.normal(make_key(n), shape) for n, shape in ((0, (2, 5, 4, 3)), (1, (7, 7, 1, 3)))
+        jax.random.normal(make_key(n), sizes)
+        for n, sizes in enumerate((shape, (*taps, 1, shape[3])))
     )
-    how = (1, 1), ((3, 3), (3, 3))
-    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 3}
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": shape[3]}
 
     def run(convolve):
         def weigh(x, kernel):
-            y = convolve(x, kernel, *how, **layout)
+            y = convolve(x, kernel, (1, 1), padding, **layout)
             return jnp.vdot(y, jnp.sin(jnp.arange(y.size)).reshape(y.shape)), y
 
         return jax.jit(jax.grad(weigh, (0, 1), has_aux=True))(x, kernel)
 
-    rows, lax = run(depthwise_by_rows), run(jax.lax.conv_general_dilated)
-    for one, other in zip(jax.tree.leaves(rows), jax.tree.leaves(lax), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+    products, lax = run(depthwise_products), run(jax.lax.conv_general_dilated)
+    for one, other in zip(jax.tree.leaves(products), jax.tree.leaves(lax), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(other).max() * shape[0])
 
 
 class _PlainDenseBlock(nn.Module):

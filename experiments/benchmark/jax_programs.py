@@ -168,7 +168,7 @@ def _draw(spec: Specification) -> Program:
 TASKS: dict[str, Callable[[Specification], Program]] = {
     "initialization": _initialize,
     "gradient": partial(_estimate, derivative="input_gradient", readout="sampled"),
-    "central_difference": _estimate,
+    "central_difference": partial(_estimate, derivative="central_difference"),
     "step": partial(_train, num_directions=1),
     "directions": lambda spec: _train(spec, spec["num_directions"]),
     "product": _multiply,
