@@ -13,7 +13,10 @@ timings, each with processes of its own: `make accelerator-report PART=2` takes 
 ViT, Mixer and ConvNeXt are timed where they are asked for:
 
     python -m experiments.main --config=configs/benchmark.py \\
-        --config.architectures=vit,mixer,convnext --workdir=runs/benchmark_today
+        --config.architectures=vit,mixer,convnext --config.tasks=initialization,gradient \\
+        --workdir=runs/benchmark_today
+
+That takes 16 minutes, most of it compilation, which every round repeats.
 """
 
 from ml_collections import ConfigDict
