@@ -49,6 +49,7 @@ _SEARCH = (
 RESULTS = "rungs"  # the folder of what rungs have found
 CONFIRMED = "confirmation,"  # begins the folders of the networks of the other seed
 SURE = 3.0  # standard errors from which on a difference is called one
+_ROUNDING = 1e-6  # of a metric: differences of less are none
 
 
 class Rung(NamedTuple):
@@ -219,6 +220,8 @@ def validate(config: ConfigDict) -> None:
             raise InputError(f"{name}: must be fields by name, got {config[name]!r}")
     FIELDS.check_known(config.sweep, "sweep")
     axes = {f"sweep.{name}": values for name, values in config.sweep.items() if values != ()}
+    if "sweep.seed" in axes:
+        raise InputError("sweep.seed: must be (), networks are searched, not seeds of them")
     least = {"num_rungs": 1, "factor": 2, "max_parameters": 0, "num_frequencies": 2}
     check_all(
         *(partial(check_sweep, *axis) for axis in axes.items()),
@@ -255,6 +258,8 @@ def _measure(folder: Folder, rung: Rung) -> Found:
     for number, point in enumerate(rung.points):
         try:
             metrics = spectrum_metrics(compute_nads.find_nads(folder, point, complete=True))
+        except store.StorageError:  # which may be read another time
+            raise
         except InputError as error:  # its networks have no directions to rank; others may
             logging.warning("%s: has no metrics, and is ranked last: %s", point.name, error)
             continue
@@ -470,7 +475,14 @@ def compare(search: Search, confirmed: Found) -> tuple[float, float]:
     start, best = (confirmed.metric(name, place) for place in (0, 1))
     sign = SEEK[search.config.seek] * METRICS[name]
     difference = sign * (best.value - start.value)
-    return difference, difference / math.hypot(start.sem, best.sem)
+    rounding = _ROUNDING * max(1.0, abs(start.value))
+    return difference, difference / max(math.hypot(start.sem, best.sem), rounding)
+
+
+def _average_seeds(rows: list[Row]) -> np.ndarray:
+    """The accuracy of each direction, in the order of the rows."""
+    groups = results.group(rows, lambda row: row["direction"])
+    return np.array([np.mean([row["test_accuracy"] for row in one]) for one in groups.values()])
 
 
 def _report(search: Search, over: list[Found], rows: list[Row]) -> None:
@@ -491,7 +503,7 @@ def _report(search: Search, over: list[Found], rows: list[Row]) -> None:
         f"{difference:.3g}, {errors:.1f} standard errors"
     )
     by_place = {
-        place: np.array([row["test_accuracy"] for row in rows if row["network"] == place])
+        place: _average_seeds([row for row in rows if row["network"] == place])
         for place in ("start", "found")
     }
     gain = by_place["found"] - by_place["start"]

@@ -13,6 +13,7 @@ from experiments.run.folder import Folder
 from experiments.run.progress import read_seconds
 from nad_jax.moments import State, is_zero, second_moment
 from nad_jax.prediction import RankCorrelations, rank_correlations, tie_levels
+from nad_jax.subspaces import rank_correlation
 
 COLUMNS = (
     "architecture", "derivative", "point", "num_directions", "num_epochs", "num_seeds",
@@ -74,6 +75,9 @@ def read_energies(folder: Folder, part: Geometry, reason: str, rows: np.ndarray)
         return None
     if is_zero(halves):
         return Energies(part, int(halves.networks), unknown, "every derivative is exactly zero")
+    if not (int(halves.even.count) and int(halves.odd.count)):
+        note = "no derivative of a half of the ensemble is finite"
+        return Energies(part, int(halves.networks), unknown, note)
     states = ensemble.accumulator.merge(halves.even, halves.odd), halves.even, halves.odd
     energies = np.stack([measure_energies(part, state, rows) for state in states])
     note = "" if tie_levels(energies[0]).any() else "all vᵀGv are equal"
@@ -133,7 +137,7 @@ def _correlate_halves(one: Energies) -> float:
     if one.note:
         return math.nan
     _, even, odd = map(tie_levels, one.energies)
-    return float(rank_correlations(even[None], odd).value[0])
+    return float(rank_correlation(even, odd))
 
 
 def _read_provenance(

@@ -48,7 +48,7 @@ FIELDS = Fields(
     how=geometry.GEOMETRY_HOW,
     grows=(
         "architectures", "num_directions", "num_epochs", "num_networks", "seeds", "derivatives",
-        "points", "gradient_factor", "num_bootstrap",
+        "points", "num_bootstrap",
     ),
 )  # fmt: skip
 EACH = ("num_directions", "num_epochs", "num_networks")  # a value for each architecture

@@ -21,7 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nad_jax.errors import InputError, check_choice, check_integer, check_number, shown
+from nad_jax.errors import (
+    InputError,
+    check_choice,
+    check_integer,
+    check_number,
+    check_record,
+    shown,
+)
 from nad_jax.points import Points, as_points
 from nad_jax.spectral import orient
 from nad_jax.subspaces import default_sizes
@@ -249,13 +256,21 @@ def equal_blocks(
       points, derivative, point, point_scale: as in `estimate_nads`.
 
     Raises:
-      InputError: for points of another shape than [P, *input_shape], and values out of range.
+      InputError: for what is no model, points of another shape than [P, *input_shape], and values
+        out of range.
     """
+    from nad_jax.choices import check_points  # which imports this module
+    from nad_jax.models import Model
+
+    check_record("model", model, Model)
     if not callable(derivative):
         check_choice("derivative", derivative, DERIVATIVES)
     check_choice("point", point, ("shared", "fresh"))
     scale = check_number("point_scale", point_scale, 0.0)
-    return find_blocks(model, derivative, point, scale, as_points(points))
+    points = as_points(points)
+    if points is not None:
+        check_points(model, points)
+    return find_blocks(model, derivative, point, scale, points)
 
 
 def find_blocks(

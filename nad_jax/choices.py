@@ -326,10 +326,7 @@ def choose_points(model: Model, estimator: Estimator, points: Points | None = No
     """
     if points is None:
         return gaussian(model.image_shape, estimator.point_scale, estimator.point == "shared")
-    check_record("points", points, Points)
-    shape = shape_of_points(points)[1:]
-    if shape != tuple(model.image_shape):
-        raise InputError(f"points: must be of shape {model.image_shape} each, got {shape}")
+    check_points(model, points)
     if (estimator.point, estimator.point_scale) != (Estimator.point, Estimator.point_scale):
         raise InputError("points: are given, so point and point_scale must be left out")
     scale = points.description.get("point_scale", 1.0)
@@ -337,6 +334,14 @@ def choose_points(model: Model, estimator: Estimator, points: Points | None = No
     check_symmetrized(there, model)
     check_normalizations(there, model)
     return points
+
+
+def check_points(model: Model, points: Points) -> None:
+    """Raises `InputError` unless they are inputs of the model."""
+    check_record("points", points, Points)
+    shape = shape_of_points(points)[1:]
+    if shape != tuple(model.image_shape):
+        raise InputError(f"points: must be of shape {model.image_shape} each, got {shape}")
 
 
 def choose_blocks(model: Model, estimator: Estimator, points: Points | None = None) -> Blocks:

@@ -66,7 +66,7 @@ def is_own(architecture: Any) -> bool:
 
 
 def read_options(name: str) -> tuple[str, dict[str, Any]]:
-    """The reference and the options of `reference(option=value, …)`."""
+    """The reference and the options of `reference(option=value, …)`; words need no quotes."""
     reference, bracket, rest = name.partition("(")
     if not bracket:
         return reference, {}
@@ -74,11 +74,19 @@ def read_options(name: str) -> tuple[str, dict[str, Any]]:
         call = ast.parse(f"f({rest}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
             raise ValueError
-        return reference, {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+        names = [word.arg for word in call.keywords]
+        if len({*names}) < len(names):
+            raise ValueError
+        return reference, {word.arg: _read_value(word.value) for word in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise InputError(
-            f"architecture: options must be as in {reference}(width=32, norm='layer'), got {name!r}"
+            f"architecture: options must be as in {reference}(width=32, norm='layer'), each once, "
+            f"got {name!r}"
         ) from error
+
+
+def _read_value(node: ast.expr) -> Any:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
 @functools.cache

@@ -105,10 +105,10 @@ def count_paths(
     slope = check_number("slope", slope, 0.0)
     value = check_number("readout_variance", readout_variance, 0.0, exclusive=True)
     lengths, windows = shape[:-1] or shape, []
-    for layer in layers:
+    for place, layer in enumerate(layers):
         check_record("layers", layer, ConvLayer, DenseLayer)
         if isinstance(layer, ConvLayer):
-            if len(shape) == 1 or len(windows) < layers.index(layer):
+            if len(shape) == 1 or len(windows) < place:
                 after = "inputs (D,) have none" if len(shape) == 1 else "dense layers come after"
                 raise InputError(f"layers: convolutions need pixels, {after}; got {layer}")
             windows.append(_read_windows(layer, windows[-1] if windows else None, lengths))

@@ -2,6 +2,7 @@
 sure they are.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -29,13 +30,15 @@ class RankCorrelations(NamedTuple):
 def tie_levels(energies: np.ndarray) -> np.ndarray:
     """Integers [K] in the order of energies [K]; those that rounding alone tells apart are equal.
 
-    A level ends where the next larger energy is more than 1e-5 of the largest one above it.
+    A level holds energies up to 1e-5 of the largest one above its lowest.
     """
     energies = host_array("energies", energies, "[K]")
-    order = np.argsort(energies, kind="stable")
-    steps = np.diff(energies[order]) > _ROUNDING * np.abs(energies).max(initial=0.0)
-    levels = np.empty(len(energies), int)
-    levels[order] = np.concatenate([[0], np.cumsum(steps)])
+    width = _ROUNDING * np.abs(energies).max(initial=0.0)
+    levels, level, lowest = np.empty(len(energies), int), -1, -math.inf
+    for place in np.argsort(energies, kind="stable"):
+        if energies[place] > lowest + width:
+            level, lowest = level + 1, energies[place]
+        levels[place] = level
     return levels
 
 
@@ -76,7 +79,9 @@ def _spread(values: np.ndarray) -> float:
 
 def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Spearman's rank correlations [...] of [..., K] and [..., K]."""
-    ranks = (np.asarray(rankdata(one, axis=-1), np.float64) for one in (left, right))
+    # As integers: ranks are those of float32 numbers.
+    levels = (np.unique(one, return_inverse=True)[1].reshape(one.shape) for one in (left, right))
+    ranks = (np.asarray(rankdata(one, axis=-1), np.float64) for one in levels)
     left, right = (one - (one.shape[-1] + 1) / 2 for one in ranks)
     product = (left * right).sum(-1)
     norms = np.sqrt((left**2).sum(-1) * (right**2).sum(-1))

@@ -115,8 +115,8 @@ def spectrum_metrics(nads: NADs) -> SpectrumMetrics:
 
     The last three are corrected for the number of networks by the delete-m_j jackknife over up to 16
     batches (four where more than 1,536 directions are decomposed at once): what is left is of second
-    order. It takes more rows than directions: below that, eigenvalues are zero that are none of G.
-    nan where there is a single batch.
+    order. They are nan where sampled read-outs are fewer than directions, so that eigenvalues are
+    zero that are none of G, and where there is a single batch.
 
     Raises:
       InputError: for records without batches, or of versions that kept no spectra of them.
@@ -128,7 +128,7 @@ def spectrum_metrics(nads: NADs) -> SpectrumMetrics:
             "collecting their run again writes them"
         )
     ratio, kl, condition = isotropy(nads), _UNKNOWN, _UNKNOWN
-    if len(batches.groups):
+    if len(batches.groups) and not _is_short(nads, batches):
         divergence = _divergence(batches.spectra)
         kl = Metric(*jackknife(divergence[0], divergence[1:], batches.groups))
         condition = _condition(batches)
@@ -140,6 +140,15 @@ def spectrum_metrics(nads: NADs) -> SpectrumMetrics:
         condition,
         dimension,
     )
+
+
+def _is_short(nads: NADs, batches: Batches) -> bool:
+    """Whether rows may be fewer than directions without one of the groups; features are more."""
+    points = nads.config.get("per_network") or nads.config.get("num_points") or 1
+    each = points * nads.config.get("num_readouts", 1)
+    rows = nads.num_networks * each * (1 - batches.groups.max())
+    singular = any(numerical_rank(one) < len(one) for one in batches.spectra)
+    return nads.config.get("readout") == "sampled" and rows < batches.spectra.shape[1] and singular
 
 
 def _condition(batches: Batches) -> Metric:

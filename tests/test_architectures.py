@@ -391,6 +391,22 @@ def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architect
             "^residual: 'no' makes no sense for 'resnet18'; allowed: True, False",
         ),
         (
+            {"architecture": "resnet18", "residual": 0},
+            "^residual: 0 makes no sense for 'resnet18'; allowed: True, False",
+        ),
+        (
+            {"architecture": "lenet", "mask": "erk"},
+            "^mask: 'erk' needs a density, the share of weights that are kept",
+        ),
+        (
+            {"architecture": "vit(patch=4,patch=2)"},
+            "^architecture: options must be as in .*, each once, got 'vit",
+        ),
+        (
+            {"architecture": "convnext", "layer_scale": 0},
+            "^layer_scale: must be a finite number greater than 0.0, got 0",
+        ),
+        (
             {"architecture": "lenet", "residual": False},
             "^residual: False makes no sense for 'lenet'; it has no residual",
         ),
@@ -451,6 +467,8 @@ def test_options_are_published_by_none_zero_default_and_the_value_itself():
         model = _tiny("convnext", layer_scale=off)
         assert model.description == {**published, "layer_scale": "none"}
     assert "scale" not in _shapes(model)[0]["params"]["block1_1"]
+    words = create_model("vit(position=none)").description, create_model("vit", position="none")
+    assert words[0] == words[1].description
     residual = [create_model("resnet18_w16", residual=flag) for flag in (True, False)]
     assert [one.description.get("residual") for one in residual] == [None, False]
 

@@ -271,3 +271,11 @@ def test_figures_point_blocks_out(records):
         assert ("4 equal blocks of 3 (colors)" in legend) is expected
         said = " ".join(text.get_text().replace("\n", " ") for text in drawn.texts)
         assert ("single directions inside are arbitrary" in said) is expected
+
+
+def test_what_is_no_model_or_no_input_of_it_is_refused():
+    with pytest.raises(InputError, match="model: must come from create_model, "):
+        equal_blocks("vit")
+    model = create_model("lenet", (16, 16, 2))
+    with pytest.raises(InputError, match="points: must be of shape"):
+        equal_blocks(model, np.zeros((5, 16, 16, 1)))

@@ -151,12 +151,39 @@ def test_ranks_follow_the_objective_and_what_has_no_geometry_is_last(objective, 
 
 def test_a_network_that_is_not_far_enough_is_not_said_to_be_found(capsys):
     search = Search(_config())
-    rows = [{"network": n, "test_accuracy": a} for n in ("start", "found") for a in (0.5, 0.75)]
+    accuracies = {"a": (0.5, 0.5), "b": (0.7, 0.8)}  # of two seeds, along two directions
+    rows = [
+        {"network": network, "direction": direction, "test_accuracy": accuracy + gain * (seed + 1)}
+        for network, gain in (("start", 0.0), ("found", 0.05))
+        for direction, seeds in accuracies.items()
+        for seed, accuracy in enumerate(seeds)
+    ]
     for sem, said in ((0.05, "most isotropic of 5"), (0.5, "none found: no network of 5")):
         arrays = {"kl_uniform": np.array([1.0, 0.5]), "kl_uniform_sem": np.full(2, sem)}
         confirmed = Found(search.first(2), arrays)
         isotropy_search._report(search, [confirmed], rows)
-        assert capsys.readouterr().out.startswith(said)
+        printed = capsys.readouterr().out
+        assert printed.startswith(said)
+        # Seeds are no directions: both gain the same, on average over them.
+        assert "2 random frequencies: 70.0%, start 62.5%; difference 7.5 " in printed
+    rounding = {"kl_uniform": np.array([1.0, 1.0 - 1e-12]), "kl_uniform_sem": np.zeros(2)}
+    isotropy_search._report(search, [Found(search.first(2), rounding)], rows)
+    assert capsys.readouterr().out.startswith("none found")
+
+
+def test_what_cannot_be_read_ends_a_rung_and_what_has_no_geometry_does_not(monkeypatch):
+    search = Search(_config())
+
+    def fail(error):
+        def find_nads(*args, **kwargs):
+            raise error("units: are not there")
+
+        monkeypatch.setattr(isotropy_search.compute_nads, "find_nads", find_nads)
+        return isotropy_search._measure(None, search.first(0))
+
+    assert np.isnan(fail(InputError).arrays["kl_uniform"]).all()
+    with pytest.raises(store.StorageError):
+        fail(store.StorageError)
 
 
 def test_the_budget_of_parameters_leaves_out_what_is_larger():
@@ -180,6 +207,10 @@ def test_bad_fields_are_named():
     for field, (value, said) in wrong.items():
         with pytest.raises(InputError, match=said):
             isotropy_search.validate(_config(**{field: value}))
+    config = _config()
+    config.sweep.seed = (0, 1)
+    with pytest.raises(InputError, match=r"sweep.seed: must be \(\)"):
+        isotropy_search.validate(config)
     config = _config()
     config.accuracy.sigmas = (-1.0,)
     with pytest.raises(InputError, match="sigmas"):

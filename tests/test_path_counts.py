@@ -244,6 +244,12 @@ LENET = {"architecture": "lenet", "image_shape": (10, 10, 1)}
             "layers: convolutions need pixels, dense layers come after",
         ),
         (
+            lambda: nad_jax.count_paths(
+                (8, 1), [ConvLayer(1, 3, 1.0), DenseLayer(2, 1.0), ConvLayer(1, 3, 1.0)], 1.0
+            ),
+            "layers: convolutions need pixels, dense layers come after",
+        ),
+        (
             lambda: nad_jax.count_paths((4, 1), [ConvLayer(1, (3, 3), 1.0)], 1.0),
             "layers: kernel must be one number or 1, got (3, 3)",
         ),

@@ -73,6 +73,15 @@ def test_energies_that_rounding_tells_apart_are_one_level():
     assert tie_levels(energies).tolist() == [2, 0, 0, 3, 2, 1]
     assert tie_levels(np.full(5, 0.1) * (1 + 1e-8 * np.arange(5))).tolist() == [0] * 5
     assert tie_levels(np.array([1e-9, 2e-9, 0.0])).tolist() == [1, 2, 0]  # of any scale
+    # Small steps do not add up to one level.
+    assert tie_levels(np.array([1.0, 4e-6, 8e-6, 1.6e-5, 2e-5])).tolist() == [2, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("scale", [1e-50, 1.0, 1e300])
+def test_ranks_are_those_of_double_precision(scale):
+    fine = scale * (1 + 1e-9 * np.arange(6))
+    found = rank_correlations(np.stack([fine, -fine]), 0.5 + 1e-9 * np.arange(6))
+    assert found.value == pytest.approx([1, -1])
 
 
 @pytest.mark.parametrize(

@@ -228,11 +228,23 @@ def test_networks_that_cannot_be_measured_at_the_origin_say_so(tmp_path):
     assert found.note == reasons[0] and np.isnan(found.energies).all()
 
 
-def test_a_derivative_of_zero_says_so(tmp_path):
+@pytest.mark.parametrize(
+    ("sigma", "derivative", "point", "note", "num_networks"),
+    [
+        (1.4, "input_gradient", "origin", "every derivative is exactly zero", 4),
+        (
+            1e12, "central_difference", "shared",
+            "no derivative of a half of the ensemble is finite", 0,
+        ),
+    ],
+)  # fmt: skip
+def test_derivatives_that_say_nothing_are_named(
+    sigma, derivative, point, note, num_networks, tmp_path
+):
     config = _config(
         architectures=("lenet",), num_directions=(2,), num_epochs=(1,), num_networks=(4,),
-        image_shape=(16, 16, 1), initialization="sigma:1.4:0", derivatives=("input_gradient",),
-        points=("origin",), gradient_factor=1,
+        image_shape=(16, 16, 1), initialization=f"sigma:{sigma}:0",
+        derivatives=(derivative,), points=(point,), gradient_factor=1,
     )  # fmt: skip
     study = predictors.make_study(config)
     (case,) = predictors.make_cases(config)
@@ -243,7 +255,7 @@ def test_a_derivative_of_zero_says_so(tmp_path):
         done = geometry.make_program(0).compute(work)
         folder.write(Unit(member.name, [member]), done[0], {})
     found = predictions.read_energies(folder, geometry, reason, case.trained.directions.rows)
-    assert (found.note, found.num_networks) == ("every derivative is exactly zero", 4)
+    assert (found.note, found.num_networks) == (note, num_networks)
     assert np.isnan(found.energies).all()
 
 

@@ -93,6 +93,17 @@ def test_a_rank_below_the_dimension_has_an_infinite_condition_number():
     assert found.kl_uniform.value == pytest.approx(np.log(3 / 2), abs=0.02)
 
 
+def test_fewer_read_outs_than_directions_say_nothing_of_the_spectrum():
+    model = _linear(np.ones(40))
+    few, enough = (
+        spectrum_metrics(estimate_nads(model, count, **{**CHOICES, "readout": "sampled"}))
+        for count in (36, 400)
+    )
+    for name in ("kl_uniform", "effective_rank"):
+        assert np.isnan(getattr(few, name)).all() and np.isfinite(getattr(enough, name)).all()
+    assert np.isfinite(few.participation_ratio).all()  # which needs no more rows
+
+
 def test_a_single_batch_says_nothing(images):
     found = spectrum_metrics(_sampled(images, SPECTRUM, 0, batches=1))
     assert np.isnan([value for metric in found[:-1] for value in metric]).all()

@@ -48,6 +48,8 @@ class Option(NamedTuple):
         """Whether a value stands for the published one. None turns off what may be off."""
         if isinstance(value, bool) or (value is None and isinstance(self.kind, types.UnionType)):
             return False
+        if isinstance(value, int | float) and self.kind is not int:  # 0 would read as off
+            return False
         return value is None or (isinstance(value, str | int | float) and value in PUBLISHED)
 
 
