@@ -29,7 +29,7 @@ from nad_jax.errors import (
     check_record,
     shown,
 )
-from nad_jax.points import Points, as_points
+from nad_jax.points import Points, as_points, check_points
 from nad_jax.spectral import orient
 from nad_jax.subspaces import default_sizes
 from nad_jax.symmetries import Eigenvectors, eigh_symmetric, representations, width
@@ -259,8 +259,7 @@ def equal_blocks(
       InputError: for what is no model, points of another shape than [P, *input_shape], and values
         out of range.
     """
-    from nad_jax.choices import check_points  # which imports this module
-    from nad_jax.models import Model
+    from nad_jax.models import Model  # which imports this module
 
     check_record("model", model, Model)
     if not callable(derivative):
@@ -269,7 +268,7 @@ def equal_blocks(
     scale = check_number("point_scale", point_scale, 0.0)
     points = as_points(points)
     if points is not None:
-        check_points(model, points)
+        check_points(points, model.image_shape)
     return find_blocks(model, derivative, point, scale, points)
 
 

@@ -19,7 +19,7 @@ from nad_jax.kurtosis import find_kurtosis
 from nad_jax.models import Model
 from nad_jax.nads import DERIVATIVES, POINTS
 from nad_jax.normalizations import find_zero_normalization
-from nad_jax.points import Points, gaussian
+from nad_jax.points import Points, check_points, gaussian, shape_of_points
 from nad_jax.symmetries import Representation, permutations, representations
 from nad_jax.vector_fields import (
     Network,
@@ -326,7 +326,7 @@ def choose_points(model: Model, estimator: Estimator, points: Points | None = No
     """
     if points is None:
         return gaussian(model.image_shape, estimator.point_scale, estimator.point == "shared")
-    check_points(model, points)
+    check_points(points, model.image_shape)
     if (estimator.point, estimator.point_scale) != (Estimator.point, Estimator.point_scale):
         raise InputError("points: are given, so point and point_scale must be left out")
     scale = points.description.get("point_scale", 1.0)
@@ -336,27 +336,10 @@ def choose_points(model: Model, estimator: Estimator, points: Points | None = No
     return points
 
 
-def check_points(model: Model, points: Points) -> None:
-    """Raises `InputError` unless they are inputs of the model."""
-    check_record("points", points, Points)
-    shape = shape_of_points(points)[1:]
-    if shape != tuple(model.image_shape):
-        raise InputError(f"points: must be of shape {model.image_shape} each, got {shape}")
-
-
 def choose_blocks(model: Model, estimator: Estimator, points: Points | None = None) -> Blocks:
     """The exactly equal blocks that what is measured has, of networks at their initialization."""
     where = estimator.point, estimator.point_scale, points
     return find_blocks(model, estimator.derivative, *where)
-
-
-def shape_of_points(points: Points) -> tuple[int, ...]:
-    """[P, *input_shape], of the points that a law gives a network."""
-
-    def draw(key: jax.Array, data: Any) -> jax.Array:
-        return points.draw(points.prepare(key, data), key)
-
-    return jax.eval_shape(draw, jax.random.key(0), points.data).shape
 
 
 def find_symmetries(model: Model, estimator: Estimator) -> tuple[np.ndarray, list[Representation]]:

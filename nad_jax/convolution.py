@@ -394,10 +394,6 @@ def max_pooled(convolution: Convolution) -> Convolution:
 
 
 def resolve_convolution(name: str) -> str:
-    """The name of the convolution to use: "auto" is "product" on a CPU, "mixed" on a GPU and "lax"
-    elsewhere.
-    """
+    """The convolution of a name: "auto" is "product" on a CPU, "mixed" on a GPU, "lax" elsewhere."""
     check_choice("convolution", name, ("auto", *CONVOLUTIONS))
-    if name == "auto":
-        return _AUTOMATIC.get(target.platform(), "lax")
-    return name
+    return _AUTOMATIC.get(target.platform(), "lax") if name == "auto" else name

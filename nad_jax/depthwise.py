@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Pixels up to which a matrix over all of them is small: for a single image, and for a batch.
-_FEW, _SOME = 16, 64
-# Rows of outputs that a product gives of larger maps.
-_ROWS = 4
+# From so many images on, larger matrices pay for making them.
+_MANY = 16
+# Pixels up to which a matrix over all of them pays, and otherwise the rows of outputs of a product:
+# for fewer images, and for as many.
+_PIXELS, _ROWS = (16, 64), (1, 4)
 
 
 def _selection(taps: int, length: int, low: int, outputs: int) -> np.ndarray:
@@ -37,10 +38,10 @@ def depthwise_products(
     (top, bottom), (left, right) = padding
     tall, wide = kernel.shape[:2]
     rows, columns = height + top + bottom - tall + 1, width + left + right - wide + 1
-    if height * width <= max(_FEW, min(_SOME, 4 * batch)):
+    if height * width <= _PIXELS[batch >= _MANY]:
         size, count, windows = rows, 1, x.transpose(3, 0, 1, 2)
     else:
-        size = _ROWS if batch >= 16 else 1
+        size = _ROWS[batch >= _MANY]
         count = -(-rows // size)
         read = size + tall - 1
         below = count * size + tall - 1 - height - top

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from nad_jax import memory, target
-from nad_jax.choices import Estimator, choose_points, choose_readout, shape_of_points
+from nad_jax.choices import Estimator, choose_points, choose_readout
 from nad_jax.contract import reported, shape_of_variables
 from nad_jax.ensemble import (
     Execution,
@@ -30,7 +30,7 @@ from nad_jax.moments import (
     Halves,
     State,
 )
-from nad_jax.points import Points
+from nad_jax.points import Points, shape_of_points
 from nad_jax.vector_fields import count_together
 
 _ROWS = 2**20  # numbers of a chunk on a CPU, 4 MB: they stay in the cache, and progress is steady

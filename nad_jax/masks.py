@@ -166,7 +166,13 @@ def masked(model: Model, density: float, rule: str = "erk") -> Model:
 
 
 def apply_mask_options(model: Model, density: float | None, mask: str | None) -> Model:
-    """The model with the masks that options say: a density (None: 1) and a rule (None: "erk")."""
+    """The model with the masks that options say: a density (None: 1) and a rule (None: "erk").
+
+    Raises:
+      InputError: as `masked`, and for a rule without a density, which would mask nothing.
+    """
+    if mask is not None and density is None:
+        raise InputError(f"mask: {mask!r} needs a density, the share of weights that are kept")
     rule = check_choice("mask", "erk" if mask is None else mask, RULES)
     return masked(model, 1.0 if density is None else density, rule)
 

@@ -122,9 +122,7 @@ class NADs(NamedTuple):
 
         Args:
           index: of an eigenvalue; None: the median of the leading 16. It is too large where
-            eigenvalues are close to each other, since directions were chosen by the same networks:
-            of `mlp` on 256 inputs, all of whose eigenvalues are equal, 13 from 1,000 networks and
-            10 from 4,000 instead of 4.7.
+            eigenvalues are close to each other, since directions were chosen by the same networks.
 
         Raises:
           InputError: for one network, fewer than 8 batches of them (leading NADs keep none), and an

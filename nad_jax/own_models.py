@@ -171,7 +171,8 @@ def make_own_model(
             f"architecture: {reference} has {model.num_logits} logits where {num_logits} are "
             "needed; give it an argument num_logits"
         )
-    model = apply_mask_options(model, pruning.get("density"), pruning.get("mask"))
+    if "density" in own:
+        model = apply_mask_options(model, pruning["density"], pruning.get("mask"))
     chosen = {key: value for key, value in given.items() if key not in offered}
     described = {"architecture": name, "image_shape": list(shape), "num_logits": num_logits}
     return model._replace(description={**model.description, **described, "options": chosen})

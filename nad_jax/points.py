@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.errors import InputError, check_integer, check_number, host_array
+from nad_jax.errors import InputError, check_integer, check_number, check_record, host_array
 
 
 class Points(NamedTuple):
@@ -24,6 +24,23 @@ class Points(NamedTuple):
     draw: Callable[[Any, jax.Array], jax.Array]
     data: Any
     description: dict[str, Any]
+
+
+def shape_of_points(points: Points) -> tuple[int, ...]:
+    """[P, *input_shape], of the points that a law gives a network."""
+
+    def draw(key: jax.Array, data: Any) -> jax.Array:
+        return points.draw(points.prepare(key, data), key)
+
+    return jax.eval_shape(draw, jax.random.key(0), points.data).shape
+
+
+def check_points(points: Points, input_shape: tuple[int, ...]) -> None:
+    """Raises `InputError` unless they are a law of inputs of this shape."""
+    check_record("points", points, Points)
+    shape = shape_of_points(points)[1:]
+    if shape != tuple(input_shape):
+        raise InputError(f"points: must be of shape {input_shape} each, got {shape}")
 
 
 def gaussian(input_shape: tuple[int, ...], scale: float = 1.0, shared: bool = True) -> Points:

@@ -143,7 +143,7 @@ def spectrum_metrics(nads: NADs) -> SpectrumMetrics:
 
 
 def _is_short(nads: NADs, batches: Batches) -> bool:
-    """Whether rows may be fewer than directions without one of the groups; features are more."""
+    """Whether zero eigenvalues may come of too few read-outs, without one of the groups."""
     points = nads.config.get("per_network") or nads.config.get("num_points") or 1
     each = points * nads.config.get("num_readouts", 1)
     rows = nads.num_networks * each * (1 - batches.groups.max())

@@ -154,8 +154,6 @@ def create_model(
         architecture, written = read_options(architecture)
         pooling, density = written.pop("pooling", pooling), written.pop("density", density)
         mask, options = written.pop("mask", mask), {**options, **written}
-    if mask is not None and density is None:
-        raise InputError(f"mask: {mask!r} needs a density, the share of weights that are kept")
     architecture = check_choice("architecture", architecture, ARCHITECTURES)
     entry = ARCHITECTURES[architecture]
     known = entry.module.initializations

@@ -38,15 +38,14 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         features = x.shape[-1]
         by_products = self.convolution is product_convolution
+        convolve = depthwise_products if by_products else jax.lax.conv_general_dilated
         y = nn.Conv(
             features,
             (SIZE, SIZE),
             padding=SIZE // 2,
             feature_group_count=features,
             kernel_init=_weights,
-            conv_general_dilated=depthwise_products
-            if by_products
-            else jax.lax.conv_general_dilated,
+            conv_general_dilated=convolve,
             name="depthwise",
         )(x)
         y = normalize(y, self.normalization, train, "norm", EPSILON)

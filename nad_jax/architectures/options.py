@@ -46,11 +46,11 @@ class Option(NamedTuple):
 
     def is_published(self, value: Any) -> bool:
         """Whether a value stands for the published one. None turns off what may be off."""
-        if isinstance(value, bool) or (value is None and isinstance(self.kind, types.UnionType)):
+        if value is None:
+            return not isinstance(self.kind, types.UnionType)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
             return False
-        if isinstance(value, int | float) and self.kind is not int:  # 0 would read as off
-            return False
-        return value is None or (isinstance(value, str | int | float) and value in PUBLISHED)
+        return value in PUBLISHED and (value != 0 or self.kind is int)  # 0 reads as off elsewhere
 
 
 def _check_positive(name: str, value: Any) -> float:
