@@ -360,6 +360,7 @@ def _convolve_and_pool(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Valid convolution and 2×2 max-pooling, the maximum taken over the blocks as they leave the
     product.
     """
+    check_fits(_valid_size(x, kernel), (2, 2))
     size = _block_size(kernel) // 2  # pooled outputs per side of a block
     # The place in the pooling window runs before the pooled output, so that a maximum is one over
     # long rows.

@@ -27,6 +27,7 @@ from nad_jax.initializers import (
     weight_variance,
 )
 from nad_jax.models import Model, complete_model
+from nad_jax.pooling import TooSmall, name_smallest
 from nad_jax.renamed import takes_input_shape
 from nad_jax.substitution import substituted
 
@@ -261,6 +262,17 @@ def _find_readout(module: _Module, shapes: Any, inputs: jax.ShapeDtypeStruct) ->
     return found[0]
 
 
+def _describe(module: _Module, x: jax.Array) -> tuple[Any, Owners]:
+    """`_Module.describe`; an image that is too small is refused with the smallest one that fits."""
+    try:
+        return module.describe(x)
+    except TooSmall as error:
+        named = name_smallest(
+            error, lambda shape: module.describe(jnp.zeros((1, *shape), x.dtype)), x.shape[1:]
+        )
+        raise named from error
+
+
 @takes_input_shape
 def from_linen(
     module: nn.Module,
@@ -320,7 +332,7 @@ def from_linen(
     # Without `jit`, inside the module: what was traced before would not be run again, and nothing
     # of it seen.
     with contextlib.nullcontext() if streams is not None else jax.disable_jit():
-        (shapes, owners), sown = functions.describe(zeros), ()
+        (shapes, owners), sown = _describe(functions, zeros), ()
         if streams is None:
             asked = _find_asked(functions, shapes, inputs)
             streams, sown = tuple(asked.streams), _find_sown(functions, shapes, inputs, asked)

@@ -1,8 +1,9 @@
 """Pooling of images by slices and maxima in pairs, whose gradients are fast on a CPU."""
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,59 @@ from nad_jax.errors import InputError, check_choice
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
+_MOST = 2**22  # pixels of an image that is tried
+
+
+class TooSmall(InputError):
+    """A window that does not fit the map it meets: the image is too small for the network."""
+
 
 def check_fits(size: Sequence[int], window: Sequence[int], pads: Pads = ((0, 0),) * 2) -> None:
-    """Raises `InputError` where a window does not fit a map, i.e. the image is too small for the
-    network.
-    """
+    """Raises `TooSmall` where a window does not fit a map."""
     if any(n + low + high < w for n, w, (low, high) in zip(size, window, pads, strict=True)):
-        raise InputError(
+        raise TooSmall(
             f"image_shape: too small, a {window[0]}x{window[1]} window meets a {size[0]}x{size[1]} "
             "map"
         )
+
+
+def name_smallest(
+    error: TooSmall, trace: Callable[[tuple[int, ...]], object], shape: tuple[int, ...]
+) -> TooSmall:
+    """The error with the smallest shape of equal sides that fits, found by bisection; as it is where
+    none is found.
+
+    Args:
+      trace: runs the network on the shape of one input, and raises `TooSmall` where it does not fit.
+      shape: that of the error, channels last.
+    """
+    *sides, channels = shape
+
+    def shape_of(side: int) -> tuple[int, ...]:
+        return (*(side for _ in sides), channels)
+
+    def fits(side: int) -> bool:
+        with contextlib.suppress(TooSmall):
+            trace(shape_of(side))
+            return True
+        return False
+
+    if not sides:  # a vector, which the network makes an image of
+        return error
+    low = min(sides)  # which does not fit, as the side that is too small is no less
+    high = 2 * low
+    try:
+        while not fits(high):
+            low, high = high, 2 * high
+            if high ** len(sides) > _MOST:
+                return error
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fits(middle) else (middle, high)
+    except InputError:  # another fault: the network is not for images of every size
+        return error
+    smallest = "x".join(map(str, shape_of(high)))
+    return TooSmall(f"{error}; the smallest of equal sides that fits is {smallest}")
 
 
 def _entries(windows: jax.Array, axes: tuple[int, int]) -> list[jax.Array]:

@@ -23,6 +23,7 @@ from nad_jax.depthwise import depthwise_products
 from nad_jax.ensemble import make_key
 from nad_jax.errors import InputError
 from nad_jax.linen import from_linen
+from nad_jax.pooling import pool
 from nad_jax.vector_fields import input_gradient
 
 PARAMETERS = {
@@ -443,6 +444,45 @@ def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architect
 def test_bad_choices_are_refused_by_name(arguments, message):
     with pytest.raises(InputError, match=message):
         create_model(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [
+        ("lenet", (1, 1, 3)),
+        ("lenet", (14, 14, 3)),
+        ("lenet(pooling=avg)", (5, 64, 3)),
+    ],
+)
+def test_an_image_that_is_too_small_is_told_what_fits(architecture, shape):
+    said = (
+        r"^image_shape: too small, a .* map; the smallest of equal sides that fits is (\d+)x\1x3$"
+    )
+    with pytest.raises(InputError, match=said) as raised:
+        create_model(architecture, shape)
+    side = int(re.match(said, str(raised.value))[1])
+    assert create_model(architecture, (side, side, 3)).num_logits == 1
+    for smaller in ((side - 1, side, 3), (side, side - 1, 3)):
+        with pytest.raises(InputError, match="too small"):
+            create_model(architecture, smaller)
+
+
+def test_too_small_an_image_for_a_module_of_ones_own_is_told_what_fits():
+    class Net(nn.Module):
+        positions: int = 0
+
+        @nn.compact
+        def __call__(self, x):
+            x = x if x.ndim == 4 else x.reshape(len(x), 5, -1, 2)
+            x = pool(pool(x, "max", 3), "max", 2).reshape(len(x), -1)
+            return nn.Dense(1)(x + jnp.ones((1, self.positions)) if self.positions else x)
+
+    with pytest.raises(InputError, match=r"2x2 window .* of equal sides that fits is 6x6x2$"):
+        from_linen(Net(), (5, 9, 2))
+    # Of one that takes a single size, or vectors, no other is known.
+    for positions, shape in ((7, (5, 9, 2)), (0, (90,))):
+        with pytest.raises(InputError, match=r"a 2x2 window meets a 1x3 map(?!;)"):
+            from_linen(Net(positions), shape)
 
 
 @pytest.mark.parametrize(
