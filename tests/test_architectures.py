@@ -426,7 +426,7 @@ def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architect
         ({"architecture": "mlp", "width": 2.5}, "width: must be an integer of at least 1, got 2.5"),
         (
             {"architecture": "mlp", "widht": 8},
-            "option: unknown value 'widht' .did you mean 'width'.*allowed: 'width', 'pooling'",
+            "option of mlp: unknown value 'widht' .did you mean 'width'.*allowed: 'width', .*'mask'$",
         ),
         (
             {"architecture": "vgg11", "normalization": "layer"},
@@ -444,6 +444,19 @@ def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architect
 def test_bad_choices_are_refused_by_name(arguments, message):
     with pytest.raises(InputError, match=message):
         create_model(**arguments)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_an_option_that_a_network_has_not_is_answered_with_those_it_has(architecture):
+    own = (*ARCHITECTURES[architecture].options(), "density", "mask")
+    listed = re.escape(", ".join(map(repr, own)))
+    said = f"^option of {architecture}: unknown value 'nonsense'; allowed: {listed}$"
+    with pytest.raises(InputError, match=said):
+        create_model(architecture, nonsense=3)
+    name = "patch" if "patch" not in own else "residual"
+    said = f"^{name}: 7 makes no sense for '{architecture}'; it has no {name}, as others have; "
+    with pytest.raises(InputError, match=f"{said}its options: {listed}$"):
+        create_model(architecture, **{name: 7})
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from nad_jax.architectures.logreg import LogReg
 from nad_jax.architectures.mixer import Mixer
 from nad_jax.architectures.mlp import MLP
 from nad_jax.architectures.network import ImageNetwork, TableNetwork
-from nad_jax.architectures.options import NONE, Option, check_options, list_options
+from nad_jax.architectures.options import MASKING, NONE, Option, check_options, list_options
 from nad_jax.architectures.resnet import ResNet18, ResNet18ImageNet
 from nad_jax.architectures.vgg import VGG11
 from nad_jax.architectures.vit import ViT
@@ -90,9 +90,7 @@ OPTIONS: dict[str, Any] = {
     for entry in ARCHITECTURES.values()
     for name, option in entry.options().items()
     if name not in ("width", "pooling")
-}
-# Those of every network, one's own too.
-OPTIONS |= {"density": 1.0, "mask": "erk"}
+} | dict(MASKING)
 
 POOLINGS = ("default", "max", "avg", "none", "token")
 

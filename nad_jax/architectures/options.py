@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 from nad_jax.architectures.network import TableNetwork
-from nad_jax.errors import InputError, check_choice, check_integer, check_number, plain, shown
+from nad_jax.errors import InputError, check_integer, check_number, plain, shown, unknown
 
 # What stands for the published value of any option.
 PUBLISHED = ("default", None, 0)
 NONE = "none"  # None, as it is written on command lines and in records
+# The options of every network, one's own too, and what stands for none of them.
+MASKING = types.MappingProxyType({"density": 1.0, "mask": "erk"})
 
 
 class Option(NamedTuple):
@@ -103,17 +105,21 @@ def check_options(
       known: the names of the options of any architecture.
 
     Raises:
-      InputError: naming the option, its value and what is allowed.
+      InputError: naming the option, its value and what is allowed for this architecture.
     """
-    changed = {}
+    changed, own = {}, (*options, *MASKING)
     for name, value in given.items():
-        check_choice("option", name, known)
+        if name not in known:
+            raise unknown(f"option of {architecture}", name, own)
         value, option = plain(value), options.get(name, Option(None, int))
         if option.is_published(value):
             continue
         allowed = option.allowed
         if name not in options or (allowed and not _is_among(value, allowed)):
-            reason = f"allowed: {', '.join(map(repr, allowed))}" if allowed else f"it has no {name}"
+            reason = f"allowed: {', '.join(map(repr, allowed))}"
+            if name not in options:
+                listed = ", ".join(map(repr, own))
+                reason = f"it has no {name}, as others have; its options: {listed}"
             raise InputError(
                 f"{name}: {shown(value)} makes no sense for {architecture!r}; {reason}"
             )
