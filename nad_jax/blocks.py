@@ -24,7 +24,6 @@ import numpy as np
 from nad_jax.errors import (
     InputError,
     check_choice,
-    check_integer,
     check_number,
     check_record,
     shown,
@@ -62,14 +61,25 @@ class Alike(NamedTuple):
         check_choice("exchangeable", self.exchangeable, (False, True))
         shape = "×".join(map(str, input_shape))
         if self.kind == "patches":
-            patch = check_integer("patch", self.patch, 1)
-            if len(input_shape) != 3 or any(length % patch for length in input_shape[:2]):
-                raise InputError(f"patch: must cover images [H, W, C], got {patch} for {shape}")
+            if len(input_shape) != 3:
+                raise InputError(f"kind: 'patches' needs images [H, W, C], got inputs {shape}")
+            _check_patch(self.patch, input_shape, shape)
         elif self.patch:
             raise InputError(f"patch: must be 0 for kind={self.kind!r}, got {shown(self.patch)}")
         if self.kind == "colors" and len(input_shape) < 2:
             raise InputError(f"kind: 'colors' needs an axis of channels, got vectors {shape}")
         return self
+
+
+def _check_patch(patch: Any, input_shape: tuple[int, ...], shape: str) -> None:
+    """Raises `InputError` unless patches of this side cover images."""
+    common = math.gcd(*input_shape[:2])
+    sides = [side for side in range(1, common + 1) if common % side == 0]
+    if type(patch) is not int or patch not in sides:
+        raise InputError(
+            f"patch: must be the side of a patch, an integer that divides height and width of "
+            f"{shape}: {', '.join(map(str, sides))}; got {shown(patch)}"
+        )
 
 
 class Blocks(NamedTuple):

@@ -4,6 +4,7 @@ integrated out.
 
 import dataclasses
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -168,10 +169,24 @@ def test_what_is_stated_of_a_model_of_ones_own_is_tested():
     assert equal_blocks(stated, point_scale=0.0).count == 4
     with pytest.raises(InputError, match="kind: 'all' is stated, but the derivatives of 64"):
         state_blocks(own, "all")
-    with pytest.raises(InputError, match="patch: must cover images"):
-        state_blocks(own, "patches", patch=3)
     with pytest.raises(InputError, match="kind: "):
         state_blocks(own, "pixels")
+
+
+def test_a_patch_that_does_not_cover_images_is_answered_with_those_that_do():
+    own = nad_jax.from_linen(Smooth(), (4, 12, 3), check=False)
+    for patch in (3, 0, 8, 2.5, 2.0, True, "2", [2], None):
+        said = f"height and width of 4×12×3: 1, 2, 4; got {re.escape(repr(patch))}$"
+        with pytest.raises(InputError, match=f"^patch: must be the side .* that divides {said}"):
+            state_blocks(own, "patches", patch=patch)
+    with pytest.raises(InputError, match=r"^patch: must be .* 1, 2, 4; got 0$"):
+        state_blocks(own, "patches")
+    for patch in (1, 2, np.int32(4)):
+        alike = state_blocks(own, "patches", patch, check=False).alike
+        assert alike.patch == patch and type(alike.patch) is int
+    vectors = create_model("mlp", (20,), width=2)
+    with pytest.raises(InputError, match=r"^kind: 'patches' needs images .*, got inputs 20$"):
+        state_blocks(vectors, "patches", patch=2)
 
 
 @pytest.mark.parametrize(
