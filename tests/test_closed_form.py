@@ -1,5 +1,7 @@
 """Closed forms against sampled networks, and against quadrature of another kind."""
 
+from typing import get_args
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 from scipy import integrate, optimize, special
 
 import nad_jax
+from nad_jax import closed_form
+from nad_jax.architectures.network import ACTIVATIONS, Activation
 from nad_jax.errors import InputError
 
 DIMENSION = 20
@@ -173,14 +177,19 @@ def test_critical_points_are_those_of_another_quadrature(name, activation, squar
 
 
 def test_critical_networks_keep_differences_and_the_variance():
-    for name in ("relu", "gelu", "silu", "swish"):
+    for name in ("relu", "gelu", "silu"):
         sigma_w, _, variance = nad_jax.critical_point(name)
         found = nad_jax.susceptibilities(name, sigma_w, 1.0 if name == "relu" else variance)
         np.testing.assert_allclose(found, 1.0, rtol=1e-12)
     # To first order in K: tanh² is u² − 2u⁴/3, and its slope squared 1 − 2u².
-    for name, a, b in (("tanh", 4, 2), ("sin", 2, 1), ("erf", 4, 2)):
+    for name, a, b in (("tanh", 4, 2), ("sine", 2, 1)):
         found = nad_jax.susceptibilities(name, nad_jax.critical_point(name).sigma_w, 1e-5)
         np.testing.assert_allclose(found, (1 - a * 1e-5, 1 - b * 1e-5), rtol=1e-8)
+    # Below 0 elu² is u² + u³, and its slope squared 1 + 2u: to first order in √K.
+    assert nad_jax.critical_point("elu") == (1.0, 0.0, 0.0)
+    found = nad_jax.susceptibilities("elu", 1.0, 1e-10)
+    small = 1e-5 / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(found, (1 - 3 * small, 1 - 2 * small), rtol=1e-9)
     below, above = (nad_jax.susceptibilities("tanh", one, 0.5) for one in (0.5, 3.0))
     assert max(below) < 1 < min(above)
 
@@ -188,16 +197,31 @@ def test_critical_networks_keep_differences_and_the_variance():
 def test_susceptibilities_have_closed_forms():
     # ⟨sin²⟩ = (1 − e^{−2K})/2, ⟨cos²⟩ = (1 + e^{−2K})/2, also where it oscillates.
     for variance in (0.3, 40.0):
-        found = nad_jax.susceptibilities("sin", 2.0, variance)
+        found = nad_jax.susceptibilities("sine", 2.0, variance)
         decay = np.exp(-2 * variance)
         np.testing.assert_allclose(found, (4 * decay, 2 + 2 * decay), rtol=1e-11, atol=1e-12)
-    # ⟨erf²⟩ = (2/π) arcsin(2K/(1 + 2K)), ⟨erf′²⟩ = (4/π)/√(1 + 4K), also where it is a step.
-    for variance in (0.3, 1e6):
-        ratio = 2 * variance / (1 + 2 * variance)
-        along = 2 / np.pi / np.sqrt(1 - ratio**2) * 2 / (1 + 2 * variance) ** 2
-        found = nad_jax.susceptibilities("erf", 1.0, variance)
-        across = 4 / np.pi / np.sqrt(1 + 4 * variance)
-        np.testing.assert_allclose(found, (along, across), rtol=1e-9)
+    # ⟨φ′²⟩ of ELU is ½ + e^{2K} Φ(−2√K).
+    for variance in (0.3, 9.0):
+        found = nad_jax.susceptibilities("elu", 1.0, variance).perpendicular
+        expected = 0.5 + np.exp(2 * variance) * special.ndtr(-2 * np.sqrt(variance))
+        np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
+def test_activations_are_those_of_models_by_their_names():
+    u = np.linspace(-4, 4, 17)  # with 0, where ReLU has a kink
+    assert {*closed_form._ACTIVATIONS} == {*get_args(Activation)} == {*ACTIVATIONS}
+    with jax.enable_x64():
+        for name, function in ACTIVATIONS.items():
+            value, slope = closed_form._ACTIVATIONS[name](u)
+            np.testing.assert_allclose(value, function(u), atol=1e-12, err_msg=name)
+            np.testing.assert_allclose(slope, jax.vmap(jax.grad(function))(u), atol=1e-12)
+    for old, name in (("sin", "sine"), ("swish", "silu")):
+        for ask in (
+            nad_jax.critical_point,
+            lambda one: nad_jax.susceptibilities(one, 1.2, 0.5),
+            lambda one: nad_jax.wide_eigenvalues(one, 5, 2, 1.0),
+        ):
+            np.testing.assert_array_equal(ask(old), ask(name))
 
 
 def test_wide_networks_have_two_eigenvalues():
@@ -205,7 +229,7 @@ def test_wide_networks_have_two_eigenvalues():
     relu = nad_jax.wide_eigenvalues("relu", 20, 3, 2.5, sigma_w=1.3, sigma_b=0.4)
     theory = nad_jax.relu_eigenvalue(20, (9, 9, 9), sigma_w=1.3)
     np.testing.assert_allclose(relu, theory, rtol=1e-12)
-    sines = nad_jax.wide_eigenvalues("sin", 5, 1, 2.0, sigma_w=1.5)
+    sines = nad_jax.wide_eigenvalues("sine", 5, 1, 2.0, sigma_w=1.5)
     # z = a u, ∂_r z = z/r: one layer of sines, ⟨cos²(z) z²⟩ = K/2 + e^{−2K} (K/2 − 2K²).
     square, variance = 1.5**2, 1.5**2 / 5 * 4.0
     decay = np.exp(-2 * variance)
@@ -272,10 +296,14 @@ def _across(unit):
         (lambda: nad_jax.relu_kurtosis((5,), initialization="reference"), "initialization: unkno"),
         (lambda: nad_jax.relu_kurtosis((5,), "mean"), "readout: unknown value 'mean'"),
         (
-            lambda: nad_jax.critical_point("softplus"),
-            "activation: 'softplus' has no critical point",
+            lambda: nad_jax.critical_point("sigmoid"),
+            "activation: 'sigmoid' has no critical point; these have: 'linear', 'relu', 'tanh', 's",
         ),
-        (lambda: nad_jax.critical_point("elu"), "activation: unknown value 'elu'"),
+        (
+            lambda: nad_jax.critical_point("softplus"),
+            "activation: unknown value 'softplus'; allowed: 'linear', 'relu', 'tanh', 'sine', 'elu'",
+        ),
+        (lambda: nad_jax.critical_point(["sin"]), "activation: unknown value ['sin']"),
         (
             lambda: nad_jax.susceptibilities("tanh", 1.0, 0.0),
             "variance: must be a finite number gre",
