@@ -6,6 +6,7 @@ pooling, and of fixed masks, `path_counts` has them.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, plain, shown
+from nad_jax.initializers import INITIALIZATIONS, check_initialization, weight_variance
 from nad_jax.nads import DERIVATIVES
-
-INITIALIZATIONS = ("gaussian", "reference")
 
 
 def _check_widths(widths: Any) -> tuple[int, ...]:
@@ -25,37 +25,38 @@ def _check_widths(widths: Any) -> tuple[int, ...]:
     return tuple(check_integer("widths", width, 1) for width in values)
 
 
-def _check_biases(biases: Any, allowed: bool, what: str) -> None:
-    if check_choice("biases", biases, (False, True)) and not allowed:
-        raise InputError(f"biases: must be False for {what}, whose formula holds without them")
+def _check_biases(biases: Any, sigma_b: float, allowed: bool, what: str) -> None:
+    if (check_choice("biases", biases, (False, True)) or sigma_b) and not allowed:
+        refused = "biases: must be False" if biases else "initialization: σ_b must be 0"
+        raise InputError(f"{refused} for {what}, whose formula holds without biases")
+
+
+def _check_initialization(value: Any) -> tuple[str, float]:
+    """An initialization, "gaussian" or one that models have, and its σ_b."""
+    name = check_initialization(value, ("gaussian", *INITIALIZATIONS))
+    return name, float(name.split(":")[2]) if ":" in name else 0.0
 
 
 def _weight_variances(
-    dimension: int,
-    widths: tuple[int, ...],
-    initialization: str,
-    sigma_w: float | None,
-    given: Sequence[float] | None,
+    sizes: Sequence[int], initialization: str, sigma_w: float | None, given: Sequence[float] | None
 ) -> list[float]:
-    """[L + 1] the variance of a weight of each layer, the read-out last."""
-    check_choice("initialization", initialization, INITIALIZATIONS)
+    """[L + 1] the variance of a weight of each layer between these sizes, the read-out last."""
+    if sigma_w is not None and initialization != "gaussian":
+        raise InputError(f"sigma_w: must be left out with initialization={initialization!r}")
     if given is not None:
         values = plain(given)
-        if not isinstance(values, list | tuple) or len(values) != len(widths) + 1:
+        if not isinstance(values, list | tuple) or len(values) != len(sizes) - 1:
             raise InputError(
-                f"weight_variances: must be {len(widths) + 1} numbers, of every layer and of the "
+                f"weight_variances: must be {len(sizes) - 1} numbers, of every layer and of the "
                 f"read-out, got {shown(given)}"
             )
         if sigma_w is not None:
             raise InputError("sigma_w: must be left out where weight_variances are given")
         return [check_number("weight_variances", value, 0.0, True) for value in values]
-    if initialization == "reference":
-        if sigma_w is not None:
-            raise InputError("sigma_w: must be left out with initialization='reference'")
-        square = 1 / 3
-    else:
-        square = check_number("sigma_w", 1.0 if sigma_w is None else sigma_w, 0.0, True) ** 2
-    return [square / fan_in for fan_in in (dimension, *widths)]
+    if initialization != "gaussian":
+        return [weight_variance(initialization, *pair) for pair in itertools.pairwise(sizes)]
+    square = check_number("sigma_w", 1.0 if sigma_w is None else sigma_w, 0.0, True) ** 2
+    return [square / fan_in for fan_in in sizes[:-1]]
 
 
 def relu_eigenvalue(
@@ -73,9 +74,9 @@ def relu_eigenvalue(
 
     λ = τ² Π_l n_l s_l² (1 + slope²)/2, s_l² the variance of the weights of layer l and τ² that of
     the read-out; with weights of variance σ_w²/fan-in (σ_w²/D) (σ_w² (1 + slope²)/2)^L, whatever
-    the widths are. It is exact at any width, at any x and for either read-out, where weights are
-    independent of mean 0 and a unit's weights and bias together are as likely with the other sign:
-    this flips its gate, so that each is open half of the time. Biases do not enter.
+    the widths are. It is exact at any width, at any x and for either read-out, where layers are
+    independent, the weights of a unit uncorrelated of mean 0, and with its bias as likely with the
+    other sign, whatever the other units are: half of the time its gate is open. No bias enters.
 
     Of central differences of steps that are large against x it is λ (1 − c_L)/2 instead, c_0 = −1,
     c_{l+1} = (√(1 − c²) + (π − arccos c) c)/π: ½, .3408, .2531 of λ for L = 1, 2, 3. It is exact
@@ -87,7 +88,8 @@ def relu_eigenvalue(
     Args:
       input_dimension: D.
       widths: n_1 … n_L.
-      initialization: "gaussian", N(0, σ_w²/fan-in), or "reference", PyTorch's uniform ±1/√fan-in.
+      initialization: "gaussian", N(0, σ_w²/fan-in), or one of models by its name: "reference",
+        "he", "lecun", "orthogonal", "sigma:W:B", "flax" (Flax's default), see `initializers`.
       sigma_w: σ_w of the former; 1 by default.
       weight_variances: instead, s_1² … s_L² and τ² [L + 1].
       slope: of the activation below 0; 0 is ReLU.
@@ -98,14 +100,15 @@ def relu_eigenvalue(
       InputError: for a value out of range, and for central differences with biases or a slope.
     """
     dimension, widths = check_integer("input_dimension", input_dimension, 1), _check_widths(widths)
-    variances = _weight_variances(dimension, widths, initialization, sigma_w, weight_variances)
+    initialization, sigma_b = _check_initialization(initialization)
+    how = initialization, sigma_w, weight_variances
+    *hidden, value = _weight_variances((dimension, *widths, 1), *how)
     slope = check_number("slope", slope, 0.0)
     check_choice("derivative", derivative, DERIVATIVES)
     large_step = derivative == "central_difference"
-    _check_biases(biases, not large_step, "central differences")
+    _check_biases(biases, sigma_b, not large_step, "central differences")
     if large_step and slope:
         raise InputError(f"slope: must be 0 for central differences, got {slope}")
-    *hidden, value = variances
     for width, variance in zip(widths, hidden, strict=True):
         value *= width * variance * (1 + slope**2) / 2
     if not large_step:
@@ -143,7 +146,8 @@ def relu_kurtosis(
     Args:
       widths: n_1 … n_L of the hidden layers.
       readout: "marginalized" or "sampled", one of a network.
-      initialization: "gaussian"; the moments of uniform weights differ.
+      initialization: "gaussian", or that of models, "he", "lecun" or "sigma:W:0": the variance
+        does not enter.
       slope: of the activation below 0; 0 is ReLU.
       biases: must be False.
 
@@ -151,8 +155,11 @@ def relu_kurtosis(
       InputError: for biases, another initialization or read-out, and values out of range.
     """
     check_choice("readout", readout, ("sampled", "marginalized"))
-    check_choice("initialization", initialization, INITIALIZATIONS[:1])
-    _check_biases(biases, False, "the kurtosis")
+    initialization, sigma_b = _check_initialization(initialization)
+    if initialization in ("reference", "flax", "orthogonal"):
+        allowed = "independent Gaussian weights: 'gaussian', 'he', 'lecun', 'sigma:W:0'"
+        raise InputError(f"initialization: the kurtosis needs {allowed}, got {initialization!r}")
+    _check_biases(biases, sigma_b, False, "the kurtosis")
     slope = check_number("slope", slope, 0.0)
     excess = 6 * (1 + slope**4) / (1 + slope**2) ** 2 - 1
     layers = math.prod(1 + excess / width for width in _check_widths(widths))
@@ -216,7 +223,6 @@ _ACTIVATIONS = {
 _SCALE_INVARIANT = {"linear": 1.0, "relu": 2.0}  # σ_w²
 _AT_ZERO = ("tanh", "sine", "elu")  # of φ′(0) = 1, hence σ_w = 1
 _HALF_STABLE = ("gelu", "silu")
-_CRITICAL = (*_SCALE_INVARIANT, *_AT_ZERO, *_HALF_STABLE)
 _OTHER_NAMES = {"sin": "sine", "swish": "silu"}
 
 
@@ -326,7 +332,7 @@ def critical_point(activation: str) -> CriticalPoint:
     if activation in _AT_ZERO:
         return CriticalPoint(1.0, 0.0, 0.0)
     if activation not in _HALF_STABLE:
-        listed = ", ".join(map(repr, _CRITICAL))
+        listed = ", ".join(map(repr, (*_SCALE_INVARIANT, *_AT_ZERO, *_HALF_STABLE)))
         raise InputError(f"activation: {activation!r} has no critical point; these have: {listed}")
     low, high = 1.0, 100.0  # χ_∥ > χ_⊥ below K, and less above
     while high - low > 1e-13 * high:

@@ -46,7 +46,13 @@ def _gradients(model, count):
 
 @pytest.mark.parametrize(
     ("initialization", "how"),
-    [("flax", {"sigma_w": 2**0.5}), ("reference", {"initialization": "reference"})],
+    [
+        ("flax", {"sigma_w": 2**0.5}),  # which the module draws
+        *(
+            (name, {"initialization": name})
+            for name in ("reference", "orthogonal", "sigma:1.4:0.3")
+        ),
+    ],
 )
 def test_a_relu_network_of_any_width_is_isotropic(initialization, how):
     """All 210 entries of the matrix in standard errors: narrow, with biases, at one point."""
@@ -68,6 +74,36 @@ def test_variances_of_ones_own_are_those_of_the_formula():
     assert gaussian == pytest.approx(1.5**2 / 4 * (1.5**2 / 2) ** 2)
     reference = nad_jax.relu_eigenvalue(4, (5, 7), initialization="reference")
     assert reference == pytest.approx(1 / (3 * 7) * (5 / (6 * 4)) * (7 / (6 * 5)))
+
+
+@pytest.mark.parametrize(
+    "initialization", ["reference", "flax", "he", "lecun", "orthogonal", "sigma:1.4:0.1"]
+)
+def test_initializations_of_models_are_known_by_their_names(initialization):
+    """The weights that a model draws have the variances that λ is made of."""
+    dimension, widths = 20, (40, 30)
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for width in widths:
+                x = nn.relu(nn.Dense(width)(x))
+            return nn.Dense(1)(x)
+
+    model = nad_jax.from_linen(Plain(), (dimension,), initialization=initialization, check=False)
+    layers = jax.jit(jax.vmap(model.init))(jax.random.split(jax.random.key(0), 100))["params"]
+    squares = [np.mean(np.square(layers[f"Dense_{n}"]["kernel"])) for n in range(3)]
+    drawn = nad_jax.relu_eigenvalue(dimension, widths, weight_variances=squares)
+    theory = nad_jax.relu_eigenvalue(dimension, widths, initialization=initialization)
+    assert theory == pytest.approx(drawn, rel=0.1)  # a read-out of 3,000 weights: 2.6 %
+    assert {"he": 1 / 20 * 2, "lecun": 1 / 20 / 4}.get(initialization, theory) == pytest.approx(
+        theory
+    )
+
+
+def test_the_kurtosis_knows_initializations_of_independent_gaussian_weights():
+    for name in ("he", "lecun", "sigma:1.4:0"):
+        assert nad_jax.relu_kurtosis((5, 7), initialization=name) == nad_jax.relu_kurtosis((5, 7))
 
 
 def _energies(widths, slope, count):
@@ -270,7 +306,21 @@ def _across(unit):
         (lambda: nad_jax.relu_eigenvalue(0, (5,)), "input_dimension: must be an integer of at"),
         (lambda: nad_jax.relu_eigenvalue(4, ()), "widths: must be the widths of the hidden"),
         (lambda: nad_jax.relu_eigenvalue(4, 5), "widths: must be the widths of the hidden"),
-        (lambda: nad_jax.relu_eigenvalue(4, (5,), initialization="flax"), "initialization: unknow"),
+        (lambda: nad_jax.relu_eigenvalue(4, (5,), initialization="xavier"), "initialization: unkn"),
+        (
+            lambda: nad_jax.relu_eigenvalue(4, (5,), initialization="he", sigma_w=1.0),
+            "sigma_w: must be left out with initialization='he'",
+        ),
+        (
+            lambda: nad_jax.relu_eigenvalue(
+                4, (5,), initialization="sigma:1:0.1", derivative="central_difference"
+            ),
+            "initialization: σ_b must be 0 for central differences",
+        ),
+        (
+            lambda: nad_jax.relu_kurtosis((5,), initialization="sigma:1:0.1"),
+            "initialization: σ_b must be 0 for the kurtosis",
+        ),
         (
             lambda: nad_jax.relu_eigenvalue(4, (5,), initialization="reference", sigma_w=1.0),
             "sigma_w: must be left out with initialization='reference'",
@@ -293,7 +343,14 @@ def _across(unit):
             "slope: must be 0 for central differences, got 0.1",
         ),
         (lambda: nad_jax.relu_kurtosis((5,), biases=True), "biases: must be False for the kurtosi"),
-        (lambda: nad_jax.relu_kurtosis((5,), initialization="reference"), "initialization: unkno"),
+        *(
+            (
+                lambda name=name: nad_jax.relu_kurtosis((5,), initialization=name),
+                f"initialization: the kurtosis needs independent Gaussian weights: 'gaussian', 'he', "
+                f"'lecun', 'sigma:W:0', got {name!r}",
+            )
+            for name in ("reference", "flax", "orthogonal")
+        ),
         (lambda: nad_jax.relu_kurtosis((5,), "mean"), "readout: unknown value 'mean'"),
         (
             lambda: nad_jax.critical_point("sigmoid"),
