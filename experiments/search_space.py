@@ -1,5 +1,7 @@
 """The space of a search for the most isotropic network, its rungs, and what is trained of it."""
 
+import math
+from collections.abc import Mapping
 from functools import cache, cached_property
 from typing import NamedTuple
 
@@ -14,6 +16,7 @@ from experiments.run.folder import Folder, digest
 from experiments.run.plan import Arrays, Json, Member, Study
 from nad_jax.architectures import OPTIONS
 from nad_jax.contract import shape_of_variables
+from nad_jax.masks import MASKS, mask_densities
 from nad_jax.spectrum_metrics import Metric
 
 FIELDS = Fields(
@@ -183,11 +186,18 @@ def _describe(point: Point) -> Json:
 
 
 def count_parameters(point: Point) -> int:
-    """The parameters of a point's network."""
-    model = point.ensemble.model
+    """The parameters of a point's network; of masked weights those that are kept, on average over
+    masks.
+    """
+    model, removed = point.ensemble.model, 0.0
     variables = shape_of_variables(model)
-    own = variables.get("params", variables) if isinstance(variables, dict) else variables
-    return sum(leaf.size for leaf in jax.tree.leaves(own))
+    said = [model.description.get(name) for name in ("density", "mask")]
+    if None not in said and MASKS in variables:  # and not of the model's own
+        found = mask_densities(model, *said)
+        weights = sum(map(math.prod, found.shapes))
+        removed, variables = (1 - found.total) * weights, variables.get("variables", variables)
+    own = variables.get("params", variables) if isinstance(variables, Mapping) else variables
+    return round(sum(leaf.size for leaf in jax.tree.leaves(own)) - removed)
 
 
 def read_accuracy(config: ConfigDict, point: Point) -> ConfigDict:

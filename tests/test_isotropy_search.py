@@ -3,16 +3,24 @@
 import csv
 import itertools
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import isotropy_search
+from experiments import isotropy_search, search_space
 from experiments.isotropy_search import Found, Search
 from experiments.run import runner
 from experiments.run.shards import Shard
-from nad_jax import create_model, estimate_nads, spectrum_metrics, store
+from nad_jax import (
+    create_model,
+    estimate_nads,
+    from_functions,
+    masked,
+    spectrum_metrics,
+    store,
+)
 from nad_jax.errors import InputError
 from tests.commands import read_numbers
 from tests.test_configs import load_config, run
@@ -192,6 +200,29 @@ def test_the_budget_of_parameters_leaves_out_what_is_larger():
     assert widths == {4} and search.space[0].config.width == 0  # the start may be larger
     with pytest.raises(InputError, match="sweep: holds no network of at most 10 parameters besid"):
         isotropy_search.validate(_config(max_parameters=10))
+
+
+def test_weights_that_a_mask_removes_are_no_parameters():
+    config = _config(max_parameters=60)
+    config.sweep.update(initialization=(), density=(1.0, 0.2))
+    kept = {(point.config.width, point.config.density) for point in Search(config).space[1:]}
+    assert kept == {(4, 0.2), (8, 0.2)}  # of 93 and 217 parameters, 84 and 200 of them weights
+    dense = create_model("mlp", (4, 4, 1), width=8)
+    functions = from_functions(
+        lambda key: [dense.init(key)],
+        lambda variables, x, key=None, train=False: dense.apply(variables[0], x),
+        (4, 4, 1),
+        check=False,
+    )
+    for model in (dense, functions):
+        pruned = masked(model, 0.2)
+        point = SimpleNamespace(ensemble=SimpleNamespace(model=pruned))
+        found = jax.jit(jax.vmap(pruned.init))(jax.random.split(jax.random.key(0), 400))
+        weights = [one for one in jax.tree.leaves(found) if one.dtype != bool]
+        counted = sum(map(np.count_nonzero, weights)) / 400
+        assert search_space.count_parameters(point) == 57 == pytest.approx(counted, abs=1)
+    point = SimpleNamespace(ensemble=SimpleNamespace(model=dense))
+    assert search_space.count_parameters(point) == 217
 
 
 def test_bad_fields_are_named():
