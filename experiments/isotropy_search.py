@@ -35,6 +35,7 @@ from experiments.search_space import (
     Found,
     Rung,
     Search,
+    check_rungs,
     count_parameters,
     list_directions,
     read_accuracy,
@@ -72,6 +73,7 @@ def validate(config: ConfigDict) -> None:
     if config.confirm_seed == config.seed:
         raise InputError(f"confirm_seed: must differ from seed, got {config.seed} for both")
     points = compute_nads.make_points(config)
+    check_rungs(config, len(points))  # at most so many; tracing them takes a while
     check_all(*(partial(geometry.validate, point.config) for point in points))
     search = Search(config)
     if len(search.space) < 2:
@@ -79,6 +81,7 @@ def validate(config: ConfigDict) -> None:
         raise InputError(
             f"sweep: holds no network{budget * (config.max_parameters > 0)} besides the start"
         )
+    check_rungs(config, len(search.space) - 1)
     try:
         accuracy = read_accuracy(config, search.space[0])
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -16,6 +16,7 @@ from experiments.run.folder import Folder, digest
 from experiments.run.plan import Arrays, Json, Member, Study
 from nad_jax.architectures import OPTIONS
 from nad_jax.contract import shape_of_variables
+from nad_jax.errors import InputError
 from nad_jax.masks import MASKS, mask_densities
 from nad_jax.spectrum_metrics import Metric
 
@@ -183,6 +184,22 @@ def _describe(point: Point) -> Json:
     config, model = point.config, point.ensemble.model
     said = {name: config[name] for name in ("derivative", "step", "point", "readout", "seed")}
     return {**said, "point_scale": config.point_scale, "model": dict(model.description)}
+
+
+def check_rungs(config: ConfigDict, count: int) -> None:
+    """Raises `InputError` where rungs follow the one that has a single network left besides the
+    start: they would rank nothing, with ever more networks.
+
+    count: of the networks besides the start.
+    """
+    left, most = count, 1
+    while left > 1:
+        left, most = left // config.factor, most + 1
+    if config.num_rungs > most:
+        raise InputError(
+            f"num_rungs: must be at most {most}, got {config.num_rungs}: of {count} networks each "
+            f"rung leaves one in {config.factor}, and rung {most} has one left"
+        )
 
 
 def count_parameters(point: Point) -> int:

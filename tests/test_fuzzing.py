@@ -53,7 +53,7 @@ def test_no_value_of_a_field_raises_anything_but_an_input_error(name):
                 config.update(architecture="mlp", image_shape=(16, 16, 1))
             if name == "isotropy_search":  # and many
                 config.sweep.update(dict.fromkeys(config.sweep, ()))
-                config.sweep.pooling = ("avg",)
+                config.sweep.pooling, config.num_rungs = ("avg",), 1
             if name == "predictors":
                 config.update(architectures=("mlp",), num_directions=(4,), num_epochs=(1,))
                 config.update(num_networks=(4,))

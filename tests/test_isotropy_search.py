@@ -202,6 +202,39 @@ def test_the_budget_of_parameters_leaves_out_what_is_larger():
         isotropy_search.validate(_config(max_parameters=10))
 
 
+@pytest.mark.parametrize(
+    ("count", "factor", "sizes"),
+    [
+        (1, 2, [1]),
+        (4, 2, [4, 2, 1]),
+        (71, 2, [71, 35, 17, 8, 4, 2, 1]),
+        (71, 5, [71, 14, 2, 1]),
+        (9, 3, [9, 3, 1]),
+    ],
+)
+def test_the_last_rung_is_the_first_with_a_single_network_besides_the_start(count, factor, sizes):
+    config = _config(factor=factor, num_rungs=len(sizes))
+    search = Search(config)
+    search.space = (search.space[0],) * (1 + count)
+    assert [search.sizes(number)[0] for number in range(len(sizes))] == sizes
+    search_space.check_rungs(config, count)
+    config.num_rungs += 1
+    said = f"num_rungs: must be at most {len(sizes)}, got {len(sizes) + 1}: of {count} networks "
+    with pytest.raises(InputError, match=said):
+        search_space.check_rungs(config, count)
+
+
+def test_too_many_rungs_are_refused_before_a_network_is_traced(monkeypatch):
+    monkeypatch.setattr(isotropy_search.geometry, "validate", None)
+    with pytest.raises(InputError, match=r"num_rungs: must be at most 3, got 30: of 4 networks"):
+        isotropy_search.validate(_config(num_rungs=30))
+
+
+def test_networks_beyond_the_budget_make_no_rungs():
+    with pytest.raises(InputError, match=r"num_rungs: must be at most 2, got 3: of 2 networks"):
+        isotropy_search.validate(_config(num_rungs=3, max_parameters=200))
+
+
 def test_weights_that_a_mask_removes_are_no_parameters():
     config = _config(max_parameters=60)
     config.sweep.update(initialization=(), density=(1.0, 0.2))
