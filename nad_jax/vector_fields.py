@@ -207,5 +207,7 @@ def num_features(model: Model) -> int:
 
 
 def shape_of_outputs(model: Model, name: str) -> jax.ShapeDtypeStruct:
-    """The shape and type of what a function of the model, "apply" or "features", gives of one input."""
-    return jax.eval_shape(getattr(model, name), shape_of_variables(model), input_batch(model, 1))
+    """The shape and type of what a function of the model, "apply" or "features", gives of two inputs,
+    of which JAX has it from `check_shapes`.
+    """
+    return jax.eval_shape(getattr(model, name), shape_of_variables(model), input_batch(model, 2))

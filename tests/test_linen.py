@@ -15,6 +15,7 @@ from nad_jax import (
     from_nnx,
     make_key,
 )
+from nad_jax.choices import Estimator, choose_readout
 from nad_jax.errors import InputError
 from tests.test_contract import SHAPE, Head, Lambda, _flat, _init, _logits, _train
 
@@ -265,3 +266,20 @@ def test_the_read_out_is_a_plain_dense_layer_or_none():
     ):
         model = from_linen(Net(readout), SHAPE)
         assert model.features is None and model.readout_variance is None
+
+
+def test_what_a_read_out_asks_of_a_model_is_known_since_it_was_made():
+    """Tracing a network takes longer than all else that commands check."""
+    calls = []
+
+    class Counted(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            calls.append(x.shape)
+            return nn.Dense(1)(nn.relu(nn.Dense(3)(x)))
+
+    model = from_linen(Counted(), (5,), check=False)
+    made = len(calls)
+    for readout in ("sampled", "marginalized"):
+        choose_readout(model, Estimator(derivative="input_gradient", readout=readout))
+    assert len(calls) == made > 0
