@@ -395,6 +395,21 @@ def test_every_page_is_reached_from_the_readme_which_is_short():
         assert "```" in text[:2000], page
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "closed_forms.md",
+        "models.md#random-masks",
+        "nads.md#a-grid-of-architectures",
+        "nads.md#the-most-isotropic-network",
+        "directional_bias.md#does-geometry-predict-accuracy",
+    ],
+)
+def test_what_the_package_can_do_is_in_the_table_of_the_readme(place):
+    rows = re.findall(r"^\| .* \|$", TEXTS["README.md"], re.MULTILINE)
+    assert sum(f"(docs/{place})" in row for row in rows) == 1
+
+
 def test_every_figure_of_the_docs_is_in_the_gallery():
     shown = {path for path, _ in _links("docs/gallery.md")}
     assert {*(ROOT / "docs").glob("*.png")} == {path for path in shown if path.suffix == ".png"}
