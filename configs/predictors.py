@@ -4,7 +4,8 @@ derivative and law of points, architecture by architecture.
     python -m experiments.main --config=configs/predictors.py:cpu --workdir=runs/predictors
 
 The argument after the colon is a recipe:
-    cpu   six architectures, small where they are dear, at 34, 16 or 8 directions
+    cpu   six architectures, small where they are dear, at 34, 16 or 8 directions; about 71 min on a
+          2-core CPU (AMD EPYC) as two shards, by one unit of each kind
     gpu   the full protocol: nine architectures at all 130 directions of figure 1 of the paper, three
           seeds, 20 epochs
 
