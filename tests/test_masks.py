@@ -439,7 +439,7 @@ def test_densities_are_fields_and_axes_of_a_sweep_of_networks_of_ones_own(tmp_pa
     assert [one.config.get("density") for one in records] == [None, 0.5]
     assert records[1].config["mask"] == "erk"
     # An argument of one's own by that name is one's own, and never a mask.
-    own = nad_jax.nad_jax.create_model(f"{tmp_path}/nets.py:Net", (3, 3, 1), density=1.0)
+    own = nad_jax.create_model(f"{tmp_path}/nets.py:Net", (3, 3, 1), density=1.0)
     assert own.description["options"] == {"density": 1.0} and "mask" not in own.description
     assert "masks" not in own.init(nad_jax.make_key(0))
 
