@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nad_jax.activations import ACTIVATIONS, check_activation
 from nad_jax.errors import InputError, check_choice, check_integer, check_number, plain, shown
 from nad_jax.initializers import INITIALIZATIONS, check_initialization, weight_variance
 from nad_jax.nads import DERIVATIVES
@@ -184,52 +185,9 @@ def networks_needed(relative_error: float, kappa: float) -> int:
     return max(1, math.ceil((kappa - 1) / error**2 * (1 - 1e-12)))
 
 
-def _normal(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distribution function of a standard normal number, and its density."""
-    erf = np.array([math.erf(one / math.sqrt(2)) for one in u])
-    return (1 + erf) / 2, np.exp(-(u**2) / 2) / math.sqrt(2 * math.pi)
-
-
-def _gelu(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    below, density = _normal(u)
-    return u * below, below + u * density
-
-
-def _logistic(u: np.ndarray) -> np.ndarray:
-    return (1 + np.tanh(u / 2)) / 2
-
-
-def _silu(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    gate = _logistic(u)
-    return u * gate, gate + u * gate * (1 - gate)
-
-
-def _elu(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    below = np.minimum(u, 0)
-    return np.where(u > 0, u, np.expm1(below)), np.exp(below)
-
-
-# φ and φ′, by the names of `architectures.network.ACTIVATIONS`.
-_ACTIVATIONS = {
-    "linear": lambda u: (u, np.ones_like(u)),
-    "relu": lambda u: (np.maximum(u, 0), (u > 0).astype(float)),
-    "tanh": lambda u: (np.tanh(u), 1 - np.tanh(u) ** 2),
-    "sine": lambda u: (np.sin(u), np.cos(u)),
-    "elu": _elu,
-    "gelu": _gelu,
-    "silu": _silu,
-    "sigmoid": lambda u: (_logistic(u), _logistic(u) * (1 - _logistic(u))),
-}
 _SCALE_INVARIANT = {"linear": 1.0, "relu": 2.0}  # σ_w²
-_AT_ZERO = ("tanh", "sine", "elu")  # of φ′(0) = 1, hence σ_w = 1
+_AT_ZERO = {"tanh": 1.0, "sine": 1.0, "elu": 1.0, "erf": math.pi / 4}  # σ_w² = 1/φ′(0)²
 _HALF_STABLE = ("gelu", "silu")
-_OTHER_NAMES = {"sin": "sine", "swish": "silu"}
-
-
-def _check_activation(value: Any) -> str:
-    """The name that models have of an activation; raises `InputError` for another one."""
-    known = _OTHER_NAMES.get(value, value) if isinstance(value, str) else value
-    return check_choice("activation", known, _ACTIVATIONS)
 
 
 @functools.cache
@@ -258,7 +216,7 @@ class _Means(NamedTuple):
 
 def _means(activation: str, variance: float) -> _Means:
     nodes, weights = _rule()
-    value, slope = _ACTIVATIONS[activation](math.sqrt(variance) * nodes)
+    value, slope = ACTIVATIONS[activation](math.sqrt(variance) * nodes)
     mixed = weights @ (nodes * value * slope) / math.sqrt(variance)
     curved = weights @ (nodes * slope) ** 2
     return _Means(*map(float, (weights @ value**2, weights @ slope**2, mixed, curved)))
@@ -284,14 +242,15 @@ def susceptibilities(activation: str, sigma_w: float, variance: float) -> Suscep
 
     Args:
       activation: of the built-in models: "relu", "gelu" (exact, not Flax's approximation by tanh),
-        "silu" (also "swish"), "tanh", "elu", "sigmoid", "sine" (also "sin"), "linear".
+        "silu" (also "swish"), "tanh", "elu", "sigmoid", "sine" (also "sin"), "linear"; and "erf"
+        and "softplus".
       sigma_w: σ_w, above 0.
       variance: K of the preactivations, above 0; of the next layer it is σ_b² + σ_w² ⟨φ²⟩.
 
     Raises:
       InputError: for another activation, and values out of range.
     """
-    activation = _check_activation(activation)
+    activation = check_activation(activation)
     square = check_number("sigma_w", sigma_w, 0.0, exclusive=True) ** 2
     means = _means(activation, check_number("variance", variance, 0.0, exclusive=True))
     return Susceptibilities(square * means.mixed, square * means.slopes)
@@ -313,8 +272,8 @@ class CriticalPoint(NamedTuple):
 def critical_point(activation: str) -> CriticalPoint:
     """The critical initialization of wide dense networks of an activation.
 
-    Scale-invariant activations (linear, ReLU) have σ_w² = 1/⟨φ²⟩ at K = 1, and tanh, sine and ELU
-    σ_w² = 1/φ′(0)² = 1 with K = 0, both without biases. GELU and SiLU have a K at which
+    Scale-invariant activations (linear, ReLU) have σ_w² = 1/⟨φ²⟩ at K = 1, and tanh, sine, erf and
+    ELU σ_w² = 1/φ′(0)² with K = 0, both without biases. GELU and SiLU have a K at which
     d⟨φ²⟩/dK = ⟨φ′²⟩, σ_w² = 1/⟨φ′²⟩ and σ_b² = K − σ_w² ⟨φ²⟩; larger variances shrink to
     it. Assumes infinite width. By bisection, to 10 digits.
 
@@ -324,13 +283,13 @@ def critical_point(activation: str) -> CriticalPoint:
       activation: as of `susceptibilities`.
 
     Raises:
-      InputError: for another activation, and for sigmoid, which has no critical point.
+      InputError: for another activation, and for softplus and sigmoid, which have no critical point.
     """
-    activation = _check_activation(activation)
+    activation = check_activation(activation)
     if activation in _SCALE_INVARIANT:
         return CriticalPoint(math.sqrt(_SCALE_INVARIANT[activation]), 0.0, math.nan)
     if activation in _AT_ZERO:
-        return CriticalPoint(1.0, 0.0, 0.0)
+        return CriticalPoint(math.sqrt(_AT_ZERO[activation]), 0.0, 0.0)
     if activation not in _HALF_STABLE:
         listed = ", ".join(map(repr, (*_SCALE_INVARIANT, *_AT_ZERO, *_HALF_STABLE)))
         raise InputError(f"activation: {activation!r} has no critical point; these have: {listed}")
@@ -382,7 +341,7 @@ def wide_eigenvalues(
     Raises:
       InputError: for another activation, and values out of range.
     """
-    activation = _check_activation(activation)
+    activation = check_activation(activation)
     dimension = check_integer("input_dimension", input_dimension, 1)
     depth = check_integer("depth", depth, 1)
     radius = check_number("radius", radius, 0.0, exclusive=True)

@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, optimize, special
 
 import nad_jax
-from nad_jax import closed_form
+from nad_jax import activations
 from nad_jax.architectures.network import ACTIVATIONS, Activation
 from nad_jax.errors import InputError
 
@@ -218,7 +218,7 @@ def test_critical_networks_keep_differences_and_the_variance():
         found = nad_jax.susceptibilities(name, sigma_w, 1.0 if name == "relu" else variance)
         np.testing.assert_allclose(found, 1.0, rtol=1e-12)
     # To first order in K: tanh² is u² − 2u⁴/3, and its slope squared 1 − 2u².
-    for name, a, b in (("tanh", 4, 2), ("sine", 2, 1)):
+    for name, a, b in (("tanh", 4, 2), ("sine", 2, 1), ("erf", 4, 2)):
         found = nad_jax.susceptibilities(name, nad_jax.critical_point(name).sigma_w, 1e-5)
         np.testing.assert_allclose(found, (1 - a * 1e-5, 1 - b * 1e-5), rtol=1e-8)
     # Below 0 elu² is u² + u³, and its slope squared 1 + 2u: to first order in √K.
@@ -236,6 +236,13 @@ def test_susceptibilities_have_closed_forms():
         found = nad_jax.susceptibilities("sine", 2.0, variance)
         decay = np.exp(-2 * variance)
         np.testing.assert_allclose(found, (4 * decay, 2 + 2 * decay), rtol=1e-11, atol=1e-12)
+    # ⟨erf²⟩ = (2/π) arcsin(2K/(1 + 2K)), ⟨erf′²⟩ = (4/π)/√(1 + 4K), also where it is a step.
+    for variance in (0.3, 1e6):
+        ratio = 2 * variance / (1 + 2 * variance)
+        along = 2 / np.pi / np.sqrt(1 - ratio**2) * 2 / (1 + 2 * variance) ** 2
+        found = nad_jax.susceptibilities("erf", 1.0, variance)
+        across = 4 / np.pi / np.sqrt(1 + 4 * variance)
+        np.testing.assert_allclose(found, (along, across), rtol=1e-9)
     # ⟨φ′²⟩ of ELU is ½ + e^{2K} Φ(−2√K).
     for variance in (0.3, 9.0):
         found = nad_jax.susceptibilities("elu", 1.0, variance).perpendicular
@@ -245,10 +252,12 @@ def test_susceptibilities_have_closed_forms():
 
 def test_activations_are_those_of_models_by_their_names():
     u = np.linspace(-4, 4, 17)  # with 0, where ReLU has a kink
-    assert {*closed_form._ACTIVATIONS} == {*get_args(Activation)} == {*ACTIVATIONS}
+    assert {*get_args(Activation)} == {*ACTIVATIONS}
+    others = {"erf": jax.scipy.special.erf, "softplus": jax.nn.softplus}
+    assert {*activations.ACTIVATIONS} == {*ACTIVATIONS, *others}
     with jax.enable_x64():
-        for name, function in ACTIVATIONS.items():
-            value, slope = closed_form._ACTIVATIONS[name](u)
+        for name, function in {**ACTIVATIONS, **others}.items():
+            value, slope = activations.ACTIVATIONS[name](u)
             np.testing.assert_allclose(value, function(u), atol=1e-12, err_msg=name)
             np.testing.assert_allclose(slope, jax.vmap(jax.grad(function))(u), atol=1e-12)
     for old, name in (("sin", "sine"), ("swish", "silu")):
@@ -358,7 +367,7 @@ def _across(unit):
         ),
         (
             lambda: nad_jax.critical_point("softplus"),
-            "activation: unknown value 'softplus'; allowed: 'linear', 'relu', 'tanh', 'sine', 'elu'",
+            "activation: 'softplus' has no critical point; these have: 'linear', 'relu', 'tanh', 's",
         ),
         (lambda: nad_jax.critical_point(["sin"]), "activation: unknown value ['sin']"),
         (
