@@ -2,12 +2,13 @@
 #   [PART=1…4] [PUBLISHED=DIR] [CIFAR=DIR] [TORCH=PYTHON] [SIZE=smoke] [PYTHON_RUN=python3], see docs/accelerators.md
 # make demo [PUBLISHED=DIR]   NADs of LeNet into runs/demo, drawn; with DIR also compared with the published arrays
 # make docs                   the pages of docs/ and of the docstrings as a site, build/docs/index.html; warnings are errors
-# make test                   lint and tests; NAD_PUBLISHED=DIR adds the tests that need the published arrays
+# make test                   lint and quick tests; NAD_PUBLISHED=DIR adds the tests that need the published arrays
+# make test-thorough          lint and all tests, also those of two seconds and more (tests/thorough.txt)
 # make test-cluster           the array for Slurm in a real one, of one node; needs Debian's slurm-wlm and munge
 
 PYTHON ?= python3
 
-.PHONY: accelerator-report demo docs test test-cluster
+.PHONY: accelerator-report demo docs lint test test-cluster test-thorough
 
 .venv/installed: setup.py nad_jax/versions.py
 	$(PYTHON) -m venv .venv
@@ -34,9 +35,14 @@ demo: .venv/installed
 docs: .venv/installed-docs
 	JAX_PLATFORMS=cpu .venv/bin/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 
-test: .venv/installed-test
+lint: .venv/installed-test
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+
+test: lint
+	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -n 3 --dist loadscope -m 'not thorough'
+
+test-thorough: lint
 	JAX_PLATFORMS=cpu .venv/bin/python -m pytest -n 3 --dist loadscope
 
 test-cluster: .venv/installed-test

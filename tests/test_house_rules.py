@@ -64,3 +64,12 @@ def test_importing_the_package_costs_less_than_importing_jax():
         for _ in range(3)
     ]
     assert min(ratios) < 1.2
+
+
+def test_the_tests_that_are_left_out_are_there():
+    listed = (ROOT / "tests" / "thorough.txt").read_text(encoding="utf-8").splitlines()
+    names = {line.partition("[")[0] for line in listed if not line.startswith("#")}
+    assert len(names) > 100
+    for name in names:
+        file, _, function = name.partition("::")
+        assert f"def {function}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
