@@ -45,6 +45,7 @@ from experiments import (
     flip_cifar,
     isotropy_search,
     leading_nads,
+    linearization,
     poison_cifar,
     predictors,
     time_to_accuracy,
@@ -61,7 +62,7 @@ from nad_jax.figures import FORMATS
 
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
-    time_to_accuracy, isotropy_search, predictors,
+    time_to_accuracy, isotropy_search, predictors, linearization,
 )  # fmt: skip
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 

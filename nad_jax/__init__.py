@@ -50,6 +50,16 @@ from nad_jax.first_layer import Integrated, integrate_first_layer
 from nad_jax.fitting import FitMetrics, Members, Task
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.learnability import Learnability, learnable
+from nad_jax.linearization import (
+    MixedDirections,
+    empirical_ntk,
+    linearize,
+    mixed_directions,
+    ntk_alignment,
+    ntk_regression,
+    starting_from,
+    with_two_logits,
+)
 from nad_jax.linen import from_linen
 from nad_jax.masks import Densities, mask_densities, masked
 from nad_jax.models import Model, from_functions, state_blocks
@@ -81,7 +91,7 @@ from nad_jax.tasks.separable import (
     sample_separable,
 )
 from nad_jax.training import train_many
-from nad_jax.vector_fields import central_difference, input_gradient
+from nad_jax.vector_fields import central_difference, input_gradient, mixed_derivative
 from nad_jax.versions import __version__
 from nad_jax.weights import read_weights
 
@@ -100,6 +110,7 @@ __all__ = [
     "LeadingNADs",
     "Learnability",
     "Members",
+    "MixedDirections",
     "Model",
     "NADs",
     "PathCounts",
@@ -130,6 +141,7 @@ __all__ = [
     "dft_direction",
     "directional_energy",
     "eigh_dense",
+    "empirical_ntk",
     "energy_map",
     "equal_blocks",
     "estimate_leading_nads",
@@ -144,6 +156,7 @@ __all__ = [
     "integrate_first_layer",
     "isotropy",
     "learnable",
+    "linearize",
     "load_nads",
     "make_key",
     "make_train",
@@ -153,8 +166,12 @@ __all__ = [
     "marchenko_pastur_band",
     "mask_densities",
     "masked",
+    "mixed_derivative",
+    "mixed_directions",
     "near_degenerate_groups",
     "networks_needed",
+    "ntk_alignment",
+    "ntk_regression",
     "null_band",
     "observers",
     "poison",
@@ -177,6 +194,7 @@ __all__ = [
     "set_coefficients",
     "singular_values",
     "spectrum_metrics",
+    "starting_from",
     "state_blocks",
     "subspace_overlap",
     "susceptibilities",
@@ -187,6 +205,7 @@ __all__ = [
     "train_many",
     "train_many_images",
     "wide_eigenvalues",
+    "with_two_logits",
 ]
 
 

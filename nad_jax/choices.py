@@ -144,8 +144,8 @@ class Estimator:
 def read_choices(given: Mapping[str, Any]) -> tuple[Estimator, Execution]:
     """What is measured, and how, of the arguments of a function of the API.
 
-    None for `derivative` is the default, and says so; for `readout` it is "marginalized", or the
-    networks' own where `variables` are given.
+    None for `derivative` is the default, and says so; for `readout` it is that of the vector field
+    where it names one, else "marginalized", or the networks' own where `variables` are given.
     """
     chosen = {name: given[name] for name in Estimator.__dataclass_fields__ if name in given}
     if chosen["derivative"] is None:
@@ -153,7 +153,8 @@ def read_choices(given: Mapping[str, Any]) -> tuple[Estimator, Execution]:
         del chosen["derivative"]
     if chosen["readout"] is None:
         drawn = given.get("variables") is INITIALIZED
-        chosen["readout"] = "marginalized" if drawn else "sampled"
+        own = getattr(chosen.get("derivative"), "readout", None)  # some fields have one alone
+        chosen["readout"] = own or ("marginalized" if drawn else "sampled")
     how = {name: given[name] for name in Execution._fields if name in given}
     return Estimator(**chosen), Execution(**how)
 

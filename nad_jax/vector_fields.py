@@ -7,8 +7,9 @@ A field is a function `field(network, variables, x, key) -> rows [R, D]`:
   x:         one point [*input_shape].
   key:       for fields that draw something.
 
-The two of today are derivatives of the outputs in the input. They are not substitutes for each
-other: in max-pooling networks they rank directions differently.
+Two are derivatives of the outputs in the input. They are not substitutes for each other: in
+max-pooling networks they rank directions differently. The third, `mixed_derivative`, is one in the
+input and the weights.
 """
 
 import math
@@ -20,8 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax.contract import input_batch, shape_of_variables
-from nad_jax.errors import InputError, check_function, check_integer, check_number, real_array
-from nad_jax.models import Model
+from nad_jax.errors import (
+    InputError,
+    check_function,
+    check_integer,
+    check_number,
+    check_record,
+    real_array,
+)
+from nad_jax.models import Leaves, Model, split_trainable
 
 Network = Callable[[Any, jax.Array], jax.Array]
 VectorField = Callable[[Network, Any, jax.Array, jax.Array], jax.Array]
@@ -151,6 +159,81 @@ def from_derivative(derivative: Derivative) -> VectorField:
         return derivative(lambda points: network(variables, points), x, None)
 
     return field
+
+
+def mixed_derivative(
+    model: Model, num_probes: int | None = None, points: jax.Array | None = None
+) -> VectorField:
+    """The vector field of AᵀA, A = ∂²f/∂θ∂x [P, D] of one output f, θ the P weights that training
+    changes: directions by which the empirical NTK is aligned with linear targets.
+
+    Source: LIN. The rows are those of a triangular matrix R with RᵀR = AᵀA, or Aᵀz with
+    z ~ N(0, I), whose expectation it is. LIN measures at the origin: `point_scale=0`.
+
+    Args:
+      model: the one whose networks are measured, with their own last layers (readout="sampled").
+      num_probes: R of the probes z for each network, which need no P·D numbers of memory; None: A
+        is computed, in D backward passes.
+      points: [J, *input_shape], added to the point of the field: A is the mean over them.
+
+    Returns: a field of min(P, D) rows, or of `num_probes`, the mean of whose g gᵀ is AᵀA.
+
+    Raises:
+      InputError: for bad values, and, from the field, for networks of several outputs.
+    """
+    check_record("model", model, Model)
+    if num_probes is not None:
+        num_probes = check_integer("num_probes", num_probes, 1)
+    offsets = np.zeros((1, *model.input_shape), np.float32) if points is None else points
+    offsets = real_array("points", offsets, f"[J, {', '.join(map(str, model.input_shape))}]")
+
+    def field(network: Network, variables: Any, x: jax.Array, key: jax.Array) -> jax.Array:
+        weights, others, join = split_trainable(model, variables)
+        if not weights or any(jnp.iscomplexobj(leaf) for leaf in weights):
+            raise InputError("model: a mixed derivative needs weights that are real numbers")
+
+        def output(weights: Leaves, x: jax.Array) -> jax.Array:
+            outputs = network(join(weights, others), x[None] + jnp.asarray(offsets, x.dtype))
+            if outputs.shape[1:] != (1,):
+                raise InputError(
+                    "derivative: mixed_derivative is of one output and its own last layer, got "
+                    f"{outputs.shape[-1]} outputs; take readout='sampled' with num_readouts=1"
+                )
+            return outputs.mean()
+
+        if num_probes is None:
+            matrix = _pull_back_all(lambda weights: jax.grad(output, 1)(weights, x), weights)
+            rows = jnp.linalg.qr(matrix.T, "r")
+            return np.sqrt(len(rows)) * rows
+
+        def row(key: jax.Array) -> jax.Array:
+            keys = jax.random.split(key, len(weights))
+            pairs = zip(keys, weights, strict=True)
+            probe = [jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in pairs]
+
+            def along_probe(x: jax.Array) -> jax.Array:
+                gradients = jax.grad(output)(weights, x)
+                return sum(map(jnp.vdot, gradients, probe))
+
+            return jax.grad(along_probe)(x).reshape(-1)
+
+        return jax.lax.map(row, jax.random.split(key, num_probes))
+
+    field.__name__ = "mixed_derivative" if num_probes is None else f"mixed_derivative({num_probes})"
+    field.readout = "sampled"
+    return field
+
+
+def _pull_back_all(function: Callable[[Leaves], jax.Array], weights: Leaves) -> jax.Array:
+    """The derivative [D, P] of a function of P weights, whose value has D entries."""
+    value, pullback = jax.vjp(function, weights)
+
+    def row(number: jax.Array) -> jax.Array:
+        cotangent = jax.nn.one_hot(number, value.size, dtype=value.dtype).reshape(value.shape)
+        (leaves,) = pullback(cotangent)
+        return jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
+
+    return jax.lax.map(row, jnp.arange(value.size), batch_size=count_together(value.shape))
 
 
 class Readout(NamedTuple):

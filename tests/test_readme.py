@@ -89,6 +89,7 @@ PRINTED = {
     "docs/closed_forms.md": ["eigenvalue: 0.00625", "networks for 1 %: ", "CriticalPoint("],
     "docs/nads.md": ["preferred frequencies: [[", "bounds of the "],
     "docs/training.md": ["accuracies: ["],
+    "docs/linearization.md": ["TrainMetrics(2 networks"],
     "docs/cifar.md": ["accuracy on poisoned and on clean images: ["],
     "docs/models.md": ["largest over smallest eigenvalue: 1."],
     "docs/extending.md": ["known: logreg, ", "stated symmetries: ('flip', 'transpose')"],

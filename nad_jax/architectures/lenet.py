@@ -22,13 +22,14 @@ class LeNet(ImageNetwork):
     ReLU throughout. The published width w = 6 gives 6, 16, 120 and 84.
 
     A normalization, of which the published network has none, stands between a convolution and its
-    activation.
+    activation. `padding` "same" keeps height and width in convolutions, as in LIN.
     """
 
     pooling: Literal["max", "avg", "none"] = "max"
     width: int = 6
     normalization: Normalization = "none"
     activation: Activation = "relu"
+    padding: Literal["valid", "same"] = "valid"
 
     def flips(self, length: int) -> bool:
         return length % 4 == 0 or self.pooling == "none"
@@ -41,7 +42,8 @@ class LeNet(ImageNetwork):
         early = early and self.activation in INCREASING
         convolution = max_pooled(self.convolution) if early else self.convolution
         for features in (self.width, 8 * self.width // 3):
-            x = nn.Conv(features, (5, 5), padding="VALID", conv_general_dilated=convolution)(x)
+            padding = self.padding.upper()
+            x = nn.Conv(features, (5, 5), padding=padding, conv_general_dilated=convolution)(x)
             x = activate(normalize(x, self.normalization, train))
             if self.pooling != "none" and not early:
                 x = pool(x, self.pooling, 2)
