@@ -292,12 +292,6 @@ def compare(search: Search, confirmed: Found) -> tuple[float, float]:
     return difference, difference / max(math.hypot(start.sem, best.sem), rounding)
 
 
-def _average_seeds(rows: list[Row]) -> np.ndarray:
-    """The accuracy of each direction, in the order of the rows."""
-    groups = results.group(rows, lambda row: row["direction"])
-    return np.array([np.mean([row["test_accuracy"] for row in one]) for one in groups.values()])
-
-
 def _report(search: Search, over: list[Found], rows: list[Row]) -> None:
     """Prints the result as the reader of a log wants it."""
     config, confirmed = search.config, over[-1]
@@ -316,7 +310,7 @@ def _report(search: Search, over: list[Found], rows: list[Row]) -> None:
         f"{difference:.3g}, {errors:.1f} standard errors"
     )
     by_place = {
-        place: _average_seeds([row for row in rows if row["network"] == place])
+        place: results.mean_accuracies([row for row in rows if row["network"] == place])
         for place in ("start", "found")
     }
     gain = by_place["found"] - by_place["start"]

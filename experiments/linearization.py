@@ -127,7 +127,10 @@ def make_task(config: ConfigDict) -> Task:
 
     @functools.cache  # several programs of a command ask
     def directions(seed: int) -> np.ndarray:
-        return find_directions(config, seed).directions.astype(np.float32)
+        found = find_directions(config, seed).directions.astype(np.float32)
+        if max(config.indices) >= len(found):  # of a network of fewer weights than pixels
+            raise InputError(f"indices: must be below {len(found)}, got {config.indices}")
+        return found
 
     def make_data(model: Model, recipe: Recipe, seed: int) -> Data:
         noise = sample_noise(noise_key(seed), *check_sizes(recipe), int(np.prod(model.image_shape)))
@@ -149,8 +152,9 @@ def make_task(config: ConfigDict) -> Task:
     )
 
 
-def make_setup(config: ConfigDict, task: Task, member: Member) -> costs.Setup:
-    model, (kind,) = read_network(config), member.program
+def make_setup(config: ConfigDict, task: Task, kind: str) -> costs.Setup:
+    """How networks of a kind are trained."""
+    model = read_network(config)
     model = with_two_logits(linearize(model) if kind == "linearization" else model)
     return costs.Setup(model, task, *_read_recipe(config))
 
@@ -198,7 +202,12 @@ def make_study(config: ConfigDict) -> Study:
     """The networks of a config."""
     validate(config)
     task = make_task(config)
-    how = FIELDS.identity(config), make_networks(config), METRICS, partial(make_setup, config, task)
+    setup_of = functools.cache(partial(make_setup, config, task))  # linearizing traces the network
+
+    def setup(member: Member) -> costs.Setup:
+        return setup_of(*member.program)
+
+    how = FIELDS.identity(config), make_networks(config), METRICS, setup
     study = trained.make_study(config, *how, partial(_collect, config))
 
     def add_kernel(member: Member) -> dict[str, float]:

@@ -83,10 +83,9 @@ def linearize(model: Model) -> Model:
     Source: LIN.
 
     Raises:
-      InputError: where the network has no derivative in forward mode.
+      InputError: for what is no model.
     """
     check_record("model", model, Model)
-
     derive = _along if _has_forward_mode(model) else _along_by_reverse
 
     def init(key: jax.Array) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import linearization
-from nad_jax import mixed_directions, sample_noise
+from nad_jax import MixedDirections, mixed_directions, sample_noise
 from nad_jax.errors import InputError
 from nad_jax.tasks.separable import noise_key, separate
 from tests.test_configs import load_config, run
@@ -125,3 +125,12 @@ def test_a_folder_grows_by_seeds_and_indices(finished, capsys):
 def test_bad_fields_are_refused_by_name(changes, message):
     with pytest.raises(InputError, match=message):
         linearization.validate(_config(**changes))
+
+
+def test_an_index_beyond_the_directions_of_a_small_network_is_refused(monkeypatch):
+    config = _config()
+    few = MixedDirections(np.ones(9), np.eye(16)[:9])
+    monkeypatch.setattr(linearization, "find_directions", lambda config, seed: few)
+    setup = linearization.make_setup(config, linearization.make_task(config), "network")
+    with pytest.raises(InputError, match=r"^indices: must be below 9, got \(0, 9\)"):
+        setup.task.data(setup.model, setup.recipe, 0)
