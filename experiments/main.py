@@ -43,6 +43,7 @@ from experiments import (
     compute_nads,
     directional_bias,
     flip_cifar,
+    geometry_evolution,
     isotropy_search,
     leading_nads,
     linearization,
@@ -62,7 +63,7 @@ from nad_jax.figures import FORMATS
 
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
-    time_to_accuracy, isotropy_search, predictors, linearization,
+    time_to_accuracy, isotropy_search, predictors, linearization, geometry_evolution,
 )  # fmt: skip
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 

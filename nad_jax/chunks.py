@@ -243,7 +243,7 @@ def map_networks(
                 together[name][epoch] = observer.update(together[name][epoch], *given)
             if epoch and snapshots is not None and snapshots.due():
                 kept = {"batches_done": np.asarray(place), "epochs_done": np.asarray(epoch)}
-                kept |= _flatten(_Position(results, state, series, together))
+                kept |= flatten_tree(_Position(results, state, series, together))
                 snapshots.save(place * num_epochs + epoch - 1, kept)
             if progress is not None and 0 < epoch < num_epochs:
                 progress(num_done + count * epoch / num_epochs)
@@ -283,12 +283,12 @@ def _take_up(
     results = jax.eval_shape(describe, state, data, members, [look])
     results = results if kept["batches_done"] else None
     series = [look] * (int(kept["epochs_done"]) + 1)
-    found = _restore(_Position(results, state, series, together), kept)
+    found = restore_tree(_Position(results, state, series, together), kept)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     return found._replace(state=jax.device_put(found.state, placed))
 
 
-def _flatten(tree: Any) -> dict[str, np.ndarray]:
+def flatten_tree(tree: Any) -> dict[str, np.ndarray]:
     """The leaves of a tree, numbered, as arrays that a file can hold."""
 
     def plain(leaf: jax.Array) -> np.ndarray:
@@ -299,8 +299,8 @@ def _flatten(tree: Any) -> dict[str, np.ndarray]:
     return {f"leaf_{index}": plain(leaf) for index, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def _restore(like: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The inverse of `_flatten`, for a tree like another one."""
+def restore_tree(like: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The inverse of `flatten_tree`, for a tree like another one."""
     leaves, structure = jax.tree.flatten(like)
     for index, leaf in enumerate(leaves):
         array = arrays[f"leaf_{index}"]

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.errors import InputError, first_line
+from nad_jax.errors import InputError, first_line, real_array
 
 
 @contextlib.contextmanager
@@ -110,6 +111,13 @@ def _takes_one_input(model: Any, variables: Any) -> bool:
     with contextlib.suppress(Exception):
         return getattr(jax.eval_shape(model.apply, variables, one), "ndim", None) in (0, 1)
     return False
+
+
+def check_inputs(name: str, model: Any, x: Any) -> jax.Array:
+    """Inputs [N, *input_shape] of a model, also given as [N, D]; raises `InputError` for others."""
+    x, size = real_array(name, x), math.prod(model.input_shape)
+    flat = x.reshape(len(x), -1) if x.ndim > 1 else x
+    return jnp.asarray(real_array(name, flat, f"[N, {size}]")).reshape(-1, *model.input_shape)
 
 
 def check_training(model: Any, batch_size: int, num_classes: int | None = None) -> None:

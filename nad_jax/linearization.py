@@ -6,7 +6,6 @@ Source: LIN, "What can linearized neural networks actually say about generalizat
 """
 
 import functools
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.contract import input_batch, shape_of_variables
-from nad_jax.errors import InputError, check_integer, check_record, host_array, real_array
+from nad_jax.contract import check_inputs, input_batch, shape_of_variables
+from nad_jax.errors import InputError, check_integer, check_record, host_array
 from nad_jax.models import Apply, Leaves, Model, split_trainable
 from nad_jax.vector_fields import logit as one_logit
 from nad_jax.vector_fields import mixed_derivative
@@ -149,12 +148,6 @@ def _choose_logit(model: Model, logit: int | None) -> int:
     return 0 if logit is None else check_integer("logit", logit, 0, model.num_logits - 1)
 
 
-def _check_inputs(name: str, model: Model, x: Any) -> jax.Array:
-    x, size = real_array(name, x), math.prod(model.input_shape)
-    flat = x.reshape(len(x), -1) if x.ndim > 1 else x
-    return jnp.asarray(real_array(name, flat, f"[N, {size}]")).reshape(-1, *model.input_shape)
-
-
 def empirical_ntk(
     model: Model, variables: Any, x: Any, other: Any = None, logit: int | None = None
 ) -> np.ndarray:
@@ -169,8 +162,8 @@ def empirical_ntk(
     Raises:
       InputError: for inputs of other shapes, and several logits and none chosen.
     """
-    chosen, x = _choose_logit(model, logit), _check_inputs("x", model, x)
-    other = x if other is None else _check_inputs("other", model, other)
+    chosen, x = _choose_logit(model, logit), check_inputs("x", model, x)
+    other = x if other is None else check_inputs("other", model, other)
     weights, _, _ = split_trainable(model, variables)
     block = _make_block(model.apply, model.trainable, chosen)
     width = max(1, _NUMBERS // sum(leaf.size for leaf in weights))

@@ -114,11 +114,7 @@ def make_run(
         groups = [0] if task.shared else list(dict.fromkeys(seeds.tolist()))
 
         def train(chunk: Stages, size: int) -> tuple[list[Cohort], tuple[Any, Any]]:
-            cohorts = []
-            for group in groups:
-                mine = np.flatnonzero((seeds == group) | task.shared)
-                for numbers in np.split(mine, np.arange(size, len(mine), size)):
-                    cohorts.append(Cohort(partial(place, group), members, numbers))
+            cohorts = plan_cohorts(place, groups, task.shared, members, seeds, size)
             how = asked, progress, snapshots
             return cohorts, map_networks(chunk, recipe.num_epochs, size, cohorts, *how)
 
@@ -131,6 +127,25 @@ def make_run(
         return metrics._replace(settings=_list_settings(members, seeds))
 
     return run
+
+
+def plan_cohorts(
+    place: Callable[[int], Any],
+    groups: list[int],
+    shared: bool,
+    members: Members,
+    seeds: np.ndarray,
+    size: int,
+) -> list[Cohort]:
+    """The networks of each group in cohorts of at most `size`; a group is a seed, whose data
+    `place` gives, or where data are `shared` the only one, of all networks.
+    """
+    cohorts = []
+    for group in groups:
+        mine = np.flatnonzero((seeds == group) | shared)
+        for numbers in np.split(mine, np.arange(size, len(mine), size)):
+            cohorts.append(Cohort(partial(place, group), members, numbers))
+    return cohorts
 
 
 class _Programs:
