@@ -46,6 +46,7 @@ from nad_jax.directions import (
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError
 from nad_jax.estimation import estimate_leading_nads, estimate_nads
+from nad_jax.evolution import Evolution, geometry_evolution
 from nad_jax.first_layer import Integrated, integrate_first_layer
 from nad_jax.fitting import FitMetrics, Members, Task
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
@@ -92,8 +93,10 @@ from nad_jax.tasks.separable import (
 )
 from nad_jax.training import train_many
 from nad_jax.vector_fields import central_difference, input_gradient, mixed_derivative
+from nad_jax.velocity import Velocity, geometry_velocity
 from nad_jax.versions import __version__
 from nad_jax.weights import read_weights
+from nad_jax.wide_kernels import WideKernels, wide_geometry_velocity, wide_kernels
 
 __all__ = [
     "ARCHITECTURES",
@@ -102,6 +105,7 @@ __all__ = [
     "DenseLayer",
     "Densities",
     "Estimator",
+    "Evolution",
     "Execution",
     "FitMetrics",
     "ImageData",
@@ -119,6 +123,8 @@ __all__ = [
     "Snapshots",
     "Task",
     "TrainMetrics",
+    "Velocity",
+    "WideKernels",
     "__version__",
     "aliasing_bound",
     "at_origin",
@@ -151,6 +157,8 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "gaussian",
+    "geometry_evolution",
+    "geometry_velocity",
     "images",
     "input_gradient",
     "integrate_first_layer",
@@ -205,6 +213,8 @@ __all__ = [
     "train_many",
     "train_many_images",
     "wide_eigenvalues",
+    "wide_geometry_velocity",
+    "wide_kernels",
     "with_two_logits",
 ]
 

@@ -4,10 +4,9 @@ fast it turns, and what networks learn meanwhile.
 Source: GIH, "Geometric Inductive Biases of Deep Networks" (Movahedi, Orvieto, Moosavi-Dezfooli,
 2025).
 
-Differs from the reference code: 1. Products of geometries are means over pairs of different
-networks, tr(E[G] E[G']) without bias; those of the mean over a few networks, its own noise
-included, make cosines too small and velocities too large. 2. Networks, not runs of a script: all of
-them advance together.
+Differs from the reference code: in cosines ‖E[G]‖² is the mean of tr(G G') over pairs of different
+networks, which has no bias; the mean G of a few networks is longer by its own noise, and its cosine
+too small. Velocities are those of the mean G, as there.
 """
 
 from collections.abc import Callable, Mapping
@@ -73,16 +72,21 @@ class Evolution(NamedTuple):
         """
 
         def cosine(kept: np.ndarray) -> np.ndarray:
-            return self.alignments[name][:, kept].mean(1) / _root(self.products, kept)
+            return self.alignments[name][:, kept].mean(1) / _length(self.products, kept)
 
         return _jackknife(cosine, self._sound())
 
     def velocity(self) -> Estimate:
-        """1 − cos(G_t, G_{t+1}), and its standard error by the jackknife: [E] each."""
+        """1 − cos(G_t, G_{t+1}) of the mean G of these networks, and its standard error by the
+        jackknife: [E] each.
+        """
 
         def velocity(kept: np.ndarray) -> np.ndarray:
-            lengths = _root(self.products, kept)
-            return 1 - _between(self.steps, kept) / (lengths[:-1] * lengths[1:])
+            square, steps = (
+                one[:, kept][:, :, kept].mean((1, 2), dtype=np.float64)
+                for one in (self.products, self.steps)
+            )
+            return 1 - steps / np.sqrt(square[:-1] * square[1:])
 
         return _jackknife(velocity, self._sound())
 
@@ -118,17 +122,13 @@ class Evolution(NamedTuple):
         return "\n".join(lines)
 
 
-def _between(products: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The mean over pairs of different networks, [E]; nan of a single one."""
-    some = products[:, kept][:, :, kept]
-    count = len(kept)
+def _length(products: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """‖E[G]‖, from the mean over pairs of different networks, [E + 1]; nan of a single one, and
+    where that mean is noise below 0.
+    """
+    some, count = products[:, kept][:, :, kept].astype(np.float64), len(kept)
     pairs = count * (count - 1)
-    return (some.sum((1, 2)) - np.trace(some, axis1=1, axis2=2)) / (pairs or np.nan)
-
-
-def _root(products: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """‖E[G]‖, nan where the mean over pairs is noise below 0."""
-    means = _between(products, kept)
+    means = (some.sum((1, 2)) - np.trace(some, axis1=1, axis2=2)) / (pairs or np.nan)
     return np.sqrt(np.where(means > 0, means, np.nan))
 
 
@@ -343,13 +343,11 @@ class _Ensemble(NamedTuple):
         if (kept := snapshots.load()) is None:
             return None, 0
         states = [self.chunk.start(cohort.padded(self.size)[0]) for cohort in self.cohorts]
-        count = sum(len(cohort.numbers) for cohort in self.cohorts)
         names = ["steps", *(f"alignment:{name}" for name in self.references)]
         names += ["products", "accuracy", "distance"]
         empty = np.zeros((), np.float32)
         like = _Held(states, empty, dict.fromkeys(names, empty))
-        held = restore_tree(like, {name: leaf for name, leaf in kept.items()})
-        assert held.geometry.shape[0] == count
+        held = restore_tree(like, kept)
         placed = jax.tree.map(lambda leaf: leaf.sharding, states)
         states = jax.device_put(held.states, placed)
         return held._replace(states=states), int(kept["epochs_done"]) + 1

@@ -13,6 +13,7 @@ from nad_jax.activations import ACTIVATIONS, check_activation
 from nad_jax.errors import InputError, check_integer, check_number, host_array
 
 SMOOTH = ("linear", "tanh", "sine", "erf", "gelu", "silu", "softplus", "sigmoid")
+_PAIRS = 256  # that are integrated at a time
 _STEP = 1e-4  # of the products that kernels are derived in, as a share of lengths
 
 
@@ -116,20 +117,28 @@ def _pair_means(
     activation: str, first: np.ndarray, both: np.ndarray, second: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """⟨φ(u) φ(u')⟩ and ⟨φ′(u) φ′(u')⟩ of Gaussian pairs with these variances and covariance."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    pairs = np.stack([first, both, second]).reshape(3, -1)
+    blocks = np.split(pairs, range(_PAIRS, pairs.shape[1], _PAIRS), axis=1)
+    found = np.concatenate([_integrate(activation, *block) for block in blocks], 1)
+    return tuple(found.reshape(2, *first.shape))
+
+
+def _integrate(
+    activation: str, first: np.ndarray, both: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """Both means of so many pairs, [2, B]."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(120)
     weights = weights / math.sqrt(2 * math.pi)
     scale = np.sqrt(first)
     rest = np.sqrt(np.maximum(second - both**2 / first, 0))
-    u = scale[..., None, None] * nodes[:, None]
-    v = (both / scale)[..., None, None] * nodes[:, None] + rest[..., None, None] * nodes
-    u = np.broadcast_to(u, v.shape)
-    (value, slope), (other, other_slope) = (
-        [part.reshape(v.shape) for part in ACTIVATIONS[activation](one.reshape(-1))]
-        for one in (u, v)
-    )
-    return tuple(
-        np.einsum("...ij,i,j->...", pair, weights, weights)
-        for pair in (value * other, slope * other_slope)
+    # u = scale·a and u' = (both/scale)·a + rest·b, a and b independent.
+    u = np.outer(scale, nodes)
+    v = np.outer(both / scale, nodes)[..., None] + rest[:, None, None] * nodes
+    evaluate = ACTIVATIONS[activation]
+    of_u = [part.reshape(u.shape) for part in evaluate(u.reshape(-1))]
+    of_v = [part.reshape(v.shape) for part in evaluate(v.reshape(-1))]
+    return np.stack(
+        [(one * (other @ weights)) @ weights for one, other in zip(of_u, of_v, strict=True)]
     )
 
 
