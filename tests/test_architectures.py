@@ -438,7 +438,7 @@ def test_derivatives_are_finite_non_zero_and_the_same_mapped_or_looped(architect
         ),
         ({"architecture": "mlp", "image_shape": (1,) * 5}, "image_shape: must be one to four"),
         ({"architecture": "lenet", "image_shape": (12, 12, 1)}, "image_shape: too small"),
-        ({"architecture": "resnet18", "image_shape": (16, 16, 1)}, "image_shape: too small"),
+        ({"architecture": "vgg11", "image_shape": (16, 16, 1)}, "image_shape: too small"),
     ],
 )
 def test_bad_choices_are_refused_by_name(arguments, message):

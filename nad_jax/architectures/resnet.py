@@ -64,7 +64,7 @@ def _stages(network: ImageNetwork, x: jax.Array, train: bool, shrink: bool = Tru
 
 class ResNet18(ImageNetwork):
     """3×3 stem of `width` features, stages of 1, 2, 4, 8 times as many with two blocks each,
-    average pool of 4, dense.
+    average pool of 4, the whole map at 32×32 and below, dense.
 
     The published network has a width of 64. Its convolutions have no biases, without normalization
     neither.
@@ -89,7 +89,7 @@ class ResNet18(ImageNetwork):
         x = ACTIVATIONS[self.activation](normalize(x, self.normalization, train, "stem_norm"))
         x = _stages(self, x, train, shrink=self.pooling != "none")
         if self.pooling != "none":
-            x = pool(x, self.pooling, 4)
+            x = pool(x, self.pooling, min(4, *x.shape[1:3]))
         return nn.Dense(self.num_logits)(x.reshape(len(x), -1))
 
 
