@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nad_jax.directions import basis_random, check_orthonormal
+from nad_jax.directions import basis_random, check_orthonormal, orthonormalized
 from nad_jax.errors import (
     InputError,
     check_labels,
@@ -22,6 +22,7 @@ from nad_jax.errors import (
 from nad_jax.nads import NADs, Spectrum, directional_energy
 
 _BISECTIONS = 60  # to the rounding of float64
+_ROUNDING = 1e-9  # of sums of variances, which may be equal
 
 
 def random_directions_of_equal_variance(
@@ -47,18 +48,18 @@ def random_directions_of_equal_variance(
       InputError: for rows that are not orthonormal, and an S of another form or without variance
         along V.
     """
-    rows = check_orthonormal(directions)
+    rows = orthonormalized(check_orthonormal(directions))
     moment = _check_moment(second_moment, rows.shape[1])
     target = _variance(rows, moment)
     if not target > 0:
         raise InputError(
             f"second_moment: must have variance along the directions, got {target:.4g}"
         )
-    random = np.asarray(basis_random(seed, rows.shape[1]), np.float64)
+    random = orthonormalized(np.asarray(basis_random(seed, rows.shape[1]), np.float64))
     sums = np.cumsum(np.einsum("kd,de,ke->k", random, moment, random, optimize=True))
-    count = min(int(np.searchsorted(sums, target * (1 - 1e-9))) + 1, len(random))
+    count = min(int(np.searchsorted(sums, target * (1 - _ROUNDING))) + 1, len(random))
     eigenvalues, columns = np.linalg.eigh(moment)
-    if eigenvalues[:count].sum() <= target:
+    if eigenvalues[:count].sum() <= target * (1 + _ROUNDING):
         towards = columns.T[:count]
     else:
         # Then K < M, and the leading M − 1 eigenvectors hold at least as much as V.

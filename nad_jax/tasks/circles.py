@@ -63,11 +63,10 @@ def _check_plane(first: Any, second: Any, dimension: str) -> tuple[Any, Any]:
     """Two vectors [D] that are of unit norm and orthogonal, to 1e-3, where they are known."""
     rows = {"first": first, "second": second}
     rows = {name: real_array(name, row, f"[{dimension}]") for name, row in rows.items()}
+    if rows["first"].shape != rows["second"].shape:
+        lengths = " and ".join(str(len(row)) for row in rows.values())
+        raise InputError(f"first, second: must be of one length, got {lengths}")
     first, second = (check_units(name, row) for name, row in rows.items())
-    if first.shape != second.shape:
-        raise InputError(
-            f"first, second: must be of one length, got {first.shape} and {second.shape}"
-        )
     values = known(first), known(second)
     if all(value is not None for value in values):
         _check_orthogonal(values[0][None], values[1][None])
