@@ -198,7 +198,8 @@ def _make_ensembles(config: ConfigDict) -> Study:
                 f"{folder.workdir}: training begins when all geometries are measured, and networks "
                 "of them are missing; run this command again when their shards have computed them"
             )
-        store.make_folder(folder.workdir / GEOMETRY / "units")
+        for place in ("", GEOMETRY):
+            store.make_folder(folder.workdir / place / "units")
         for name, part in list_geometries(config).items():
             member = _found(name)
             folder.write(Unit(name, [member]), _find(folder, part), {})
