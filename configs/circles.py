@@ -18,8 +18,9 @@ RECIPES = {
     "smoke": {
         "architectures": ("lenet", "mlp"),
         "image_shape": (16, 16, 1),
-        "num_networks": 200,
-        "geometry_unit_size": 100,
+        "readout": "marginalized",
+        "num_networks": 100,
+        "geometry_unit_size": 50,
         "seeds": (0,),
         "num_epochs": 3,
         "num_train": 512,

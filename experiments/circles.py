@@ -37,6 +37,7 @@ from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Shapes, Study, Unit, Weight
 from experiments.run.targets import Estimate, Target
 from nad_jax import accuracy_plots, observers, store
+from nad_jax.architectures import OPTIONS
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
 from nad_jax.fitting import SPLITS, FitMetrics, Observer
@@ -116,6 +117,8 @@ def list_geometries(config: ConfigDict) -> dict[str, cases.Geometry]:
     """The ensemble of each architecture: exact gradients, at a point of its own of each network."""
     chosen = {"derivative": "input_gradient", "point": "fresh", "num_readouts": 1}
     chosen |= {"step": 1.0, "block_size": 1, "unit_size": config.geometry_unit_size}
+    # The same networks as those that are trained.
+    chosen |= {name: config[name] for name in ("pooling", "width", *OPTIONS)}
     return {
         name: cases.Geometry(cases.make_config(config, architecture=name, **chosen), "fresh")
         for name in config.architectures
