@@ -40,6 +40,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
 from experiments import (
+    circles,
     compute_nads,
     directional_bias,
     flip_cifar,
@@ -63,7 +64,7 @@ from nad_jax.figures import FORMATS
 
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
-    time_to_accuracy, isotropy_search, predictors, linearization, geometry_evolution,
+    time_to_accuracy, isotropy_search, predictors, linearization, geometry_evolution, circles,
 )  # fmt: skip
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 

@@ -7,7 +7,7 @@ trained twice.
 import ast
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from nad_jax import errors
 from nad_jax.chunks import choose_chunks
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_number
+from nad_jax.fitting import Observer
 from nad_jax.recipe import Recipe
 from nad_jax.training import make_run
 from nad_jax.weights import weights_to_arrays
@@ -105,9 +106,13 @@ def make_study(
     metrics: tuple[str, ...],
     make_setup: Callable[[Member], Setup],
     collect: Callable[[Folder, int], None],
+    observe: Callable[[Setup], Mapping[str, Observer]] | None = None,
 ) -> Study:
     """Networks in units of `config.unit_size` (0: one chunk) of one program; `what` of each is a
     `Trainee`, `metrics` name what of each goes into the table.
+
+    observe(setup): accuracies or other numbers of each network, by name, that are stored at the
+    start and after every epoch.
     """
     execution = Execution(config.mapping, config.chunk_size, config.num_devices)
     unit_size = config.unit_size or choose_chunks(execution).chunk_size
@@ -121,17 +126,23 @@ def make_study(
 
     def measure_cost(member: Member) -> Cost:
         how = member.what.arrays, choose_execution(member, 0)
-        return measure_training(make_setup(member), *how)
+        setup = make_setup(member)
+        looks = setup.recipe.num_epochs + 1 if observe else 0
+        return measure_training(setup, *how, looks)
 
     def make_program(member: Member, chunk_size: int) -> Program:
         resolved = choose_execution(member, chunk_size)
-        model, task, recipe, learning_rate = make_setup(member)
-        run = make_run(model, task, recipe, resolved, keep=config.keep_weights)
+        setup = make_setup(member)
+        model, task, recipe, learning_rate = setup
+        run = make_run(
+            model, task, recipe, resolved, observe and observe(setup), config.keep_weights
+        )
 
         def compute(work: Work) -> tuple[Arrays, int]:
             seeds = [member.what.coordinates["seed"] for member in work.members]
             found = run(_stack(work.members), learning_rate, seeds, *work[1:])
             arrays = {name: getattr(found, name) for name in (*metrics, "losses")}
+            arrays |= found.observed or {}
             # For tables of later commands, which may not know this network.
             arrays["coordinates"] = [json.dumps(m.what.coordinates) for m in work.members]
             arrays |= weights_to_arrays(found.variables)
@@ -146,6 +157,9 @@ def make_study(
         return targets.estimate_training(make_setup(member), *how)
 
     shapes = dict.fromkeys(metrics, ())
+    if observe:
+        setup = make_setup(networks[0])
+        shapes |= dict.fromkeys(observe(setup), (setup.recipe.num_epochs + 1,))
     return Study(
         {"": identity},
         networks,

@@ -78,11 +78,23 @@ from nad_jax.path_counts import (
 from nad_jax.points import Points, at_origin, gaussian, images
 from nad_jax.recipe import Recipe
 from nad_jax.records import load_nads, read_directions, save_nads
+from nad_jax.removal import (
+    keep_most_important,
+    random_directions_of_equal_variance,
+    sample_importance,
+)
 from nad_jax.snapshots import Snapshots
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.spectrum_metrics import radial_energy, spectrum_metrics, symmetry_energy
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
-from nad_jax.tasks import separable
+from nad_jax.tasks import along_direction, circles, separable
+from nad_jax.tasks.along import label_along, label_median
+from nad_jax.tasks.circles import (
+    affine_accuracy,
+    classify_radius,
+    invariance_recipe,
+    sample_circles,
+)
 from nad_jax.tasks.images import cifar_recipe
 from nad_jax.tasks.separable import (
     TrainMetrics,
@@ -126,7 +138,9 @@ __all__ = [
     "Velocity",
     "WideKernels",
     "__version__",
+    "affine_accuracy",
     "aliasing_bound",
+    "along_direction",
     "at_origin",
     "basis_dct",
     "basis_dft",
@@ -136,6 +150,8 @@ __all__ = [
     "captured_energy",
     "central_difference",
     "cifar_recipe",
+    "circles",
+    "classify_radius",
     "compare",
     "competing_accuracy",
     "complete_basis",
@@ -162,7 +178,11 @@ __all__ = [
     "images",
     "input_gradient",
     "integrate_first_layer",
+    "invariance_recipe",
     "isotropy",
+    "keep_most_important",
+    "label_along",
+    "label_median",
     "learnable",
     "linearize",
     "load_nads",
@@ -188,6 +208,7 @@ __all__ = [
     "project_out",
     "published_carriers",
     "radial_energy",
+    "random_directions_of_equal_variance",
     "rank_correlation",
     "read_cifar10",
     "read_directions",
@@ -195,6 +216,8 @@ __all__ = [
     "register",
     "relu_eigenvalue",
     "relu_kurtosis",
+    "sample_circles",
+    "sample_importance",
     "sample_noise",
     "sample_separable",
     "save_nads",

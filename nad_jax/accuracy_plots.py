@@ -230,6 +230,34 @@ def plot_accuracy_by_index(
 
 
 @styled
+def plot_accuracy_by_epoch(
+    panels: Mapping[str, Mapping[tuple[str, str], Curve]], chance: float, title: str
+) -> Figure:
+    """Accuracies by epoch, a panel for each label, with (epochs, means, standard errors) of each
+    (plane, split): the split "train" is dashed. `chance` is what a hyperplane reaches.
+    """
+    figure = PrintedFigure(figsize=(PAGE, 2.1), layout="constrained")
+    set_title(figure, title)
+    handles = {}
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for panel, (name, curves) in zip(axes, panels.items(), strict=True):
+        planes = list(dict.fromkeys(plane for plane, _ in curves))
+        for (plane, split), (epochs, means, sem) in curves.items():
+            style = series(planes.index(plane))
+            if split == "train":
+                style |= {"linestyle": "--", "markerfacecolor": "none"}
+            errors = 100 * np.nan_to_num(sem)
+            handles[f"{plane}, {split}"] = panel.errorbar(epochs, 100 * means, errors, **style)
+        handles["best hyperplane"] = panel.axhline(100 * chance, color=GRAY, linewidth=0.8)
+        handles["chance"] = panel.axhline(50, color=INK, linestyle=":", linewidth=0.8)
+        panel.set(title=wrap(name, PAGE / len(panels), 7), xlabel="epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set(ylabel="accuracy (%)", ylim=(None, 101.5))
+    add_legend(figure, handles)
+    return figure
+
+
+@styled
 def plot_accuracy_histogram(groups: ByLabel, title: str) -> Figure:
     """How the test accuracies [N] of each label are distributed, in bins of 2.5 points; the first
     one has all below.

@@ -14,7 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.directions import check_orthonormal, completed_rows, spatial_shape
+from nad_jax.directions import (
+    check_orthonormal,
+    completed_rows,
+    orthonormalized,
+    spatial_shape,
+)
 from nad_jax.errors import (
     InputError,
     check_image_shape,
@@ -201,7 +206,7 @@ def flip(images: jax.Array, directions: jax.Array) -> jax.Array:
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal.
     """
-    images, basis = _check_images(images), _orthonormalized(completed_rows(directions))
+    images, basis = _check_images(images), orthonormalized(completed_rows(directions))
     rows = _as_rows(images, basis.shape[1])
     # U flip Uᵀ, one product instead of two.
     reflection = (basis.T[:, ::-1] @ basis).astype(np.float32)
@@ -217,13 +222,6 @@ def project_out(images: jax.Array, directions: jax.Array) -> jax.Array:
     Raises:
       InputError: where shapes do not fit or the rows are not orthonormal (to 1e-3).
     """
-    images, basis = _check_images(images), _orthonormalized(check_orthonormal(directions))
+    images, basis = _check_images(images), orthonormalized(check_orthonormal(directions))
     rows, basis = _as_rows(images, basis.shape[1]), basis.astype(np.float32)
     return _as_images(rows - _matmul(_matmul(rows, basis.T), basis), images.shape)
-
-
-def _orthonormalized(rows: np.ndarray) -> np.ndarray:
-    """A step towards the nearest orthonormal rows: float32 ones are off by 1e-6, which flipping
-    twice would show.
-    """
-    return 1.5 * rows - 0.5 * (rows @ rows.T) @ rows

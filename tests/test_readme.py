@@ -90,6 +90,11 @@ PRINTED = {
     "docs/nads.md": ["preferred frequencies: [[", "bounds of the "],
     "docs/training.md": ["accuracies: ["],
     "docs/linearization.md": ["TrainMetrics(2 networks"],
+    "docs/geometric_invariance.md": [
+        "FitMetrics(2 networks",
+        "medians: 0.0 1.8",
+        "variance kept: ",
+    ],
     "docs/cifar.md": ["accuracy on poisoned and on clean images: ["],
     "docs/models.md": ["largest over smallest eigenvalue: 1."],
     "docs/extending.md": ["known: logreg, ", "stated symmetries: ('flip', 'transpose')"],

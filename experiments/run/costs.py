@@ -75,8 +75,12 @@ def weigh(model: Model) -> Weight:
     return Weight(operations, len(jax.tree.leaves(shapes)))
 
 
-def measure_training(setup: Setup, arrays: Mapping[str, Any], execution: Execution) -> Cost:
-    """What a chunk of networks with such arrays costs under the whole recipe."""
+def measure_training(
+    setup: Setup, arrays: Mapping[str, Any], execution: Execution, num_looks: int = 0
+) -> Cost:
+    """What a chunk of networks with such arrays costs under the whole recipe, where both splits are
+    evaluated so often besides.
+    """
     recipe = setup.recipe
     short = shorten(recipe)
     chunk, data, members = _make_chunk(setup, arrays, execution)
@@ -97,7 +101,7 @@ def measure_training(setup: Setup, arrays: Mapping[str, Any], execution: Executi
     finish_seconds = fastest(lambda: finish(state, data, members))
     evaluations = (recipe.num_train + recipe.num_test) / (short.num_train + short.num_test)
     seconds = epoch_seconds / short.steps_per_epoch * recipe.num_steps
-    seconds += evaluations * finish_seconds
+    seconds += (num_looks + 1) * evaluations * finish_seconds
     peak = max(map(program_bytes, (start, epoch, finish)))
     batch_seconds = both_seconds + finish_seconds
     return Cost(compile_seconds, seconds / execution.chunk_size, peak, batch_seconds=batch_seconds)

@@ -1,6 +1,8 @@
 """What networks are trained to do: one file for each task, see `fitting.Task`."""
 
+from nad_jax.tasks.along import along_direction
+from nad_jax.tasks.circles import circles
 from nad_jax.tasks.images import images
 from nad_jax.tasks.separable import separable
 
-__all__ = ["images", "separable"]
+__all__ = ["along_direction", "circles", "images", "separable"]
