@@ -33,6 +33,14 @@ from nad_jax.closed_form import (
 )
 from nad_jax.comparison import compare, energy_map, isotropy
 from nad_jax.convolution import product_convolution
+from nad_jax.diffusion import (
+    Schedule,
+    add_noise,
+    gaussian_loss,
+    gaussian_network,
+    sample_ddim,
+    sampled_variance,
+)
 from nad_jax.directions import (
     basis_dct,
     basis_dft,
@@ -77,6 +85,7 @@ from nad_jax.path_counts import (
 from nad_jax.points import Points, at_origin, gaussian, images
 from nad_jax.recipe import Recipe
 from nad_jax.records import load_nads, read_directions, save_nads
+from nad_jax.score_networks import ScoreNetwork, as_model, pack
 from nad_jax.snapshots import Snapshots
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.spectrum_metrics import radial_energy, spectrum_metrics, symmetry_energy
@@ -93,6 +102,7 @@ from nad_jax.tasks.separable import (
 from nad_jax.training import train_many
 from nad_jax.vector_fields import central_difference, input_gradient, mixed_derivative
 from nad_jax.versions import __version__
+from nad_jax.wasserstein import SlicedDistance, sliced_wasserstein
 from nad_jax.weights import read_weights
 
 __all__ = [
@@ -116,11 +126,16 @@ __all__ = [
     "PathCounts",
     "Points",
     "Recipe",
+    "Schedule",
+    "ScoreNetwork",
+    "SlicedDistance",
     "Snapshots",
     "Task",
     "TrainMetrics",
     "__version__",
+    "add_noise",
     "aliasing_bound",
+    "as_model",
     "at_origin",
     "basis_dct",
     "basis_dft",
@@ -151,6 +166,8 @@ __all__ = [
     "from_linen",
     "from_nnx",
     "gaussian",
+    "gaussian_loss",
+    "gaussian_network",
     "images",
     "input_gradient",
     "integrate_first_layer",
@@ -174,6 +191,7 @@ __all__ = [
     "ntk_regression",
     "null_band",
     "observers",
+    "pack",
     "poison",
     "principal_angles",
     "product_convolution",
@@ -187,12 +205,15 @@ __all__ = [
     "register",
     "relu_eigenvalue",
     "relu_kurtosis",
+    "sample_ddim",
     "sample_noise",
     "sample_separable",
+    "sampled_variance",
     "save_nads",
     "separable",
     "set_coefficients",
     "singular_values",
+    "sliced_wasserstein",
     "spectrum_metrics",
     "starting_from",
     "state_blocks",
@@ -207,8 +228,3 @@ __all__ = [
     "wide_eigenvalues",
     "with_two_logits",
 ]
-
-
-def __dir__() -> list[str]:
-    """What a notebook offers: the public names, not the modules that they come from."""
-    return __all__
