@@ -91,6 +91,7 @@ from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_
 from nad_jax.spectrum_metrics import radial_energy, spectrum_metrics, symmetry_energy
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
 from nad_jax.tasks import separable
+from nad_jax.tasks.denoising import sample_rank_one, score_recipe
 from nad_jax.tasks.images import cifar_recipe
 from nad_jax.tasks.separable import (
     TrainMetrics,
@@ -207,9 +208,11 @@ __all__ = [
     "relu_kurtosis",
     "sample_ddim",
     "sample_noise",
+    "sample_rank_one",
     "sample_separable",
     "sampled_variance",
     "save_nads",
+    "score_recipe",
     "separable",
     "set_coefficients",
     "singular_values",
