@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nad_jax import (
+    Execution,
     Recipe,
     Schedule,
     ScoreNetwork,
@@ -25,7 +26,7 @@ from nad_jax import (
 from nad_jax.errors import InputError
 from nad_jax.fitting import Members, make_evaluate
 from nad_jax.tasks.denoising import beats_zero
-from nad_jax.training import make_members
+from nad_jax.training import make_members, make_run
 
 SIZE, LEVELS = 4, 20
 SCHEDULE = Schedule(LEVELS, 0.1, 5.0)
@@ -130,7 +131,8 @@ def test_the_best_network_has_the_loss_of_the_closed_form():
     accuracy, loss, _ = make_evaluate(model, task, recipe, "test")({}, data, member)
     packed, noise = task.draw(data, "test", jnp.arange(count), arrays)
     losses = task.loss(model.apply({}, packed), noise)
-    expected, error = gaussian_loss(covariance, SCHEDULE), np.std(losses) / np.sqrt(count)
+    expected = gaussian_loss(covariance, SCHEDULE)
+    error = float(np.std(losses)) / np.sqrt(count)
     assert float(loss) == pytest.approx(expected, abs=4 * error)
     assert error < 0.02 * expected and 0.9 < accuracy <= 1
     worse = task.loss(0.8 * model.apply({}, packed), noise)
@@ -179,27 +181,25 @@ def test_the_recipe_equals_its_float64_reference():
 
 def test_training_tends_to_the_best_loss():
     (v,) = _directions(1)
-    recipe = dataclasses.replace(score_recipe(60), num_train=2_000, num_test=4_000, batch_size=100)
+    recipe = dataclasses.replace(score_recipe(20), num_train=1_000, num_test=2_000, batch_size=100)
     found = train_many(
         as_model(_linear_network()), tasks.denoising(SCHEDULE), direction=v[None],
-        learning_rate=0.01, recipe=dataclasses.replace(recipe, schedule="linear"),
+        learning_rate=0.1, recipe=dataclasses.replace(recipe, schedule="linear"),
     )  # fmt: skip
     best = gaussian_loss(SIZE * np.outer(v, v), SCHEDULE)
-    assert best < found.test_loss[0] < 1.1 * best
+    assert best < found.test_loss[0] < 1.4 * best < found.losses[0, 0] / 2
 
 
 def test_a_network_depends_neither_on_its_company_nor_on_the_mapping():
     model, task, rows = as_model(_linear_network()), tasks.denoising(SCHEDULE), _directions(3)
-    given = {"seed": [0, 0, 1], "learning_rate": 0.01, "recipe": SMALL}
-    many = train_many(model, task, direction=rows, mapping="sequential", **given)
-    other = train_many(model, task, direction=rows, mapping="vectorized", **given)
+    one_by_one = make_run(model, task, SMALL, Execution("sequential", 2))
+    together = make_run(model, task, SMALL, Execution("vectorized", 2))
+    many = one_by_one({"direction": rows}, 0.01, [0, 0, 1])
+    other = together({"direction": rows}, 0.01, [0, 0, 1])
     np.testing.assert_allclose(many.losses, other.losses, rtol=1e-4)
-    for number, seed in enumerate(given["seed"]):
-        one = train_many(
-            model, task, direction=rows[number][None], mapping="sequential",
-            **(given | {"seed": seed}),
-        )  # fmt: skip
-        np.testing.assert_array_equal(one.losses[0], many.losses[number])
+    for number, seed in enumerate([0, 0, 1]):
+        alone = one_by_one({"direction": rows[number][None]}, 0.01, seed)
+        np.testing.assert_array_equal(alone.losses[0], many.losses[number])
 
 
 class Stopped(Exception):
