@@ -13,6 +13,9 @@ from nad_jax.score_networks import ScoreNetwork
 _FEW = 0.5  # of the weights that are drawn: where fewer influence the output, a warning says so
 _TINY = 1e-5  # of the largest output: what changes less is rounding
 _LEVELS = 4  # that are looked at
+# In place of the number of a leaf: no leaf is replaced, but the noise levels; nothing is. And where
+# the outputs are in which nothing is.
+_OTHER_LEVELS, _USUAL = -2, 1
 
 
 def explain_degenerate(
@@ -63,31 +66,24 @@ def _look(
     @jax.jit
     def look(key: jax.Array) -> Any:
         keys = jax.random.split(named_key(key, "diagnosis"), 4)
-        ours, other = network.init(keys[0]), network.init(keys[1])
-        ours, structure = jax.tree.flatten(ours)
-        other = jax.tree.leaves(other)
-        law = points.prepare(named_key(key, "point"), points.data)
-        x = jnp.broadcast_to(points.draw(law, keys[2])[:1], (_LEVELS, *network.input_shape))
+        leaves, structure = jax.tree.flatten(jax.vmap(network.init)(keys[:2]))
+        pool = points.prepare(named_key(key, "point"), points.data)
+        x = jnp.broadcast_to(points.draw(pool, keys[2])[:1], (_LEVELS, *network.input_shape))
         if noised:
             kept = jnp.asarray(signal, jnp.float32)[levels].reshape(-1, *(1,) * (x.ndim - 1))
             noise = jax.random.normal(keys[3], x.shape, x.dtype)
             x = jnp.sqrt(kept) * x + jnp.sqrt(1.0 - kept) * noise
 
-        def outputs(leaves: list[jax.Array], t: Any = levels) -> jax.Array:
-            variables = jax.tree.unflatten(structure, leaves)
-            return network.apply(variables, x, jnp.asarray(t, jnp.float32))
+        def outputs(number: jax.Array) -> jax.Array:
+            mixed = [jnp.where(number == n, b, a) for n, (a, b) in enumerate(leaves)]
+            t = jnp.where(number == _OTHER_LEVELS, levels[::-1], levels).astype(jnp.float32)
+            return network.apply(jax.tree.unflatten(structure, mixed), x, t)
 
-        def change(number: jax.Array) -> jax.Array:
-            pairs = zip(ours, other, strict=True)
-            mixed = [jnp.where(number == n, b, a) for n, (a, b) in enumerate(pairs)]
-            return jnp.abs(outputs(mixed) - usual).max()
+        found = jax.lax.map(outputs, jnp.arange(_OTHER_LEVELS, len(leaves)))
+        drawn = jnp.stack([jnp.sum(a != b) for a, b in leaves])
+        changes = jnp.abs(found - found[_USUAL]).max(range(1, found.ndim))
+        return changes, drawn, jnp.abs(found[_USUAL]).max()
 
-        usual = outputs(ours)
-        changes = jax.lax.map(change, jnp.arange(-1, len(ours)))  # −1: none is replaced
-        later = jnp.abs(outputs(ours, levels[::-1]) - usual).max()
-        drawn = jnp.stack([jnp.sum(a != b) for a, b in zip(ours, other, strict=True)])
-        return changes, drawn, later, jnp.abs(usual).max()
-
-    changes, drawn, later, largest = map(np.asarray, look(key))
-    least = max(_TINY * largest, 2 * changes[0])
-    return changes[1:] > least, drawn, bool(later > least)
+    changes, drawn, largest = map(np.asarray, look(key))
+    influences = changes > _TINY * largest
+    return influences[2:], drawn, bool(influences[0])

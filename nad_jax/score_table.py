@@ -8,7 +8,6 @@ import functools
 from types import MappingProxyType
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +15,11 @@ import numpy as np
 from nad_jax.architectures.dit import DiT
 from nad_jax.architectures.options import NONE, Option, check_options, list_options
 from nad_jax.architectures.score_controls import ScoreCNN, ScoreMLP
-from nad_jax.architectures.score_module import HEAD, ScoreModule
+from nad_jax.architectures.score_module import HEAD, ZERO, Law, ScoreModule
 from nad_jax.architectures.unet import UNet
 from nad_jax.convolution import CONVOLUTIONS, resolve_convolution
 from nad_jax.errors import check_choice, check_image_shape, check_input_shape
-from nad_jax.initializers import Owners, make_initialization
+from nad_jax.initializers import Plan, draw_plans
 from nad_jax.score_networks import ScoreNetwork
 
 SCORE_NETWORKS: dict[str, type[ScoreModule]] = {
@@ -79,28 +78,14 @@ def _create(
     changed = dict(options)
     module = SCORE_NETWORKS[name](CONVOLUTIONS[convolution], **changed)
     x, t = jnp.zeros((1, *input_shape), jnp.float32), jnp.zeros((1,), jnp.float32)
-    own = functools.partial(module.init, x=x, t=t)
-    shapes, owners = _describe(own)
-    drawn = own
-    if module.initialization != "flax":
-        drawn = make_initialization(module.initialization, shapes, owners)
-    zeroed = module.zeroed()
-
-    def init(key: jax.Array) -> Any:
-        return jax.tree.map_with_path(
-            lambda path, leaf: jnp.zeros_like(leaf) if _owner(path) in zeroed else leaf, drawn(key)
-        )
+    shapes = jax.eval_shape(lambda key: module.init(key, x, t), jax.random.key(0))
+    laws = _find_laws(module, shapes)
+    leaves, structure = jax.tree.flatten(shapes)
+    plans = [Plan(leaf, *law) for leaf, law in zip(leaves, laws.values(), strict=True)]
 
     def last_layer(variables: Any) -> Any:
-        kernel = variables["params"][HEAD]["kernel"].shape
-        known = dict(zip(("kernel", "bias"), module.head_variances(kernel), strict=True))
-        is_drawn = HEAD not in zeroed
-
-        def variance(path: Any, leaf: Any) -> float:
-            of_head = path[-2:-1] == (jax.tree_util.DictKey(HEAD),) and is_drawn
-            return known[path[-1].key] if of_head else 0.0
-
-        return jax.tree.map_with_path(variance, variables)
+        variances = [law.variance * (HEAD in path) for path, law in laws.items()]
+        return jax.tree.unflatten(jax.tree.structure(variables), variances)
 
     description = {
         "score_network": name,
@@ -110,21 +95,24 @@ def _create(
         **{option: NONE if value is None else value for option, value in changed.items()},
     }
     described = MappingProxyType(description)
+    init = draw_plans(plans, structure)
     return ScoreNetwork(init, module.apply, input_shape, last_layer, described)
 
 
-def _owner(path: tuple[Any, ...]) -> str:
-    """The name of the layer that a variable belongs to."""
-    return path[-2].key
-
-
-def _describe(init: Any) -> tuple[Any, Owners]:
-    """The shapes of the variables of a module, and every module by its path."""
-    owners: Owners = {}
-
-    def record(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        owners.setdefault(context.module.path, context.module)
-        return next_function(*args, **kwargs)
-
-    with nn.intercept_methods(record):
-        return jax.eval_shape(init, jax.random.key(0)), owners
+def _find_laws(module: ScoreModule, shapes: Any) -> dict[tuple[str, ...], Law]:
+    """The law of every variable, by its path: names of modules, and last "kernel", "bias" or
+    "scale".
+    """
+    leaves = jax.tree.leaves_with_path(shapes)
+    leaves = {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
+    laws = {}
+    for path in leaves:
+        layer, name = path[-2:]
+        kernel = leaves.get((*path[:-1], "kernel"))
+        if kernel is None:  # of a normalization, which starts as the identity
+            laws[path] = Law("constant", float(name == "scale"))
+        elif layer in module.zeroed():
+            laws[path] = ZERO
+        else:
+            laws[path] = module.law(layer, kernel)[name == "bias"]
+    return laws

@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from nad_jax.architectures.network import split_patches
-from nad_jax.architectures.score_module import HEAD, ScoreModule, embed_levels
+from nad_jax.architectures.score_module import HEAD, ZERO, Law, ScoreModule, embed_levels
 from nad_jax.architectures.vit import sinusoids
 from nad_jax.errors import InputError
 
 EPSILON = 1e-6  # of normalizations
 _FREQUENCIES = 256  # of the embedding of a noise level, sines and cosines together
+_LEVEL = ("level1", "level2")  # the layers of that embedding
+MODULATION = "modulation"  # the layers that read it
 
-_xavier = nn.initializers.xavier_uniform()
-_narrow = nn.initializers.normal(0.02)
 
 
 def _normalize(x: jax.Array) -> jax.Array:
@@ -40,12 +40,12 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, tokens, width = x.shape
-        qkv = nn.Dense(3 * width, kernel_init=_xavier, name="qkv")(x)
+        qkv = nn.Dense(3 * width, name="qkv")(x)
         qkv = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = (qkv[:, :, part] for part in range(3))
         scores = jnp.einsum("bthd,bshd->bhts", query, key) / math.sqrt(query.shape[-1])
         read = jnp.einsum("bhts,bshd->bthd", nn.softmax(scores), value)
-        return nn.Dense(width, kernel_init=_xavier, name="out")(read.reshape(x.shape))
+        return nn.Dense(width, name="out")(read.reshape(x.shape))
 
 
 class _Block(nn.Module):
@@ -55,18 +55,17 @@ class _Block(nn.Module):
 
     heads: int
     ratio: int
-    modulation: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self, x: jax.Array, level: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        modulation = nn.Dense(6 * width, kernel_init=self.modulation, name="modulation")
+        modulation = nn.Dense(6 * width, name=MODULATION)
         shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation(level), 6, 1)
         y = _modulate(_normalize(x), shift1, scale1)
         x = x + gate1[:, None] * _Attention(self.heads, name="attention")(y)
         y = _modulate(_normalize(x), shift2, scale2)
-        y = nn.Dense(self.ratio * width, kernel_init=_xavier, name="expand")(y)
-        y = nn.Dense(width, kernel_init=_xavier, name="contract")(nn.gelu(y, approximate=True))
+        y = nn.Dense(self.ratio * width, name="expand")(y)
+        y = nn.Dense(width, name="contract")(nn.gelu(y, approximate=True))
         return x + gate2[:, None] * y
 
 
@@ -87,13 +86,16 @@ class DiT(ScoreModule):
     patch: int = 2
     zero_init: Literal[True, False] = True
     zero_head: Literal[False, True] = False
-    initialization: ClassVar[str] = "flax"
+    initialization: ClassVar[str] = "xavier"
 
     def zeroed(self) -> tuple[str, ...]:
-        return (HEAD,) if self.zero_head else ()
+        return (MODULATION,) * self.zero_init + (HEAD,) * self.zero_head
 
-    def head_variances(self, kernel: tuple[int, ...]) -> tuple[float, float]:
-        return 2.0 / sum(kernel), 0.0  # uniform on ±√(6 / (inputs + outputs)); biases are zero
+    def law(self, layer: str, kernel: tuple[int, ...]) -> tuple[Law, Law]:
+        """Kernels are uniform on ±√(6 / (inputs + outputs)), those of the noise level narrower."""
+        if layer in _LEVEL:
+            return Law("normal", 0.02), ZERO
+        return Law("uniform", math.sqrt(6.0 / sum(kernel))), ZERO
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -103,20 +105,17 @@ class DiT(ScoreModule):
             raise InputError(f"width: must be a multiple of 4, got {self.width}")
         shape, patch = x.shape, self.patch
         rows, columns = shape[1] // patch, shape[2] // patch
-        x = nn.Dense(self.width, kernel_init=_xavier, name="patches")(split_patches(x, patch))
+        x = nn.Dense(self.width, name="patches")(split_patches(x, patch))
         x = x + sinusoids(rows, columns, self.width)[None]
 
-        level = nn.Dense(self.width, kernel_init=_narrow, name="level1")(
-            embed_levels(t, _FREQUENCIES)
-        )
-        level = nn.Dense(self.width, kernel_init=_narrow, name="level2")(nn.silu(level))
+        level = nn.Dense(self.width, name=_LEVEL[0])(embed_levels(t, _FREQUENCIES))
+        level = nn.Dense(self.width, name=_LEVEL[1])(nn.silu(level))
         level = nn.silu(level)  # every layer that reads it does so through this
-        modulation = nn.initializers.zeros if self.zero_init else _xavier
         for number in range(1, self.depth + 1):
-            x = _Block(self.heads, self.ratio, modulation, name=f"block{number}")(x, level)
+            x = _Block(self.heads, self.ratio, name=f"block{number}")(x, level)
 
-        last = nn.Dense(2 * self.width, kernel_init=modulation, name="modulation")
+        last = nn.Dense(2 * self.width, name=MODULATION)
         x = _modulate(_normalize(x), *jnp.split(last(level), 2, 1))
-        x = nn.Dense(patch * patch * shape[3], kernel_init=_xavier, name=HEAD)(x)
+        x = nn.Dense(patch * patch * shape[3], name=HEAD)(x)
         x = x.reshape(shape[0], rows, columns, patch, patch, shape[3])
         return x.swapaxes(2, 3).reshape(shape)

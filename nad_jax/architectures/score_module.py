@@ -1,7 +1,7 @@
 """What the modules of the table of score networks have in common."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,23 @@ WAVELENGTH = 10_000  # the longest of the embedding of noise levels, over 2π, i
 HEAD = "head"  # the name of the last layer
 
 
+class Law(NamedTuple):
+    """A law of independent numbers: "uniform" on ±size, "normal" of that standard deviation, or
+    "constant".
+    """
+
+    kind: str
+    size: float
+
+    @property
+    def variance(self) -> float:
+        """Of one number."""
+        return {"uniform": self.size**2 / 3.0, "normal": self.size**2, "constant": 0.0}[self.kind]
+
+
+ZERO = Law("constant", 0.0)
+
+
 class ScoreModule(nn.Module):
     """A module of the table, of inputs x [B, *shape] and noise levels t [B] -> noise [B, *shape].
 
@@ -20,7 +37,7 @@ class ScoreModule(nn.Module):
     value. The last layer is an `nn.Dense` or `nn.Conv` named `head`, in which the output is linear.
 
     convolution: see `convolution`.
-    initialization: "reference" (PyTorch's defaults, see `initializers`), or "flax", the module's own.
+    initialization: what its law is called in a record.
     takes_images: whether inputs must be images (H, W, C).
     """
 
@@ -29,13 +46,15 @@ class ScoreModule(nn.Module):
     takes_images: ClassVar[bool] = True
 
     def zeroed(self) -> tuple[str, ...]:
-        """The names of the layers that start at zero, whatever the initialization says."""
+        """The names of the layers that start at zero, whatever their law is."""
         return ()
 
-    def head_variances(self, kernel: tuple[int, ...]) -> tuple[float, float]:
-        """The variances of an entry of the kernel of the last layer, and of its bias."""
-        variance = 1.0 / (3.0 * math.prod(kernel[:-1]))
-        return variance, variance
+    def law(self, layer: str, kernel: tuple[int, ...]) -> tuple[Law, Law]:
+        """The laws of the entries of the kernel [..., inputs, outputs] of a layer of that name, and
+        of its bias: PyTorch's defaults.
+        """
+        uniform = Law("uniform", 1.0 / math.sqrt(math.prod(kernel[:-1])))
+        return uniform, uniform
 
 
 def embed_levels(t: jax.Array, width: int) -> jax.Array:
