@@ -21,8 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from nad_jax.sads import estimate_sads
-from nad_jax.score_table import create_score_network
 
 from experiments import results, trained
 from experiments.run.config import (
@@ -44,7 +42,9 @@ from nad_jax.fitting import REQUIRED, FitMetrics, Task
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.records import read_directions
+from nad_jax.sads import estimate_sads
 from nad_jax.score_networks import ScoreNetwork, as_model
+from nad_jax.score_table import create_score_network
 from nad_jax.store import read_npy
 from nad_jax.tables import list_metrics
 from nad_jax.tasks.denoising import denoising, denoising_images, sample_rank_one

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from experiments import results, score_directions
-from nad_jax import Schedule, ScoreNetwork, create_score_network, estimate_sads, gaussian_network
+from nad_jax import Schedule, ScoreNetwork, gaussian_network
 from nad_jax.errors import InputError
+from nad_jax.sads import estimate_sads
 from nad_jax.score_networks import as_model
+from nad_jax.score_table import create_score_network
 from tests.test_configs import load_config, run
 
 SIZE = 16
