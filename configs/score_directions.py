@@ -4,7 +4,7 @@ it generates the better the smaller their eigenvalue (a conjecture).
     python -m experiments.main --config=configs/score_directions.py:cpu --workdir=runs/score_directions
 
 The argument after the colon is a recipe:
-    cpu    a reduced protocol: the U-Net at both ends of its directions, 500 steps of 250 samples, 100
+    cpu    a reduced protocol: the U-Net at both ends of its directions, 400 steps of 250 samples, 100
            of the 1,000 noise levels, three seeds; not measured
     gpu    SAD's protocol: 2,000 steps of 1,000 samples at nine indices, all levels, five seeds; not
            measured
@@ -22,11 +22,12 @@ RECIPES = {
         "num_train": 5000,
         "num_test": 1000,
         "batch_size": 250,
-        "num_epochs": 25,
+        "num_epochs": 20,
         "num_samples": 1000,
         "num_steps": 100,
         "seeds": (0, 1, 2),
         "num_networks": 4000,
+        "sample_batch": 50,  # whose arrays stay in the cache
     },
     "gpu": {
         "indices": (0, *range(31, 256, 32)),
