@@ -223,6 +223,18 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(error)
 
 
+def bootstrap_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
+    """Between which of their means that share of bootstrap samples of the seeds lies; nan for one
+    seed.
+    """
+    if len(values) < 2:
+        return np.nan, np.nan
+    drawn = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
+    rest = 100 * (1 - level) / 2
+    low, high = np.percentile(np.asarray(values)[drawn].mean(1), (rest, 100 - rest))
+    return float(low), float(high)
+
+
 def mean_curve(values: dict[int, list[float]]) -> Curve:
     """Indices ascending, the mean over the seeds of each, its standard error (nan for one seed)."""
     indices = sorted(values)

@@ -7,9 +7,11 @@ trained twice.
 import ast
 import contextlib
 import json
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,7 +21,7 @@ from experiments.run.config import HOW, LATER, check_all, check_integers
 from experiments.run.costs import Setup, choose_training, measure_training
 from experiments.run.folder import Folder, Stored
 from experiments.run.origin import parse_object
-from experiments.run.plan import Arrays, Cost, Json, Member, Program, Study, Work
+from experiments.run.plan import Arrays, Cost, Json, Member, Program, Shapes, Study, Work
 from experiments.run.progress import read_seconds
 from experiments.run.targets import Estimate, Target
 from nad_jax import errors
@@ -99,6 +101,18 @@ class Trainee(NamedTuple):
     arrays: dict[str, Any]
 
 
+class More(NamedTuple):
+    """What is measured of trained networks besides, one by one.
+
+    shapes: of its arrays, by name. measure(member, variables): these arrays. measure_seconds(member):
+      how long that takes.
+    """
+
+    shapes: Shapes
+    measure: Callable[[Member, Any], Arrays]
+    measure_seconds: Callable[[Member], float]
+
+
 def make_study(
     config: ConfigDict,
     identity: Json,
@@ -107,9 +121,10 @@ def make_study(
     make_setup: Callable[[Member], Setup],
     collect: Callable[[Folder, int], None],
     observe: Callable[[Setup], Mapping[str, Observer]] | None = None,
+    more: More | None = None,
 ) -> Study:
     """Networks in units of `config.unit_size` (0: one chunk) of one program; `what` of each is a
-    `Trainee`, `metrics` name what of each goes into the table.
+    `Trainee`, `metrics` name what of each goes into the table, beside what is in `more`.
 
     observe(setup): accuracies or other numbers of each network, by name, that are stored at the
     start and after every epoch.
@@ -128,15 +143,16 @@ def make_study(
         how = member.what.arrays, choose_execution(member, 0)
         setup = make_setup(member)
         looks = setup.recipe.num_epochs + 1 if observe else 0
-        return measure_training(setup, *how, looks)
+        cost = measure_training(setup, *how, looks)
+        seconds = more.measure_seconds(member) if more else 0.0
+        return cost._replace(network_seconds=cost.network_seconds + seconds)
 
     def make_program(member: Member, chunk_size: int) -> Program:
         resolved = choose_execution(member, chunk_size)
         setup = make_setup(member)
         model, task, recipe, learning_rate = setup
-        run = make_run(
-            model, task, recipe, resolved, observe and observe(setup), config.keep_weights
-        )
+        keep = config.keep_weights or more is not None
+        run = make_run(model, task, recipe, resolved, observe and observe(setup), keep)
 
         def compute(work: Work) -> tuple[Arrays, int]:
             seeds = [member.what.coordinates["seed"] for member in work.members]
@@ -145,7 +161,10 @@ def make_study(
             arrays |= found.observed or {}
             # For tables of later commands, which may not know this network.
             arrays["coordinates"] = [json.dumps(m.what.coordinates) for m in work.members]
-            arrays |= weights_to_arrays(found.variables)
+            if more:
+                arrays |= _measure(more, work.members, found.variables)
+            if config.keep_weights:
+                arrays |= weights_to_arrays(found.variables)
             return arrays, int((found.diverged_at >= 0).sum())
 
         how = {"mapping": resolved.mapping, "chunk_size": resolved.chunk_size}
@@ -156,7 +175,7 @@ def make_study(
         how = member.what.arrays, given, execution, unit_size
         return targets.estimate_training(make_setup(member), *how)
 
-    shapes = dict.fromkeys(metrics, ())
+    shapes = {**dict.fromkeys(metrics, ()), **(more.shapes if more else {})}
     if observe:
         setup = make_setup(networks[0])
         shapes |= dict.fromkeys(observe(setup), (setup.recipe.num_epochs + 1,))
@@ -171,6 +190,15 @@ def make_study(
         weigh=lambda member: costs.weigh(make_setup(member).model),
         estimate=estimate,
     )
+
+
+def _measure(more: More, members: list[Member], variables: Any) -> Arrays:
+    """What is measured of networks with such variables [N, …]: arrays [N, …]."""
+    found = [
+        more.measure(member, jax.tree.map(operator.itemgetter(number), variables))
+        for number, member in enumerate(members)
+    ]
+    return {name: np.stack([one[name] for one in found]) for name in more.shapes}
 
 
 def _stack(members: list[Member]) -> dict[str, np.ndarray]:

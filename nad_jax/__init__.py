@@ -33,6 +33,14 @@ from nad_jax.closed_form import (
 )
 from nad_jax.comparison import compare, energy_map, isotropy
 from nad_jax.convolution import product_convolution
+from nad_jax.diffusion import (
+    Schedule,
+    add_noise,
+    gaussian_loss,
+    gaussian_network,
+    sample_ddim,
+    sampled_variance,
+)
 from nad_jax.directions import (
     basis_dct,
     basis_dft,
@@ -83,6 +91,11 @@ from nad_jax.removal import (
     random_directions_of_equal_variance,
     sample_importance,
 )
+from nad_jax.sads import SADs, estimate_sads
+from nad_jax.score_closed_forms import align, alignment, dit_geometry
+from nad_jax.score_networks import ScoreNetwork, as_model, pack
+from nad_jax.score_records import load_sads, save_sads
+from nad_jax.score_table import SCORE_NETWORKS, create_score_network
 from nad_jax.snapshots import Snapshots
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.spectrum_metrics import radial_energy, spectrum_metrics, symmetry_energy
@@ -95,6 +108,7 @@ from nad_jax.tasks.circles import (
     invariance_recipe,
     sample_circles,
 )
+from nad_jax.tasks.denoising import sample_rank_one, score_recipe
 from nad_jax.tasks.images import cifar_recipe
 from nad_jax.tasks.separable import (
     TrainMetrics,
@@ -107,11 +121,13 @@ from nad_jax.training import train_many
 from nad_jax.vector_fields import central_difference, input_gradient, mixed_derivative
 from nad_jax.velocity import Velocity, geometry_velocity
 from nad_jax.versions import __version__
+from nad_jax.wasserstein import SlicedDistance, sliced_wasserstein
 from nad_jax.weights import read_weights
 from nad_jax.wide_kernels import WideKernels, wide_geometry_velocity, wide_kernels
 
 __all__ = [
     "ARCHITECTURES",
+    "SCORE_NETWORKS",
     "Blocks",
     "ConvLayer",
     "DenseLayer",
@@ -132,15 +148,23 @@ __all__ = [
     "PathCounts",
     "Points",
     "Recipe",
+    "SADs",
+    "Schedule",
+    "ScoreNetwork",
+    "SlicedDistance",
     "Snapshots",
     "Task",
     "TrainMetrics",
     "Velocity",
     "WideKernels",
     "__version__",
+    "add_noise",
     "affine_accuracy",
     "aliasing_bound",
+    "align",
+    "alignment",
     "along_direction",
+    "as_model",
     "at_origin",
     "basis_dct",
     "basis_dft",
@@ -159,20 +183,25 @@ __all__ = [
     "count_paths",
     "count_paths_of",
     "create_model",
+    "create_score_network",
     "critical_point",
     "dft_direction",
     "directional_energy",
+    "dit_geometry",
     "eigh_dense",
     "empirical_ntk",
     "energy_map",
     "equal_blocks",
     "estimate_leading_nads",
     "estimate_nads",
+    "estimate_sads",
     "flip",
     "from_functions",
     "from_linen",
     "from_nnx",
     "gaussian",
+    "gaussian_loss",
+    "gaussian_network",
     "geometry_evolution",
     "geometry_velocity",
     "images",
@@ -186,6 +215,7 @@ __all__ = [
     "learnable",
     "linearize",
     "load_nads",
+    "load_sads",
     "make_key",
     "make_train",
     "make_train_images",
@@ -202,6 +232,7 @@ __all__ = [
     "ntk_regression",
     "null_band",
     "observers",
+    "pack",
     "poison",
     "principal_angles",
     "product_convolution",
@@ -217,13 +248,19 @@ __all__ = [
     "relu_eigenvalue",
     "relu_kurtosis",
     "sample_circles",
+    "sample_ddim",
     "sample_importance",
     "sample_noise",
+    "sample_rank_one",
     "sample_separable",
+    "sampled_variance",
     "save_nads",
+    "save_sads",
+    "score_recipe",
     "separable",
     "set_coefficients",
     "singular_values",
+    "sliced_wasserstein",
     "spectrum_metrics",
     "starting_from",
     "state_blocks",

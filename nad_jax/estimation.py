@@ -118,14 +118,14 @@ def estimate_nads(
         check_variables(model, variables, estimator, num_networks)
     accumulator = make_dense(model, estimator)
     # Automatic chunks are so small that there are batches of them.
-    most = num_networks if stop_overlap else _batch_size(num_networks)
+    most = num_networks if stop_overlap else batch_size(num_networks)
     accumulate, execution = make_accumulate(
         model, estimator, accumulator, execution, most, points, variables
     )
     halves, dimension = init_halves(accumulator), accumulator.size
     together = execution.chunk_size * len(execution.devices)
     blocks = _known_blocks(model, estimator, points, variables)
-    looks = _plan_batches(num_networks, together)
+    looks = plan_batches(num_networks, together)
     sizes = {*subspaces.report_sizes(dimension, blocks)}
     if stop_overlap is not None:
         stop_overlap = check_number("stop_overlap", stop_overlap, 0.0, exclusive=True)
@@ -136,7 +136,7 @@ def estimate_nads(
         sizes.add(stop_size)
     seen = []
     for done, look in itertools.pairwise([0, *looks]):
-        halves = accumulate(key, halves, done, look, _after(done, progress))
+        halves = accumulate(key, halves, done, look, report_after(done, progress))
         seen = add_look(seen, halves)
         if stop_overlap is None and look < num_networks:
             continue
@@ -162,7 +162,7 @@ def _known_blocks(
     return found if found is not None and found.count else None
 
 
-def _after(before: int, progress: Progress | None) -> Progress | None:
+def report_after(before: int, progress: Progress | None) -> Progress | None:
     """What reports the networks done beside those `before`."""
     return None if progress is None else lambda done: progress(before + done)
 
@@ -197,12 +197,12 @@ def check_variables(model: Model, variables: Any, estimator: Estimator, num_netw
     check_own_layer(estimator)
 
 
-def _batch_size(num_networks: int) -> int:
+def batch_size(num_networks: int) -> int:
     """Networks of one of eight batches, an even number: their halves are batches, too."""
     return num_networks if num_networks == 1 else 2 * -(-num_networks // 16)
 
 
-def _plan_batches(num_networks: int, chunk_size: int) -> list[int]:
+def plan_batches(num_networks: int, chunk_size: int) -> list[int]:
     """After how many networks to look to have batches of them: whole chunks, and in the end all."""
     step = -(-num_networks // (8 * chunk_size)) * chunk_size
     return [*range(step, num_networks, step), num_networks]
@@ -352,13 +352,13 @@ def estimate_leading_nads(
     accumulate, execution = make_accumulate(
         model, estimator, accumulator, *how, points, variables, empty
     )
-    batches = _plan_batches(num_networks, execution.chunk_size * len(execution.devices))
+    batches = plan_batches(num_networks, execution.chunk_size * len(execution.devices))
     blocks = _known_blocks(model, estimator, points, variables)
     sizes, pass_overlap = passes.sizes(dimension, blocks), []
     for number in range(passes.num_passes):
         halves, looks = init_halves(accumulator, basis), []
         for first, stop in itertools.pairwise([0, *batches]):
-            report = _after(number * num_networks + first, progress)
+            report = report_after(number * num_networks + first, progress)
             halves = accumulate(key, halves, first, stop, report)
             looks = add_look(looks, halves)
         check_finite(halves)

@@ -105,6 +105,8 @@ class Task(NamedTuple):
     sizes: (num_train, num_test); None: those of the recipe.
     trusted: whether it need not be tested before the training (see `task_contract`).
     shared: whether the data are the same for all seeds.
+    fresh: whether samples are drawn anew in every epoch; `sample` then takes its number, too, as a
+      fifth argument: 1 … num_epochs, and 0 where a network is evaluated.
     mapping: of networks, where it is left open; see `Execution`.
     recipe, learning_rate: the defaults.
     probe(outputs) -> [B]: a number of the outputs, whose gradient in the inputs, averaged over the
@@ -114,7 +116,7 @@ class Task(NamedTuple):
     """
 
     data: Callable[[Model, Recipe, int], Any]
-    sample: Callable[[Any, str, jax.Array, Arrays], tuple[jax.Array, Any]]
+    sample: Callable[..., tuple[jax.Array, Any]]
     loss: PerSample = cross_entropy
     correct: PerSample = has_label
     arrays: Arrays = MappingProxyType({})
@@ -127,6 +129,7 @@ class Task(NamedTuple):
     sizes: tuple[int, int] | None = None
     trusted: bool = False
     shared: bool = True
+    fresh: bool = False
     mapping: str = "auto"
     recipe: Recipe = Recipe()
     learning_rate: float = 0.1
@@ -144,6 +147,12 @@ class Task(NamedTuple):
             recipe = dataclasses.replace(recipe, num_train=num_train, num_test=num_test)
         check_recipe(recipe)
         return recipe
+
+    def draw(
+        self, data: Any, split: str, indices: jax.Array, arrays: Arrays, epoch: Any = 0
+    ) -> tuple[jax.Array, Any]:
+        """The samples of numbers `indices` [B] as an epoch sees them; 0: as evaluations do."""
+        return self.sample(data, split, indices, arrays, *((epoch,) if self.fresh else ()))
 
 
 REQUIRED = "required"  # in place of a default
@@ -220,7 +229,7 @@ def make_evaluate(model: Model, task: Task, recipe: Recipe, split: str) -> Obser
 
     def evaluate(variables: Any, data: Any, member: Members) -> tuple[jax.Array, ...]:
         def add_batch(sums: tuple[jax.Array, ...], batch: Batch) -> tuple[Any, None]:
-            x, targets = task.sample(data, split, batch.indices, member.arrays)
+            x, targets = task.draw(data, split, batch.indices, member.arrays)
             x = x.reshape(-1, *model.image_shape)
 
             def probed(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -338,7 +347,8 @@ def _make_step(model: Model, recipe: Recipe, task: Task, join: Callable[..., Any
         data: Any, member: Members, dropout_key: jax.Array, state: FitState, indices: jax.Array
     ) -> tuple[FitState, jax.Array]:
         number, optimizer = state.step + 1, recipe.make_optimizer(member.learning_rate)
-        x, targets = task.sample(data, "train", indices, member.arrays)
+        epoch = state.step // recipe.steps_per_epoch + 1
+        x, targets = task.draw(data, "train", indices, member.arrays, epoch)
         x, key = x.reshape(-1, *model.image_shape), jax.random.fold_in(dropout_key, number)
 
         def loss(trained: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:

@@ -39,7 +39,7 @@ _LAWS = {
     nn.InstanceNorm: "normalization",
     nn.RMSNorm: "normalization",
 }
-_OWN = "own"  # of variables that keep the law of their module
+OWN = "own"  # of variables that keep the law of their module
 _IDENTITY = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}  # of a normalization
 CONVOLUTIONS = ("uniform", "normal_fan_out")
 INITIALIZATIONS = ("reference", "flax", "he", "lecun", "orthogonal", "sigma")
@@ -71,7 +71,7 @@ def find_law(owner: nn.Module | None) -> str | None:
     kind = _written_classes(owner)[0]
     own = vars(kind).get("reference_law")  # of the class itself: a subclass may mean something else
     if own is not None:
-        known = dict.fromkeys([*_LAWS.values(), _OWN])
+        known = dict.fromkeys([*_LAWS.values(), OWN])
         check_choice(f"{kind.__name__}.reference_law", own, known)
     return own or _LAWS.get(kind)
 
@@ -87,7 +87,7 @@ def _is_reparametrized(owners: Owners, path: Path) -> bool:
     )
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """How a leaf is drawn: "constant", "uniform" on ±size, "normal" of that standard deviation,
     "orthogonal", or its module's "own".
     """
@@ -116,7 +116,7 @@ def _plan_leaf(
     kernel: Any,
     initialization: str,
     convolution: str,
-) -> _Plan:
+) -> Plan:
     """How a leaf is drawn.
 
     Args:
@@ -131,10 +131,10 @@ def _plan_leaf(
     if _is_reparametrized(owners, path[1:-1]):
         kind += ", under nn.map_variables"
     elif outer is None and jnp.issubdtype(leaf.dtype, jnp.floating):
-        if law == _OWN and not reference:
-            return _Plan(leaf, _OWN)
+        if law == OWN and not reference:
+            return Plan(leaf, OWN)
         if law == "normalization" and name in _IDENTITY:
-            return _Plan(leaf, "constant", _IDENTITY[name])
+            return Plan(leaf, "constant", _IDENTITY[name])
         if law in ("dense", "convolution") and name in ("kernel", "bias") and kernel is not None:
             *inputs, features = kernel.shape
             window = np.size(owner.kernel_size) if isinstance(owner, nn.Conv) else 2
@@ -144,10 +144,10 @@ def _plan_leaf(
             elif reference and law == "convolution" and convolution == "normal_fan_out":
                 variance = 2.0 / (math.prod(inputs[:-1]) * features)
                 drawn = ("constant", 0.0) if name == "bias" else ("normal", math.sqrt(variance))
-                return _Plan(leaf, *drawn)
+                return Plan(leaf, *drawn)
             else:
                 how = initialization, math.prod(inputs), name == "bias"
-                return _Plan(leaf, *_plan_product(*how))
+                return Plan(leaf, *_plan_product(*how))
     raise InputError(
         f"initialization: {initialization!r} covers nn.Dense, nn.Conv and normalization layers, not "
         f"variable {'/'.join(path)} {leaf.dtype}{list(leaf.shape)} of {kind}; use "
@@ -204,9 +204,6 @@ def make_initialization(
     images) or "normalization", that its variables are named and meant as those of these layers, or
     with "own" that they keep their law under all initializations but the reference.
 
-    All random leaves are slices of one flat uniform draw: compilation time does not grow with their
-    number.
-
     Args:
       initialization: any but "flax", see `check_initialization`.
       shapes: the variables as arrays or `jax.ShapeDtypeStruct`, e.g. `jax.eval_shape(module.init,
@@ -235,18 +232,34 @@ def make_initialization(
         _plan_leaf(owners, path, leaf, by_path.get((*path[:-1], "kernel")), *how)
         for path, leaf in leaves
     ]
-    still = ("constant", _OWN)
+    return draw_plans(plans, structure, own)
+
+
+def draw_plans(
+    plans: list[Plan], structure: Any, own: Callable[[jax.Array], Any] | None = None
+) -> Callable[[jax.Array], Any]:
+    """An initialization `init(key) -> variables` of leaves that are drawn as planned.
+
+    All random leaves are slices of one flat uniform draw: compilation time does not grow with their
+    number.
+
+    Args:
+      plans: one for each leaf.
+      structure: of the variables, as `jax.tree.flatten` gives it.
+      own: see `make_initialization`; needed where a leaf keeps the law of its module.
+    """
+    still = ("constant", OWN)
     num_random = sum(math.prod(plan.leaf.shape) for plan in plans if plan.kind not in still)
-    keeps = any(plan.kind == _OWN for plan in plans)
+    keeps = any(plan.kind == OWN for plan in plans)
 
     def init(key: jax.Array) -> Any:
         # Open at -1: the normal leaves need a finite inverse error function.
         tiny = jnp.nextafter(jnp.float32(-1.0), jnp.float32(0.0))
         flat = jax.random.uniform(key, (num_random,), jnp.float32, minval=tiny, maxval=1.0)
-        kept = jax.tree.leaves(own(named_key(key, _OWN))) if keeps else [None] * len(plans)
+        kept = jax.tree.leaves(own(named_key(key, OWN))) if keeps else [None] * len(plans)
         values, offset = [], 0
         for (leaf, kind, size), value in zip(plans, kept, strict=True):
-            if kind == _OWN:
+            if kind == OWN:
                 values.append(value)
                 continue
             if kind == "constant":

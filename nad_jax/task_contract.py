@@ -67,7 +67,7 @@ def _on_host(leaf: Any) -> Any:
 
 
 def _sample(task: Task, split: str, indices: np.ndarray, data: Any, arrays: Any) -> Any:
-    return task.sample(data, split, indices, arrays)
+    return task.draw(data, split, indices, arrays)
 
 
 def _check_numbers(task: Task, outputs: jax.ShapeDtypeStruct, targets: Any) -> None:
@@ -103,7 +103,7 @@ def _check_finite(model: Model, recipe: Recipe, task: Task, data: Any, member: M
     def first_losses(data: Any, member: Members) -> tuple[jax.Array, jax.Array]:
         start_key, _, key = jax.random.split(member.key, 3)
         indices = jnp.arange(min(recipe.batch_size, recipe.num_train))
-        x, targets = task.sample(data, "train", indices, member.arrays)
+        x, targets = task.draw(data, "train", indices, member.arrays)
         x = x.reshape(-1, *model.image_shape)
         outputs, _ = model.apply(model.init(start_key), x, key, train=True)
         losses = task.loss(outputs, targets)

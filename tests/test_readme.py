@@ -95,6 +95,7 @@ PRINTED = {
         "medians: 0.0 1.8",
         "variance kept: ",
     ],
+    "docs/score_directions.md": ["SlicedDistance(", "share of the variance: 0.9"],
     "docs/cifar.md": ["accuracy on poisoned and on clean images: ["],
     "docs/models.md": ["largest over smallest eigenvalue: 1."],
     "docs/extending.md": ["known: logreg, ", "stated symmetries: ('flip', 'transpose')"],

@@ -7,7 +7,7 @@ None`, a positive number, or None for none of it; `str`, the numbers of blocks o
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, get_args
 
 from nad_jax.architectures.network import TableNetwork
@@ -96,6 +96,7 @@ def check_options(
     options: Mapping[str, Option],
     given: Mapping[str, Any],
     known: Mapping[str, Any],
+    shared: Iterable[str] = MASKING,
 ) -> tuple[tuple[str, Any], ...]:
     """The options that are not as published, with their values, by name.
 
@@ -103,11 +104,12 @@ def check_options(
       options: those of the architecture.
       given: the values to check.
       known: the names of the options of any architecture.
+      shared: the names of those that every architecture has besides.
 
     Raises:
       InputError: naming the option, its value and what is allowed for this architecture.
     """
-    changed, own = {}, (*options, *MASKING)
+    changed, own = {}, (*options, *shared)
     for name, value in given.items():
         if name not in known:
             raise unknown(f"option of {architecture}", name, own)

@@ -1,0 +1,89 @@
+"""Why the geometry of a score network is degenerate: what one of its networks shows at the probe."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax.ensemble import named_key
+from nad_jax.points import Points
+from nad_jax.score_networks import ScoreNetwork
+
+_FEW = 0.5  # of the weights that are drawn: where fewer influence the output, a warning says so
+_TINY = 1e-5  # of the largest output: what changes less is rounding
+_LEVELS = 4  # that are looked at
+# In place of the number of a leaf: no leaf is replaced, but the noise levels; nothing is. And where
+# the outputs are in which nothing is.
+_OTHER_LEVELS, _USUAL = -2, 1
+
+
+def explain_degenerate(
+    network: ScoreNetwork,
+    points: Points,
+    noised: bool,
+    signal: np.ndarray,
+    key: jax.Array,
+    num_zero: int,
+) -> tuple[str, ...]:
+    """What makes a geometry degenerate, a sentence each.
+
+    Args:
+      network, points, noised, signal: what was measured, where; see `score_geometry.output`.
+      num_zero: how many eigenvalues are zero.
+    """
+    influences, sizes, varies = _look(network, points, noised, signal, key)
+    share = sizes[influences].sum() / max(sizes.sum(), 1)
+    sentences = []
+    dimension = int(np.prod(network.input_shape))
+    if num_zero:
+        sentences.append(
+            f"{num_zero} of {dimension} eigenvalues are zero: the directions of this band are an "
+            "arbitrary basis of it, only the band is meaningful"
+        )
+    if share < _FEW:
+        sentences.append(
+            f"{1 - share:.0%} of the weights that are drawn do not influence the output at this "
+            "probe: blocks that start as the identity (zero_init), or layers that only meet zeros"
+        )
+    if not varies:
+        sentences.append(
+            "the output does not depend on the noise level but for the factor of the score"
+        )
+    return tuple(sentences)
+
+
+def _look(
+    network: ScoreNetwork, points: Points, noised: bool, signal: np.ndarray, key: jax.Array
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Which leaves of the variables influence the output [L], how many numbers each has that are
+    drawn [L], and whether the noise level does.
+
+    Each leaf in turn is replaced by that of another network.
+    """
+    levels = np.linspace(0, len(signal) - 1, _LEVELS).astype(np.int32)
+
+    @jax.jit
+    def look(key: jax.Array) -> Any:
+        keys = jax.random.split(named_key(key, "diagnosis"), 4)
+        leaves, structure = jax.tree.flatten(jax.vmap(network.init)(keys[:2]))
+        pool = points.prepare(named_key(key, "point"), points.data)
+        x = jnp.broadcast_to(points.draw(pool, keys[2])[:1], (_LEVELS, *network.input_shape))
+        if noised:
+            kept = jnp.asarray(signal, jnp.float32)[levels].reshape(-1, *(1,) * (x.ndim - 1))
+            noise = jax.random.normal(keys[3], x.shape, x.dtype)
+            x = jnp.sqrt(kept) * x + jnp.sqrt(1.0 - kept) * noise
+
+        def outputs(number: jax.Array) -> jax.Array:
+            mixed = [jnp.where(number == n, b, a) for n, (a, b) in enumerate(leaves)]
+            t = jnp.where(number == _OTHER_LEVELS, levels[::-1], levels).astype(jnp.float32)
+            return network.apply(jax.tree.unflatten(structure, mixed), x, t)
+
+        found = jax.lax.map(outputs, jnp.arange(_OTHER_LEVELS, len(leaves)))
+        drawn = jnp.stack([jnp.sum(a != b) for a, b in leaves])
+        changes = jnp.abs(found - found[_USUAL][None]).max(range(1, found.ndim))
+        return changes, drawn, jnp.abs(found[_USUAL]).max()
+
+    changes, drawn, largest = map(np.asarray, look(key))
+    influences = changes > _TINY * largest
+    return influences[2:], drawn, bool(influences[0])
