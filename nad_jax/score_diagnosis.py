@@ -33,7 +33,7 @@ def explain_degenerate(
       num_zero: how many eigenvalues are zero.
     """
     influences, sizes, varies = _look(network, points, noised, signal, key)
-    share = sizes[influences].sum() / max(sizes.sum(), 1)
+    share = sizes[influences].sum() / sizes.sum() if sizes.any() else 1.0
     sentences = []
     dimension = int(np.prod(network.input_shape))
     if num_zero:
@@ -67,7 +67,8 @@ def _look(
     def look(key: jax.Array) -> Any:
         keys = jax.random.split(named_key(key, "diagnosis"), 4)
         leaves, structure = jax.tree.flatten(jax.vmap(network.init)(keys[:2]))
-        pool = points.prepare(named_key(key, "point"), points.data)
+        data = jax.tree.map(jnp.asarray, points.data)
+        pool = points.prepare(named_key(key, "point"), data)
         x = jnp.broadcast_to(points.draw(pool, keys[2])[:1], (_LEVELS, *network.input_shape))
         if noised:
             kept = jnp.asarray(signal, jnp.float32)[levels].reshape(-1, *(1,) * (x.ndim - 1))
@@ -80,7 +81,7 @@ def _look(
             return network.apply(jax.tree.unflatten(structure, mixed), x, t)
 
         found = jax.lax.map(outputs, jnp.arange(_OTHER_LEVELS, len(leaves)))
-        drawn = jnp.stack([jnp.sum(a != b) for a, b in leaves])
+        drawn = jnp.asarray([jnp.sum(a != b) for a, b in leaves], jnp.int32)
         changes = jnp.abs(found - found[_USUAL][None]).max(range(1, found.ndim))
         return changes, drawn, jnp.abs(found[_USUAL]).max()
 

@@ -16,7 +16,6 @@ from nad_jax import (
 )
 from nad_jax.diffusion import make_sampler, plan_steps
 from nad_jax.errors import InputError
-from nad_jax.score_geometry import vp_signal
 
 SHORT = Schedule(50, 0.1, 20.0)
 
@@ -35,8 +34,6 @@ def test_alpha_bar_is_the_product_over_the_levels_so_far():
     betas = [(0.1 + (20 - 0.1) * t / 999) / 1000 for t in range(1000)]
     np.testing.assert_allclose(Schedule().betas, betas, rtol=1e-12)
     np.testing.assert_allclose(Schedule().alpha_bar, np.cumprod(1 - np.array(betas)), rtol=1e-12)
-    # Directions are estimated at the same levels.
-    np.testing.assert_allclose(Schedule().alpha_bar, vp_signal(), rtol=1e-12)
 
 
 def test_noised_inputs_have_the_share_of_data_that_alpha_bar_says():
