@@ -37,7 +37,7 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config = ConfigDict()
     config.experiment = "geometry_evolution"
 
-    # The images: a folder with CIFAR-10 in one of its official layouts, made grey, animals against
+    # The images: a folder with CIFAR-10 in one of its official layouts, made gray, animals against
     # the rest; the first so many of either class, for training and for the test.
     config.data_dir = ""
     config.num_per_class = 10_000 if recipe == "gpu" else 1000

@@ -1,4 +1,4 @@
-"""Geometry evolution: how the geometry of an ensemble turns while it is trained on CIFAR-10 in grey,
+"""Geometry evolution: how the geometry of an ensemble turns while it is trained on CIFAR-10 in gray,
 animals against the rest, step by step of the full batch (GIH).
 
 Beside the cosine with the second moment S of the images stands that with G S G, G the geometry of
@@ -140,8 +140,8 @@ def _read_recipe(config: ConfigDict, one: Ensemble) -> Recipe:
     return trained.read_recipe(one_config, "optimizer", config.optimizer, count, count)[0]
 
 
-def read_grey(config: ConfigDict) -> ImageData:
-    """The first images of either class in grey, the mean over channels, of mean 0 and standard
+def read_gray(config: ConfigDict) -> ImageData:
+    """The first images of either class in gray, the mean over channels, of mean 0 and standard
     deviation 1 over the training images; label 1 is an animal.
     """
     data = read_images(ConfigDict({"data_dir": config.data_dir, "num_train": 0, "num_test": 0}))
@@ -252,7 +252,7 @@ def _shapes(member: Member) -> Shapes:
 def make_study(config: ConfigDict) -> Study:
     """The ensembles of a config."""
     validate(config)
-    data = read_grey(config)
+    data = read_gray(config)
     members = [
         Member(one.name, (one.architecture, one.labels), one, one.num_runs)
         for one in list_ensembles(config)

@@ -57,7 +57,7 @@ class Learnability(NamedTuple):
 
     def plot(self) -> Any:
         """A figure of the accuracies over (vertical, horizontal) frequency; cells that were not
-        tried are grey.
+        tried are gray.
 
         Raises:
           InputError: for inputs that are no images.

@@ -57,22 +57,22 @@ def test_there_is_a_row_for_every_step_of_every_ensemble_and_a_figure(finished, 
     assert figure.name == "evolution.png" and figure.exists()
 
 
-def test_images_are_grey_of_mean_0_and_of_both_classes(data_dir):
-    grey = geometry_evolution.read_grey(_config(data_dir))
+def test_images_are_gray_of_mean_0_and_of_both_classes(data_dir):
+    gray = geometry_evolution.read_gray(_config(data_dir))
     data = read_cifar10(data_dir)
     for split in ("train", "test"):
-        labels = getattr(grey, f"{split}_labels")
+        labels = getattr(gray, f"{split}_labels")
         assert labels.tolist() == 6 * [0] + 6 * [1]
-    assert abs(grey.train_images.mean()) < 1e-6 and abs(grey.train_images.std() - 1) < 1e-5
+    assert abs(gray.train_images.mean()) < 1e-6 and abs(gray.train_images.std() - 1) < 1e-5
     first = np.flatnonzero(np.isin(data.train_labels, ANIMALS))[0]
     expected = data.train_images[first].mean(-1)
-    found = grey.train_images[6, ..., 0]
+    found = gray.train_images[6, ..., 0]
     np.testing.assert_allclose(np.corrcoef(found.reshape(-1), expected.reshape(-1))[0, 1], 1)
 
 
 def test_geometries_are_compared_with_s_and_g_s_g(data_dir):
     config = _config(data_dir)
-    data = geometry_evolution.read_grey(config)
+    data = geometry_evolution.read_gray(config)
     flat = data.train_images.reshape(12, -1).astype(np.float64)
     one = geometry_evolution.list_ensembles(config)[1]
     at = geometry_evolution.choose_points(config, data)
@@ -124,4 +124,4 @@ def test_bad_fields_are_refused_by_name(data_dir, changes, message):
 
 def test_more_images_than_there_are_are_refused(data_dir):
     with pytest.raises(InputError, match=r"^num_per_class: must be at most 8, the test images"):
-        geometry_evolution.read_grey(_config(data_dir, num_per_class=9))
+        geometry_evolution.read_gray(_config(data_dir, num_per_class=9))

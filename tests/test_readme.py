@@ -91,11 +91,17 @@ PRINTED = {
     "docs/training.md": ["accuracies: ["],
     "docs/linearization.md": ["TrainMetrics(2 networks"],
     "docs/geometric_invariance.md": [
+        "z: ",
+        "Geometry of 8 networks over 5 epochs",
         "FitMetrics(2 networks",
         "medians: 0.0 1.8",
         "variance kept: ",
     ],
-    "docs/score_directions.md": ["SlicedDistance(", "share of the variance: 0.9"],
+    "docs/score_directions.md": [
+        "eigenvalues of the DiT that are not zero: 44",
+        "SlicedDistance(",
+        "share of the variance: 0.",
+    ],
     "docs/cifar.md": ["accuracy on poisoned and on clean images: ["],
     "docs/models.md": ["largest over smallest eigenvalue: 1."],
     "docs/extending.md": ["known: logreg, ", "stated symmetries: ('flip', 'transpose')"],
