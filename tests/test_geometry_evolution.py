@@ -10,8 +10,9 @@ import pytest
 
 from experiments import geometry_evolution
 from nad_jax import make_key, read_cifar10
-from nad_jax.ensemble import member_keys, named_key, split_member
+from nad_jax.ensemble import member_keys, named_key
 from nad_jax.errors import InputError
+from nad_jax.geometry import split_member
 from tests.cifar_files import BINARY, make_batches, write_folder
 from tests.test_configs import load_config, run
 

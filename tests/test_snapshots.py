@@ -162,7 +162,7 @@ def test_a_resumed_training_is_bit_for_bit_an_uninterrupted_one(tmp_path, stop_a
 
 def test_keys_and_short_floats_of_a_state_survive():
     state = {"key": make_key(3), "weights": jnp.arange(3, dtype=jnp.bfloat16), "step": jnp.int32(7)}
-    restored = chunks._restore(state, chunks._flatten(state))
+    restored = chunks.restore_tree(state, chunks.flatten_tree(state))
     assert jax.random.key_impl(restored["key"]) == jax.random.key_impl(state["key"])
     np.testing.assert_array_equal(
         jax.random.key_data(restored["key"]), jax.random.key_data(state["key"])
