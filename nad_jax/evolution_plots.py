@@ -30,16 +30,19 @@ def plot_evolution(curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -
         for number, (which, columns) in enumerate(curves.items()):
             epochs, values, sem = columns["epoch"], columns[name], columns[f"{name}_sem"]
             if name == "velocity":  # which the start has none of, and noise may bring below 0
-                epochs, values, sem = epochs[1:], np.maximum(values[1:], 1e-8), sem[1:]
+                epochs, values, sem = epochs[1:], np.maximum(values[1:], 1e-9), sem[1:]
             style = series(number)
             every = max(1, len(epochs) // 8)
             (handles[which],) = panel.plot(epochs, values, markevery=every, **style)
             low, high = values - np.nan_to_num(sem), values + np.nan_to_num(sem)
-            low = np.maximum(low, 1e-8) if name == "velocity" else low
+            low = np.maximum(low, 1e-9) if name == "velocity" else low
             panel.fill_between(epochs, low, high, color=style["color"], alpha=0.25, linewidth=0)
         panel.set_ylabel(label)
         if name == "velocity":
-            panel.set_yscale("log")
+            lowest = min(np.nanmin(columns[name][columns[name] > 0]) for columns in curves.values())
+            panel.set(yscale="log", ylim=(lowest / 3, None))
+        if name.startswith("cosine"):  # of few networks, errors may be larger than all cosines
+            panel.set_ylim(0, min(1.1, panel.get_ylim()[1]))
     *shown, last = figure.axes
     last.set_visible(False)
     for panel in shown[2:]:
