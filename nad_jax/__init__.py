@@ -77,6 +77,18 @@ from nad_jax.path_counts import (
 from nad_jax.points import Points, at_origin, gaussian, images
 from nad_jax.recipe import Recipe
 from nad_jax.records import load_nads, read_directions, save_nads
+from nad_jax.sads import SADs, estimate_sads
+from nad_jax.score_closed_forms import (
+    align,
+    alignment,
+    dit_geometry,
+    split_channels,
+    split_dense,
+    split_tokens,
+)
+from nad_jax.score_networks import ScoreNetwork
+from nad_jax.score_records import load_sads
+from nad_jax.score_table import SCORE_NETWORKS, create_score_network
 from nad_jax.snapshots import Snapshots
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.spectrum_metrics import radial_energy, spectrum_metrics, symmetry_energy
@@ -97,6 +109,7 @@ from nad_jax.weights import read_weights
 
 __all__ = [
     "ARCHITECTURES",
+    "SCORE_NETWORKS",
     "Blocks",
     "ConvLayer",
     "DenseLayer",
@@ -116,11 +129,16 @@ __all__ = [
     "PathCounts",
     "Points",
     "Recipe",
+    "SADs",
+    "ScoreNetwork",
     "Snapshots",
     "Task",
     "TrainMetrics",
+    "What a notebook offers: the public names, not the modules that they come from.",
     "__version__",
     "aliasing_bound",
+    "align",
+    "alignment",
     "at_origin",
     "basis_dct",
     "basis_dft",
@@ -137,15 +155,18 @@ __all__ = [
     "count_paths",
     "count_paths_of",
     "create_model",
+    "create_score_network",
     "critical_point",
     "dft_direction",
     "directional_energy",
+    "dit_geometry",
     "eigh_dense",
     "empirical_ntk",
     "energy_map",
     "equal_blocks",
     "estimate_leading_nads",
     "estimate_nads",
+    "estimate_sads",
     "flip",
     "from_functions",
     "from_linen",
@@ -158,6 +179,7 @@ __all__ = [
     "learnable",
     "linearize",
     "load_nads",
+    "load_sads",
     "make_key",
     "make_train",
     "make_train_images",
@@ -194,6 +216,9 @@ __all__ = [
     "set_coefficients",
     "singular_values",
     "spectrum_metrics",
+    "split_channels",
+    "split_dense",
+    "split_tokens",
     "starting_from",
     "state_blocks",
     "subspace_overlap",
@@ -207,8 +232,3 @@ __all__ = [
     "wide_eigenvalues",
     "with_two_logits",
 ]
-
-
-def __dir__() -> list[str]:
-    """What a notebook offers: the public names, not the modules that they come from."""
-    return __all__

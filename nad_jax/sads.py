@@ -108,8 +108,7 @@ class SADs(NamedTuple):
         bands = itertools.pairwise(self.band_edges.tolist())
         named = [f"{a}–{b - 1}" if b - a > 1 else f"{a}" for a, b in bands]
         overlaps = [
-            f"{name}: {overlap:.2f}"
-            for name, overlap in zip(named, self.band_overlap, strict=True)
+            f"{name}: {overlap:.2f}" for name, overlap in zip(named, self.band_overlap, strict=True)
         ]
         chosen = self.config
         how = f"read-out {chosen['readout']}, noise levels {chosen['levels']}"
@@ -133,7 +132,10 @@ def octaves(dimension: int) -> tuple[int, ...]:
       InputError: unless D is a positive integer.
     """
     dimension = check_integer("dimension", dimension, 1)
-    near = [0, *(2**power for power in range(dimension.bit_length()) if 2 ** (power + 1) <= dimension)]
+    near = [
+        0,
+        *(2**power for power in range(dimension.bit_length()) if 2 ** (power + 1) <= dimension),
+    ]
     return tuple(sorted({*near, *(dimension - edge for edge in near)}))
 
 

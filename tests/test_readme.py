@@ -90,6 +90,7 @@ PRINTED = {
     "docs/nads.md": ["preferred frequencies: [[", "bounds of the "],
     "docs/training.md": ["accuracies: ["],
     "docs/linearization.md": ["TrainMetrics(2 networks"],
+    "docs/score_directions.md": ["SADs of cnn, "],
     "docs/cifar.md": ["accuracy on poisoned and on clean images: ["],
     "docs/models.md": ["largest over smallest eigenvalue: 1."],
     "docs/extending.md": ["known: logreg, ", "stated symmetries: ('flip', 'transpose')"],

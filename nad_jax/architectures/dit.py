@@ -23,7 +23,6 @@ _LEVEL = ("level1", "level2")  # the layers of that embedding
 MODULATION = "modulation"  # the layers that read it
 
 
-
 def _normalize(x: jax.Array) -> jax.Array:
     return nn.LayerNorm(EPSILON, use_bias=False, use_scale=False)(x)
 

@@ -24,9 +24,7 @@ _TIME = 4  # the embedding of a noise level is so many times as wide as images
 def _convolve(convolution: Convolution, features: int, name: str, stride: int = 1) -> nn.Conv:
     """A 3×3 convolution; its padding is PyTorch's, which "SAME" is not at stride 2."""
     padding = ((1, 1), (1, 1))
-    return nn.Conv(
-        features, (3, 3), stride, padding, conv_general_dilated=convolution, name=name
-    )
+    return nn.Conv(features, (3, 3), stride, padding, conv_general_dilated=convolution, name=name)
 
 
 class _Residual(nn.Module):
