@@ -1,0 +1,249 @@
+"""Score anisotropy directions: rows against closed forms, their ensemble, and the record."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nad_jax
+from nad_jax import InputError, create_score_network, estimate_sads, score_geometry
+from nad_jax.sads import octaves
+from nad_jax.score_networks import ScoreNetwork
+
+SHORT = score_geometry.vp_signal(21)
+PRECISION = 1.0 / (1.0 - SHORT)
+DIT = {"width": 8, "depth": 1, "heads": 2, "patch": 2}
+
+
+def rows_of(network, count, x=None, **choices):
+    """Rows [N, R, D] of freshly drawn networks."""
+    field = score_geometry.output(network, signal=SHORT, **choices)
+    x = jnp.zeros(network.input_shape) if x is None else jnp.asarray(x, jnp.float32)
+
+    @jax.jit
+    def rows(key):
+        def one(key):
+            keys = jax.random.split(key)
+            return field(None, network.init(keys[0]), x, keys[1])
+
+        return jax.lax.map(one, jax.random.split(key, count), batch_size=min(count, 100))
+
+    return np.asarray(rows(nad_jax.make_key(5)), np.float64)
+
+
+def moment_of(rows):
+    flat = rows.reshape(-1, rows.shape[-1])
+    return flat.T @ flat / len(flat)
+
+
+def close(found, expected, tolerance=1e-5):
+    return abs(found - expected).max() <= tolerance * abs(expected).max()
+
+
+def agrees(samples, expected):
+    """Whether the mean of samples [N, …] is `expected` in standard errors."""
+    samples = samples.reshape(len(samples), -1)
+    error = samples.std(0, ddof=1) / np.sqrt(len(samples))
+    z = (samples.mean(0) - expected.ravel())[error > 0] / error[error > 0]
+    return abs(z).max() <= 4.5 and 0.7 <= np.mean(z**2) <= 1.3
+
+
+def test_the_schedule_is_the_product_of_linear_steps():
+    signal = score_geometry.vp_signal()
+    betas = [(0.1 + 19.9 * t / 999) / 1000 for t in range(1000)]
+    np.testing.assert_allclose(signal[[0, 1, 999]], [1 - betas[0], np.prod(1 - np.array(betas[:2])),
+                                                     np.prod(1 - np.array(betas))])  # fmt: skip
+
+
+@pytest.mark.parametrize("levels", ["importance", "integrated"])
+def test_the_dit_at_the_origin_has_its_closed_form(levels):
+    network = create_score_network("dit", (8, 8, 1), **DIT)
+    expected = nad_jax.dit_geometry((8, 8, 1), 2, 8, SHORT)
+    assert close(moment_of(rows_of(network, 1, levels=levels)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "split"),
+    [
+        ("mlp", (12,), {"width": 8}, nad_jax.split_dense),
+        ("cnn", (4, 5, 3), {"width": 4}, lambda g: nad_jax.split_channels(g, 3)),
+        (
+            "dit",
+            (8, 8, 1),
+            {**DIT, "zero_init": False},
+            lambda g: nad_jax.split_tokens(g, (8, 8, 1), 2),
+        ),
+    ],
+)
+def test_every_marginalized_network_is_of_the_family_of_its_last_layer(name, shape, options, split):
+    network = create_score_network(name, shape, **options)
+    x = np.random.default_rng(0).normal(size=shape)
+    found = split(moment_of(rows_of(network, 2, x, levels="integrated")))
+    assert found.residual < 1e-5
+    if name != "dit":  # weights of different outputs are independent
+        assert abs(found.parts[1]).max() < 1e-5 * abs(found.parts[0]).max()
+
+
+def test_marginalized_rows_are_those_of_hidden_units_of_an_mlp():
+    network = create_score_network("mlp", (12,), width=8)
+    x, t = jnp.ones(12), jnp.int32(300)
+    variables = network.init(nad_jax.make_key(0))
+    rows = jax.jit(lambda v: score_geometry.marginalized_rows(network, v, x, t))(variables)
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+    angles = 300.0 * 10_000.0 ** (-np.arange(16) / 16)
+    level = np.concatenate([np.cos(angles), np.sin(angles)]) @ weights["level"]["kernel"]
+    hidden = np.ones(12) @ weights["dense1"]["kernel"] + weights["dense1"]["bias"]
+    hidden = np.maximum(hidden + level + weights["level"]["bias"], 0.0)
+    hidden = hidden @ weights["dense2"]["kernel"] + weights["dense2"]["bias"]
+    alpha = (np.sum(np.maximum(hidden, 0.0) ** 2) + 1.0) / 24
+    assert close(moment_of(np.asarray(rows, np.float64)), alpha * np.eye(12))
+
+
+@pytest.mark.parametrize("levels", ["importance", "uniform"])
+def test_sampled_networks_agree_with_the_closed_form(levels):
+    network = create_score_network("dit", (8, 8, 1), **DIT)
+    rows = rows_of(network, 3000, readout="sampled", levels=levels)[:, 0]
+    products = rows[:, :, None] * rows[:, None, :]
+    places = np.triu_indices(64)
+    expected = nad_jax.dit_geometry((8, 8, 1), 2, 8, SHORT)
+    assert agrees(products[:, *places], expected[places])
+    assert not agrees(products[:, *places], 1.1 * expected[places])
+
+
+def test_sampled_networks_agree_with_marginalized_ones():
+    network = create_score_network("cnn", (4, 4, 1), width=4)
+    sampled = rows_of(network, 3000, readout="sampled", levels="uniform")[:, 0]
+    marginalized = rows_of(network, 3000)
+    places = np.triu_indices(16)
+    products = (sampled[:, :, None] * sampled[:, None])[:, *places]
+    means = np.einsum("nri,nrj->nij", marginalized, marginalized) / marginalized.shape[1]
+    assert agrees(products - means[:, *places], np.zeros(len(places[0])))
+
+
+def test_noise_is_that_of_the_level_that_the_network_sees():
+    # F = −w x_t / √(1 − ᾱ_t) with E[w²] = 1: E[F Fᵀ] is a mean of known second moments over t.
+    linear = ScoreNetwork(
+        lambda key: {"w": jax.random.normal(key, ())},
+        lambda variables, x, t: variables["w"] * x * jnp.where(t < 10, 1.0, 2.0)[:, None],
+        (3,),
+        lambda variables: {"w": 1.0},
+    )
+    x = np.array([1.0, -2.0, 0.5])
+    gains = np.where(np.arange(21) < 10, 1.0, 4.0) * PRECISION
+    kept = np.mean(gains * SHORT), np.mean(gains * (1 - SHORT))
+    expected = kept[0] * np.outer(x, x) + kept[1] * np.eye(3)
+    for levels in ("importance", "uniform"):
+        rows = rows_of(linear, 20_000, x, levels=levels, noised=True)[:, 0]
+        assert agrees((rows[:, :, None] * rows[:, None])[:, *np.triu_indices(3)],
+                      expected[np.triu_indices(3)])  # fmt: skip
+
+
+def test_importance_has_a_fraction_of_the_error_of_uniform_levels():
+    # Of one network the factor alone has a relative variance of Σp²/(Σp)²·T − 1, p = 1/(1 − ᾱ).
+    network = create_score_network("dit", (8, 8, 1), **DIT)
+    spread = []
+    for levels in ("importance", "uniform"):
+        energies = (rows_of(network, 2000, levels=levels) ** 2).mean((1, 2))
+        spread.append(energies.std() / energies.mean())
+    assert spread[0] < 1e-6
+    expected = np.sqrt(np.mean(PRECISION**2) / np.mean(PRECISION) ** 2 - 1)
+    np.testing.assert_allclose(spread[1], expected, rtol=0.1)
+
+
+def test_bands_double_from_both_ends():
+    assert octaves(16) == (0, 1, 2, 4, 8, 12, 14, 15, 16)
+    assert octaves(1) == (0, 1)
+    assert octaves(3) == (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def sads():
+    network = create_score_network("mlp", (6,), width=4)
+    return estimate_sads(network, 200, signal=SHORT, bands=(0, 2, 6), readout="sampled")
+
+
+def test_directions_ascend_and_their_matrix_is_the_geometry(sads):
+    assert (np.diff(sads.eigenvalues) >= 0).all() and sads.config["order"] == "ascending"
+    residual = sads.matrix @ sads.directions.T - sads.directions.T * sads.eigenvalues
+    assert abs(residual).max() < 1e-5 * sads.eigenvalues[-1]
+    assert sads.band(0).shape == (2, 6) and sads.band(1).shape == (4, 6)
+    assert sads.num_zero == 0 and sads.degeneracies == ()
+    np.testing.assert_allclose(sads.band_shares, [2 / 6, 4 / 6])
+
+
+def test_the_record_is_what_its_networks_give(sads):
+    network = create_score_network("mlp", (6,), width=4)
+    same = estimate_sads(
+        network, 200, signal=SHORT, readout="sampled", chunk_size=8, mapping="vectorized"
+    )
+    np.testing.assert_allclose(same.matrix, sads.matrix, atol=1e-5 * sads.eigenvalues[-1])
+
+
+def test_a_record_is_read_as_it_was_written(sads, tmp_path):
+    sads = sads._replace(degeneracies=("one", "two"))
+    sads.save(tmp_path / "sads.npz")
+    read = nad_jax.load_sads(tmp_path / "sads.npz")
+    for name in sads._fields:
+        np.testing.assert_array_equal(getattr(read, name), getattr(sads, name))
+    sads._replace(eigenvalues=sads.eigenvalues[::-1]).save(tmp_path / "other.npz")
+    with pytest.raises(InputError, match="eigenvalues must ascend"):
+        nad_jax.load_sads(tmp_path / "other.npz")
+
+
+def test_a_record_prints_bands_and_has_a_row_for_each_direction(sads, tmp_path):
+    lines = repr(sads).splitlines()
+    assert lines[0] == "SADs of mlp, 200 networks: read-out sampled, noise levels importance"
+    assert "0–1: " in lines[2] and "2–5: " in lines[2]
+    rows = sads.to_rows()
+    assert [row["band"] for row in rows] == [0, 0, 1, 1, 1, 1]
+    sads.to_csv(tmp_path / "sads.csv")
+    assert (tmp_path / "sads.csv").read_text().count("\n") == 7
+
+
+def test_bands_of_two_equal_halves_are_determined_and_degeneracies_are_said():
+    network = create_score_network("dit", (8, 8, 1), **DIT)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sads = estimate_sads(network, 4, signal=SHORT)
+    np.testing.assert_allclose(sads.band_overlap, 1.0, atol=1e-4)
+    said = [str(one.message) for one in caught if one.category is UserWarning]
+    assert [sentence.split(": ", 1)[1] for sentence in said] == list(sads.degeneracies)
+    zeros, weights, level = sads.degeneracies
+    assert zeros.startswith(f"{sads.num_zero} of 64 eigenvalues are zero") and sads.num_zero > 0
+    assert "of the weights that are drawn influence the output" in weights
+    assert level.startswith("the output does not depend on the noise level")
+    assert repr(sads).count("beware: ") == 3
+
+
+def test_a_u_net_is_not_degenerate_at_the_origin():
+    options = {"width": 4, "levels": 2, "groups": 4, "heads": 2}
+    network = create_score_network("unet", (4, 4, 1), **options)
+    assert estimate_sads(network, 40, signal=SHORT).degeneracies == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "choices", "message"),
+    [
+        ({"zero_head": True}, {}, "network: its last layer starts at zero"),
+        ({"zero_head": True}, {"readout": "sampled"}, "network: its score is zero at the probe"),
+        ({}, {"readout": "both"}, "readout: unknown value 'both'"),
+        ({}, {"levels": "all"}, "levels: unknown value 'all'"),
+        ({}, {"noised": 1}, "noised: "),
+        ({}, {"signal": [0.5, 1.0]}, "signal: must be numbers"),
+        ({}, {"bands": (0, 10)}, "bands: must be integers from 0 to D = 64"),
+        ({}, {"bands": (0, 9, 9, 64)}, "bands: must ascend"),
+        ({}, {"probe": np.zeros((2, 3))}, "points: must be of shape"),
+    ],
+)
+def test_bad_choices_are_refused(options, choices, message):
+    network = create_score_network("dit", (8, 8, 1), **DIT, **options)
+    with pytest.raises(InputError, match=message):
+        estimate_sads(network, 4, **choices)
+
+
+def test_a_last_layer_that_is_not_said_cannot_be_integrated_out():
+    network = create_score_network("mlp", (6,), width=4)._replace(last_layer=None)
+    with pytest.raises(InputError, match="readout: 'marginalized' needs the variances"):
+        estimate_sads(network, 4)
