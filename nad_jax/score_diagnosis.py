@@ -81,7 +81,7 @@ def _look(
 
         found = jax.lax.map(outputs, jnp.arange(_OTHER_LEVELS, len(leaves)))
         drawn = jnp.stack([jnp.sum(a != b) for a, b in leaves])
-        changes = jnp.abs(found - found[_USUAL]).max(range(1, found.ndim))
+        changes = jnp.abs(found - found[_USUAL][None]).max(range(1, found.ndim))
         return changes, drawn, jnp.abs(found[_USUAL]).max()
 
     changes, drawn, largest = map(np.asarray, look(key))

@@ -42,12 +42,26 @@ def close(found, expected, tolerance=1e-5):
     return abs(found - expected).max() <= tolerance * abs(expected).max()
 
 
-def agrees(samples, expected):
-    """Whether the mean of samples [N, …] is `expected` in standard errors."""
-    samples = samples.reshape(len(samples), -1)
-    error = samples.std(0, ddof=1) / np.sqrt(len(samples))
-    z = (samples.mean(0) - expected.ravel())[error > 0] / error[error > 0]
+def entries(rows, geometry):
+    """The second moments [N, E] of networks in the units of a geometry, whose own is the identity."""
+    values, vectors = np.linalg.eigh(geometry)
+    kept = values > 1e-5 * values[-1]
+    rows = rows @ (vectors[:, kept] / np.sqrt(values[kept]))
+    products = np.einsum("nri,nrj->nij", rows, rows) / rows.shape[1]
+    return products[:, *np.triu_indices(kept.sum())]
+
+
+def agrees(samples, expected=0.0):
+    """Whether the mean of samples [N, E] is `expected` in standard errors."""
+    error = samples.std(0) / np.sqrt(len(samples))
+    z = (samples.mean(0) - expected) / error  # entries in these units are all but uncorrelated
     return abs(z).max() <= 4.5 and 0.7 <= np.mean(z**2) <= 1.3
+
+
+def identity(samples):
+    """The entries of the identity matrix."""
+    size = int(np.sqrt(2 * samples.shape[1]))
+    return np.eye(size)[np.triu_indices(size)]
 
 
 def test_the_schedule_is_the_product_of_linear_steps():
@@ -83,7 +97,7 @@ def test_every_marginalized_network_is_of_the_family_of_its_last_layer(name, sha
     found = split(moment_of(rows_of(network, 2, x, levels="integrated")))
     assert found.residual < 1e-5
     if name != "dit":  # weights of different outputs are independent
-        assert abs(found.parts[1]).max() < 1e-5 * abs(found.parts[0]).max()
+        assert np.abs(found.parts[1]).max() < 1e-5 * np.abs(found.parts[0]).max()
 
 
 def test_marginalized_rows_are_those_of_hidden_units_of_an_mlp():
@@ -103,23 +117,22 @@ def test_marginalized_rows_are_those_of_hidden_units_of_an_mlp():
 
 @pytest.mark.parametrize("levels", ["importance", "uniform"])
 def test_sampled_networks_agree_with_the_closed_form(levels):
-    network = create_score_network("dit", (8, 8, 1), **DIT)
-    rows = rows_of(network, 3000, readout="sampled", levels=levels)[:, 0]
-    products = rows[:, :, None] * rows[:, None, :]
-    places = np.triu_indices(64)
-    expected = nad_jax.dit_geometry((8, 8, 1), 2, 8, SHORT)
-    assert agrees(products[:, *places], expected[places])
-    assert not agrees(products[:, *places], 1.1 * expected[places])
+    network = create_score_network("dit", (8, 8, 1), **{**DIT, "patch": 4})
+    expected = nad_jax.dit_geometry((8, 8, 1), 4, 8, SHORT)
+    rows = rows_of(network, 10_000, readout="sampled", levels=levels)
+    found = entries(rows, expected)
+    assert agrees(found, identity(found))
+    assert not agrees(1.2 * found, identity(found))
 
 
 def test_sampled_networks_agree_with_marginalized_ones():
     network = create_score_network("cnn", (4, 4, 1), width=4)
-    sampled = rows_of(network, 3000, readout="sampled", levels="uniform")[:, 0]
-    marginalized = rows_of(network, 3000)
-    places = np.triu_indices(16)
-    products = (sampled[:, :, None] * sampled[:, None])[:, *places]
-    means = np.einsum("nri,nrj->nij", marginalized, marginalized) / marginalized.shape[1]
-    assert agrees(products - means[:, *places], np.zeros(len(places[0])))
+    sampled = rows_of(network, 5_000, readout="sampled")
+    marginalized = rows_of(network, 5_000)
+    expected = moment_of(marginalized)
+    means = entries(marginalized, expected)
+    assert agrees(entries(sampled, expected) - means)
+    assert not agrees(entries(1.1 * sampled, expected) - means)
 
 
 def test_noise_is_that_of_the_level_that_the_network_sees():
@@ -127,17 +140,17 @@ def test_noise_is_that_of_the_level_that_the_network_sees():
     linear = ScoreNetwork(
         lambda key: {"w": jax.random.normal(key, ())},
         lambda variables, x, t: variables["w"] * x * jnp.where(t < 10, 1.0, 2.0)[:, None],
-        (3,),
+        (12,),
         lambda variables: {"w": 1.0},
     )
-    x = np.array([1.0, -2.0, 0.5])
+    x = np.random.default_rng(0).normal(size=12)
     gains = np.where(np.arange(21) < 10, 1.0, 4.0) * PRECISION
     kept = np.mean(gains * SHORT), np.mean(gains * (1 - SHORT))
-    expected = kept[0] * np.outer(x, x) + kept[1] * np.eye(3)
+    expected = kept[0] * np.outer(x, x) + kept[1] * np.eye(12)
     for levels in ("importance", "uniform"):
-        rows = rows_of(linear, 20_000, x, levels=levels, noised=True)[:, 0]
-        assert agrees((rows[:, :, None] * rows[:, None])[:, *np.triu_indices(3)],
-                      expected[np.triu_indices(3)])  # fmt: skip
+        found = entries(rows_of(linear, 20_000, x, levels=levels, noised=True), expected)
+        assert agrees(found, identity(found))
+        assert not agrees(1.2 * found, identity(found))
 
 
 def test_importance_has_a_fraction_of_the_error_of_uniform_levels():

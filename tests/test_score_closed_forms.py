@@ -14,9 +14,7 @@ def moment(size):
     return half @ half.T
 
 
-@pytest.mark.parametrize(
-    ("patch", "tokens", "rank", "zero"), [(2, 64, 11, 212), (4, 16, 7, 144)]
-)
+@pytest.mark.parametrize(("patch", "tokens", "rank", "zero"), [(2, 64, 11, 212), (4, 16, 7, 144)])
 def test_most_eigenvalues_of_the_dit_at_the_origin_are_zero(patch, tokens, rank, zero):
     geometry = nad_jax.dit_geometry((16, 16, 1), patch)
     values = np.linalg.eigvalsh(geometry)
