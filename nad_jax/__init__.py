@@ -134,7 +134,6 @@ __all__ = [
     "Snapshots",
     "Task",
     "TrainMetrics",
-    "What a notebook offers: the public names, not the modules that they come from.",
     "__version__",
     "aliasing_bound",
     "align",
@@ -232,3 +231,8 @@ __all__ = [
     "wide_eigenvalues",
     "with_two_logits",
 ]
+
+
+def __dir__() -> list[str]:
+    """What a notebook offers: the public names, not the modules that they come from."""
+    return __all__
