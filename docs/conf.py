@@ -52,6 +52,7 @@ nitpick_ignore_regex = [("py:.*", r"(?s)(?!nad_jax\.).*")]
 # What has no docstring of its own.
 VALUES = {
     "ARCHITECTURES": "The built-in architectures, by the names that `create_model` takes.",
+    "SCORE_NETWORKS": "The built-in score networks, by the names that `create_score_network` takes.",
     "__version__": "The version of the package.",
 }
 

@@ -92,7 +92,14 @@ from nad_jax.removal import (
     sample_importance,
 )
 from nad_jax.sads import SADs, estimate_sads
-from nad_jax.score_closed_forms import align, alignment, dit_geometry
+from nad_jax.score_closed_forms import (
+    align,
+    alignment,
+    dit_geometry,
+    split_channels,
+    split_dense,
+    split_tokens,
+)
 from nad_jax.score_networks import ScoreNetwork, as_model, pack
 from nad_jax.score_records import load_sads, save_sads
 from nad_jax.score_table import SCORE_NETWORKS, create_score_network
@@ -262,6 +269,9 @@ __all__ = [
     "singular_values",
     "sliced_wasserstein",
     "spectrum_metrics",
+    "split_channels",
+    "split_dense",
+    "split_tokens",
     "starting_from",
     "state_blocks",
     "subspace_overlap",

@@ -43,8 +43,8 @@ def explain_degenerate(
         )
     if share < _FEW:
         sentences.append(
-            f"{1 - share:.0%} of the weights that are drawn do not influence the output at this "
-            "probe: blocks that start as the identity (zero_init), or layers that only meet zeros"
+            f"only {share:.2g} of the weights that are drawn influence the output at this probe: "
+            "blocks start as the identity (zero_init), or layers meet zeros alone"
         )
     if not varies:
         sentences.append(
