@@ -105,8 +105,7 @@ class Task(NamedTuple):
     sizes: (num_train, num_test); None: those of the recipe.
     trusted: whether it need not be tested before the training (see `task_contract`).
     shared: whether the data are the same for all seeds.
-    fresh: whether samples are drawn anew in every epoch; `sample` then takes its number, too, as a
-      fifth argument: 1 … num_epochs, and 0 where a network is evaluated.
+    fresh: whether samples differ between epochs: `sample` also takes that, 1, 2, …; 0: evaluation.
     mapping: of networks, where it is left open; see `Execution`.
     recipe, learning_rate: the defaults.
     probe(outputs) -> [B]: a number of the outputs, whose gradient in the inputs, averaged over the
@@ -148,11 +147,9 @@ class Task(NamedTuple):
         check_recipe(recipe)
         return recipe
 
-    def draw(
-        self, data: Any, split: str, indices: jax.Array, arrays: Arrays, epoch: Any = 0
-    ) -> tuple[jax.Array, Any]:
-        """The samples of numbers `indices` [B] as an epoch sees them; 0: as evaluations do."""
-        return self.sample(data, split, indices, arrays, *((epoch,) if self.fresh else ()))
+    def draw(self, *given: Any, epoch: Any = 0) -> tuple[jax.Array, Any]:
+        """What `sample` makes of its arguments in an epoch; 0: in evaluations."""
+        return self.sample(*given, *((epoch,) if self.fresh else ()))
 
 
 REQUIRED = "required"  # in place of a default
@@ -348,7 +345,7 @@ def _make_step(model: Model, recipe: Recipe, task: Task, join: Callable[..., Any
     ) -> tuple[FitState, jax.Array]:
         number, optimizer = state.step + 1, recipe.make_optimizer(member.learning_rate)
         epoch = state.step // recipe.steps_per_epoch + 1
-        x, targets = task.draw(data, "train", indices, member.arrays, epoch)
+        x, targets = task.draw(data, "train", indices, member.arrays, epoch=epoch)
         x, key = x.reshape(-1, *model.image_shape), jax.random.fold_in(dropout_key, number)
 
         def loss(trained: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:

@@ -59,7 +59,7 @@ def _samples(task, recipe=SMALL, seed=0, split="train", count=100, epoch=1, **ar
     members, _ = make_members(model, task, arrays, 1e-4, seed)
     data = task.data(model, task.resolve_recipe(recipe), seed)
     one = {name: array[0] for name, array in members.arrays.items()}
-    packed, noise = task.draw(data, split, jnp.arange(count), one, epoch)
+    packed, noise = task.draw(data, split, jnp.arange(count), one, epoch=epoch)
     x, t = np.asarray(packed[:, :-1], np.float64), np.asarray(packed[:, -1]).astype(int)
     return x, t, np.asarray(noise, np.float64)
 
