@@ -311,7 +311,7 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
         said |= {**results.provenance(origin, "this"), "seconds": seconds.get(member.name, "")}
         print(f"{one.architecture}, {one.labels} labels\n{found!r}")
         steps = [{**said, **row} for row in found.to_rows()]
-        steps[-1]["test_accuracy"] = float(found.test_accuracy.mean())
+        steps[-1]["test_accuracy"] = float(found.test_accuracy[found.diverged_at < 0].mean())
         rows += steps
     if not rows:
         raise RunAgain(f"{folder.workdir}: no ensemble is stored yet")

@@ -199,6 +199,8 @@ def geometry_evolution(
     members, seeds = make_members(model, task, arrays, rate, seed)
     if len(seeds) < 2:
         raise InputError(f"seed: must be of at least two networks, got {len(seeds)}")
+    if len(np.unique(seeds)) < len(seeds):  # pairs of networks must be independent
+        raise InputError(f"seed: must be another one for each network, got {seeds.tolist()}")
 
     @lru_cache(maxsize=1)
     def place(group: int) -> Any:

@@ -129,10 +129,11 @@ def _integrate(
     """Both means of so many pairs, [2, B]."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(120)
     weights = weights / math.sqrt(2 * math.pi)
-    scale = np.sqrt(first)
-    rest = np.sqrt(np.maximum(second - both**2 / first, 0))
+    safe = np.where(first > 0, first, 1.0)  # of an input of 0, u is 0 and both is 0
+    scale = np.sqrt(safe)
+    rest = np.sqrt(np.maximum(second - both**2 / safe, 0))
     # u = scale·a and u' = (both/scale)·a + rest·b, a and b independent.
-    u = np.outer(scale, nodes)
+    u = np.outer(np.sqrt(first), nodes)
     v = np.outer(both / scale, nodes)[..., None] + rest[:, None, None] * nodes
     evaluate = ACTIVATIONS[activation]
     of_u = [part.reshape(u.shape) for part in evaluate(u.reshape(-1))]
@@ -176,21 +177,26 @@ def wide_geometry_velocity(
         raise InputError("points: must not be 0")
 
     def derive(along_length: float, along_product: float) -> np.ndarray:
-        """Derivatives of (K, Θ) in x·x or x·x', [2, P, N]: by a difference that errs by 1e-8."""
-        step = _STEP * np.sqrt(lengths * np.maximum(others, lengths))
-        ends = [
+        """Derivatives of (K, Θ) in x·x or x·x', [2, P, N]. Differences of second order point inwards:
+        a longer x, a smaller product, of which there always are inputs.
+        """
+        step = _STEP * (along_length * lengths + along_product * np.sqrt(lengths * others))
+        step = np.where(step > 0, step, _STEP) * (
+            1 if along_length else np.where(products > 0, -1, 1)
+        )
+        at = [
             np.stack(
                 _propagate(
                     network,
                     points.shape[1],
-                    lengths + sign * along_length * step,
-                    products + sign * along_product * step,
+                    lengths + count * along_length * step,
+                    products + count * along_product * step,
                     others,
                 )
             )
-            for sign in (1, -1)
+            for count in (0, 1, 2)
         ]
-        return (ends[0] - ends[1]) / (2 * step)
+        return (4 * at[1] - 3 * at[0] - at[2]) / (2 * step)
 
     in_length, in_product = derive(1.0, 0.0), derive(0.0, 1.0)
     # ∂(z·z) = 2z and ∂(z·x) = x.

@@ -102,6 +102,28 @@ def test_points_at_which_kernels_are_equal_are_no_exception():
     np.testing.assert_allclose(found, near, rtol=0.01)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.003, 0.01, 1.0])
+def test_near_a_training_point_it_is_the_difference_of_kernels_in_the_point(offset):
+    x = X[:1]
+    across = np.roll(x, 1) - x * (np.roll(x, 1) @ x.T) / (x @ x.T)
+    z = x + offset * across
+    found = wide_geometry_velocity("tanh", (8, 8), z, x)
+    step, slopes = 1e-3, []
+    for direction in np.eye(D):
+        ends = [wide_kernels("tanh", (8, 8), z + sign * step * direction, x) for sign in (1, -1)]
+        pairs = zip(*ends, strict=True)
+        slopes.append([(after[0, 0] - before[0, 0]) / (2 * step) for after, before in pairs])
+    covariance, tangent = np.transpose(slopes)
+    exact = -(np.outer(tangent, covariance) + np.outer(covariance, tangent))
+    np.testing.assert_allclose(found, exact, atol=1e-4 * np.abs(exact).max())
+
+
+def test_inputs_of_zero_have_kernels_of_zero():
+    zero = np.zeros((1, D))
+    assert (wide_kernels("tanh", (8, 8), zero, X).covariance == 0).all()
+    assert np.isfinite(wide_geometry_velocity("tanh", (8, 8), X, zero)).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
