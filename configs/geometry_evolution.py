@@ -9,7 +9,7 @@ The argument after the colon is a recipe:
           ResNet18_w16 without normalization, 3 networks and 20 steps; 108 min on a 2-core CPU (AMD
           EPYC) beside other programs
     gpu   the published protocol: 10,000 images a class, 25 networks and 100 steps of each; not
-          measured
+          measured: the full batch of a chunk must fit into memory (--config.mapping=sequential)
 """
 
 from ml_collections import ConfigDict

@@ -176,11 +176,12 @@ def geometry_evolution(
       references: matrices [D, D] by name that the geometry is compared with: the second moment S of
         the data, G S G.
       points: [P, *input_shape] or [P, D], where gradients are taken, the same of all networks.
-      seed: one for each network [N], N ≥ 2.
+      seed: another one for each network [N], N ≥ 2.
       logit: whose gradients.
       progress: called with the number of networks done, a fraction as they advance together.
 
-    All networks are held at once, each with 8·D² bytes.
+    All networks are held at once, each with some 16·D² bytes; chunks are not fitted to memory, in
+    which a chunk of networks with their batches must have room.
 
     Source: GIH.
 
