@@ -23,6 +23,7 @@ from experiments.networks import read_model
 from experiments.run import costs
 from experiments.run.config import (
     Fields,
+    check_aligned,
     check_all,
     check_each,
     check_integers,
@@ -81,13 +82,7 @@ def validate(config: ConfigDict) -> None:
     """Raises one `InputError` with a line per problem."""
     FIELDS.check_known(config)
     check_sweeps(config, ("architectures", "labels"))
-    count = len(config.architectures)
-    for field in EACH:
-        if not isinstance(config[field], tuple | list) or len(config[field]) != count:
-            raise InputError(
-                f"{field}: must be a tuple of one value for each of the {count} architectures, got "
-                f"{config[field]!r}"
-            )
+    check_aligned(config, "architectures", EACH)
 
     def check_least(field: str, least: int) -> None:
         for value in config[field]:
@@ -166,7 +161,7 @@ def _relabel(config: ConfigDict, data: ImageData, labels: str) -> ImageData:
     """The images with their own labels, or the same labels in a random order."""
     if labels == "true":
         return data
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng((config.seed, 1))  # another stream than that of the points
     return data._replace(train_labels=rng.permutation(data.train_labels))
 
 

@@ -28,6 +28,7 @@ from experiments.networks import read_model
 from experiments.run import runner
 from experiments.run.config import (
     Fields,
+    check_aligned,
     check_all,
     check_each,
     check_integers,
@@ -101,19 +102,6 @@ def make_cases(config: ConfigDict) -> list[Case]:
     return found
 
 
-def _check_lengths(config: ConfigDict) -> None:
-    """Raises `InputError` unless there is a value for each architecture."""
-    if not isinstance(config.architectures, tuple | list):
-        return  # which is said of it already
-    count = len(config.architectures)
-    for field in EACH:
-        if not isinstance(config[field], tuple | list) or len(config[field]) != count:
-            raise InputError(
-                f"{field}: must be a tuple of one value for each of the {count} architectures, got "
-                f"{config[field]!r}"
-            )
-
-
 def _check_num_networks(config: ConfigDict, field: str, num_networks: int) -> None:
     """Raises `InputError` unless they are whole units, each of two halves."""
     unit_size = check_integer("unit_size", config.unit_size, 2)
@@ -141,7 +129,7 @@ def validate(config: ConfigDict) -> None:
     check_all(
         lambda: check_sweeps(config, ("architectures", "seeds", "derivatives", "points")),
         lambda: check_image_shape(config.image_shape),
-        lambda: _check_lengths(config),
+        lambda: check_aligned(config, "architectures", EACH),
     )
     check_all(lambda: sources.validate(_read_grid(config)))
     size = len(sources.make_directions(_read_grid(config)).rows)

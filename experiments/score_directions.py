@@ -35,6 +35,7 @@ from experiments.run.costs import Setup, fastest
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Member, Study
 from nad_jax.diffusion import Sampler, Schedule, make_sampler, plan_steps, sampled_variance
+from nad_jax.directions import check_orthonormal
 from nad_jax.distance_plots import plot_distances
 from nad_jax.ensemble import make_key, named_key
 from nad_jax.errors import InputError, check_choice, check_input_shape, check_integer, check_number
@@ -142,6 +143,15 @@ def make_rotation(directions: np.ndarray, images: np.ndarray, alignment: str) ->
     """
     if alignment == "none":
         return np.eye(images.shape[1])
+    if len(directions) != images.shape[1]:
+        raise InputError(
+            f"directions: must be all {images.shape[1]} where images are rotated, got "
+            f"{len(directions)}"
+        )
+    try:
+        check_orthonormal(directions)
+    except InputError as error:
+        raise InputError(f"directions: {error}") from error
     _, found = np.linalg.eigh(images.T @ images)  # ascending
     found = found[:, ::-1] if alignment == "min" else found
     return directions.T.astype(np.float64) @ found.T

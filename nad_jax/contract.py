@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.errors import InputError, first_line, real_array
+from nad_jax.errors import InputError, check_integer, first_line, real_array
 
 
 @contextlib.contextmanager
@@ -118,6 +118,15 @@ def check_inputs(name: str, model: Any, x: Any) -> jax.Array:
     x, size = real_array(name, x), math.prod(model.input_shape)
     flat = x.reshape(len(x), -1) if x.ndim > 1 else x
     return jnp.asarray(real_array(name, flat, f"[N, {size}]")).reshape(-1, *model.input_shape)
+
+
+def choose_logit(model: Any, logit: int | None) -> int:
+    """Which of the outputs of a model; raises `InputError` where there are several and None is
+    given, and for one that there is not.
+    """
+    if logit is None and model.num_logits != 1:
+        raise InputError(f"logit: the model has {model.num_logits} logits; choose one")
+    return 0 if logit is None else check_integer("logit", logit, 0, model.num_logits - 1)
 
 
 def check_training(model: Any, batch_size: int, num_classes: int | None = None) -> None:

@@ -30,6 +30,7 @@ from nad_jax.errors import (
 )
 from nad_jax.errors import problems as list_problems
 from nad_jax.score_networks import ScoreNetwork
+from nad_jax.spectral import check_moment
 
 
 class Schedule(NamedTuple):
@@ -244,12 +245,7 @@ def gaussian_network(
 
 def _eigh_covariance(covariance: Any) -> tuple[np.ndarray, np.ndarray]:
     """The variances [D] of a covariance [D, D] and their directions as columns [D, D]."""
-    matrix = host_array("covariance", covariance, "[D, D]")
-    if matrix.shape[0] != matrix.shape[1] or not np.allclose(matrix, matrix.T):
-        raise InputError(f"covariance: must be symmetric, [D, D], got shape {matrix.shape}")
-    variances, basis = np.linalg.eigh(matrix)
-    if variances[0] < -1e-6 * max(variances[-1], 0.0):
-        raise InputError(f"covariance: must have no negative eigenvalue, got {variances[0]:.4g}")
+    variances, basis = np.linalg.eigh(check_moment("covariance", covariance))
     return np.maximum(variances, 0.0), basis
 
 

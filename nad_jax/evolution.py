@@ -22,13 +22,21 @@ from nad_jax.chunks import (
     Cohort,
     Progress,
     choose_chunks,
+    choose_mapping,
     flatten_tree,
     make_chunk,
     restore_tree,
 )
 from nad_jax.contract import check_inputs
 from nad_jax.ensemble import Execution
-from nad_jax.errors import InputError, check_function, check_integer, check_record, host_array
+from nad_jax.errors import (
+    InputError,
+    check_function,
+    check_integer,
+    check_record,
+    host_array,
+    unknown,
+)
 from nad_jax.fitting import Members, Stages, Task, make_evaluate, make_fit
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import Recipe
@@ -69,7 +77,13 @@ class Evolution(NamedTuple):
     def cosine(self, name: str) -> Estimate:
         """The cosine of the geometry with a matrix, tr(G M)/(‖G‖ ‖M‖), and its standard error by the
         jackknife over networks: [E + 1] each. It needs two networks, and its error three.
+
+        Raises:
+          InputError: for a name that no matrix has.
         """
+
+        if name not in self.alignments:
+            raise unknown("name", name, self.alignments)
 
         def cosine(kept: np.ndarray) -> np.ndarray:
             return self.alignments[name][:, kept].mean(1) / _length(self.products, kept)
@@ -155,7 +169,7 @@ def geometry_evolution(
     task: Task,
     references: Mapping[str, Any],
     points: Any,
-    seed: Any = 0,
+    seed: Any,
     learning_rate: Any = None,
     recipe: Recipe | None = None,
     *,
@@ -195,7 +209,7 @@ def geometry_evolution(
     recipe, points = task.resolve_recipe(recipe), check_inputs("points", model, points)
     references = _check_references(references, points[0].size)
     execution = Execution(task.mapping if mapping == "auto" else mapping, chunk_size, num_devices)
-    execution = choose_chunks(execution)
+    execution = choose_chunks(choose_mapping(model, recipe.batch_size, execution))
     rate = recipe.choose_learning_rate(learning_rate, task.learning_rate)
     members, seeds = make_members(model, task, arrays, rate, seed)
     if len(seeds) < 2:
@@ -254,10 +268,12 @@ def _make_look(
             rows = jax.grad(value)(points).reshape(len(points), -1)
             geometry = rows.T @ rows / len(points)
         accuracy, _, _ = evaluate(variables, data, member)
+        # Whatever the precision of the network is: what a snapshot holds has one form.
+        geometry, accuracy = (one.astype(jnp.float32) for one in (geometry, accuracy))
         pairs = list(zip(weights_of(variables), weights_of(start), strict=True))
         moved = sum(jnp.sum(jnp.abs(now - then) ** 2) for now, then in pairs)
         size = sum(jnp.sum(jnp.abs(then) ** 2) for _, then in pairs)
-        return _Look(geometry, accuracy, jnp.sqrt(moved / size))
+        return _Look(geometry, accuracy, jnp.sqrt(moved / size).astype(jnp.float32))
 
     def look(data: Any, variables: Any, start: Any, members: Members) -> _Look:
         one = partial(look_at, data=data)
@@ -320,15 +336,15 @@ class _Ensemble(NamedTuple):
 
     def _add(self, held: _Held | None, states: list[Any], look: _Look) -> _Held:
         """What is held after one more epoch."""
-        flat = look.geometry.reshape(len(look.geometry), -1)
+        # In double precision: of a slow geometry 1 − cos is the rest of nearly equal products.
+        flat = look.geometry.reshape(len(look.geometry), -1).astype(np.float64)
         new = {
             f"alignment:{name}": flat @ matrix.reshape(-1)
             for name, matrix in self.references.items()
         }
         new |= {"products": flat @ flat.T, "accuracy": look.accuracy, "distance": look.distance}
         if held is not None:
-            before = held.geometry.reshape(flat.shape)
-            new["steps"] = before @ flat.T
+            new["steps"] = held.geometry.reshape(flat.shape).astype(np.float64) @ flat.T
         series = {} if held is None else held.series
         empty = np.zeros((0, len(flat), len(flat)), flat.dtype)
         series = {"steps": empty, **series}
@@ -346,10 +362,10 @@ class _Ensemble(NamedTuple):
         if (kept := snapshots.load()) is None:
             return None, 0
         states = [self.chunk.start(cohort.padded(self.size)[0]) for cohort in self.cohorts]
-        names = ["steps", *(f"alignment:{name}" for name in self.references)]
-        names += ["products", "accuracy", "distance"]
-        empty = np.zeros((), np.float32)
-        like = _Held(states, empty, dict.fromkeys(names, empty))
+        single, double = np.zeros((), np.float32), np.zeros(())
+        names = ["steps", "products", *(f"alignment:{name}" for name in self.references)]
+        series = {**dict.fromkeys(names, double), "accuracy": single, "distance": single}
+        like = _Held(states, single, series)
         held = restore_tree(like, kept)
         placed = jax.tree.map(lambda leaf: leaf.sharding, states)
         states = jax.device_put(held.states, placed)

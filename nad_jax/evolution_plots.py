@@ -39,8 +39,9 @@ def plot_evolution(curves: Mapping[str, Mapping[str, np.ndarray]], title: str) -
             panel.fill_between(epochs, low, high, color=style["color"], alpha=0.25, linewidth=0)
         panel.set_ylabel(label)
         if name == "velocity":
-            lowest = min(np.nanmin(columns[name][columns[name] > 0]) for columns in curves.values())
-            panel.set(yscale="log", ylim=(lowest / 3, None))
+            velocities = np.concatenate([columns[name] for columns in curves.values()])
+            if (velocities > 0).any():
+                panel.set(yscale="log", ylim=(velocities[velocities > 0].min() / 3, None))
         if name.startswith("cosine"):  # of few networks, errors may be larger than all cosines
             panel.set_ylim(0, min(1.1, panel.get_ylim()[1]))
     *shown, last = figure.axes

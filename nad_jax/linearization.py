@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.contract import check_inputs, input_batch, shape_of_variables
-from nad_jax.errors import InputError, check_integer, check_record, host_array
+from nad_jax.contract import check_inputs, choose_logit, input_batch, shape_of_variables
+from nad_jax.errors import InputError, check_record, host_array
 from nad_jax.models import Apply, Leaves, Model, split_trainable
 from nad_jax.vector_fields import logit as one_logit
 from nad_jax.vector_fields import mixed_derivative
@@ -141,13 +141,6 @@ def _has_forward_mode(model: Model) -> bool:
     return True
 
 
-def _choose_logit(model: Model, logit: int | None) -> int:
-    check_record("model", model, Model)
-    if logit is None and model.num_logits != 1:
-        raise InputError(f"logit: the model has {model.num_logits} logits; choose one")
-    return 0 if logit is None else check_integer("logit", logit, 0, model.num_logits - 1)
-
-
 def empirical_ntk(
     model: Model, variables: Any, x: Any, other: Any = None, logit: int | None = None
 ) -> np.ndarray:
@@ -162,7 +155,7 @@ def empirical_ntk(
     Raises:
       InputError: for inputs of other shapes, and several logits and none chosen.
     """
-    chosen, x = _choose_logit(model, logit), check_inputs("x", model, x)
+    chosen, x = choose_logit(model, logit), check_inputs("x", model, x)
     other = x if other is None else check_inputs("other", model, other)
     weights, _, _ = split_trainable(model, variables)
     block = _make_block(model.apply, model.trainable, chosen)
@@ -292,7 +285,7 @@ def mixed_directions(
       InputError: for points of another shape, several logits and none chosen, and derivatives that
         are not finite or all zero.
     """
-    network = one_logit(model, _choose_logit(model, logit)).draw(None)
+    network = one_logit(model, choose_logit(model, logit)).draw(None)
     field, origin = mixed_derivative(model, points=points), jnp.zeros(model.input_shape)
     with jax.default_matmul_precision("highest"):
         rows = jax.jit(partial(field, network))(variables, origin, jax.random.key(0))

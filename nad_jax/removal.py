@@ -20,6 +20,7 @@ from nad_jax.errors import (
     real_array,
 )
 from nad_jax.nads import NADs, Spectrum, directional_energy
+from nad_jax.spectral import check_moment
 
 _BISECTIONS = 60  # to the rounding of float64
 _ROUNDING = 1e-9  # of sums of variances, which may be equal
@@ -49,7 +50,7 @@ def random_directions_of_equal_variance(
         along V.
     """
     rows = orthonormalized(check_orthonormal(directions))
-    moment = _check_moment(second_moment, rows.shape[1])
+    moment = check_moment("second_moment", second_moment, rows.shape[1])
     target = _variance(rows, moment)
     if not target > 0:
         raise InputError(
@@ -66,14 +67,6 @@ def random_directions_of_equal_variance(
         count -= 1
         towards = columns.T[::-1][:count]
     return _turn(random[:count], towards, moment, target).astype(np.float32)
-
-
-def _check_moment(second_moment: Any, dimension: int) -> np.ndarray:
-    moment = host_array("second_moment", second_moment, f"[{dimension}, {dimension}]")
-    error = np.abs(moment - moment.T).max()
-    if error > 1e-5 * np.abs(moment).max():
-        raise InputError(f"second_moment: must be symmetric, got {error:.4g} as largest difference")
-    return (moment + moment.T) / 2
 
 
 def _variance(rows: np.ndarray, moment: np.ndarray) -> float:

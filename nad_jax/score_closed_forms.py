@@ -26,6 +26,7 @@ from nad_jax.errors import (
     host_array,
 )
 from nad_jax.score_geometry import check_signal
+from nad_jax.spectral import check_moment
 
 
 class Split(NamedTuple):
@@ -181,13 +182,12 @@ def align(geometry: Any, second_moment: Any, reverse: bool = False) -> np.ndarra
     order around (von Neumann's trace inequality). Source: SAD.
 
     Raises:
-      InputError: for matrices of other shapes, or that are not symmetric.
+      InputError: for matrices of other shapes, or that are no second moments.
     """
     geometry, moment = _two_moments(geometry, second_moment)
     reverse = check_choice("reverse", reverse, (False, True))
-    for name, matrix in (("geometry", geometry), ("second_moment", moment)):
-        if np.abs(matrix - matrix.T).max() > 1e-5 * np.abs(matrix).max():
-            raise InputError(f"{name}: must be symmetric")
+    geometry = check_moment("geometry", geometry)
+    moment = check_moment("second_moment", moment)
     ours, theirs = np.linalg.eigh(geometry)[1], np.linalg.eigh(moment)[1]  # both ascending
     return (ours[:, ::-1] if reverse else ours) @ theirs.T
 

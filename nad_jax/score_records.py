@@ -46,7 +46,10 @@ def load_sads(path: str | Path) -> SADs:
             raise InputError(f"{path}: {name} is not an array of finite numbers")
     if (np.diff(arrays["eigenvalues"]) < 0).any():
         raise InputError(f"{path}: eigenvalues must ascend")
-    check_bands(arrays["band_edges"], dimension)
+    try:
+        check_bands(arrays["band_edges"], dimension)
+    except InputError as error:
+        raise InputError(f"{path}: band_edges: {error}") from error
     config, sentences = (_read_json(path, name, arrays[name]) for name in _TEXT)
     if not isinstance(config, dict) or not isinstance(sentences, list):
         raise InputError(f"{path}: config is not a JSON object, or degeneracies are not a list")

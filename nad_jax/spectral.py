@@ -1,6 +1,7 @@
 """Eigensolvers of one signature, and the spectrum that noise alone produces."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,25 @@ def eigh(matrix: np.ndarray, scale: float | None = None) -> tuple[np.ndarray, np
             f"matrix: must be positive semi-definite, but has the eigenvalue {eigenvalues[0]:.4g}"
         )
     return np.maximum(eigenvalues[::-1], 0.0), columns.T[::-1]
+
+
+def check_moment(name: str, matrix: Any, dimension: int | None = None) -> np.ndarray:
+    """Returns a second moment [D, D] in float64; raises `InputError` unless it is symmetric and
+    without negative eigenvalues, but for the rounding of float32.
+    """
+    axes = "[D, D]" if dimension is None else f"[{dimension}, {dimension}]"
+    matrix = host_array(name, matrix, axes).astype(np.float64)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise InputError(f"{name}: must be symmetric, [D, D], got shape {matrix.shape}")
+    largest = np.abs(matrix).max()
+    error = np.abs(matrix - matrix.T).max()
+    if error > 1e-5 * largest:
+        raise InputError(f"{name}: must be symmetric, got {error:.4g} as largest difference")
+    matrix = (matrix + matrix.T) / 2
+    smallest = np.linalg.eigvalsh(matrix)[0]
+    if smallest < -1e-5 * largest:
+        raise InputError(f"{name}: must have no negative eigenvalue, got {smallest:.4g}")
+    return matrix
 
 
 def orient(rows: np.ndarray) -> np.ndarray:

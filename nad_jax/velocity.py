@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.contract import check_inputs
+from nad_jax.contract import check_inputs, choose_logit
 from nad_jax.ensemble import member_keys, named_key, resolve_key
 from nad_jax.errors import InputError, check_integer, check_record, real_array
 from nad_jax.models import Leaves, Model, split_trainable
@@ -53,10 +53,7 @@ def geometry_velocity(
     """
     check_record("model", model, Model)
     num_networks = check_integer("num_networks", num_networks, 2)
-    if logit is None and model.num_logits != 1:
-        raise InputError(f"logit: the model has {model.num_logits} logits; choose one")
-    chosen = 0 if logit is None else check_integer("logit", logit, 0, model.num_logits - 1)
-    network = one_logit(model, chosen).draw(None)
+    network = one_logit(model, choose_logit(model, logit)).draw(None)
     x = check_inputs("x", model, x)
     points = x if points is None else check_inputs("points", model, points)
     targets = jnp.asarray(real_array("targets", targets, f"[{len(x)}]"), x.dtype)
@@ -82,19 +79,16 @@ def geometry_velocity(
         return half + half.T
 
     @jax.jit
-    def add(key: jax.Array, numbers: jax.Array, valid: jax.Array, sums: Any) -> Any:
+    def sums_of(key: jax.Array, numbers: jax.Array) -> jax.Array:
         found = jax.vmap(velocity)(member_keys(key, numbers))
-        found = jnp.where(valid[:, None, None], found, 0)
-        return sums[0] + found.sum(0), sums[1] + (found**2).sum(0)
+        found = jnp.where((numbers < num_networks)[:, None, None], found, 0)
+        return jnp.stack([found.sum(0), (found**2).sum(0)])
 
     key, size = named_key(resolve_key(seed), "networks"), min(_TOGETHER, num_networks)
-    dimension = math.prod(model.input_shape)
-    total = np.zeros((2, dimension, dimension))
+    total = np.zeros((2, *(math.prod(model.input_shape),) * 2))
     with jax.default_matmul_precision("highest"):
         for first in range(0, num_networks, size):
-            numbers = first + jnp.arange(size)
-            empty = (jnp.zeros((dimension, dimension)),) * 2
-            total += np.asarray(jnp.stack(add(key, numbers, numbers < num_networks, empty)))
+            total += np.asarray(sums_of(key, first + jnp.arange(size)))
     mean = total[0] / num_networks
     variance = np.maximum(total[1] / num_networks - mean**2, 0) * num_networks
     if not np.isfinite(mean).all():

@@ -142,7 +142,11 @@ def test_along_a_direction_the_variance_is_epsilon_and_elsewhere_sigma():
 TASKS = {
     "circles": (circles(), {"first": BASIS[:3], "second": BASIS[5:8], "sigma": [1.0, 0.5, 1.0]}),
     "along": (along_direction("quadratic"), {"direction": BASIS[:3], "epsilon": [1.0, 2.0, 1.0]}),
-    "random": (along_direction(random_labels=True), {"direction": BASIS[:3]}),
+    # With ε = σ samples are N(0, σ² I), whatever the direction is.
+    "random": (
+        along_direction(random_labels=True),
+        {"direction": BASIS[:3], "epsilon": [2.0, 2.0, 2.0]},
+    ),
 }
 
 

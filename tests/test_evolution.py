@@ -162,6 +162,11 @@ def test_networks_that_diverge_are_left_out():
     assert "1 networks diverged" in repr(found)
 
 
+def test_a_cosine_with_what_was_not_given_is_refused(found):
+    with pytest.raises(InputError, match=r"^name: unknown value 'dat' .did you mean 'data'"):
+        found.cosine("dat")
+
+
 def test_rows_have_every_epoch_and_print_themselves(found, tmp_path):
     rows = found.to_rows()
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
@@ -176,6 +181,7 @@ def test_rows_have_every_epoch_and_print_themselves(found, tmp_path):
     ("changes", "message"),
     [
         ({"seed": 3}, "^seed: must be of at least two networks, got 1"),
+        ({"seed": [3, 4, 3]}, "^seed: must be another one for each network, got .3, 4, 3."),
         ({"points": POINTS[:, :3]}, r"^points: must be real numbers \[N, 16\]"),
         ({"logit": 2}, "^logit: must be an integer in 0 … 1, got 2"),
         ({"references": {"S": np.eye(3)}}, r"^references\['S'\]: must be real numbers \[16, 16\]"),

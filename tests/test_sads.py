@@ -268,10 +268,10 @@ def test_probes_are_data_to_which_the_noise_of_the_level_is_added():
     echo = ScoreNetwork(lambda key: {}, lambda variables, x, t: x, (4,))
     data = np.float32([[3.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
     signal = Schedule(30).alpha_bar
-    found = estimate_sads(
-        echo, 20_000, probe=nad_jax.images(data, per_network=1), noised=True,
-        readout="sampled", signal=signal,
-    ).matrix  # fmt: skip
+    with pytest.warns(UserWarning, match="but for the factor of the score"):
+        probe = nad_jax.images(data, per_network=1)
+        how = {"readout": "sampled", "signal": signal}
+        found = estimate_sads(echo, 20_000, probe=probe, noised=True, **how).matrix
     moment = data.T @ data / 2
     exact = np.mean([(a * moment + (1 - a) * np.eye(4)) / (1 - a) for a in signal], 0)
     assert close(found, exact, 0.05)

@@ -211,7 +211,7 @@ def test_every_recipe_is_valid(recipe):
     networks = score_directions.make_networks(config)
     assert len(networks) == len(config.indices) * len(config.seeds)
     assert config.num_train * config.num_epochs / config.batch_size == {
-        "cpu": 400, "gpu": 2000, "smoke": 8}[recipe]  # fmt: skip
+        "cpu": 500, "gpu": 2000, "smoke": 8}[recipe]  # fmt: skip
 
 
 def test_costs_grow_with_steps_of_the_sampler():

@@ -127,6 +127,19 @@ def check_each(config: ConfigDict, field: str, check: CheckValue, *bounds: Any) 
     check_all(*(functools.partial(check, field, value, *bounds) for value in config[field]))
 
 
+def check_aligned(config: ConfigDict, axis: str, fields: Iterable[str]) -> None:
+    """Raises `InputError` unless fields have a value for each of those of an axis."""
+    if not isinstance(config[axis], tuple | list):
+        return  # which is said of it already
+    count = len(config[axis])
+    for field in fields:
+        if not isinstance(config[field], tuple | list) or len(config[field]) != count:
+            raise InputError(
+                f"{field}: must be a tuple of one value for each of the {count} {axis}, got "
+                f"{config[field]!r}"
+            )
+
+
 def check_integers(config: ConfigDict, **minimum: int) -> None:
     """Raises `InputError` unless fields are integers of at least so much."""
     check_all(

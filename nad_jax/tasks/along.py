@@ -186,6 +186,8 @@ def along_direction(
         rows = check_rows("direction", arrays["direction"], int(np.prod(model.image_shape)))
         rows /= np.linalg.norm(rows, axis=1)[:, None]
         epsilons = np.ravel(np.asarray(arrays["epsilon"], np.float32))
+        if not epsilons.all():
+            raise InputError("epsilon: must be positive: without it no label is another one, got 0")
         if len(epsilons) not in (1, len(rows)):
             raise InputError(
                 f"epsilon: must be a number or one for each of the {len(rows)} networks, got "
