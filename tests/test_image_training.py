@@ -20,6 +20,7 @@ from nad_jax import (
     make_train_many_images,
     poison,
     published_carriers,
+    tasks,
     train_many_images,
 )
 from nad_jax.ensemble import keys_of_seeds
@@ -257,3 +258,15 @@ def test_the_rate_is_the_published_one_or_that_of_an_optimizer_object():
     assert list(metrics.settings) == ["seed"]
     with pytest.raises(InputError, match=r"^learning_rate: 0\.21 cannot be combined"):
         train_many_images(model, data, recipe=own, learning_rate=0.21)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 3), (4, 4, 2), (2, 4, 4, 2)])
+def test_inputs_of_any_shape_are_scaled_channel_by_channel(shape):
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(6, *shape)).astype(np.float32), np.arange(6) % 2
+    mean, std = np.arange(shape[-1]), 1.0 + np.arange(shape[-1])
+    task = tasks.images(ImageData(inputs, labels, inputs, labels), mean=mean, std=std)
+    model = create_model("mlp", shape, num_logits=2, width=3)
+    data = task.data(model, task.resolve_recipe(), 0)
+    x, _ = task.sample(data, "train", np.array([4, 1]), {})
+    np.testing.assert_allclose(x, (inputs[[4, 1]] - mean) / std, rtol=1e-6)

@@ -163,7 +163,7 @@ def images(
                 raise InputError(
                     f"transform: must keep the shape of images, {given}, got {x.shape}"
                 )
-        shape = (1, 1, 1, x.shape[-1])
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]  # inputs need not be images
         center, width = (np.broadcast_to(np.asarray(v, np.float32), shape) for v in (mean, std))
         return (x.astype(jnp.float32) - center) / width, labels
 
