@@ -40,10 +40,11 @@ from nad_jax import accuracy_plots, observers, store
 from nad_jax.architectures import OPTIONS
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_integer, check_number
-from nad_jax.fitting import SPLITS, FitMetrics, Observer
+from nad_jax.fitting import Observer
 from nad_jax.models import Model
 from nad_jax.reading import overlap_halves
 from nad_jax.tables import list_metrics
+from nad_jax.task import SPLITS, FitMetrics
 from nad_jax.tasks.circles import affine_accuracy, check_radii, circles
 from nad_jax.tasks.separable import check_num_samples
 

@@ -29,9 +29,9 @@ from nad_jax import cifar, records, store, tasks
 from nad_jax.cifar import ImageData
 from nad_jax.directions import check_orthonormal
 from nad_jax.errors import InputError, check_integer, check_number
-from nad_jax.fitting import FitMetrics
 from nad_jax.models import Model
 from nad_jax.tables import list_metrics
+from nad_jax.task import FitMetrics
 
 IMAGE_SHAPE = (32, 32, 3)
 METRICS = list_metrics(FitMetrics)

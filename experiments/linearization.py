@@ -38,12 +38,12 @@ from nad_jax.errors import (
     check_integer,
     check_number,
 )
-from nad_jax.fitting import REQUIRED, FitMetrics, Task
 from nad_jax.linearization import MixedDirections, linearize, with_two_logits
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.subspaces import rank_correlation
 from nad_jax.tables import list_metrics
+from nad_jax.task import REQUIRED, FitMetrics, Task
 from nad_jax.tasks.separable import (
     Noise,
     check_num_samples,

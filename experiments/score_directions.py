@@ -39,7 +39,6 @@ from nad_jax.directions import check_orthonormal
 from nad_jax.distance_plots import plot_distances
 from nad_jax.ensemble import make_key, named_key
 from nad_jax.errors import InputError, check_choice, check_input_shape, check_integer, check_number
-from nad_jax.fitting import REQUIRED, FitMetrics, Task
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.records import read_directions
@@ -48,6 +47,7 @@ from nad_jax.score_networks import ScoreNetwork, as_model
 from nad_jax.score_table import create_score_network
 from nad_jax.store import read_npy
 from nad_jax.tables import list_metrics
+from nad_jax.task import REQUIRED, FitMetrics, Task
 from nad_jax.tasks.denoising import denoising, denoising_images, sample_rank_one
 from nad_jax.wasserstein import sliced_wasserstein
 

@@ -56,7 +56,6 @@ from nad_jax.errors import InputError
 from nad_jax.estimation import estimate_leading_nads, estimate_nads
 from nad_jax.evolution import Evolution, geometry_evolution
 from nad_jax.first_layer import Integrated, integrate_first_layer
-from nad_jax.fitting import FitMetrics, Members, Task
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.learnability import Learnability, learnable
 from nad_jax.linearization import (
@@ -107,6 +106,7 @@ from nad_jax.snapshots import Snapshots
 from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_groups
 from nad_jax.spectrum_metrics import radial_energy, spectrum_metrics, symmetry_energy
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
+from nad_jax.task import FitMetrics, Members, Task
 from nad_jax.tasks import along_direction, circles, separable
 from nad_jax.tasks.along import label_along, label_median
 from nad_jax.tasks.circles import (

@@ -19,9 +19,10 @@ from nad_jax.errors import (
     number_array,
     real_array,
 )
-from nad_jax.fitting import FitMetrics, make_whole
+from nad_jax.fitting import make_whole
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
+from nad_jax.task import FitMetrics
 from nad_jax.tasks.images import Transform, check_image_data, check_scale, name_arrays
 from nad_jax.tasks.separable import Noise, TrainMetrics, check_sizes
 from nad_jax.training import make_run

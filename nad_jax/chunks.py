@@ -11,9 +11,10 @@ import numpy as np
 from nad_jax import ensemble, memory, target
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_function, check_record
-from nad_jax.fitting import FitState, Members, Observer, Stages
+from nad_jax.fitting import FitState, Observer, Stages
 from nad_jax.operations import count_step
 from nad_jax.snapshots import Snapshots
+from nad_jax.task import Members
 
 # Operations of a training step from which on one network fills a GPU. On an H200, one after the
 # other, ResNet18's 4.3e11 take 0.5 of the time of eight together and 0.6 of that of 32; VGG11's 0.9e11

@@ -37,11 +37,12 @@ from nad_jax.errors import (
     host_array,
     unknown,
 )
-from nad_jax.fitting import Members, Stages, Task, make_evaluate, make_fit
+from nad_jax.fitting import Stages, make_evaluate, make_fit
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
 from nad_jax.tables import Row, Tabular, zip_columns
+from nad_jax.task import Members, Task
 from nad_jax.task_contract import check_task
 from nad_jax.training import make_members, plan_cohorts
 

@@ -21,7 +21,7 @@ from nad_jax.choices import (
 )
 from nad_jax.chunks import EnsembleObserver
 from nad_jax.errors import InputError, check_choice
-from nad_jax.fitting import SPLITS, Members, Observer, Task, make_evaluate
+from nad_jax.fitting import Observer, make_evaluate
 from nad_jax.geometry import make_measure
 from nad_jax.models import Model
 from nad_jax.moments import Halves, init_halves
@@ -31,6 +31,7 @@ from nad_jax.reading import find_directions, finish, make_dense
 from nad_jax.recipe import Recipe
 from nad_jax.renamed import takes_old_names
 from nad_jax.subspaces import default_sizes
+from nad_jax.task import SPLITS, Members, Task
 from nad_jax.tasks import separable
 from nad_jax.vector_fields import VectorField
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from nad_jax.contract import reported, shape_of_variables
 from nad_jax.errors import InputError, first_line, shown
-from nad_jax.fitting import SPLITS, Members, Task, cross_entropy
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
+from nad_jax.task import SPLITS, Members, Task, cross_entropy
 
 # What a sample that is written for arrays of JAX alone raises of others.
 _FOR_JAX_ALONE = (AttributeError, TypeError, ValueError, AssertionError, NotImplementedError)

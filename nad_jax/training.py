@@ -32,11 +32,12 @@ from nad_jax.errors import (
     check_record,
     number_array,
 )
-from nad_jax.fitting import REQUIRED, Arrays, Members, Observer, Stages, Task, make_fit
+from nad_jax.fitting import Observer, Stages, make_fit
 from nad_jax.models import Model
 from nad_jax.points import Points
 from nad_jax.recipe import Recipe
 from nad_jax.snapshots import Snapshots
+from nad_jax.task import REQUIRED, Arrays, Members, Task
 from nad_jax.task_contract import check_task
 from nad_jax.tasks import separable
 

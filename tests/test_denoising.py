@@ -24,7 +24,8 @@ from nad_jax import (
     train_many,
 )
 from nad_jax.errors import InputError
-from nad_jax.fitting import Members, make_evaluate
+from nad_jax.fitting import make_evaluate
+from nad_jax.task import Members
 from nad_jax.tasks.denoising import beats_zero
 from nad_jax.training import make_members, make_run
 

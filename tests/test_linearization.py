@@ -8,8 +8,9 @@ import pytest
 import nad_jax
 from nad_jax.architectures import ARCHITECTURES
 from nad_jax.errors import InputError
-from nad_jax.fitting import Task, make_whole
+from nad_jax.fitting import make_whole
 from nad_jax.models import split_trainable
+from nad_jax.task import Task
 
 LENET = {"pooling": "avg", "activation": "gelu", "padding": "same", "width": 3}
 # Small ones, of the smallest inputs that they take.

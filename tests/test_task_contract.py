@@ -18,7 +18,7 @@ from nad_jax import (
     tasks,
     train_many,
 )
-from nad_jax.fitting import cross_entropy
+from nad_jax.task import cross_entropy
 from nad_jax.training import make_members
 
 INPUTS = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)

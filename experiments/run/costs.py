@@ -19,13 +19,14 @@ from nad_jax.choices import Estimator, find_symmetries
 from nad_jax.chunks import choose_chunks, choose_mapping, fit_chunks, make_chunk
 from nad_jax.contract import input_batch, shape_of_variables
 from nad_jax.ensemble import Execution, make_key, place_shapes, replicated
-from nad_jax.fitting import Members, Stages, Task, make_fit
+from nad_jax.fitting import Stages, make_fit
 from nad_jax.geometry import resolve_execution
 from nad_jax.kurtosis import Kurtosis, find_kurtosis, pixel_energies, pool_kurtosis
 from nad_jax.memory import program_bytes
 from nad_jax.models import Model
 from nad_jax.moments import Accumulator, Dense, Halves, init_halves
 from nad_jax.recipe import Recipe
+from nad_jax.task import Members, Task
 from nad_jax.training import make_members
 
 _SAMPLE_SECONDS = 3.0  # at most, for which more networks are computed to see how far they scatter

@@ -1,4 +1,4 @@
-"""What networks are trained to do: one file for each task, see `fitting.Task`."""
+"""What networks are trained to do: one file for each task, see `task.Task`."""
 
 from nad_jax.tasks.along import along_direction
 from nad_jax.tasks.circles import circles

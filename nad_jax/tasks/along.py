@@ -26,17 +26,9 @@ from nad_jax.errors import (
     real_array,
     unknown,
 )
-from nad_jax.fitting import (
-    REQUIRED,
-    Arrays,
-    PerSample,
-    Task,
-    choose_loss,
-    cross_entropy,
-    has_label,
-)
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
+from nad_jax.task import REQUIRED, Arrays, PerSample, Task, choose_loss, cross_entropy, has_label
 from nad_jax.tasks.circles import check_rows, check_scales, invariance_recipe, make_noise
 from nad_jax.tasks.separable import Noise, label_samples, noise_key
 

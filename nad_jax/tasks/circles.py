@@ -26,17 +26,9 @@ from nad_jax.errors import (
     number_array,
     real_array,
 )
-from nad_jax.fitting import (
-    REQUIRED,
-    Arrays,
-    PerSample,
-    Task,
-    choose_loss,
-    cross_entropy,
-    has_label,
-)
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
+from nad_jax.task import REQUIRED, Arrays, PerSample, Task, choose_loss, cross_entropy, has_label
 from nad_jax.tasks.separable import (
     Noise,
     check_num_samples,

@@ -17,9 +17,9 @@ import numpy as np
 from nad_jax.diffusion import Schedule, add_noise, check_schedule
 from nad_jax.ensemble import make_key, member_keys, named_key, portable_key, resolve_key
 from nad_jax.errors import InputError, check_integer, check_units, host_array, real_array
-from nad_jax.fitting import REQUIRED, Arrays, Task
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
+from nad_jax.task import REQUIRED, Arrays, Task
 
 
 class Clean(NamedTuple):

@@ -24,17 +24,9 @@ from nad_jax.errors import (
     real_array,
     shown,
 )
-from nad_jax.fitting import (
-    REQUIRED,
-    Arrays,
-    PerSample,
-    Task,
-    choose_loss,
-    cross_entropy,
-    has_label,
-)
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
+from nad_jax.task import REQUIRED, Arrays, PerSample, Task, choose_loss, cross_entropy, has_label
 
 Transform = Callable[..., jax.Array]  # (images [B, H, W, C], labels [B], its own arrays) -> images
 

@@ -27,19 +27,11 @@ from nad_jax.errors import (
     number_array,
     real_array,
 )
-from nad_jax.fitting import (
-    REQUIRED,
-    Arrays,
-    PerSample,
-    Task,
-    choose_loss,
-    cross_entropy,
-    has_label,
-)
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.renamed import takes_old_names
 from nad_jax.tables import Metrics
+from nad_jax.task import REQUIRED, Arrays, PerSample, Task, choose_loss, cross_entropy, has_label
 
 
 class Noise(NamedTuple):
@@ -208,7 +200,7 @@ class TrainMetrics(NamedTuple):
 
     gradient_cosine: |cos| between v and the mean over the test set of ∇ₓ(logit₀ − logit₁); 0 where
       that is zero.
-    The others: as in `fitting.FitMetrics`.
+    The others: as in `task.FitMetrics`.
     """
 
     train_accuracy: jax.Array
