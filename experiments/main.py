@@ -52,6 +52,7 @@ from experiments import (
     predictors,
     score_directions,
     time_to_accuracy,
+    two_features,
 )
 from experiments.benchmark import benchmark
 from experiments.run import command, dry_run, origin, runner, status
@@ -66,7 +67,7 @@ from nad_jax.figures import FORMATS
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
     time_to_accuracy, isotropy_search, predictors, linearization, geometry_evolution, circles,
-    score_directions,
+    score_directions, two_features,
 )  # fmt: skip
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 

@@ -107,7 +107,7 @@ from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_
 from nad_jax.spectrum_metrics import radial_energy, spectrum_metrics, symmetry_energy
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
 from nad_jax.task import FitMetrics, Members, Task
-from nad_jax.tasks import along_direction, circles, separable
+from nad_jax.tasks import along_direction, circles, separable, two_features
 from nad_jax.tasks.along import label_along, label_median
 from nad_jax.tasks.circles import (
     affine_accuracy,
@@ -123,6 +123,14 @@ from nad_jax.tasks.separable import (
     competing_accuracy,
     sample_noise,
     sample_separable,
+)
+from nad_jax.tasks.two_features import (
+    observe_reliance,
+    optimal_accuracy,
+    optimal_reliance,
+    optimal_weights,
+    reliance,
+    sample_two_features,
 )
 from nad_jax.training import train_many
 from nad_jax.vector_fields import central_difference, input_gradient, mixed_derivative
@@ -238,7 +246,11 @@ __all__ = [
     "ntk_alignment",
     "ntk_regression",
     "null_band",
+    "observe_reliance",
     "observers",
+    "optimal_accuracy",
+    "optimal_reliance",
+    "optimal_weights",
     "pack",
     "poison",
     "principal_angles",
@@ -252,6 +264,7 @@ __all__ = [
     "read_directions",
     "read_weights",
     "register",
+    "reliance",
     "relu_eigenvalue",
     "relu_kurtosis",
     "sample_circles",
@@ -260,6 +273,7 @@ __all__ = [
     "sample_noise",
     "sample_rank_one",
     "sample_separable",
+    "sample_two_features",
     "sampled_variance",
     "save_nads",
     "save_sads",
@@ -282,6 +296,7 @@ __all__ = [
     "to_vectors",
     "train_many",
     "train_many_images",
+    "two_features",
     "wide_eigenvalues",
     "wide_geometry_velocity",
     "wide_kernels",

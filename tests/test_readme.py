@@ -102,6 +102,7 @@ PRINTED = {
         "SlicedDistance(",
         "share of the variance: 0.",
     ],
+    "docs/two_features.md": ["shortcut bias: ["],
     "docs/cifar.md": ["accuracy on poisoned and on clean images: ["],
     "docs/models.md": ["largest over smallest eigenvalue: 1."],
     "docs/extending.md": ["known: logreg, ", "stated symmetries: ('flip', 'transpose')"],

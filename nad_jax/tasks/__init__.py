@@ -5,5 +5,14 @@ from nad_jax.tasks.circles import circles
 from nad_jax.tasks.denoising import denoising, denoising_images
 from nad_jax.tasks.images import images
 from nad_jax.tasks.separable import separable
+from nad_jax.tasks.two_features import two_features
 
-__all__ = ["along_direction", "circles", "denoising", "denoising_images", "images", "separable"]
+__all__ = [
+    "along_direction",
+    "circles",
+    "denoising",
+    "denoising_images",
+    "images",
+    "separable",
+    "two_features",
+]
