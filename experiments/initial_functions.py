@@ -12,9 +12,10 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -32,14 +33,20 @@ from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_number, raise_problems
 from nad_jax.estimation import estimate_nads
 from nad_jax.function_plots import Orders, plot_orders
-from nad_jax.function_spectrum import FunctionSpectrum, function_spectrum, radial_spectrum
+from nad_jax.function_spectrum import (
+    FunctionSpectrum,
+    as_spectrum,
+    make_grid,
+    radial_spectrum,
+    transform,
+)
 from nad_jax.geometry import find_problems
-from nad_jax.initial_bias import InitialBias, initial_bias
+from nad_jax.initial_bias import InitialBias, as_bias, classify
 from nad_jax.models import Model
 from nad_jax.nads import NADs
 from nad_jax.reading import make_dense
 from nad_jax.spectrum_metrics import Metric, spectrum_metrics
-from nad_jax.untrained import evaluate
+from nad_jax.untrained import evaluate, measure_networks
 
 PLANES = ("nads", "random")
 MEASURES = ("largest", "gamma", "effective_rank", "leading_share", "frequency_nads",
@@ -111,37 +118,49 @@ def draw_inputs(config: ConfigDict) -> np.ndarray:
 def measure(config: ConfigDict, architecture: str, progress: Callable[[float], None]) -> Found:
     """The three orders of an architecture."""
     model, count = create_network(config, architecture), config.num_networks
-    how = {**_execution(config)._asdict(), "seed": config.seed}
-    stages = 2 + len(PLANES)
-
-    def report(stage: int, done: int) -> None:
-        progress((stage * count + done) / stages)
-
     nads = estimate_nads(
         model,
         count,
+        config.seed,
+        lambda done: progress(done / 2),
         derivative="input_gradient",
         point="fresh",
         point_scale=config.input_scale,
         readout=config.readout,
-        progress=partial(report, 0),
-        **how,
+        **_execution(config)._asdict(),
     )
-    bias = initial_bias(model, draw_inputs(config), count, progress=partial(report, 1), **how)
-    planes, spectra = {"nads": nads.directions[:2], "random": None}, {}
-    for stage, (name, plane) in enumerate(planes.items(), 2):
-        spectra[name] = function_spectrum(
-            model,
-            plane,
-            count,
-            progress=partial(report, stage),
-            scale=config.plane_scale or None,
-            num_points=config.num_points,
-            **how,
-        )
+    leading, inputs = nads.directions[:2], draw_inputs(config)
+    bias, spectra = measure_functions(
+        config, model, inputs, leading, lambda done: progress((count + done) / 2)
+    )
     rank = spectrum_metrics(nads).effective_rank
     metrics = {"effective_rank": rank, "leading_share": measure_leading_share(nads)}
     return Found(bias, nads.eigenvalues, metrics, spectra)
+
+
+def measure_functions(
+    config: ConfigDict,
+    model: Model,
+    inputs: np.ndarray,
+    plane: np.ndarray,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[InitialBias, dict[str, FunctionSpectrum]]:
+    """What `initial_bias` gives at inputs, and `function_spectrum` on a plane and on random ones, by
+    one program: compiling a ResNet takes longer than evaluating all of them.
+    """
+    grid = config.num_points, config.plane_scale or None
+
+    def measure_one(variables: Any, key: jax.Array, data: tuple[jax.Array, jax.Array]) -> Any:
+        inputs, plane = data
+        grids = [make_grid(model, one, *grid) for one in (plane, key)]
+        logits = evaluate(model, variables, jnp.concatenate([inputs, *grids]))
+        values = logits[len(inputs) :, 0].reshape(len(PLANES), -1)
+        return classify(logits[: len(inputs)]), [transform(one) for one in values]
+
+    how = config.num_networks, config.seed, progress, _execution(config)
+    classes, spectra = measure_networks(model, measure_one, (inputs, plane), *how)
+    records = map(as_spectrum, spectra)
+    return as_bias(classes), dict(zip(PLANES, records, strict=True))
 
 
 def measure_leading_share(nads: NADs) -> Metric:

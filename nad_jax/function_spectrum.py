@@ -21,6 +21,7 @@ from nad_jax.spectrum_metrics import Metric
 from nad_jax.tables import Row, Tabular, zip_columns
 from nad_jax.untrained import Progress, average, check_all_finite, evaluate, measure_networks
 
+Spectrum = tuple[Any, Any, Any]
 _ROUNDING = 1e-5  # of the largest value: a hundred times that of float32
 
 
@@ -151,22 +152,43 @@ def function_spectrum(
     num_points = check_integer("num_points", num_points, 2)
     if scale is not None:
         scale = check_number("scale", scale, 0.0, exclusive=True)
-    steps = np.linspace(-1, 1, num_points) * (math.sqrt(dimension) if scale is None else scale)
-    steps = jnp.asarray(steps, jnp.float32)
     rows = None if plane is None else jnp.asarray(_check_plane(plane, dimension), jnp.float32)
 
-    def measure(variables: Any, key: jax.Array, rows: jax.Array | None) -> tuple[jax.Array, ...]:
-        u, v = basis_random(key, dimension, 2) if rows is None else rows
-        x = jnp.outer(steps, u)[:, None] + jnp.outer(steps, v)[None]
-        values = evaluate(model, variables, x.reshape(-1, *model.input_shape))[:, logit]
-        level = jnp.abs(values).max()
-        flat = values.max() - values.min() <= _ROUNDING * level
-        found = radial_spectrum(values.reshape(num_points, num_points))
-        shares, frequency = (jnp.where(flat, jnp.nan, one) for one in found)
-        return shares, frequency, jnp.isfinite(level)
+    def measure(variables: Any, key: jax.Array, rows: jax.Array | None) -> Spectrum:
+        x = make_grid(model, key if rows is None else rows, num_points, scale)
+        return transform(evaluate(model, variables, x)[:, logit])
 
     execution = Execution(mapping, chunk_size, num_devices)
-    *found, finite = measure_networks(model, measure, rows, num_networks, seed, progress, execution)
+    found = measure_networks(model, measure, rows, num_networks, seed, progress, execution)
+    return as_spectrum(found)
+
+
+def make_grid(model: Model, plane: jax.Array, num_points: int, scale: float | None) -> jax.Array:
+    """The points [n², *input_shape] of a plane, rows [2, D], or of a random one, from a key."""
+    dimension = math.prod(model.input_shape)
+    steps = np.linspace(-1, 1, num_points) * (math.sqrt(dimension) if scale is None else scale)
+    steps = jnp.asarray(steps, jnp.float32)
+    u, v = basis_random(plane, dimension, 2) if plane.ndim == 0 else plane
+    x = jnp.outer(steps, u)[:, None] + jnp.outer(steps, v)[None]
+    return x.reshape(-1, *model.input_shape)
+
+
+def transform(values: jax.Array) -> Spectrum:
+    """The shares and the mean frequency of one network with these values [n²] on a grid, nan where
+    it is constant, and whether its values are finite.
+    """
+    size, level = math.isqrt(len(values)), jnp.abs(values).max()
+    constant = values.max() - values.min() <= _ROUNDING * level
+    found = radial_spectrum(values.reshape(size, size))
+    shares, frequency = (jnp.where(constant, jnp.nan, one) for one in found)
+    return shares, frequency, jnp.isfinite(level)
+
+
+def as_spectrum(found: Spectrum) -> FunctionSpectrum:
+    """The record of what `transform` gives of each network; raises `InputError` where one is not
+    finite.
+    """
+    *found, finite = found
     check_all_finite(finite, "outputs")
     return FunctionSpectrum(*found)
 

@@ -22,6 +22,8 @@ from nad_jax.spectrum_metrics import Metric
 from nad_jax.tables import Row, Tabular
 from nad_jax.untrained import Progress, average, check_all_finite, evaluate, measure_networks
 
+Classes = tuple[Any, Any, Any]
+
 
 class InitialBias(NamedTuple):
     """The classes that N untrained networks give to the same inputs.
@@ -181,19 +183,32 @@ def initial_bias(
     if len(inputs) < 2:
         raise InputError(f"inputs: must be two or more, got {len(inputs)}")
 
-    def measure(variables: Any, key: jax.Array, inputs: jax.Array) -> tuple[jax.Array, ...]:
+    def measure(variables: Any, key: jax.Array, inputs: jax.Array) -> Classes:
         del key
-        logits = evaluate(model, variables, inputs)
-        if logits.shape[1] == 1:  # the classifier (f, 0)
-            logits = jnp.concatenate([logits, jnp.zeros_like(logits)], 1)
-        first = logits == logits.max(1, keepdims=True)
-        fractions = (first / first.sum(1, keepdims=True)).mean(0)
-        centered = logits - logits.mean(1, keepdims=True)
-        means = centered.mean(0, keepdims=True)
-        own = ((centered - means) ** 2).sum() / (len(logits) - 1)
-        return fractions, (means**2).sum() - own / len(logits), own
+        return classify(evaluate(model, variables, inputs))
 
     execution = Execution(mapping, chunk_size, num_devices)
     found = measure_networks(model, measure, inputs, num_networks, seed, progress, execution)
+    return as_bias(found)
+
+
+def classify(logits: jax.Array) -> Classes:
+    """`fractions`, `common` and `own` of one network with these logits [M, K], see `InitialBias`."""
+    centered = logits
+    if logits.shape[1] == 1:
+        logits = jnp.concatenate([logits, jnp.zeros_like(logits)], 1)  # the classifier (f, 0)
+    else:
+        centered = logits - logits.mean(1, keepdims=True)
+    first = logits == logits.max(1, keepdims=True)
+    fractions = (first / first.sum(1, keepdims=True)).mean(0)
+    means = centered.mean(0, keepdims=True)
+    own = ((centered - means) ** 2).sum() / (len(logits) - 1)
+    return fractions, (means**2).sum() - own / len(logits), own
+
+
+def as_bias(found: Classes) -> InitialBias:
+    """The record of what `classify` gives of each network; raises `InputError` where it is not
+    finite.
+    """
     check_all_finite(np.isfinite(found[1]) & np.isfinite(found[2]), "outputs")
     return InitialBias(*found)

@@ -122,7 +122,7 @@ def test_spectra_are_those_of_each_network_on_the_plane_at_this_scale():
 def test_random_planes_are_another_for_each_network_and_the_scale_is_the_length_of_inputs():
     model = create_model("mlp", (D,), width=8)
     found = function_spectrum(model, None, 3, num_points=8)
-    for number, (_, _, key) in enumerate(_networks(model, 3, 0)):
+    for number, (_, _, key) in enumerate(_networks(model, 2, 0)):
         plane = basis_random(key, D, 2)
         same = function_spectrum(model, plane, 3, num_points=8, scale=math.sqrt(D))
         np.testing.assert_allclose(found.shares[number], same.shares[number], atol=1e-4)
@@ -146,24 +146,25 @@ def test_eight_devices_find_what_one_finds():
     np.testing.assert_allclose(eight.shares, one.shares, atol=1e-4)
 
 
-def test_sine_networks_of_larger_weights_are_of_higher_frequency_and_relu_networks_are_not():
+def test_larger_weights_raise_the_frequency_of_sine_networks_and_leave_that_of_relu_networks():
     found = {}
-    for activation in ("relu", "sine"):
-        for sigma in (1, 4):
-            model = create_model(
-                "bottleneck_mlp", (D,), width=16, depth=1, normalization="none",
-                activation=activation, initialization=f"sigma:{sigma}:0",
-            )  # fmt: skip
-            spectrum = function_spectrum(model, None, 30, scale=1.0, num_points=16)
-            found[activation, sigma] = spectrum.mean_frequency
-    difference, error = (
-        found["sine", 4].value - found["sine", 1].value,
-        math.hypot(found["sine", 4].sem, found["sine", 1].sem),
-    )
-    assert difference > 5 * error
-    # Without biases a ReLU network is homogeneous: the scale of weights is that of its values.
-    difference = found["relu", 4].value - found["relu", 1].value
-    assert abs(difference) < 0.1 * found["relu", 1].value
+    for activate in (jax.nn.relu, jnp.sin):
+        for scale in (1.0, 12.0):
+
+            def init(key, scale=scale):
+                first, second = jax.random.split(key)
+                return scale * jax.random.normal(first, (D, 16)), jax.random.normal(second, (16, 1))
+
+            def apply(variables, x, activate=activate):
+                return activate(x @ variables[0]) @ variables[1]
+
+            model = from_functions(init, apply, (D,), check=False)
+            spectrum = function_spectrum(model, PLANE, 20, scale=1.0, num_points=16)
+            found[activate is jnp.sin, scale] = spectrum
+    low, high = (found[True, scale].mean_frequency for scale in (1.0, 12.0))
+    assert high.value - low.value > 5 * math.hypot(high.sem, low.sem)
+    # Without biases a ReLU network is homogeneous: larger weights are larger values.
+    np.testing.assert_allclose(found[False, 1.0].shares, found[False, 12.0].shares, atol=1e-4)
 
 
 def test_constant_networks_are_left_out_and_said():

@@ -20,11 +20,11 @@ from nad_jax.errors import InputError
 from nad_jax.geometry import split_member
 from nad_jax.initial_bias import InitialBias
 
-D = 200
-INPUTS = np.random.default_rng(0).normal(size=(300, D)).astype(np.float32)
+D = 128
+INPUTS = np.random.default_rng(0).normal(size=(200, D)).astype(np.float32)
 
 
-def _relu_network(num_layers, width=128):
+def _relu_network(num_layers, width=96):
     """Bias-free ReLU layers of N(0, 2/fan-in) weights, and one logit."""
 
     def init(key):
@@ -45,7 +45,7 @@ def _relu_network(num_layers, width=128):
 def test_wide_relu_networks_prefer_a_class_as_the_closed_form_says(num_layers, published):
     exact = wide_relu_bias(num_layers)
     assert exact.mean_largest == pytest.approx(published, abs=5e-5)
-    found = initial_bias(_relu_network(num_layers), INPUTS, 400)
+    found = initial_bias(_relu_network(num_layers), INPUTS, 300)
     for name in ("mean_largest", "gamma", "correlation"):
         value, sem = getattr(found, name)
         assert abs(value - getattr(exact, name)) < 3 * sem, name
@@ -63,7 +63,7 @@ def test_closed_forms_are_those_of_the_arc_cosine_kernel_of_gaussian_pairs():
         assert found.gamma == pytest.approx(found.correlation / (1 - found.correlation))
     # G_0 = Φ(√γ ζ): of γ = 1 it is uniform, and the larger share ¾ on average.
     gammas = [wide_relu_bias(layers).gamma for layers in range(1, 6)]
-    np.testing.assert_allclose(gammas, [0.467, 0.975, 1.53, 2.13, 2.79], rtol=2e-3)
+    np.testing.assert_allclose(gammas, [0.467, 0.975, 1.53, 2.13, 2.79], rtol=3e-3)
 
 
 def _reference(model, inputs, number, seed=0):
@@ -80,10 +80,10 @@ def test_shares_and_variances_are_those_of_each_network(classes):
     found = initial_bias(model, inputs, 5, seed=3)
     for number in range(5):
         logits = _reference(model, inputs, number, 3)
-        logits = np.hstack([logits, 0 * logits]) if classes == 1 else logits
-        shares = np.bincount(logits.argmax(1), minlength=max(classes, 2)) / len(logits)
+        chosen = np.hstack([logits, 0 * logits]) if classes == 1 else logits
+        shares = np.bincount(chosen.argmax(1), minlength=max(classes, 2)) / len(logits)
         np.testing.assert_allclose(found.fractions[number], shares, atol=1e-6)
-        centered = logits - logits.mean(1, keepdims=True)
+        centered = logits - logits.mean(1, keepdims=True) if classes > 1 else logits
         own = centered.var(0, ddof=1).sum()
         common = (centered.mean(0) ** 2).sum() - own / len(logits)
         np.testing.assert_allclose(found.own[number], own, rtol=1e-4)
@@ -118,7 +118,8 @@ def test_progress_is_that_of_all_networks():
 def test_odd_activations_have_no_bias_and_constant_outputs_an_infinite_one():
     found = initial_bias(create_model("logreg", (D,), initialization="lecun"), INPUTS, 60)
     assert abs(found.gamma.value) < 3 * found.gamma.sem
-    assert found.mean_largest.value < 0.53
+    largest = 0.5 + 0.5 * math.sqrt(2 / math.pi / len(INPUTS))  # of fair coins, one an input
+    assert abs(found.mean_largest.value - largest) < 3 * found.mean_largest.sem
     constant = from_functions(
         lambda key: jax.random.normal(key, ()), lambda v, x: jnp.full((len(x), 1), v), (D,),
         check=False,
@@ -167,7 +168,7 @@ def test_eight_devices_find_what_one_finds():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inputs": INPUTS[:, :5]}, r"^inputs: must be real numbers \[N, 200\]"),
+        ({"inputs": INPUTS[:, :5]}, r"^inputs: must be real numbers \[N, 128\]"),
         ({"inputs": INPUTS[:1]}, "^inputs: must be two or more, got 1"),
         ({"num_networks": 0}, "^num_networks: must be an integer of at least 1, got 0"),
         ({"seed": -1}, "^seed: must be an integer in 0"),
