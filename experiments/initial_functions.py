@@ -49,10 +49,11 @@ from nad_jax.spectrum_metrics import Metric, spectrum_metrics
 from nad_jax.untrained import evaluate, measure_networks
 
 PLANES = ("nads", "random")
+_ROUNDING = 1e-4  # of shares
 MEASURES = ("largest", "gamma", "effective_rank", "leading_share", "frequency_nads",
             "frequency_random")  # fmt: skip
 COLUMNS = (
-    "architecture", "num_networks", *(f"{n}{end}" for n in MEASURES for end in ("", "_sem")),
+    "architecture", "num_networks", "num_constant", *(f"{n}{end}" for n in MEASURES for end in ("", "_sem")),
     *results.PROVENANCE,
 )  # fmt: skip
 FIELDS = Fields(
@@ -80,6 +81,12 @@ class Found(NamedTuple):
         }
         order_zero = {"largest": self.bias.mean_largest, "gamma": self.bias.gamma}
         return {**order_zero, **self.metrics, **frequencies}
+
+    @property
+    def num_constant(self) -> int:
+        """How many networks are constant on one of the planes, and have no frequency there."""
+        found = [np.isnan(one.frequencies) for one in self.spectra.values()]
+        return int(np.any(found, 0).sum())
 
 
 def validate(config: ConfigDict) -> None:
@@ -262,8 +269,10 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
         found = _unpack(arrays)
         (origin,) = folder.read_origins([member])
         said = {"architecture": member.what, "num_networks": config.num_networks}
+        said |= {"num_constant": found.num_constant}
         said |= {**results.provenance(origin, "this"), "seconds": seconds.get(member.name, "")}
-        print(member.what)
+        constant = f", {found.num_constant} constant on a plane" * (found.num_constant > 0)
+        print(f"{member.what}: {config.num_networks} networks{constant}")
         for name, (value, sem) in found.measures().items():
             said |= {name: value, f"{name}_sem": sem}
             print(f"  {name}: {Metric(value, sem)!r}")
@@ -287,7 +296,8 @@ def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",))
     ramp = np.tile(np.arange(config.num_points, dtype=np.float32), (config.num_points, 1))
     size = "×".join(map(str, config.image_shape))
     title = f"{config.num_networks} untrained networks each, inputs {size}{missing}"
-    linear = float(radial_spectrum(ramp).mean_frequency)
+    linear = np.asarray(radial_spectrum(ramp).shares)
+    linear = np.where(linear > _ROUNDING, linear, 0.0)  # off the axes there is nothing
     figure = plot_orders(orders, config.num_curves, linear, title)
     return results.save_figures(workdir, {"orders": figure}, formats)
 

@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nad_jax.figures import (
-    COLORS,
     GRAY,
     INK,
     PAGE,
@@ -28,6 +27,11 @@ _DOTS = {
     "frequency": "mean frequency",
 }
 
+_MARKS = {  # of planes
+    "nads": {"color": INK, "marker": "o"},
+    "random": {"color": INK, "marker": "s", "markerfacecolor": "none"},
+}
+
 
 class Orders(NamedTuple):
     """What one ensemble says in three orders.
@@ -44,26 +48,32 @@ class Orders(NamedTuple):
 
 
 @styled
-def plot_orders(orders: Mapping[str, Orders], num_curves: int, linear: float, title: str) -> Figure:
+def plot_orders(
+    orders: Mapping[str, Orders], num_curves: int, linear: np.ndarray, title: str
+) -> Figure:
     """Above, of the first few ensembles, how many networks call which share of inputs positive, the
-    eigenvalues as multiples of their mean, and the spectrum; below numbers of all ensembles.
+    eigenvalues as multiples of their mean, and the spectrum as multiples of that of a linear function;
+    below numbers of all ensembles.
 
-    linear: the mean frequency of a linear function.
+    linear: the shares of a linear function, [R + 1], zero beyond the axes.
     """
     heights = [2.2, 0.5 + 0.13 * len(orders)]
     figure = PrintedFigure(figsize=(PAGE, sum(heights)), layout="constrained")
     set_title(figure, title)
     panels = figure.subplots(2, 3, height_ratios=heights)
     shown = {name: orders[name] for name in list(orders)[:num_curves]}
-    handles = _plot_curves(panels[0], shown)
+    handles = _plot_curves(panels[0], shown, linear)
     for place in (0, 1):
         panels[1, place + 1].sharey(panels[1, 0])
-    _plot_numbers(panels[1], orders, linear)
+    frequency = float(linear @ np.arange(len(linear)) / (len(linear) - 1))
+    _plot_numbers(panels[1], orders, frequency)
     add_legend(figure, handles)
     return figure
 
 
-def _plot_curves(panels: np.ndarray, orders: Mapping[str, Orders]) -> dict[str, object]:
+def _plot_curves(
+    panels: np.ndarray, orders: Mapping[str, Orders], linear: np.ndarray
+) -> dict[str, object]:
     """The three upper panels; the handles of their legend."""
     classes, geometry, spectrum = panels
     bins, handles = np.linspace(0, 1, _BINS + 1), {}
@@ -77,12 +87,13 @@ def _plot_curves(panels: np.ndarray, orders: Mapping[str, Orders]) -> dict[str, 
         geometry.plot(kept, relative[kept], markevery=few.tolist(), **style)
         for plane, (shares, sem) in one.spectra.items():
             line = "-" if plane == "nads" else ":"
-            radius = np.arange(1, len(shares))
-            spectrum.plot(radius, shares[1:], color=style["color"], linestyle=line, linewidth=1)
-            low, high = shares[1:] - sem[1:], shares[1:] + sem[1:]
+            radius = np.flatnonzero(linear)
+            ratio, error = shares[radius] / linear[radius], sem[radius] / linear[radius]
+            spectrum.plot(radius, ratio, color=style["color"], linestyle=line, linewidth=1)
+            low, high = ratio - error, ratio + error
             spectrum.fill_between(radius, low, high, color=style["color"], alpha=0.25, linewidth=0)
-    handles["plane of NADs 0 and 1"] = spectrum.plot([], [], color=INK)[0]
-    handles["random planes"] = spectrum.plot([], [], color=INK, linestyle=":")[0]
+    handles["plane of NADs 0 and 1"] = spectrum.plot([], [], **_MARKS["nads"], linestyle="-")[0]
+    handles["random planes"] = spectrum.plot([], [], **_MARKS["random"], linestyle=":")[0]
     classes.axhline(1.0, color=GRAY, linewidth=0.6)
     classes.set(xlabel="share of inputs called positive", ylabel="density of networks")
     classes.set_title("order 0: classes")
@@ -91,7 +102,8 @@ def _plot_curves(panels: np.ndarray, orders: Mapping[str, Orders]) -> dict[str, 
     geometry.axhline(1.0, color=GRAY, linewidth=0.6)
     geometry.set(yscale="log", ylabel=r"$\lambda_i \, D \,/\, \mathrm{tr}\,G$")
     geometry.set_title("order 1: geometry")
-    spectrum.set(xscale="log", yscale="log", xlabel="cycles per side", ylabel="share of amplitude")
+    spectrum.axhline(1.0, color=GRAY, linewidth=0.6)
+    spectrum.set(xscale="log", xlabel="cycles per side", ylabel="amplitude, over a linear function")
     spectrum.set_title("spectrum of the function")
     return handles
 
@@ -101,12 +113,11 @@ def _plot_numbers(panels: np.ndarray, orders: Mapping[str, Orders], linear: floa
     places = np.arange(len(orders))
     for panel, (name, label) in zip(panels, _DOTS.items(), strict=True):
         if name == "frequency":
-            _draw_dots(panel, orders, "frequency_nads", places, {"color": COLORS[0], "marker": "o"})
-            style = {"color": COLORS[1], "marker": "s", "markerfacecolor": "none"}
-            _draw_dots(panel, orders, "frequency_random", places, style)
+            for plane, style in _MARKS.items():
+                _draw_dots(panel, orders, f"frequency_{plane}", places, style)
             panel.axvline(linear, color=GRAY, linewidth=0.8, linestyle="--")
         else:
-            _draw_dots(panel, orders, name, places, {"color": INK, "marker": "o"})
+            _draw_dots(panel, orders, name, places, _MARKS["nads"])
         panel.set_xlabel(label)
         panel.grid(axis="x", linewidth=0.4)
     panels[0].set_xlim(0.5, 1.02)
