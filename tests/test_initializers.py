@@ -348,6 +348,6 @@ def test_an_initialization_may_stand_with_the_name():
     written = create_model("mlp(initialization='sigma:2:0',width=4)", (3,))
     given = create_model("mlp", (3,), initialization="sigma:2:0", width=4)
     assert dict(written.description) == dict(given.description)
-    assert dict(written.description)["initialization"] == "sigma:2:0"
+    assert dict(written.description)["initialization"] == "sigma:2.0:0.0"
     with pytest.raises(InputError, match=r"^initialization: unknown value 'hee'"):
         create_model("mlp(initialization=hee)", (3,))
