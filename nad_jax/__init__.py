@@ -56,6 +56,13 @@ from nad_jax.errors import InputError
 from nad_jax.estimation import estimate_leading_nads, estimate_nads
 from nad_jax.evolution import Evolution, geometry_evolution
 from nad_jax.first_layer import Integrated, integrate_first_layer
+from nad_jax.function_spectrum import (
+    FunctionSpectrum,
+    RadialSpectrum,
+    function_spectrum,
+    radial_spectrum,
+)
+from nad_jax.initial_bias import InitialBias, WideBias, initial_bias, wide_relu_bias
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.learnability import Learnability, learnable
 from nad_jax.linearization import (
@@ -151,7 +158,9 @@ __all__ = [
     "Evolution",
     "Execution",
     "FitMetrics",
+    "FunctionSpectrum",
     "ImageData",
+    "InitialBias",
     "InputError",
     "Integrated",
     "LeadingNADs",
@@ -162,6 +171,7 @@ __all__ = [
     "NADs",
     "PathCounts",
     "Points",
+    "RadialSpectrum",
     "Recipe",
     "SADs",
     "Schedule",
@@ -171,6 +181,7 @@ __all__ = [
     "Task",
     "TrainMetrics",
     "Velocity",
+    "WideBias",
     "WideKernels",
     "__version__",
     "add_noise",
@@ -214,12 +225,14 @@ __all__ = [
     "from_functions",
     "from_linen",
     "from_nnx",
+    "function_spectrum",
     "gaussian",
     "gaussian_loss",
     "gaussian_network",
     "geometry_evolution",
     "geometry_velocity",
     "images",
+    "initial_bias",
     "input_gradient",
     "integrate_first_layer",
     "invariance_recipe",
@@ -258,6 +271,7 @@ __all__ = [
     "project_out",
     "published_carriers",
     "radial_energy",
+    "radial_spectrum",
     "random_directions_of_equal_variance",
     "rank_correlation",
     "read_cifar10",
@@ -300,6 +314,7 @@ __all__ = [
     "wide_eigenvalues",
     "wide_geometry_velocity",
     "wide_kernels",
+    "wide_relu_bias",
     "with_two_logits",
 ]
 

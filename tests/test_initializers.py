@@ -342,3 +342,12 @@ def test_every_architecture_has_the_other_initialization(architecture):
     model = create_model(architecture, initialization="flax")
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+
+
+def test_an_initialization_may_stand_with_the_name():
+    written = create_model("mlp(initialization='sigma:2:0',width=4)", (3,))
+    given = create_model("mlp", (3,), initialization="sigma:2:0", width=4)
+    assert dict(written.description) == dict(given.description)
+    assert dict(written.description)["initialization"] == "sigma:2.0:0.0"
+    with pytest.raises(InputError, match=r"^initialization: unknown value 'hee'"):
+        create_model("mlp(initialization=hee)", (3,))

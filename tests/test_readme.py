@@ -90,6 +90,11 @@ PRINTED = {
     "docs/nads.md": ["preferred frequencies: [[", "bounds of the "],
     "docs/training.md": ["accuracies: ["],
     "docs/linearization.md": ["TrainMetrics(2 networks"],
+    "docs/initial_functions.md": [
+        "InitialBias(40 networks, 2 classes: ",
+        "wide: WideBias(correlation=0.49",
+        "FunctionSpectrum(40 networks, ",
+    ],
     "docs/geometric_invariance.md": [
         "z: ",
         "Geometry of 8 networks over 5 epochs",

@@ -111,8 +111,8 @@ def create_model(
     """A built-in architecture as a `Model`, or a model of one's own by its name.
 
     Args:
-      architecture: a key of `ARCHITECTURES`, also with options, as in "vit(depth=6)"; or
-        `package.module:Name`, `path/to/file.py:Name` or a
+      architecture: a key of `ARCHITECTURES`, also with options, as in "vit(depth=6)" or
+        "lenet(initialization='sigma:2:0')"; or `package.module:Name`, `path/to/file.py:Name` or a
         name given by `register`, see `own_models`.
       image_shape: of one input; also `input_shape`. "logreg", "mlp" and "bottleneck_mlp" take any,
         (D,), (L, C), (H, W, C) or (T, H, W, C), the others images (H, W, C) of any size that
@@ -141,6 +141,10 @@ def create_model(
     Raises:
       InputError: naming the argument, its value and what is allowed.
     """
+    written = {}
+    if isinstance(architecture, str) and architecture.partition("(")[0] in ARCHITECTURES:
+        architecture, written = read_options(architecture)
+    initialization = written.pop("initialization", initialization)
     if initialization != "default":
         initialization = check_initialization(initialization, ("default", *INITIALIZATIONS))
     if is_own(architecture):
@@ -148,10 +152,8 @@ def create_model(
         chosen = {"pooling": None if pooling == "default" else pooling, **options}
         chosen |= {"density": density, "mask": mask}
         return make_own_model(architecture, image_shape, num_logits, own, convolution, chosen)
-    if isinstance(architecture, str) and architecture.partition("(")[0] in ARCHITECTURES:
-        architecture, written = read_options(architecture)
-        pooling, density = written.pop("pooling", pooling), written.pop("density", density)
-        mask, options = written.pop("mask", mask), {**options, **written}
+    pooling, density = written.pop("pooling", pooling), written.pop("density", density)
+    mask, options = written.pop("mask", mask), {**options, **written}
     architecture = check_choice("architecture", architecture, ARCHITECTURES)
     entry = ARCHITECTURES[architecture]
     known = entry.module.initializations
