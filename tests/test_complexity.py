@@ -21,7 +21,7 @@ from nad_jax.errors import InputError
 
 SIGNAL = np.array([0.6, 0.8])
 MODEL = with_two_logits(create_patch_network("cnn", 3, 2))
-RECIPE = Recipe(num_train=64, num_test=200, num_epochs=4, batch_size=16, clip_norm=0.0)
+RECIPE = Recipe(num_train=64, num_test=200, num_epochs=40, batch_size=16, clip_norm=0.0)
 HOW = {"recipe": RECIPE, "learning_rate": 0.2, "sigma": 0.4}
 
 

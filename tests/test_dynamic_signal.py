@@ -87,7 +87,7 @@ def test_the_noise_of_a_seed_is_that_of_every_signal_and_sigma():
 def test_the_bayes_accuracy_is_that_of_its_classifier_and_has_the_published_values(
     num_patches, sigma, expected
 ):
-    accuracy, error = signal_accuracy_bayes(num_patches, sigma, 200_000)
+    accuracy, error = signal_accuracy_bayes(num_patches, sigma, 100_000)
     assert accuracy == pytest.approx(expected, abs=5e-4 + 3 * error) and error < 5e-4
     if num_patches == 1:
         assert accuracy == pytest.approx(_normal(1 / sigma), abs=1e-6)
@@ -136,8 +136,10 @@ def test_a_network_that_has_found_the_signal_has_its_closed_form(num_patches, ex
     patches = np.asarray(x).reshape(-1, num_patches, LENGTH)
     model = create_patch_network("cnn", num_patches, LENGTH, threshold=0.0)
     for threshold, published in zip((0.0, 0.25, 0.5, 0.75), expected, strict=True):
-        accuracy, error = signal_accuracy_threshold(num_patches, sigma, threshold, 100_000)
+        law = num_patches, sigma, threshold, 100_000
+        accuracy, error = signal_accuracy_threshold(*law, zeros=0.0)
         assert accuracy == pytest.approx(published, abs=1e-3 + 3 * error)
+        accuracy, error = signal_accuracy_threshold(*law)
         scaled = jnp.float32(threshold * num_patches**0.5)
         variables = {"filters": SIGNAL[None].astype(np.float32), "threshold": scaled}
         outputs = np.asarray(model.apply(variables, patches))[:, 0]
@@ -215,6 +217,7 @@ def test_bad_input_is_refused_by_name():
         ),
         (lambda: signal_accuracy_linear(2, 0.0), "^sigma: must be a finite number greater than 0"),
         (lambda: signal_accuracy_threshold(2, 1.0, -0.1), "^threshold: must be a finite number"),
+        (lambda: signal_accuracy_threshold(2, 1.0, 0.1, 9, 2.0), "^zeros: must be at most 1"),
         (
             lambda: insert_signal(x, np.zeros(2), np.zeros(3, int), SIGNAL, 1.0),
             r"^places: must be real numbers \[3\]",

@@ -177,7 +177,7 @@ def signal_accuracy_bayes(
     standard error; it does not depend on d.
 
     Derived: given R = Σ_{j>1} sinh(s_j/σ²) it is Φ((1 + σ² arsinh R)/σ), whose mean over
-    `num_samples` draws of the other patches is taken, always the same ones. Exact for one patch.
+    `num_samples` draws of the other patches, always the same ones, and their negatives is taken. Exact for one patch.
 
     Raises:
       InputError: unless k is a positive integer, σ above 0, and there are two samples at least.
@@ -197,26 +197,35 @@ def signal_accuracy_bayes(
 
 
 def signal_accuracy_threshold(
-    num_patches: int, sigma: float, threshold: float, num_samples: int = 1_000_000
+    num_patches: int,
+    sigma: float,
+    threshold: float,
+    num_samples: int = 1_000_000,
+    zeros: float = 0.5,
 ) -> tuple[float, float]:
     """The accuracy on the moving signal of the network sign Σ_j φ_b(w⋆ᵀx_j), φ_b(t) = ReLU(t − b) −
-    ReLU(−t − b), and its standard error; half of those on which it is 0 count.
+    ReLU(−t − b), and its standard error.
 
     It is the CNN of one filter that has found the signal (`create_patch_network`); b = 0 is linear.
-    Derived: given R = Σ_{j>1} φ_b(s_j) it is Φ((1 + R + b sign R)/σ), for R = 0 the mean of both
-    signs. The mean is taken as in `signal_accuracy_bayes`.
+    `zeros` is which share of the samples on which it is 0 counts as correct: half of them where
+    they all get the same label.
+    Derived: given R = Σ_{j>1} φ_b(s_j) it is Φ((1 + R + b sign R)/σ), where sign 0 is 1 for the
+    share `zeros` and −1 for the rest. The mean is taken as in `signal_accuracy_bayes`.
 
     Raises:
-      InputError: unless k is a positive integer, σ above 0, b at least 0, and there are two samples
-        at least.
+      InputError: unless k is a positive integer, σ above 0, b at least 0, the share in [0, 1], and
+        there are two samples at least.
     """
     num_patches, sigma = _check_law(num_patches, sigma)
     threshold = check_number("threshold", threshold, 0.0)
+    if check_number("zeros", zeros, 0.0) > 1:
+        raise InputError(f"zeros: must be at most 1, got {zeros!r}")
 
     def given_others(others: np.ndarray) -> np.ndarray:
         rest = (np.sign(others) * np.maximum(np.abs(others) - threshold, 0)).sum(1)
         signs = [np.where(rest == 0, sign, np.sign(rest)) for sign in (-1, 1)]
-        return sum(ndtr((1 + rest + sign * threshold) / sigma) for sign in signs) / 2
+        least, most = (ndtr((1 + rest + sign * threshold) / sigma) for sign in signs)
+        return (1 - zeros) * least + zeros * most
 
     return _average(given_others, num_patches, sigma, num_samples)
 
@@ -239,7 +248,9 @@ def _average(
     sums = np.zeros(2)
     for first in range(0, num_samples, _CHUNK):
         shape = min(_CHUNK, num_samples - first), num_patches - 1
-        values = given_others(sigma * rng.standard_normal(shape))
+        others = sigma * rng.standard_normal(shape)
+        # As likely with the other sign: the mean of both scatters less.
+        values = np.mean([given_others(others), given_others(-others)], 0, np.float64)
         sums += values.sum(), (values**2).sum()
     mean, square = sums / num_samples
     variance = max(square - mean**2, 0.0)
