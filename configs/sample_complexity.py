@@ -52,7 +52,7 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.architectures = ("lcn", "cnn")  # fcn, lcn, cnn
     config.activations = ("soft_threshold",)  # soft_threshold, relu, linear
     config.width = 1  # filters of each patch
-    config.scale = 0.3  # about the norm of filters at the start
+    config.scale = 0.6  # about the norm of filters at the start
     config.start_threshold = 0.05  # b at the start
 
     # The task: k patches of length d, one of which holds the signal.

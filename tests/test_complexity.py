@@ -20,9 +20,9 @@ from nad_jax.complexity import bisect_first
 from nad_jax.errors import InputError
 
 SIGNAL = np.array([0.6, 0.8])
-MODEL = with_two_logits(create_patch_network("cnn", 3, 2))
-RECIPE = Recipe(num_train=64, num_test=200, num_epochs=40, batch_size=16, clip_norm=0.0)
-HOW = {"recipe": RECIPE, "learning_rate": 0.2, "sigma": 0.4}
+MODEL = with_two_logits(create_patch_network("cnn", 3, 2, scale=0.3, threshold=0.05))
+RECIPE = Recipe("sgd", {"momentum": 0.9}, num_train=64, num_test=200, num_epochs=20, batch_size=16)
+HOW = {"recipe": RECIPE, "learning_rate": 0.05, "sigma": 0.4}
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 16])
