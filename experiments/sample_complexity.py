@@ -152,12 +152,13 @@ def fit(
     rows: results.Rows, axis: str, threshold: float
 ) -> Iterator[tuple[str, np.ndarray, Scaling]]:
     """How n grows along an axis: for each architecture, activation and value of the other axis, in
-    words, the scales [P] and the fit.
+    words (the activation where there are several), the scales [P] and the fit.
 
     Points at which no seed is complete are left out, and of the others the last seeds, so that all
     have equally many.
     """
     (other,) = set(AXES) - {axis}
+    several = len({row["activation"] for row in rows}) > 1
     for series, group in results.group(rows, operator.itemgetter(*SERIES, other)).items():
         points = results.group(group, operator.itemgetter(axis))
         curves = {scale: read_curve(points[scale]) for scale in sorted(points)}
@@ -165,8 +166,8 @@ def fit(
         if curves:
             fewest = min(accuracies.shape[1] for _, accuracies in curves.values())
             chosen = [(sizes, accuracies[:, :fewest]) for sizes, accuracies in curves.values()]
-            *names, at = series
-            label = f"{' '.join(names)}, {SYMBOLS[other]} = {at}"
+            architecture, activation, at = series
+            label = f"{architecture}{' ' + activation if several else ''}, {SYMBOLS[other]} = {at}"
             yield label, np.array([*curves]), fit_scaling([*curves], chosen, threshold)
 
 
@@ -220,7 +221,9 @@ def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",))
                 slope = f", slope {found.slope:.2f}" * bool(np.isfinite(found.slope))
                 slope += f" ± {found.slope_error:.2f}" * bool(np.isfinite(found.slope_error))
                 panels.setdefault(name, {})[label + slope] = scales, found
-    title = f"Samples for an accuracy of {config.threshold:.0%}, {results.count_seeds(rows)}"
+    sigma = f"{config.sigma:g}" if config.sigma else "1/√k"
+    title = f"Samples for an accuracy of {config.threshold:.0%}, σ = {sigma}, "
+    title += results.count_seeds(rows)
     if not panels:  # of one network size
         return []
     figure = complexity_plots.plot_sample_complexity(panels, title + missing)

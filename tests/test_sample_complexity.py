@@ -77,7 +77,7 @@ def test_what_is_printed_is_read_off_the_table(finished, capsys):
                 for n in ("4", "16", "64")
             ]
             curves.append(passing_sizes(np.array([4, 16, 64]), np.array(means), 0.75))
-        line = next(line for line in printed.splitlines() if line.startswith(f"  {name} "))
+        line = next(line for line in printed.splitlines() if line.startswith(f"  {name}, "))
         for number, size in zip((2, 3), curves, strict=True):
             said = f"{size:.0f}" if np.isfinite(size) else "more than the largest n"
             assert f"k = {number}: {said}" in line
@@ -92,7 +92,7 @@ def test_another_threshold_is_only_read_off_and_a_folder_grows(finished, capsys)
     assert run(sample_complexity, grown, finished)
     assert all(path.read_bytes() == content for path, content in stored.items())
     assert len(_read(finished)) == 2 * 2 * 2 * 4 * 3
-    assert "cnn soft_threshold, k = 2: d = 3: " in capsys.readouterr().out
+    assert "cnn, k = 2: d = 3: " in capsys.readouterr().out
     assert sample_complexity.draw(grown, finished)
     with pytest.raises(InputError, match="sigma"):
         run(sample_complexity, _config(sigma=0.5), finished)
@@ -106,7 +106,7 @@ def test_points_of_which_no_seed_is_complete_are_left_out():
         if (k, n, seed) != (2, 8, 2) and (k, n) != (8, 16) and (k != 8 or (n == 4) == (seed == 0))
     ]  # fmt: skip
     ((label, scales, found),) = sample_complexity.fit(rows, "num_patches", 0.55)
-    assert label == "cnn relu, d = 2" and scales.tolist() == [2, 4]
+    assert label == "cnn, d = 2" and scales.tolist() == [2, 4]
     np.testing.assert_allclose(found.sizes, [4 * 2**0.25, 8 * 2**0.25], rtol=1e-6)
 
 
