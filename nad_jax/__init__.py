@@ -32,6 +32,13 @@ from nad_jax.closed_form import (
     wide_eigenvalues,
 )
 from nad_jax.comparison import compare, energy_map, isotropy
+from nad_jax.complexity import (
+    SampleComplexity,
+    Scaling,
+    fit_scaling,
+    passing_sizes,
+    sample_complexity,
+)
 from nad_jax.convolution import product_convolution
 from nad_jax.diffusion import (
     Schedule,
@@ -81,6 +88,7 @@ from nad_jax.models import Model, from_functions, state_blocks
 from nad_jax.nads import LeadingNADs, NADs, directional_energy, null_band, singular_values
 from nad_jax.nnx import from_nnx
 from nad_jax.own_models import register
+from nad_jax.patch_networks import create_patch_network
 from nad_jax.path_counts import (
     ConvLayer,
     DenseLayer,
@@ -115,6 +123,7 @@ from nad_jax.spectrum_metrics import radial_energy, spectrum_metrics, symmetry_e
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
 from nad_jax.task import FitMetrics, Members, Task
 from nad_jax.tasks import along_direction, circles, separable, two_features
+from nad_jax.tasks import along_direction, circles, dynamic_signal, separable
 from nad_jax.tasks.along import label_along, label_median
 from nad_jax.tasks.circles import (
     affine_accuracy,
@@ -123,6 +132,13 @@ from nad_jax.tasks.circles import (
     sample_circles,
 )
 from nad_jax.tasks.denoising import sample_rank_one, score_recipe
+from nad_jax.tasks.dynamic_signal import (
+    classify_signal,
+    sample_dynamic_signal,
+    signal_accuracy_bayes,
+    signal_accuracy_linear,
+    signal_accuracy_threshold,
+)
 from nad_jax.tasks.images import cifar_recipe
 from nad_jax.tasks.separable import (
     TrainMetrics,
@@ -174,6 +190,8 @@ __all__ = [
     "RadialSpectrum",
     "Recipe",
     "SADs",
+    "SampleComplexity",
+    "Scaling",
     "Schedule",
     "ScoreNetwork",
     "SlicedDistance",
@@ -202,6 +220,7 @@ __all__ = [
     "cifar_recipe",
     "circles",
     "classify_radius",
+    "classify_signal",
     "compare",
     "competing_accuracy",
     "complete_basis",
@@ -209,11 +228,13 @@ __all__ = [
     "count_paths",
     "count_paths_of",
     "create_model",
+    "create_patch_network",
     "create_score_network",
     "critical_point",
     "dft_direction",
     "directional_energy",
     "dit_geometry",
+    "dynamic_signal",
     "eigh_dense",
     "empirical_ntk",
     "energy_map",
@@ -221,6 +242,7 @@ __all__ = [
     "estimate_leading_nads",
     "estimate_nads",
     "estimate_sads",
+    "fit_scaling",
     "flip",
     "from_functions",
     "from_linen",
@@ -265,6 +287,7 @@ __all__ = [
     "optimal_reliance",
     "optimal_weights",
     "pack",
+    "passing_sizes",
     "poison",
     "principal_angles",
     "product_convolution",
@@ -282,7 +305,9 @@ __all__ = [
     "relu_eigenvalue",
     "relu_kurtosis",
     "sample_circles",
+    "sample_complexity",
     "sample_ddim",
+    "sample_dynamic_signal",
     "sample_importance",
     "sample_noise",
     "sample_rank_one",
@@ -294,6 +319,9 @@ __all__ = [
     "score_recipe",
     "separable",
     "set_coefficients",
+    "signal_accuracy_bayes",
+    "signal_accuracy_linear",
+    "signal_accuracy_threshold",
     "singular_values",
     "sliced_wasserstein",
     "spectrum_metrics",

@@ -102,6 +102,7 @@ PRINTED = {
         "medians: 0.0 1.8",
         "variance kept: ",
     ],
+    "docs/sample_complexity.md": ["cnn: ", "lcn: "],
     "docs/score_directions.md": [
         "SADs of cnn, 200 networks",
         "SlicedDistance(",

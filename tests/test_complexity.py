@@ -1,0 +1,133 @@
+"""Sample complexity: bisection, where curves pass, and slopes with errors."""
+
+import math
+
+import numpy as np
+import pytest
+
+from nad_jax import (
+    Recipe,
+    create_patch_network,
+    dynamic_signal,
+    fit_scaling,
+    passing_sizes,
+    sample_complexity,
+    separable,
+    train_many,
+    with_two_logits,
+)
+from nad_jax.complexity import bisect_first
+from nad_jax.errors import InputError
+
+SIGNAL = np.array([0.6, 0.8])
+MODEL = with_two_logits(create_patch_network("cnn", 3, 2, scale=0.3, threshold=0.05))
+RECIPE = Recipe("sgd", {"momentum": 0.9}, num_train=64, num_test=200, num_epochs=20, batch_size=16)
+HOW = {"recipe": RECIPE, "learning_rate": 0.05, "sigma": 0.4}
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 16])
+def test_bisection_finds_the_first_that_passes_and_asks_few(count):
+    sizes = [4 * 2**number for number in range(count)]
+    for first in range(count + 1):
+        asked = []
+
+        def passes(size, first=first, asked=asked):
+            asked.append(size)
+            return sizes.index(size) >= first
+
+        assert bisect_first(passes, sizes) == (sizes[first] if first < count else None)
+        assert len(asked) == len(set(asked)) <= 1 + math.ceil(math.log2(count))
+
+
+def test_a_curve_that_is_linear_in_log_n_passes_where_it_says():
+    sizes = np.array([4, 8, 16, 64, 128])
+    curve = 0.5 + 0.1 * np.log2(sizes / 4)
+    curves = np.stack([curve, curve + 0.45, curve - 0.5])
+    found = passing_sizes(sizes, curves, 0.75)
+    assert found[0] == pytest.approx(4 * 2**2.5)
+    assert found[1] == 4 and found[2] == np.inf
+    assert passing_sizes(sizes, curve, 0.6) == pytest.approx(8)
+
+
+def _curves(rng, scales, exponent, num_seeds, noise):
+    """Sigmoid accuracies in log n, centered at 10 scale^exponent, with noise of each seed."""
+    sizes = 2.0 ** np.arange(1, 16)
+    for scale in scales:
+        place = np.log(sizes / (10 * scale**exponent))
+        clean = 0.5 + 0.4 / (1 + np.exp(-2 * place))
+        yield sizes, clean[:, None] + noise * rng.normal(size=(len(sizes), num_seeds))
+
+
+def test_slopes_without_noise_are_the_exponent():
+    scales = [2, 4, 8, 16]
+    for exponent in (0.5, 1.0, 2.0):
+        found = fit_scaling(
+            scales, [*_curves(np.random.default_rng(0), scales, exponent, 3, 0.0)], 0.7
+        )
+        assert found.slope == pytest.approx(exponent, abs=0.02)
+        assert found.slope_error == pytest.approx(0, abs=1e-9)
+        np.testing.assert_allclose(found.sizes, 10 * np.array(scales) ** exponent, rtol=0.05)
+
+
+def test_the_error_of_a_slope_is_its_spread_over_repetitions():
+    scales, rng = [2, 4, 8], np.random.default_rng(0)
+    found = [fit_scaling(scales, [*_curves(rng, scales, 1.0, 20, 0.05)], 0.7) for _ in range(60)]
+    spread = np.std([one.slope for one in found])
+    assert np.mean([one.slope_error for one in found]) == pytest.approx(spread, rel=0.3)
+    inside = [
+        (one.low <= 10 * np.array(scales)) & (10 * np.array(scales) <= one.high) for one in found
+    ]
+    assert 0.5 < np.mean(inside) < 0.85  # 68 % of intervals hold the truth, to interpolation
+
+
+def test_points_beyond_the_grid_are_not_of_the_fit():
+    scales, rng = [2, 4, 8, 2**13], np.random.default_rng(0)
+    found = fit_scaling(scales, [*_curves(rng, scales, 1.0, 4, 0.0)], 0.7)
+    assert found.used.tolist() == [True, True, True, False] and found.sizes[3] == np.inf
+    assert found.slope == pytest.approx(1.0, abs=0.02)
+    found = fit_scaling([2, 4], [*_curves(rng, [2, 4], 1.0, 1, 0.0)], 0.55)
+    assert np.isnan(found.slope_error) and np.isnan(found.low).all()
+    found = fit_scaling([2, 4], [*_curves(rng, [2, 4], 1.0, 2, 0.0)], 0.5001)
+    assert not found.used.any() and np.isnan(found.slope)
+
+
+def test_bisection_over_networks_finds_a_size_that_passes_below_one_that_fails():
+    sizes = [2, 4, 8, 16, 32, 64]
+    found = sample_complexity(MODEL, dynamic_signal(), sizes, 0.85, (0, 1), signal=SIGNAL, **HOW)
+    means = dict(zip(found.tried.tolist(), found.accuracies.mean(1).tolist(), strict=True))
+    assert found.size in means and means[found.size] >= 0.85
+    assert all(mean < 0.85 for size, mean in means.items() if size < found.size)
+    assert len(means) <= 4
+    size = found.tried[0]
+    alone = train_many(
+        MODEL, dynamic_signal(), signal=SIGNAL[None], num_samples=size, seed=1, **HOW
+    )
+    assert alone.test_accuracy[0] == found.accuracies[0, 1]
+    assert sample_complexity(
+        MODEL, dynamic_signal(), sizes[:1], 1.0, (0,), signal=SIGNAL, **HOW
+    ).size is None  # fmt: skip
+
+
+def test_bad_input_is_refused_by_name():
+    def find(sizes=(2, 4), threshold=0.9, seeds=(0,), task=None, **arrays):
+        task = task or dynamic_signal()
+        return sample_complexity(MODEL, task, sizes, threshold, seeds, **HOW, **arrays)
+
+    for call, message in [
+        (lambda: find(task=separable()), "^task: must take num_samples"),
+        (lambda: find((4, 2)), r"^sizes: must ascend, up to num_train = 64, got \[4, 2\]"),
+        (lambda: find((2, 128)), "^sizes: must ascend, up to num_train = 64"),
+        (lambda: find((2, 5)), "^sizes: must be even"),
+        (lambda: find(threshold=1.5, signal=SIGNAL), "^threshold: must be at most 1, got 1.5"),
+        (lambda: find(seeds=()), "^seeds: must be different ones, one at least"),
+        (lambda: find(seeds=(1, 1)), "^seeds: must be different ones, one at least"),
+        (lambda: find(), "^signal: is needed"),
+        (lambda: passing_sizes([2, 4], np.ones(2), 0.0), "^threshold: must be a finite number"),
+        (lambda: fit_scaling([2, 4], [(np.ones(1), np.ones((1, 2)))], 0.5), "^curves: must be one"),
+        (
+            lambda: fit_scaling([2], [(np.ones(3), np.ones((2, 2)))], 0.5),
+            r"^accuracies: must be real numbers \[3, S\]",
+        ),
+    ]:
+        with pytest.raises(InputError, match=message):
+            call()
