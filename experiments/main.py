@@ -50,6 +50,7 @@ from experiments import (
     linearization,
     poison_cifar,
     predictors,
+    robust_training,
     score_directions,
     time_to_accuracy,
 )
@@ -66,7 +67,7 @@ from nad_jax.figures import FORMATS
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
     time_to_accuracy, isotropy_search, predictors, linearization, geometry_evolution, circles,
-    score_directions,
+    score_directions, robust_training,
 )  # fmt: skip
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 

@@ -20,6 +20,7 @@ from nad_jax.aliases import (
 )
 from nad_jax.aliasing import aliasing_bound
 from nad_jax.architectures import ARCHITECTURES, create_model
+from nad_jax.attacks import adversarial, pgd
 from nad_jax.blocks import Blocks, equal_blocks
 from nad_jax.choices import Estimator
 from nad_jax.cifar import ImageData, read_cifar10
@@ -124,6 +125,7 @@ from nad_jax.tasks.separable import (
     sample_noise,
     sample_separable,
 )
+from nad_jax.tilting import adversarial_strength, deviation_angle, tilted_accuracy
 from nad_jax.training import train_many
 from nad_jax.vector_fields import central_difference, input_gradient, mixed_derivative
 from nad_jax.velocity import Velocity, geometry_velocity
@@ -166,6 +168,8 @@ __all__ = [
     "WideKernels",
     "__version__",
     "add_noise",
+    "adversarial",
+    "adversarial_strength",
     "affine_accuracy",
     "aliasing_bound",
     "align",
@@ -192,6 +196,7 @@ __all__ = [
     "create_model",
     "create_score_network",
     "critical_point",
+    "deviation_angle",
     "dft_direction",
     "directional_energy",
     "dit_geometry",
@@ -240,6 +245,7 @@ __all__ = [
     "null_band",
     "observers",
     "pack",
+    "pgd",
     "poison",
     "principal_angles",
     "product_convolution",
@@ -278,6 +284,7 @@ __all__ = [
     "susceptibilities",
     "symmetry_energy",
     "tasks",
+    "tilted_accuracy",
     "to_images",
     "to_vectors",
     "train_many",
