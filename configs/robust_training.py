@@ -35,7 +35,6 @@ RECIPES = {
         "num_networks": 2000,
         "indices": (*range(0, 1024, 33),),
         "seeds": (0, 1, 2, 3, 4),
-        "sigma": 1.0,
         "num_train": 10_000,
         "num_test": 10_000,
         "num_epochs": 20,
@@ -67,20 +66,20 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
 
     # The directions: NADs of so many untrained networks.
     config.num_networks = 500
-    config.indices = (0, 4, 8, 16, 32, 64, 128, 240)
+    config.indices = (0, 8, 16, 32, 64, 96, 128, 192)
 
     # The attacks that networks are trained under: none, or the norm and the radius.
-    config.attacks = ("none", "l2:0.25", "l2:0.5", "l2:0.75", "linf:0.04")
+    config.attacks = ("none", "l2:0.05", "l2:0.1", "l2:0.25", "linf:0.01")
     config.steps = 3  # of projected gradient descent, in training and afterwards
     # The radii of the attacks that all trained networks are tested under.
-    config.test_l2 = 0.5
-    config.test_linf = 0.04
+    config.test_l2 = 0.1
+    config.test_linf = 0.01
 
     # D(v).
     config.epsilon = 1.0  # class means are ±epsilon v
-    config.sigma = 1.0  # standard deviation of the noise orthogonal to v
+    config.sigma = 0.25  # standard deviation of the noise orthogonal to v
     config.num_train = 2000
-    config.num_test = 2000
+    config.num_test = 1000
     config.seeds = (0, 1, 2)
 
     # Training; see nad_jax.Recipe. The optimizer is a name of optax, with options as in

@@ -235,7 +235,7 @@ def test_a_model_of_ones_own_behind_the_colon_is_answered_with_its_field(before)
 RECIPE = "--config=configs/directional_bias.py"
 FILES = ["benchmark", "circles", "compute_nads", "directional_bias", "flip_cifar",
          "geometry_evolution", "isotropy_search", "leading_nads", "linearization", "poison_cifar",
-         "predictors", "score_directions", "time_to_accuracy"]  # fmt: skip
+         "predictors", "robust_training", "score_directions", "time_to_accuracy"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
