@@ -123,9 +123,7 @@ def make_setup(config: ConfigDict, norm: str) -> Setup:
 
 
 def make_measure(config: ConfigDict) -> trained.More:
-    """The accuracies of trained networks under the attacks of the test, and their tilt is left to
-    the table.
-    """
+    """The accuracies of trained networks under the attacks that all of them are tested under."""
     model, task, recipe, _ = make_setup(config, "none")
     attacks = {
         f"robust_{norm}": observers.robust_accuracy(
