@@ -20,6 +20,7 @@ from nad_jax.aliases import (
 )
 from nad_jax.aliasing import aliasing_bound
 from nad_jax.architectures import ARCHITECTURES, create_model
+from nad_jax.attacks import adversarial, pgd
 from nad_jax.blocks import Blocks, equal_blocks
 from nad_jax.choices import Estimator
 from nad_jax.cifar import ImageData, read_cifar10
@@ -155,6 +156,7 @@ from nad_jax.tasks.two_features import (
     reliance,
     sample_two_features,
 )
+from nad_jax.tilting import adversarial_strength, deviation_angle, tilted_accuracy
 from nad_jax.training import train_many
 from nad_jax.vector_fields import central_difference, input_gradient, mixed_derivative
 from nad_jax.velocity import Velocity, geometry_velocity
@@ -203,6 +205,8 @@ __all__ = [
     "WideKernels",
     "__version__",
     "add_noise",
+    "adversarial",
+    "adversarial_strength",
     "affine_accuracy",
     "aliasing_bound",
     "align",
@@ -231,6 +235,7 @@ __all__ = [
     "create_patch_network",
     "create_score_network",
     "critical_point",
+    "deviation_angle",
     "dft_direction",
     "directional_energy",
     "dit_geometry",
@@ -288,6 +293,7 @@ __all__ = [
     "optimal_weights",
     "pack",
     "passing_sizes",
+    "pgd",
     "poison",
     "principal_angles",
     "product_convolution",
@@ -334,6 +340,7 @@ __all__ = [
     "susceptibilities",
     "symmetry_energy",
     "tasks",
+    "tilted_accuracy",
     "to_images",
     "to_vectors",
     "train_many",

@@ -19,7 +19,7 @@ from nad_jax.contract import check_training, reported
 from nad_jax.errors import check_record, check_scalar
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import PRECISIONS, Recipe, first_step_below
-from nad_jax.task import SPLITS, Arrays, Members, Task, check_recipe
+from nad_jax.task import SPLITS, Arrays, Members, Perturb, Task, check_recipe
 
 # What is measured of one network, during training or after it: of its variables, the data of the
 # task and the network's `Members`, arrays in a tree of any form.
@@ -75,18 +75,29 @@ class Batch(NamedTuple):
     valid: jax.Array
 
 
-def make_evaluate(model: Model, task: Task, recipe: Recipe, split: str) -> Observer:
+def make_evaluate(
+    model: Model, task: Task, recipe: Recipe, split: str, perturb: Perturb | None = None
+) -> Observer:
     """An observer of (accuracy, mean loss, gradient) of a split, in evaluation mode.
 
     The mean gradient of the task's probe, of the test samples alone, comes from the same pass.
+    perturb: what the samples become first; None: they stay as they are.
     """
     probe = task.probe if split == "test" else None
     num_samples = recipe.num_train if split == "train" else recipe.num_test
+
+    def losses_of(variables: Any, targets: Any, x: jax.Array) -> jax.Array:
+        return task.loss(model.apply(variables, x), targets)
 
     def evaluate(variables: Any, data: Any, member: Members) -> tuple[jax.Array, ...]:
         def add_batch(sums: tuple[jax.Array, ...], batch: Batch) -> tuple[Any, None]:
             x, targets = task.draw(data, split, batch.indices, member.arrays)
             x = x.reshape(-1, *model.image_shape)
+            if perturb is not None:
+                key = jax.random.fold_in(
+                    ensemble.named_key(member.key, "perturb"), batch.indices[0]
+                )
+                x = perturb(partial(losses_of, variables, targets), x, member.arrays, key)
 
             def probed(x: jax.Array) -> tuple[jax.Array, jax.Array]:
                 outputs = model.apply(variables, x)

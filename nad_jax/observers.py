@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from nad_jax import ensemble
+from nad_jax.attacks import make_attack
 from nad_jax.choices import (
     Estimator,
     check_own_layer,
@@ -31,7 +32,7 @@ from nad_jax.reading import find_directions, finish, make_dense
 from nad_jax.recipe import Recipe
 from nad_jax.renamed import takes_old_names
 from nad_jax.subspaces import default_sizes
-from nad_jax.task import SPLITS, Members, Task
+from nad_jax.task import SPLITS, Members, Perturb, Task
 from nad_jax.tasks import separable
 from nad_jax.vector_fields import VectorField
 
@@ -40,17 +41,44 @@ def accuracy(
     model: Model, task: Task, recipe: Recipe | None = None, split: str = "test"
 ) -> Observer:
     """The accuracy of one network on the samples of a split, in evaluation mode: []."""
+    return _make_accuracy(model, task, recipe, split)
+
+
+def _make_accuracy(
+    model: Model, task: Task, recipe: Recipe | None, split: str, perturb: Perturb | None = None
+) -> Observer:
     check_choice("split", split, SPLITS)
     if recipe is None and task.sizes is None:
         raise InputError("recipe: is needed for the sizes of this task, that of the training")
     recipe = task.resolve_recipe(recipe)
-    evaluate = make_evaluate(model, task, recipe, split)
+    evaluate = make_evaluate(model, task, recipe, split, perturb)
 
     def observe(variables: Any, data: Any, member: Members) -> jax.Array:
         return evaluate(variables, data, member)[0]
 
     observe.sizes = recipe.num_train, recipe.num_test  # the training must have the same
     return observe
+
+
+def robust_accuracy(
+    model: Model,
+    task: Task,
+    recipe: Recipe | None = None,
+    split: str = "test",
+    *,
+    norm: str = "l2",
+    steps: int = 7,
+    radius: float | None = None,
+) -> Observer:
+    """The accuracy of one network on samples of a split that `attacks.pgd` has moved against it: [].
+
+    radius: of the ball, for all networks; None: that which each is trained under, of a task from
+    `adversarial`. norm, steps: as in `pgd`. What a weak attack leaves is an upper bound.
+    """
+    if radius is None and "radius" not in task.arrays:
+        raise InputError("radius: is needed for a task without one; see nad_jax.adversarial")
+    attack = make_attack(norm, steps, radius)
+    return _make_accuracy(model, task, recipe, split, attack)
 
 
 def gradient_cosine(model: Model, recipe: Recipe) -> Observer:

@@ -95,6 +95,7 @@ PRINTED = {
         "wide: WideBias(correlation=0.49",
         "FunctionSpectrum(40 networks, ",
     ],
+    "docs/robust_training.md": ["TrainMetrics(2 networks", "robust: [", "by the angle: ["],
     "docs/geometric_invariance.md": [
         "z: ",
         "Geometry of 8 networks over 5 epochs",

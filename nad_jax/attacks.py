@@ -1,0 +1,173 @@
+"""Adversarial training and attacks: samples moved within a ball so that their loss grows.
+
+    max over ‖δ‖ ≤ r of loss(x + δ)
+
+Approximated by projected gradient descent: k steps of length 2.5 r/k along the gradient of the loss
+in the sample, normalized (L2) or its sign (L∞), each followed by projection on the ball. Source:
+Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nad_jax.errors import (
+    InputError,
+    check_choice,
+    check_integer,
+    check_number,
+    check_record,
+    check_scalar,
+    number_array,
+    real_array,
+)
+from nad_jax.models import Model
+from nad_jax.task import Arrays, Perturb, Task
+
+NORMS = ("l2", "linf")
+STEP = 2.5  # length of all steps together, in radii
+
+
+def pgd(
+    losses: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    radius: Any,
+    norm: str = "l2",
+    steps: int = 7,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Samples x + δ [B, …] of large loss, ‖δ‖ ≤ `radius` in the L2 or L∞ norm of each sample.
+
+    A sample whose gradient is zero is not moved, and at radius 0 all are returned exactly. What is
+    found is a lower bound of the largest loss: where rounding makes the gradient of a confident
+    network zero, its samples stay as they are.
+
+    Args:
+      losses: of samples [B, …], real numbers [B], each of its own sample alone.
+      x: [B, …], real floating-point numbers.
+      radius: a number of at least 0, in units of the input; it may be traced.
+      norm: "l2" or "linf".
+      steps: how many, at least 1, of length 2.5 `radius` / `steps`.
+      key: a typed random key, from which δ begins at a random point of the ball; None: at 0.
+
+    Raises:
+      InputError: for anything else.
+    """
+    check_choice("norm", norm, NORMS)
+    steps = check_integer("steps", steps, 1)
+    x = jnp.asarray(real_array("x", x))
+    radius = jnp.asarray(check_scalar("radius", radius), x.dtype)
+    project = _project_l2 if norm == "l2" else _project_linf
+    ascend = _normalize if norm == "l2" else jnp.sign
+    gradient = jax.grad(lambda x: losses(x).sum())
+
+    def step(moved: jax.Array, _: None) -> tuple[jax.Array, None]:
+        along = ascend(gradient(x + moved))
+        return project(moved + STEP / steps * radius * along, radius), None
+
+    start = jnp.zeros_like(x) if key is None else radius * _draw(key, x, norm)
+    return x + jax.lax.scan(step, project(start, radius), length=steps)[0]
+
+
+def _norms(x: jax.Array) -> jax.Array:
+    """The L2 norm of each sample, [B, 1, …]."""
+    return jnp.sqrt((x**2).sum(tuple(range(1, x.ndim)), keepdims=True))
+
+
+def _normalize(x: jax.Array) -> jax.Array:
+    """Samples of L2 norm 1, and 0 where they are; their squares need not be representable."""
+    largest = jnp.abs(x).max(tuple(range(1, x.ndim)), keepdims=True)
+    scaled = x / jnp.where(largest == 0, 1, largest)
+    return scaled / jnp.where(largest == 0, 1, _norms(scaled))
+
+
+def _project_l2(moved: jax.Array, radius: jax.Array) -> jax.Array:
+    norms = _norms(moved)
+    outside = norms > radius
+    return jnp.where(outside, radius / jnp.where(outside, norms, 1), 1) * moved
+
+
+def _project_linf(moved: jax.Array, radius: jax.Array) -> jax.Array:
+    return jnp.clip(moved, -radius, radius)
+
+
+def _draw(key: jax.Array, x: jax.Array, norm: str) -> jax.Array:
+    """Points [B, …] uniform in the unit ball."""
+    if norm == "linf":
+        return jax.random.uniform(key, x.shape, x.dtype, -1, 1)
+    along, length = jax.random.split(key)
+    shape = (len(x), *(1,) * (x.ndim - 1))
+    share = jax.random.uniform(length, shape, x.dtype) ** (1 / np.prod(x.shape[1:]))
+    return share * _normalize(jax.random.normal(along, x.shape, x.dtype))
+
+
+def make_attack(
+    norm: str = "l2", steps: int = 7, radius: Any = None, random_start: bool = False
+) -> Perturb:
+    """`pgd` as what becomes of samples of one network.
+
+    radius: None: that of the network, the array `radius` of its task.
+
+    Raises:
+      InputError: as `pgd` does.
+    """
+    check_choice("norm", norm, NORMS)
+    steps = check_integer("steps", steps, 1)
+    check_choice("random_start", random_start, (False, True))
+    radius = None if radius is None else check_number("radius", radius, 0.0)
+
+    def perturb(
+        losses: Callable[[jax.Array], jax.Array], x: jax.Array, arrays: Arrays, key: jax.Array
+    ) -> jax.Array:
+        reach = arrays["radius"] if radius is None else radius
+        return pgd(losses, x, reach, norm, steps, key if random_start else None)
+
+    return perturb
+
+
+def adversarial(
+    task: Task, norm: str = "l2", steps: int = 7, radius: Any = 0.5, random_start: bool = False
+) -> Task:
+    """The same task, trained on the samples that `pgd` makes of it against the network as it is,
+    in evaluation mode; networks also differ in `radius` [N].
+
+    Metrics are those of the samples as they are: see `observers.robust_accuracy`. Random numbers do
+    not depend on the radius, and at 0 training is that of the task.
+
+    Args:
+      task: any that has no `perturb` and no array `radius` of its own.
+      norm, steps, random_start: as in `pgd`; random_start: from a random point of the ball.
+      radius: the default, a number of at least 0.
+
+    Raises:
+      InputError: for anything else, and where networks are trained for radii below 0.
+    """
+    check_record("task", task, Task)
+    if task.perturb is not None or "radius" in task.arrays:
+        raise InputError("task: must have neither perturb nor an array radius of its own")
+    attack = make_attack(norm, steps, None, random_start)
+
+    def prepare(model: Model, arrays: Arrays) -> Arrays:
+        for value in np.ravel(number_array("radius", arrays["radius"])).tolist():
+            check_number("radius", value, 0.0)
+        return {**task.prepare(model, _without(arrays)), "radius": arrays["radius"]}
+
+    def sample(data: Any, split: str, indices: Any, arrays: Arrays, *epoch: Any) -> Any:
+        return task.sample(data, split, indices, _without(arrays), *epoch)
+
+    return task._replace(
+        sample=sample,
+        arrays={**task.arrays, "radius": check_number("radius", radius, 0.0)},
+        prepare=prepare,
+        make_keys=lambda seeds, arrays: task.make_keys(seeds, _without(arrays)),
+        describe=lambda gradient, arrays: task.describe(gradient, _without(arrays)),
+        perturb=attack,
+    )
+
+
+def _without(arrays: Arrays) -> Arrays:
+    """The arrays of the task itself, which may take others of any name."""
+    return {name: array for name, array in arrays.items() if name != "radius"}
