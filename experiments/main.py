@@ -45,6 +45,7 @@ from experiments import (
     directional_bias,
     flip_cifar,
     geometry_evolution,
+    guidance,
     isotropy_search,
     leading_nads,
     linearization,
@@ -66,7 +67,7 @@ from nad_jax.figures import FORMATS
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
     time_to_accuracy, isotropy_search, predictors, linearization, geometry_evolution, circles,
-    score_directions,
+    score_directions, guidance,
 )  # fmt: skip
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 

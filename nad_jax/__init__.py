@@ -23,6 +23,7 @@ from nad_jax.architectures import ARCHITECTURES, create_model
 from nad_jax.blocks import Blocks, equal_blocks
 from nad_jax.choices import Estimator
 from nad_jax.cifar import ImageData, read_cifar10
+from nad_jax.cka import linear_cka
 from nad_jax.closed_form import (
     critical_point,
     networks_needed,
@@ -56,6 +57,7 @@ from nad_jax.errors import InputError
 from nad_jax.estimation import estimate_leading_nads, estimate_nads
 from nad_jax.evolution import Evolution, geometry_evolution
 from nad_jax.first_layer import Integrated, integrate_first_layer
+from nad_jax.guidance import guided, layers_of, observe_similarity
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.learnability import Learnability, learnable
 from nad_jax.linearization import (
@@ -211,6 +213,7 @@ __all__ = [
     "gaussian_network",
     "geometry_evolution",
     "geometry_velocity",
+    "guided",
     "images",
     "input_gradient",
     "integrate_first_layer",
@@ -219,7 +222,9 @@ __all__ = [
     "keep_most_important",
     "label_along",
     "label_median",
+    "layers_of",
     "learnable",
+    "linear_cka",
     "linearize",
     "load_nads",
     "load_sads",
@@ -238,6 +243,7 @@ __all__ = [
     "ntk_alignment",
     "ntk_regression",
     "null_band",
+    "observe_similarity",
     "observers",
     "pack",
     "poison",

@@ -234,7 +234,7 @@ def test_a_model_of_ones_own_behind_the_colon_is_answered_with_its_field(before)
 
 RECIPE = "--config=configs/directional_bias.py"
 FILES = ["benchmark", "circles", "compute_nads", "directional_bias", "flip_cifar",
-         "geometry_evolution", "isotropy_search", "leading_nads", "linearization", "poison_cifar",
+         "geometry_evolution", "guidance", "isotropy_search", "leading_nads", "linearization", "poison_cifar",
          "predictors", "score_directions", "time_to_accuracy"]  # fmt: skip
 
 

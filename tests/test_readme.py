@@ -90,6 +90,7 @@ PRINTED = {
     "docs/nads.md": ["preferred frequencies: [[", "bounds of the "],
     "docs/training.md": ["accuracies: ["],
     "docs/linearization.md": ["TrainMetrics(2 networks"],
+    "docs/guidance.md": ["CKA in the end: ["],
     "docs/geometric_invariance.md": [
         "z: ",
         "Geometry of 8 networks over 5 epochs",
