@@ -29,12 +29,14 @@ RECIPES = {
     },
     "cpu": {},
     "gpu": {
+        "network": "mlp",
         "image_shape": (32, 32, 1),
         "indices": (*range(0, 1024, 68),),
         "seeds": (0, 1, 2, 3, 4),
         "num_networks": 4000,
         "num_train": 10_000,
         "num_test": 10_000,
+        "num_epochs": 20,
         "loss_window": 79,
     },
 }
@@ -47,7 +49,7 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.experiment = "guidance"
 
     # The network that is trained and its guide, with their options: "mlp(width=256)".
-    config.network = "mlp"
+    config.network = "mlp(width=256)"
     config.guide = "lenet"
     config.image_shape = (16, 16, 1)  # height, width, channels
     # reference (PyTorch-default), flax, he, lecun, orthogonal, sigma:W:B (σ_w and σ_b); default:
@@ -71,7 +73,7 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     # D(v).
     config.epsilon = 1.0  # class means are ±epsilon v
     config.sigma = 1.0  # standard deviation of the noise orthogonal to v
-    config.num_train = 2000
+    config.num_train = 500
     config.num_test = 2000
     config.seeds = (0, 1, 2)
 
@@ -83,9 +85,9 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.clip_norm = 0.5  # of the gradient's global norm; 0: no clipping
     config.weight_decay = 0.0
     config.batch_size = 128
-    config.num_epochs = 20
+    config.num_epochs = 60
     config.loss_threshold = 0.01  # of steps_to_loss
-    config.loss_window = 16
+    config.loss_window = 4
     config.precision = (
         "default"  # on accelerators: default (GPU: TensorFloat-32, TPU: bfloat16), high, highest
     )
