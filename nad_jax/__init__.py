@@ -24,6 +24,7 @@ from nad_jax.attacks import adversarial, pgd
 from nad_jax.blocks import Blocks, equal_blocks
 from nad_jax.choices import Estimator
 from nad_jax.cifar import ImageData, read_cifar10
+from nad_jax.cka import linear_cka
 from nad_jax.closed_form import (
     critical_point,
     networks_needed,
@@ -71,6 +72,7 @@ from nad_jax.function_spectrum import (
     radial_spectrum,
 )
 from nad_jax.initial_bias import InitialBias, WideBias, initial_bias, wide_relu_bias
+from nad_jax.guidance import guided, layers_of, observe_similarity
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.learnability import Learnability, learnable
 from nad_jax.linearization import (
@@ -258,6 +260,7 @@ __all__ = [
     "gaussian_network",
     "geometry_evolution",
     "geometry_velocity",
+    "guided",
     "images",
     "initial_bias",
     "input_gradient",
@@ -267,7 +270,9 @@ __all__ = [
     "keep_most_important",
     "label_along",
     "label_median",
+    "layers_of",
     "learnable",
+    "linear_cka",
     "linearize",
     "load_nads",
     "load_sads",
@@ -287,6 +292,7 @@ __all__ = [
     "ntk_regression",
     "null_band",
     "observe_reliance",
+    "observe_similarity",
     "observers",
     "optimal_accuracy",
     "optimal_reliance",

@@ -96,6 +96,7 @@ PRINTED = {
         "FunctionSpectrum(40 networks, ",
     ],
     "docs/robust_training.md": ["TrainMetrics(2 networks", "robust: [", "by the angle: ["],
+    "docs/guidance.md": ["CKA in the end: ["],
     "docs/geometric_invariance.md": [
         "z: ",
         "Geometry of 8 networks over 5 epochs",
