@@ -45,11 +45,15 @@ from experiments import (
     directional_bias,
     flip_cifar,
     geometry_evolution,
+    guidance,
+    initial_functions,
     isotropy_search,
     leading_nads,
     linearization,
     poison_cifar,
     predictors,
+    robust_training,
+    sample_complexity,
     score_directions,
     time_to_accuracy,
     two_features,
@@ -67,7 +71,8 @@ from nad_jax.figures import FORMATS
 _MODULES = (
     compute_nads, leading_nads, directional_bias, poison_cifar, flip_cifar, benchmark,
     time_to_accuracy, isotropy_search, predictors, linearization, geometry_evolution, circles,
-    score_directions, two_features,
+    score_directions, two_features, initial_functions, sample_complexity, robust_training,
+    guidance,
 )  # fmt: skip
 EXPERIMENTS = {module.FIELDS.experiment: module for module in _MODULES}
 

@@ -71,8 +71,8 @@ from nad_jax.function_spectrum import (
     function_spectrum,
     radial_spectrum,
 )
-from nad_jax.initial_bias import InitialBias, WideBias, initial_bias, wide_relu_bias
 from nad_jax.guidance import guided, layers_of, observe_similarity
+from nad_jax.initial_bias import InitialBias, WideBias, initial_bias, wide_relu_bias
 from nad_jax.interventions import flip, poison, project_out, published_carriers, set_coefficients
 from nad_jax.learnability import Learnability, learnable
 from nad_jax.linearization import (
@@ -125,8 +125,7 @@ from nad_jax.spectral import eigh_dense, marchenko_pastur_band, near_degenerate_
 from nad_jax.spectrum_metrics import radial_energy, spectrum_metrics, symmetry_energy
 from nad_jax.subspaces import captured_energy, principal_angles, rank_correlation, subspace_overlap
 from nad_jax.task import FitMetrics, Members, Task
-from nad_jax.tasks import along_direction, circles, separable, two_features
-from nad_jax.tasks import along_direction, circles, dynamic_signal, separable
+from nad_jax.tasks import along_direction, circles, dynamic_signal, separable, two_features
 from nad_jax.tasks.along import label_along, label_median
 from nad_jax.tasks.circles import (
     affine_accuracy,

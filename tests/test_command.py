@@ -234,8 +234,9 @@ def test_a_model_of_ones_own_behind_the_colon_is_answered_with_its_field(before)
 
 RECIPE = "--config=configs/directional_bias.py"
 FILES = ["benchmark", "circles", "compute_nads", "directional_bias", "flip_cifar",
-         "geometry_evolution", "isotropy_search", "leading_nads", "linearization", "poison_cifar",
-         "predictors", "score_directions", "time_to_accuracy", "two_features"]  # fmt: skip
+         "geometry_evolution", "guidance", "initial_functions", "isotropy_search", "leading_nads",
+         "linearization", "poison_cifar", "predictors", "robust_training", "sample_complexity",
+         "score_directions", "time_to_accuracy", "two_features"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
