@@ -95,6 +95,8 @@ def validate(config: ConfigDict) -> None:
     check_all(
         lambda: check_sweeps(config, ("architectures",)),
         lambda: check_image_shape(config.image_shape),
+    )
+    check_all(
         lambda: check_integers(config, num_networks=4, num_inputs=2, num_points=2, num_curves=1),
         lambda: check_seeds("seed", config.seed),
         lambda: check_number("input_scale", config.input_scale, 0.0, exclusive=True),

@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,7 +63,10 @@ def is_own(architecture: Any) -> bool:
     """Whether a name is that of a model of one's own."""
     if not isinstance(architecture, str):
         return False
-    return ":" in architecture or architecture.partition("(")[0] in _REGISTERED
+    if architecture.partition("(")[0] in _REGISTERED:
+        return True
+    # A name with options, one of which may have colons: lenet(initialization='sigma:2:0').
+    return ":" in architecture and not re.fullmatch(r"\w+\(.*\)", architecture)
 
 
 def read_options(name: str) -> tuple[str, dict[str, Any]]:
