@@ -54,6 +54,8 @@ def test_no_value_of_a_field_raises_anything_but_an_input_error(name):
             if name == "isotropy_search":  # and many
                 config.sweep.update(dict.fromkeys(config.sweep, ()))
                 config.sweep.pooling, config.num_rungs = ("avg",), 1
+            if name == "initial_functions":
+                config.update(architectures=("mlp", "lenet(activation=tanh)"))
             if name == "predictors":
                 config.update(architectures=("mlp",), num_directions=(4,), num_epochs=(1,))
                 config.update(num_networks=(4,))
