@@ -124,5 +124,17 @@ def test_bad_fields_are_refused_by_name(data_dir, changes, message):
 
 
 def test_more_images_than_there_are_are_refused(data_dir):
-    with pytest.raises(InputError, match=r"^num_per_class: must be at most 8, the test images"):
-        geometry_evolution.read_gray(_config(data_dir, num_per_class=9))
+    with pytest.raises(InputError, match=r"^num_per_class: must be at most 40, the training im"):
+        geometry_evolution.read_gray(_config(data_dir, num_per_class=41))
+
+
+def test_the_test_takes_what_it_has_where_a_class_has_fewer_images(data_dir):
+    # 40 and 8 of the rest, 60 and 12 animals: as in CIFAR-10, a fifth and a tenth of the published
+    # number are too few.
+    config = _config(data_dir, num_per_class=10)
+    data = geometry_evolution.read_gray(config)
+    assert data.train_labels.tolist() == 10 * [0] + 10 * [1]
+    assert data.test_labels.tolist() == 8 * [0] + 10 * [1]
+    found = geometry_evolution.evolve(config, geometry_evolution.list_ensembles(config)[1], data)
+    shares = 18 * found.test_accuracy
+    np.testing.assert_allclose(shares, np.round(shares), atol=1e-4)
