@@ -85,7 +85,8 @@ def linearize(model: Model) -> Model:
       InputError: for what is no model.
     """
     check_record("model", model, Model)
-    derive = _along if _has_forward_mode(model) else _along_by_reverse
+    # Of the number of inputs at hand: a convolution of many pixels may have no forward mode.
+    has_forward_mode = functools.cache(partial(_has_forward_mode, model))
 
     def init(key: jax.Array) -> dict[str, Any]:
         variables = model.init(key)
@@ -95,6 +96,7 @@ def linearize(model: Model) -> Model:
         weights, _, _ = split_trainable(model, variables["network"])
         origin, others, join = split_trainable(model, variables["origin"])
         change = jax.tree.map(jnp.subtract, weights, origin)
+        derive = _along if has_forward_mode(len(x)) else _along_by_reverse
         value, slope = derive(lambda at: model.apply(join(at, others), x), origin, change)
         return (value + slope, variables) if train else value + slope
 
@@ -124,9 +126,9 @@ def _along_by_reverse(function: Function, at: Leaves, change: Leaves) -> tuple[A
     return value, push(change)[0]
 
 
-def _has_forward_mode(model: Model) -> bool:
-    """Whether a network can be derived forward in its weights; where `jax.custom_vjp` gives it its
-    derivative, as fast convolutions of many channels, it cannot.
+def _has_forward_mode(model: Model, count: int) -> bool:
+    """Whether a network can be derived forward in its weights at so many inputs; where
+    `jax.custom_vjp` gives it its derivative, as fast convolutions of many channels, it cannot.
     """
     shapes = shape_of_variables(model)
     weights, others, join = split_trainable(model, shapes)
@@ -135,7 +137,7 @@ def _has_forward_mode(model: Model) -> bool:
         return _along(lambda at: model.apply(join(at, others), x), weights, weights)[1]
 
     try:
-        jax.jit(derive).lower(weights, others, input_batch(model, 2))  # tracing does not tell
+        jax.jit(derive).lower(weights, others, input_batch(model, count))  # tracing does not tell
     except TypeError:
         return False
     return True
