@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.contract import check_inputs, choose_logit, input_batch, shape_of_variables
+from nad_jax.contract import (
+    check_inputs,
+    choose_logit,
+    input_batch,
+    reported,
+    shape_of_variables,
+)
 from nad_jax.errors import InputError, check_record, host_array
 from nad_jax.models import Apply, Leaves, Model, split_trainable
 from nad_jax.vector_fields import logit as one_logit
@@ -27,22 +33,38 @@ _NUMBERS = 2**25  # of the gradients that are held at a time, 128 MB
 
 def starting_from(model: Model, variables: Any) -> Model:
     """The model with given variables in place of random ones: whatever is trained or measured of it
-    starts there.
+    starts there. Its last layer is the given one, and cannot be marginalized.
 
     Raises:
       InputError: for variables of another structure, or leaves of other shapes.
     """
+    given = _check_variables(model, variables)
+    # The law of the given weights is no longer what was known of random ones: nothing may be drawn
+    # anew in place of the last layer.
+    return model._replace(
+        init=lambda key: given,
+        features=None,
+        readout_variance=None,
+        description={**model.description, "start": "given"},
+        symmetries=(),
+        alike=None,
+    )
+
+
+def _check_variables(model: Model, variables: Any) -> Any:
+    """Returns variables of a model as arrays; raises `InputError` for what is no model, and for
+    variables of another structure or of other shapes.
+    """
     check_record("model", model, Model)
-    expected, given = shape_of_variables(model), jax.tree.map(jnp.asarray, variables)
-    if jax.tree.structure(expected) != jax.tree.structure(given):
+    expected = shape_of_variables(model)
+    if jax.tree.structure(expected) != jax.tree.structure(variables):
         raise InputError("variables: must be those of the model, as `model.init` returns them")
+    with reported("variables"):
+        given = jax.tree.map(jnp.asarray, variables)
     for wanted, leaf in zip(*map(jax.tree.leaves, (expected, given)), strict=True):
         if wanted.shape != leaf.shape:
             raise InputError(f"variables: a leaf must be {wanted.shape}, got shape {leaf.shape}")
-    description = {**model.description, "start": "given"}
-    return model._replace(
-        init=lambda key: given, description=description, symmetries=(), alike=None
-    )
+    return given
 
 
 def with_two_logits(model: Model) -> Model:

@@ -207,6 +207,13 @@ def test_training_starts_where_it_is_told_and_moves_the_network_alone():
     assert not outputs[:, 1].any()
 
 
+def test_given_weights_keep_their_last_layer():
+    model = nad_jax.create_model("mlp", (4,), width=3)
+    start = nad_jax.starting_from(model, model.init(jax.random.key(0)))
+    values = nad_jax.estimate_nads(start, 4, point_scale=0).eigenvalues
+    assert values[1] < 1e-5 * values[0]  # the gradient at a point is one vector
+
+
 def _squares(model, x, targets, test_x):
     """The task of fitting targets with half the squared error, all samples a batch."""
     data = {"train": (x, targets), "test": (test_x, jnp.zeros(len(test_x)))}
