@@ -21,8 +21,9 @@ from nad_jax.contract import (
     reported,
     shape_of_variables,
 )
-from nad_jax.errors import InputError, check_record, host_array
+from nad_jax.errors import InputError, check_number, check_record, host_array
 from nad_jax.models import Apply, Leaves, Model, split_trainable
+from nad_jax.spectral import check_moment
 from nad_jax.vector_fields import logit as one_logit
 from nad_jax.vector_fields import mixed_derivative
 
@@ -234,35 +235,45 @@ def ntk_alignment(kernel: Any, targets: Any) -> np.ndarray:
 
 
 def ntk_regression(
-    kernel: Any, targets: Any, test_kernel: Any, start: Any = 0.0, test_start: Any = 0.0
+    kernel: Any,
+    targets: Any,
+    test_kernel: Any,
+    start: Any = 0.0,
+    test_start: Any = 0.0,
+    cutoff: float = 1e-7,
 ) -> np.ndarray:
     """What a linearized network predicts once gradient descent on the squared loss has converged,
     from its start: f₀(x') + Θ(x', x) Θ(x, x)⁻¹ (g − f₀(x)).
 
-    Directions of Θ below rounding, 1e-6 of its largest eigenvalue, are left out, as gradient descent
-    leaves them.
+    Directions of Θ whose eigenvalue is below a share of the largest are left out. The default is
+    about the rounding of float32; whatever a kernel truly has below it, descent would learn in the
+    end.
 
-    Source: LIN; without a ridge.
+    Source: LIN; without a ridge, but with that cut.
 
     Args:
       kernel: Θ(x, x) [N, N]. targets: g [N] or [N, T].
       test_kernel: Θ(x', x) [M, N].
       start, test_start: f₀ at x [N] and x' [M], of the network at its start; 0: targets are of the
         change.
+      cutoff: the share of the largest eigenvalue, of at least 0; of a kernel in float64 N · 2e-16 is
+        its rounding.
 
     Returns: [M] or [M, T], float64.
 
     Raises:
-      InputError: for other shapes.
+      InputError: for other shapes, a kernel that is not symmetric or has negative eigenvalues, and a
+        negative share.
     """
-    kernel = _check_kernel(kernel)
+    kernel = check_moment("kernel", _check_kernel(kernel))
+    cutoff = check_number("cutoff", cutoff, 0.0)
     size, targets = len(kernel), host_array("targets", targets)
     test_kernel = host_array("test_kernel", test_kernel, f"[M, {size}]")
     targets = host_array("targets", targets, f"[{size}]" if targets.ndim == 1 else f"[{size}, T]")
     start = _of_each("start", start, targets, size)
     test_start = _of_each("test_start", test_start, targets, len(test_kernel))
     values, vectors = np.linalg.eigh(kernel)
-    kept = values > 1e-6 * values[-1]
+    kept = values > cutoff * values[-1]
     along = (vectors[:, kept].T @ (targets - start)).T / values[kept]
     return test_start + test_kernel @ (vectors[:, kept] @ along.T)
 

@@ -283,6 +283,10 @@ def test_regression_passes_through_its_targets():
     targets = np.array([[1.0, 2.0], [0.0, 1.0], [-1.0, 0.5]])
     found = nad_jax.ntk_regression(kernel, targets, kernel, 0.5, 0.5)
     np.testing.assert_allclose(found, targets, atol=1e-12)
+    faint = np.diag([1.0, 5e-7])
+    np.testing.assert_allclose(nad_jax.ntk_regression(faint, [1.0, 1.0], faint), 1.0)
+    cut = nad_jax.ntk_regression(faint, [1.0, 1.0], faint, cutoff=1e-6)
+    np.testing.assert_allclose(cut, [1.0, 0.0], atol=1e-12)
     low = np.diag([1.0, 1e-12])
     np.testing.assert_allclose(nad_jax.ntk_regression(low, [1.0, 1.0], low), [1.0, 0.0], atol=1e-9)
 
@@ -323,6 +327,14 @@ def test_regression_passes_through_its_targets():
         (
             lambda m, v: nad_jax.ntk_regression(np.eye(2), np.ones(2), np.ones((3, 3))),
             r"^test_kernel: .*\[M, 2\]",
+        ),
+        (
+            lambda m, v: nad_jax.ntk_regression([[1, 2], [0, 1]], np.ones(2), np.eye(2)),
+            "^kernel: must be symmetric",
+        ),
+        (
+            lambda m, v: nad_jax.ntk_regression(-np.eye(2), np.ones(2), np.eye(2)),
+            "^kernel: must have no negative eigenvalue",
         ),
         (
             lambda m, v: nad_jax.ntk_regression(np.eye(2), np.ones(2), np.eye(2), np.ones(3)),
