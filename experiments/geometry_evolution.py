@@ -75,7 +75,7 @@ class Ensemble(NamedTuple):
     def name(self) -> str:
         """Of its file."""
         sizes = f"{self.num_runs} runs,{self.num_steps} steps,{self.num_networks} untrained"
-        return f"{self.architecture},{self.labels},rate {self.learning_rate:g},{sizes}"
+        return f"{self.architecture},{self.labels},rate {self.learning_rate!r},{sizes}"
 
 
 def validate(config: ConfigDict) -> None:

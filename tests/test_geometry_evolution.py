@@ -123,6 +123,12 @@ def test_bad_fields_are_refused_by_name(data_dir, changes, message):
         geometry_evolution.validate(_config(data_dir, **changes))
 
 
+def test_two_rates_are_two_units(data_dir):
+    rates = (0.1, 0.10000001)
+    config = _config(data_dir, architectures=("logreg", "logreg"), learning_rates=rates)
+    assert len({one.name for one in geometry_evolution.list_ensembles(config)}) == 2
+
+
 def test_more_images_than_there_are_are_refused(data_dir):
     with pytest.raises(InputError, match=r"^num_per_class: must be at most 40, the training im"):
         geometry_evolution.read_gray(_config(data_dir, num_per_class=41))
