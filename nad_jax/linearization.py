@@ -178,8 +178,10 @@ def empirical_ntk(
       logit: which of several; None where there is one.
 
     Raises:
-      InputError: for inputs of other shapes, and several logits and none chosen.
+      InputError: for variables that are not the model's, inputs of other shapes, and several logits
+        and none chosen.
     """
+    variables = _check_variables(model, variables)
     chosen, x = choose_logit(model, logit), check_inputs("x", model, x)
     other = x if other is None else check_inputs("other", model, other)
     weights, _, _ = split_trainable(model, variables)
@@ -317,9 +319,10 @@ def mixed_directions(
       logit: which of several; None where there is one.
 
     Raises:
-      InputError: for points of another shape, several logits and none chosen, and derivatives that
-        are not finite or all zero.
+      InputError: for variables that are not the model's, points of another shape, several logits and
+        none chosen, and derivatives that are not finite or all zero.
     """
+    variables = _check_variables(model, variables)
     network = one_logit(model, choose_logit(model, logit)).draw(None)
     field, origin = mixed_derivative(model, points=points), jnp.zeros(model.input_shape)
     with jax.default_matmul_precision("highest"):

@@ -210,8 +210,11 @@ def test_training_starts_where_it_is_told_and_moves_the_network_alone():
 def test_given_weights_keep_their_last_layer():
     model = nad_jax.create_model("mlp", (4,), width=3)
     start = nad_jax.starting_from(model, model.init(jax.random.key(0)))
-    values = nad_jax.estimate_nads(start, 4, point_scale=0).eigenvalues
+    how = {"derivative": "input_gradient", "readout": "sampled", "point_scale": 0.0}
+    values = nad_jax.estimate_nads(start, 4, **how).eigenvalues
     assert values[1] < 1e-5 * values[0]  # the gradient at a point is one vector
+    with pytest.raises(InputError, match="^readout: readout='marginalized'"):
+        nad_jax.estimate_nads(start, 4)
 
 
 def _squares(model, x, targets, test_x):
@@ -317,6 +320,11 @@ def test_regression_passes_through_its_targets():
             "^model: must have one logit, got 3",
         ),
         (lambda m, v: nad_jax.linearize(None), "^model: must come from"),
+        (lambda m, v: nad_jax.empirical_ntk(m, {}, np.ones((1, 4))), "^variables: must be those"),
+        (lambda m, v: nad_jax.empirical_ntk(m, None, np.ones((1, 4))), "^variables: must be those"),
+        (lambda m, v: nad_jax.empirical_ntk("mlp", v, np.ones((1, 4))), "^model: must come from"),
+        (lambda m, v: nad_jax.mixed_directions("mlp", v), "^model: must come from"),
+        (lambda m, v: nad_jax.empirical_ntk(m, v, np.ones((0, 4))), r"^x: .*\[N, 4\]"),
         (lambda m, v: nad_jax.empirical_ntk(m, v, np.ones(4)), r"^x: .*\[N, 4\]"),
         (
             lambda m, v: nad_jax.empirical_ntk(m._replace(num_logits=2), v, np.ones((2, 4))),
