@@ -213,7 +213,7 @@ def test_given_weights_keep_their_last_layer():
     how = {"derivative": "input_gradient", "readout": "sampled", "point_scale": 0.0}
     values = nad_jax.estimate_nads(start, 4, **how).eigenvalues
     assert values[1] < 1e-5 * values[0]  # the gradient at a point is one vector
-    with pytest.raises(InputError, match="^readout: readout='marginalized'"):
+    with pytest.raises(InputError, match=r"^readout: readout='marginalized'"):
         nad_jax.estimate_nads(start, 4)
 
 
