@@ -39,7 +39,8 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.experiment = "geometry_evolution"
 
     # The images: a folder with CIFAR-10 in one of its official layouts, made gray, animals against
-    # the rest; the first so many of either class, for training and for the test.
+    # the rest; the first so many of either class, for training and for the test, which takes all of
+    # a class that has fewer.
     config.data_dir = ""
     config.num_per_class = 10_000 if recipe == "gpu" else 1000
     config.labels = ("true",)  # true, random: in a random order

@@ -75,7 +75,7 @@ class Ensemble(NamedTuple):
     def name(self) -> str:
         """Of its file."""
         sizes = f"{self.num_runs} runs,{self.num_steps} steps,{self.num_networks} untrained"
-        return f"{self.architecture},{self.labels},rate {self.learning_rate:g},{sizes}"
+        return f"{self.architecture},{self.labels},rate {self.learning_rate!r},{sizes}"
 
 
 def validate(config: ConfigDict) -> None:
@@ -127,7 +127,7 @@ def list_ensembles(config: ConfigDict) -> list[Ensemble]:
 
 
 def _read_recipe(config: ConfigDict, one: Ensemble) -> Recipe:
-    """Steps of the full batch."""
+    """Steps of the full batch; `num_test` gives way to the number of images that the task has."""
     count = 2 * config.num_per_class
     chosen = {"batch_size": count, "num_epochs": one.num_steps, "learning_rate": one.learning_rate}
     one_config = ConfigDict({**config, **chosen, "loss_threshold": 0.01, "loss_window": 1})
@@ -138,6 +138,11 @@ def _read_recipe(config: ConfigDict, one: Ensemble) -> Recipe:
 def read_gray(config: ConfigDict) -> ImageData:
     """The first images of either class in gray, the mean over channels, of mean 0 and standard
     deviation 1 over the training images; label 1 is an animal.
+
+    The test has as many of either class, or all of a class that has fewer.
+
+    Raises:
+      InputError: where a class has fewer training images than `num_per_class`, or no test image.
     """
     data = read_images(ConfigDict({"data_dir": config.data_dir, "num_train": 0, "num_test": 0}))
     parts = []
@@ -145,9 +150,12 @@ def read_gray(config: ConfigDict) -> ImageData:
         labels = np.isin(getattr(data, f"{split}_labels"), ANIMALS).astype(np.int32)
         places = [np.flatnonzero(labels == one)[: config.num_per_class] for one in (0, 1)]
         fewest = min(map(len, places))
-        if fewest < config.num_per_class:
+        if split == "test" and not fewest:
+            raise InputError(f"data_dir: has no test image of a class, got {config.data_dir}")
+        # CIFAR-10 has fewer test images than the published protocol has training images.
+        if split == "train" and fewest < config.num_per_class:
             raise InputError(
-                f"num_per_class: must be at most {fewest}, the {split} images of a class in "
+                f"num_per_class: must be at most {fewest}, the training images of a class in "
                 f"{config.data_dir}, got {config.num_per_class}"
             )
         chosen = np.concatenate(places)

@@ -114,10 +114,20 @@ def _takes_one_input(model: Any, variables: Any) -> bool:
 
 
 def check_inputs(name: str, model: Any, x: Any) -> jax.Array:
-    """Inputs [N, *input_shape] of a model, also given as [N, D]; raises `InputError` for others."""
+    """Inputs [N, *input_shape] of a model, also given as [N, D], in floating point; raises
+    `InputError` for others.
+    """
     x, size = real_array(name, x), math.prod(model.input_shape)
-    flat = x.reshape(len(x), -1) if x.ndim > 1 else x
-    return jnp.asarray(real_array(name, flat, f"[N, {size}]")).reshape(-1, *model.input_shape)
+    flat = x.reshape(len(x), math.prod(x.shape[1:])) if x.ndim > 1 else x
+    return as_floating(real_array(name, flat, f"[N, {size}]")).reshape(-1, *model.input_shape)
+
+
+def as_floating(array: Any) -> jax.Array:
+    """An array of real numbers in its own precision, integers and truth values in float32: what is
+    computed beside them takes their type.
+    """
+    array = jnp.asarray(array)
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
 
 
 def choose_logit(model: Any, logit: int | None) -> int:

@@ -197,12 +197,16 @@ def real_array(
       name: of the argument.
       value: an array, which may be traced, or lists.
       axes: its axes, none of them empty: letters and lengths as in "[K, 16]"; after "..." those at
-        the end.
+        the end, before it those at the start.
       finite: whether its entries must be finite, where they are known.
     """
     array = number_array(name, value, f"real numbers {axes}")
     lengths = [length for length in axes[1:-1].split(", ") if length not in ("", "...")]
-    shape = array.shape[max(0, array.ndim - len(lengths)) :] if "..." in axes else array.shape
+    shape = array.shape
+    if axes.endswith(", ...]"):
+        shape = shape[: len(lengths)]
+    elif "..." in axes:
+        shape = shape[max(0, array.ndim - len(lengths)) :]
     fits = len(shape) == len(lengths) and all(
         found == int(length) if length.isdigit() else found > 0
         for found, length in zip(shape, lengths, strict=True)

@@ -14,9 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.contract import check_inputs, choose_logit, input_batch, shape_of_variables
-from nad_jax.errors import InputError, check_record, host_array
+from nad_jax.contract import (
+    check_inputs,
+    choose_logit,
+    input_batch,
+    reported,
+    shape_of_variables,
+)
+from nad_jax.errors import InputError, check_number, check_record, host_array
 from nad_jax.models import Apply, Leaves, Model, split_trainable
+from nad_jax.spectral import check_moment
 from nad_jax.vector_fields import logit as one_logit
 from nad_jax.vector_fields import mixed_derivative
 
@@ -27,22 +34,38 @@ _NUMBERS = 2**25  # of the gradients that are held at a time, 128 MB
 
 def starting_from(model: Model, variables: Any) -> Model:
     """The model with given variables in place of random ones: whatever is trained or measured of it
-    starts there.
+    starts there. Its last layer is the given one, and cannot be marginalized.
 
     Raises:
       InputError: for variables of another structure, or leaves of other shapes.
     """
+    given = _check_variables(model, variables)
+    # The law of the given weights is no longer what was known of random ones: nothing may be drawn
+    # anew in place of the last layer.
+    return model._replace(
+        init=lambda key: given,
+        features=None,
+        readout_variance=None,
+        description={**model.description, "start": "given"},
+        symmetries=(),
+        alike=None,
+    )
+
+
+def _check_variables(model: Model, variables: Any) -> Any:
+    """Returns variables of a model as arrays; raises `InputError` for what is no model, and for
+    variables of another structure or of other shapes.
+    """
     check_record("model", model, Model)
-    expected, given = shape_of_variables(model), jax.tree.map(jnp.asarray, variables)
-    if jax.tree.structure(expected) != jax.tree.structure(given):
+    expected = shape_of_variables(model)
+    if jax.tree.structure(expected) != jax.tree.structure(variables):
         raise InputError("variables: must be those of the model, as `model.init` returns them")
+    with reported("variables"):
+        given = jax.tree.map(jnp.asarray, variables)
     for wanted, leaf in zip(*map(jax.tree.leaves, (expected, given)), strict=True):
         if wanted.shape != leaf.shape:
             raise InputError(f"variables: a leaf must be {wanted.shape}, got shape {leaf.shape}")
-    description = {**model.description, "start": "given"}
-    return model._replace(
-        init=lambda key: given, description=description, symmetries=(), alike=None
-    )
+    return given
 
 
 def with_two_logits(model: Model) -> Model:
@@ -85,7 +108,8 @@ def linearize(model: Model) -> Model:
       InputError: for what is no model.
     """
     check_record("model", model, Model)
-    derive = _along if _has_forward_mode(model) else _along_by_reverse
+    # Of the number of inputs at hand: a convolution of many pixels may have no forward mode.
+    has_forward_mode = functools.cache(partial(_has_forward_mode, model))
 
     def init(key: jax.Array) -> dict[str, Any]:
         variables = model.init(key)
@@ -95,6 +119,7 @@ def linearize(model: Model) -> Model:
         weights, _, _ = split_trainable(model, variables["network"])
         origin, others, join = split_trainable(model, variables["origin"])
         change = jax.tree.map(jnp.subtract, weights, origin)
+        derive = _along if has_forward_mode(len(x)) else _along_by_reverse
         value, slope = derive(lambda at: model.apply(join(at, others), x), origin, change)
         return (value + slope, variables) if train else value + slope
 
@@ -124,9 +149,9 @@ def _along_by_reverse(function: Function, at: Leaves, change: Leaves) -> tuple[A
     return value, push(change)[0]
 
 
-def _has_forward_mode(model: Model) -> bool:
-    """Whether a network can be derived forward in its weights; where `jax.custom_vjp` gives it its
-    derivative, as fast convolutions of many channels, it cannot.
+def _has_forward_mode(model: Model, count: int) -> bool:
+    """Whether a network can be derived forward in its weights at so many inputs; where
+    `jax.custom_vjp` gives it its derivative, as fast convolutions of many channels, it cannot.
     """
     shapes = shape_of_variables(model)
     weights, others, join = split_trainable(model, shapes)
@@ -135,7 +160,7 @@ def _has_forward_mode(model: Model) -> bool:
         return _along(lambda at: model.apply(join(at, others), x), weights, weights)[1]
 
     try:
-        jax.jit(derive).lower(weights, others, input_batch(model, 2))  # tracing does not tell
+        jax.jit(derive).lower(weights, others, input_batch(model, count))  # tracing does not tell
     except TypeError:
         return False
     return True
@@ -153,8 +178,10 @@ def empirical_ntk(
       logit: which of several; None where there is one.
 
     Raises:
-      InputError: for inputs of other shapes, and several logits and none chosen.
+      InputError: for variables that are not the model's, inputs of other shapes, and several logits
+        and none chosen.
     """
+    variables = _check_variables(model, variables)
     chosen, x = choose_logit(model, logit), check_inputs("x", model, x)
     other = x if other is None else check_inputs("other", model, other)
     weights, _, _ = split_trainable(model, variables)
@@ -210,35 +237,45 @@ def ntk_alignment(kernel: Any, targets: Any) -> np.ndarray:
 
 
 def ntk_regression(
-    kernel: Any, targets: Any, test_kernel: Any, start: Any = 0.0, test_start: Any = 0.0
+    kernel: Any,
+    targets: Any,
+    test_kernel: Any,
+    start: Any = 0.0,
+    test_start: Any = 0.0,
+    cutoff: float = 1e-7,
 ) -> np.ndarray:
     """What a linearized network predicts once gradient descent on the squared loss has converged,
     from its start: f₀(x') + Θ(x', x) Θ(x, x)⁻¹ (g − f₀(x)).
 
-    Directions of Θ below rounding, 1e-6 of its largest eigenvalue, are left out, as gradient descent
-    leaves them.
+    Directions of Θ whose eigenvalue is below a share of the largest are left out. The default is
+    about the rounding of float32; whatever a kernel truly has below it, descent would learn in the
+    end.
 
-    Source: LIN; without a ridge.
+    Source: LIN; without a ridge, but with that cut.
 
     Args:
       kernel: Θ(x, x) [N, N]. targets: g [N] or [N, T].
       test_kernel: Θ(x', x) [M, N].
       start, test_start: f₀ at x [N] and x' [M], of the network at its start; 0: targets are of the
         change.
+      cutoff: the share of the largest eigenvalue, of at least 0; of a kernel in float64 N · 2e-16 is
+        its rounding.
 
     Returns: [M] or [M, T], float64.
 
     Raises:
-      InputError: for other shapes.
+      InputError: for other shapes, a kernel that is not symmetric or has negative eigenvalues, and a
+        negative share.
     """
-    kernel = _check_kernel(kernel)
+    kernel = check_moment("kernel", _check_kernel(kernel))
+    cutoff = check_number("cutoff", cutoff, 0.0)
     size, targets = len(kernel), host_array("targets", targets)
     test_kernel = host_array("test_kernel", test_kernel, f"[M, {size}]")
     targets = host_array("targets", targets, f"[{size}]" if targets.ndim == 1 else f"[{size}, T]")
     start = _of_each("start", start, targets, size)
     test_start = _of_each("test_start", test_start, targets, len(test_kernel))
     values, vectors = np.linalg.eigh(kernel)
-    kept = values > 1e-6 * values[-1]
+    kept = values > cutoff * values[-1]
     along = (vectors[:, kept].T @ (targets - start)).T / values[kept]
     return test_start + test_kernel @ (vectors[:, kept] @ along.T)
 
@@ -282,9 +319,10 @@ def mixed_directions(
       logit: which of several; None where there is one.
 
     Raises:
-      InputError: for points of another shape, several logits and none chosen, and derivatives that
-        are not finite or all zero.
+      InputError: for variables that are not the model's, points of another shape, several logits and
+        none chosen, and derivatives that are not finite or all zero.
     """
+    variables = _check_variables(model, variables)
     network = one_logit(model, choose_logit(model, logit)).draw(None)
     field, origin = mixed_derivative(model, points=points), jnp.zeros(model.input_shape)
     with jax.default_matmul_precision("highest"):

@@ -107,7 +107,7 @@ def sample_importance(x: Any, geometry: Any) -> np.ndarray:
     Raises:
       InputError: for samples that are zero or of another dimension, and for leading NADs.
     """
-    x = real_array("x", x, "[...]")
+    x = real_array("x", x, "[B, ...]")
     if x.ndim < 2:
         raise InputError(f"x: must be samples [B, D] or [B, H, W, C], got shape {x.shape}")
     rows = np.asarray(x, np.float64).reshape(len(x), -1)

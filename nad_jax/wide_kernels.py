@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nad_jax.activations import ACTIVATIONS, check_activation
-from nad_jax.errors import InputError, check_integer, check_number, host_array
+from nad_jax.errors import InputError, check_choice, check_integer, check_number, host_array
 
 SMOOTH = ("linear", "tanh", "sine", "erf", "gelu", "silu", "softplus", "sigmoid")
 _PAIRS = 256  # that are integrated at a time
@@ -80,6 +80,7 @@ def _check(activation: str, widths: Any, sigma_w: float, sigma_b: float, biases:
     widths = tuple(check_integer("widths", width, 1) for width in widths)
     weight = check_number("sigma_w", sigma_w, 0.0, exclusive=True) ** 2
     bias = check_number("sigma_b", sigma_b, 0.0) ** 2
+    biases = check_choice("biases", biases, (False, True))
     if bias and not biases:
         raise InputError("sigma_b: must be 0 without biases")
     return _Network(activation, widths, weight, bias, biases)

@@ -130,6 +130,15 @@ def test_the_median_of_a_function_of_ones_own_is_that_of_its_law():
         assert label_median(function, epsilon) == pytest.approx(median, rel=2e-4)
 
 
+def test_integer_noise_is_that_of_floating_point():
+    noise, labels = np.arange(2 * D).reshape(2, D) % 5, [0, 1]
+    for call in (
+        lambda n: encircle(n, labels, BASIS[0], BASIS[1]),
+        lambda n: spread_along(n, BASIS[0], 0.5)[0],
+    ):
+        np.testing.assert_array_equal(call(noise), call(np.float32(noise)))
+
+
 def test_along_a_direction_the_variance_is_epsilon_and_elsewhere_sigma():
     count = 40_000
     x, _ = spread_along(sample_noise(7, count, 2, D).train, BASIS[0], 2.0, 0.5)
@@ -255,6 +264,15 @@ def test_bad_input_is_refused_by_name():
                 MODEL, along_direction(), recipe=RECIPE, direction=BASIS[:3], epsilon=[1.0, 2.0]
             ),
             "^epsilon: must be a number or one for each of the 3 networks",
+        ),
+        (
+            lambda: train_many(
+                MODEL,
+                along_direction(lambda alpha: np.sign(np.asarray(alpha))),
+                recipe=RECIPE,
+                direction=BASIS[:3],
+            ),
+            "^function raised TracerArrayConversionError",
         ),
         (
             lambda: encircle(np.zeros((3, D)), np.zeros(2, int), BASIS[0], BASIS[1]),

@@ -268,6 +268,11 @@ IMAGES = np.zeros((5, 2, 2, 1))
         (lambda: tasks.denoising_images(IMAGES, np.zeros((5, 3))), "^test_images: must have 4"),
         (lambda: tasks.denoising_images(IMAGES, IMAGES, np.ones((4, 4))), "^rotation: must be or"),
         (lambda: tasks.denoising_images(IMAGES, IMAGES, np.eye(3)), "^rotation: must be real num"),
+        (
+            lambda: tasks.denoising_images(IMAGES[:0], IMAGES),
+            r"^images: must be real .*\(0, 2, 2, 1",
+        ),
+        (lambda: tasks.denoising_images(IMAGES, IMAGES[:0]), r"^test_images: must be real numbers"),
         (lambda: sample_rank_one(0, [1.0, 1.0], 5), "^direction: has norm 1.414"),
         (lambda: sample_rank_one(0, [1.0, 0.0], 0), "^num_samples: must be an integer"),
     ],

@@ -1,5 +1,7 @@
 """The evolution of an ensemble's geometry, against gradients that are observed network by network."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,6 +162,16 @@ def test_networks_that_diverge_are_left_out():
     for one, two in zip(found.cosine("data"), kept.cosine("data"), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4)
     assert "1 networks diverged" in repr(found)
+
+
+def test_integer_points_are_those_of_floating_point():
+    points = np.round(3 * POINTS).astype(int)
+    how = {"seed": SEEDS[:2], "recipe": dataclasses.replace(RECIPE, num_epochs=1)}
+    both = (
+        geometry_evolution(MODEL, tasks.images(DATA), REFERENCES, one, **how)
+        for one in (points, np.float32(points))
+    )
+    np.testing.assert_array_equal(*(one.products for one in both))
 
 
 def test_a_cosine_with_what_was_not_given_is_refused(found):

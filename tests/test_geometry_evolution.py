@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import geometry_evolution
-from nad_jax import make_key, read_cifar10
+from nad_jax import make_key, read_cifar10, tasks
 from nad_jax.ensemble import member_keys, named_key
 from nad_jax.errors import InputError
 from nad_jax.geometry import split_member
@@ -123,6 +123,24 @@ def test_bad_fields_are_refused_by_name(data_dir, changes, message):
         geometry_evolution.validate(_config(data_dir, **changes))
 
 
+def test_two_rates_are_two_units(data_dir):
+    rates = (0.1, 0.10000001)
+    config = _config(data_dir, architectures=("logreg", "logreg"), learning_rates=rates)
+    assert len({one.name for one in geometry_evolution.list_ensembles(config)}) == 2
+
+
 def test_more_images_than_there_are_are_refused(data_dir):
-    with pytest.raises(InputError, match=r"^num_per_class: must be at most 8, the test images"):
-        geometry_evolution.read_gray(_config(data_dir, num_per_class=9))
+    with pytest.raises(InputError, match=r"^num_per_class: must be at most 40, the training im"):
+        geometry_evolution.read_gray(_config(data_dir, num_per_class=41))
+
+
+def test_the_test_takes_what_it_has_where_a_class_has_fewer_images(data_dir):
+    # 40 and 8 of the rest, 60 and 12 animals: as in CIFAR-10, a fifth and a tenth of the published
+    # number are too few.
+    config = _config(data_dir, num_per_class=10)
+    data = geometry_evolution.read_gray(config)
+    assert data.train_labels.tolist() == 10 * [0] + 10 * [1]
+    assert data.test_labels.tolist() == 8 * [0] + 10 * [1]
+    one = geometry_evolution.list_ensembles(config)[0]
+    recipe = tasks.images(data).resolve_recipe(geometry_evolution._read_recipe(config, one))
+    assert (recipe.num_train, recipe.num_test, recipe.batch_size) == (20, 18, 20)

@@ -207,6 +207,16 @@ def test_training_starts_where_it_is_told_and_moves_the_network_alone():
     assert not outputs[:, 1].any()
 
 
+def test_given_weights_keep_their_last_layer():
+    model = nad_jax.create_model("mlp", (4,), width=3)
+    start = nad_jax.starting_from(model, model.init(jax.random.key(0)))
+    how = {"derivative": "input_gradient", "readout": "sampled", "point_scale": 0.0}
+    values = nad_jax.estimate_nads(start, 4, **how).eigenvalues
+    assert values[1] < 1e-5 * values[0]  # the gradient at a point is one vector
+    with pytest.raises(InputError, match=r"^readout: readout='marginalized'"):
+        nad_jax.estimate_nads(start, 4)
+
+
 def _squares(model, x, targets, test_x):
     """The task of fitting targets with half the squared error, all samples a batch."""
     data = {"train": (x, targets), "test": (test_x, jnp.zeros(len(test_x)))}
@@ -276,6 +286,9 @@ def test_regression_passes_through_its_targets():
     targets = np.array([[1.0, 2.0], [0.0, 1.0], [-1.0, 0.5]])
     found = nad_jax.ntk_regression(kernel, targets, kernel, 0.5, 0.5)
     np.testing.assert_allclose(found, targets, atol=1e-12)
+    for cut, kept in ((1e-7, 1.0), (1e-6, 0.0)):
+        faint = np.diag([1.0, 5e-7]), [1.0, 1.0], np.diag([1.0, 5e-7])
+        np.testing.assert_allclose(nad_jax.ntk_regression(*faint, cutoff=cut), [1.0, kept])
     low = np.diag([1.0, 1e-12])
     np.testing.assert_allclose(nad_jax.ntk_regression(low, [1.0, 1.0], low), [1.0, 0.0], atol=1e-9)
 
@@ -306,6 +319,11 @@ def test_regression_passes_through_its_targets():
             "^model: must have one logit, got 3",
         ),
         (lambda m, v: nad_jax.linearize(None), "^model: must come from"),
+        (lambda m, v: nad_jax.empirical_ntk(m, {}, np.ones((1, 4))), "^variables: must be those"),
+        (lambda m, v: nad_jax.empirical_ntk(m, None, np.ones((1, 4))), "^variables: must be those"),
+        (lambda m, v: nad_jax.empirical_ntk("mlp", v, np.ones((1, 4))), "^model: must come from"),
+        (lambda m, v: nad_jax.mixed_directions("mlp", v), "^model: must come from"),
+        (lambda m, v: nad_jax.empirical_ntk(m, v, np.ones((0, 4))), r"^x: .*\[N, 4\]"),
         (lambda m, v: nad_jax.empirical_ntk(m, v, np.ones(4)), r"^x: .*\[N, 4\]"),
         (
             lambda m, v: nad_jax.empirical_ntk(m._replace(num_logits=2), v, np.ones((2, 4))),
@@ -316,6 +334,14 @@ def test_regression_passes_through_its_targets():
         (
             lambda m, v: nad_jax.ntk_regression(np.eye(2), np.ones(2), np.ones((3, 3))),
             r"^test_kernel: .*\[M, 2\]",
+        ),
+        (
+            lambda m, v: nad_jax.ntk_regression([[1, 2], [0, 1]], np.ones(2), np.eye(2)),
+            "^kernel: must be symmetric",
+        ),
+        (
+            lambda m, v: nad_jax.ntk_regression(-np.eye(2), np.ones(2), np.eye(2)),
+            "^kernel: must have no negative eigenvalue",
         ),
         (
             lambda m, v: nad_jax.ntk_regression(np.eye(2), np.ones(2), np.eye(2), np.ones(3)),
@@ -351,6 +377,15 @@ def test_a_network_without_a_forward_derivative_is_derived_in_reverse():
     )
     np.testing.assert_allclose(found, expected)
     np.testing.assert_allclose(found, 6.0)
+
+
+def test_a_batch_of_any_size_can_be_derived():
+    model = nad_jax.create_model("resnet18_w16", (16, 16, 1), convolution="product")
+    linear = nad_jax.linearize(model)
+    variables = jax.eval_shape(linear.init, jax.random.key(0))
+    for count in (2, 128):  # at 128 a convolution of many channels has many pixels
+        x = jax.ShapeDtypeStruct((count, 16, 16, 1), jnp.float32)
+        assert jax.jit(linear.apply).lower(variables, x).out_info.shape == (count, 1)
 
 
 def test_same_padding_keeps_the_size_and_the_fast_convolution_its_values():

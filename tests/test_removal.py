@@ -105,6 +105,7 @@ def test_bad_input_is_refused_by_name():
             "^second_moment: must have variance along the directions, got 0",
         ),
         (lambda: sample_importance(np.zeros((2, D)), MOMENT), "^x: sample 0 is zero"),
+        (lambda: sample_importance(np.ones((0, D)), MOMENT), r"^x: must be real .*\(0, 24\)"),
         (lambda: sample_importance(np.ones(D), MOMENT), r"^x: must be samples \[B, D\]"),
         (lambda: sample_importance(np.ones((2, 5)), MOMENT), r"^geometry: must be real numbers \["),
         (lambda: keep_most_important(scores, labels, 0.0), "^share: must be a finite number great"),

@@ -78,6 +78,12 @@ def test_it_is_the_slope_of_the_geometry_along_gradient_flow():
     assert np.linalg.norm(found.error - error) < 0.01 * np.linalg.norm(error)
 
 
+def test_integer_inputs_are_those_of_floating_point():
+    x, targets = np.round(3 * X).astype(int), 0.4 * TARGETS
+    found, expected = (geometry_velocity(LINEAR, 4, one, targets) for one in (x, np.float32(x)))
+    np.testing.assert_array_equal(found.velocity, expected.velocity)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

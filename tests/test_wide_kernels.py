@@ -133,6 +133,8 @@ def test_inputs_of_zero_have_kernels_of_zero():
         ({"widths": (0,)}, "^widths: must be an integer"),
         ({"sigma_w": 0}, "^sigma_w: "),
         ({"sigma_b": 0.1}, "^sigma_b: must be 0 without biases"),
+        ({"biases": "no"}, "^biases: unknown value 'no'; allowed: False, True"),
+        ({"biases": 2}, "^biases: unknown value 2"),
         ({"points": np.zeros((1, D))}, "^points: must not be 0"),
         ({"points": np.zeros(D)}, r"^points: must be real numbers \[P, D\]"),
         ({"x": X[:, :3]}, r"^x: must be real numbers \[N, 4\]"),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from nad_jax.contract import reported
+from nad_jax.contract import as_floating, reported
 from nad_jax.ensemble import named_key
 from nad_jax.errors import (
     InputError,
@@ -96,12 +96,12 @@ def spread_along(
       direction: u, [D], of unit norm.
       epsilon, sigma: ε and σ, numbers in units of the input.
 
-    Returns: x [B, D], and α [B], of the noise's dtype.
+    Returns: x [B, D], and α [B], of the noise's dtype, float32 for integers.
 
     Raises:
       InputError: for other shapes, and for values that are not as above, where they are known.
     """
-    noise = jnp.asarray(real_array("noise", noise, "[B, D]"))
+    noise = as_floating(real_array("noise", noise, "[B, D]"))
     direction = check_units("direction", real_array("direction", direction, f"[{noise.shape[1]}]"))
     epsilon, sigma = check_scalar("epsilon", epsilon), check_scalar("sigma", sigma)
     given = (direction, epsilon, sigma)
@@ -185,6 +185,8 @@ def along_direction(
                 f"epsilon: must be a number or one for each of the {len(rows)} networks, got "
                 f"{epsilons.shape}"
             )
+        with reported("function"):  # compiled, too: NumPy's functions take no traced coefficients
+            jax.eval_shape(apply, jax.ShapeDtypeStruct((_QUANTILES,), jnp.float32))
         medians = {one: label_median(function, one) for one in {*epsilons.tolist()}}
         median = np.array([medians[one] for one in epsilons.tolist()], np.float32)
         median = np.broadcast_to(median, len(rows))

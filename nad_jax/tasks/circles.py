@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nad_jax.contract import as_floating
 from nad_jax.ensemble import resolve_key
 from nad_jax.errors import (
     InputError,
@@ -94,13 +95,13 @@ def encircle(
       radii: r₀ and r₁, in units of the input.
       sigma: σ, likewise.
 
-    Returns: x [B, D] of the noise's dtype, at the distance r_y from the origin in the plane, to
-      rounding.
+    Returns: x [B, D] of the noise's dtype, float32 for integers, at the distance r_y from the
+      origin in the plane, to rounding.
 
     Raises:
       InputError: for other shapes, and for values that are not as above, where they are known.
     """
-    noise = jnp.asarray(real_array("noise", noise, "[B, D]"))
+    noise = as_floating(real_array("noise", noise, "[B, D]"))
     labels = jnp.asarray(check_labels("labels", labels, 2))
     if labels.shape != noise.shape[:1]:
         raise InputError(
