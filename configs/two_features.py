@@ -24,6 +24,7 @@ _INDICES = {
     "shortcut_predictivities": (0.9,),
     "amplifications": (1.0,),
     "sigma": 1.0,
+    "num_epochs": 12,
     "seeds": (0, 1, 2),
 }
 RECIPES = {
