@@ -379,15 +379,6 @@ def test_a_network_without_a_forward_derivative_is_derived_in_reverse():
     np.testing.assert_allclose(found, 6.0)
 
 
-def test_a_batch_of_any_size_can_be_derived():
-    model = nad_jax.create_model("resnet18_w16", (16, 16, 1), convolution="product")
-    linear = nad_jax.linearize(model)
-    variables = jax.eval_shape(linear.init, jax.random.key(0))
-    for count in (2, 128):  # at 128 a convolution of many channels has many pixels
-        x = jax.ShapeDtypeStruct((count, 16, 16, 1), jnp.float32)
-        assert jax.jit(linear.apply).lower(variables, x).out_info.shape == (count, 1)
-
-
 def test_same_padding_keeps_the_size_and_the_fast_convolution_its_values():
     fast, slow = (
         nad_jax.create_model("lenet", (16, 16, 1), padding="same", convolution=convolution)
