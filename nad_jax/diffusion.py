@@ -164,7 +164,7 @@ def make_sampler(
         def take_step(x: jax.Array, step: tuple[jax.Array, Any]) -> tuple[jax.Array, None]:
             number, (level, keep, remove, noise) = step
             t = jnp.full(len(x), level, jnp.float32)
-            x = keep * x + remove * network.apply(variables, x, t)
+            x = keep * x + remove * network.apply(variables, x, t).astype(x.dtype)
             return x + noise * draw_noise(keys, number) if eta else x, None
 
         coefficients = jax.tree.map(lambda one: jnp.asarray(one, jnp.float32), steps)

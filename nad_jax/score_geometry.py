@@ -98,9 +98,9 @@ def output(
         if levels == "integrated":
             return _integrate(rows_at, precision, x.size)
         if levels == "uniform":
-            t = jax.random.randint(level_key, (), 0, count)
+            t = jax.random.randint(level_key, (), 0, count, jnp.int32)
             return jnp.asarray(np.sqrt(precision), jnp.float32)[t] * rows_at(t)
-        drawn = jnp.searchsorted(thresholds, jax.random.uniform(level_key))
+        drawn = jnp.searchsorted(thresholds, jax.random.uniform(level_key, (), jnp.float32))
         return float(np.sqrt(precision.mean())) * rows_at(jnp.minimum(drawn, count - 1))
 
     field.__name__ = "output"
@@ -129,7 +129,8 @@ def check_last_layer(network: ScoreNetwork, readout: str) -> None:
 
 def _noise(network: ScoreNetwork, variables: Any, x: jax.Array, t: jax.Array) -> jax.Array:
     """What a network takes for the noise [D] in one input."""
-    return network.apply(variables, x[None], t[None].astype(jnp.float32)).reshape(-1)
+    noise = network.apply(variables, x[None], t[None].astype(jnp.float32))
+    return noise.reshape(-1).astype(jnp.float32)
 
 
 def sampled_rows(network: ScoreNetwork, variables: Any, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -154,7 +155,10 @@ def marginalized_rows(
         return _noise(network, jax.tree.unflatten(structure, given), x, t)
 
     _, push = jax.linearize(outputs, [leaves[place] for place in drawn])
-    sizes = [jnp.full(leaves[place].shape, np.sqrt(variances[place])) for place in drawn]
+    sizes = [
+        jnp.full(leaves[place].shape, np.sqrt(variances[place]), leaves[place].dtype)
+        for place in drawn
+    ]
     deviations, unravel = ravel_pytree(sizes)
     count = deviations.size
 
