@@ -373,11 +373,11 @@ def describe_difference(rows: results.Rows, column: str, metric: str) -> str:
             differences.append(found[last] - found[first])
     if not differences:
         return ""
-    low, high = results.bootstrap_interval(differences)
+    low, high, how = results.mean_interval(differences)
     text = f"{metric}, {column} {last} less {first}: {np.mean(differences):.3g}"
     if len(differences) == 1:
         return f"{text}, 1 seed"
-    return f"{text}, 95% of bootstraps of {len(differences)} seeds in {low:.3g} … {high:.3g}"
+    return f"{text}, 95% interval {low:.3g} … {high:.3g} ({len(differences)} seeds, {how})"
 
 
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
