@@ -57,6 +57,11 @@ class Schedule(NamedTuple):
                 f"last: β must be below 1, so first and last must be below num_levels = "
                 f"{self.num_levels}, got {self.first} and {self.last}"
             )
+        if not self.alpha_bar[-1]:
+            raise InputError(
+                f"last: nothing of the data is left at the last level, to rounding, got {self.last} "
+                f"of {self.num_levels} levels"
+            )
         return Schedule(int(self.num_levels), float(self.first), float(self.last))
 
     @property

@@ -273,7 +273,7 @@ def test_a_last_layer_must_be_told_as_the_variables_are(last_layer):
         (2,),
         last_layer,
     )
-    with pytest.raises(InputError, match="^last_layer: "):
+    with pytest.raises(InputError, match=r"^last_layer: "):
         score_geometry.check_last_layer(network, "marginalized")
 
 
