@@ -5,8 +5,8 @@ it generates the better the smaller their eigenvalue (a conjecture).
 
 The argument after the colon is a recipe:
     cpu    a reduced protocol: the U-Net at both ends of its directions, 500 steps of 250 samples, 100
-           of the 1,000 noise levels, three seeds; about 50 min on a 2-core CPU (AMD
-           EPYC) as two shards of one thread, 82 min beside other programs
+           of the 1,000 noise levels, three seeds; 53 min 29 s on a 2-core CPU (AMD
+           EPYC) as two shards of one thread, with light other work beside it
     gpu    SAD's protocol: 2,000 steps of 1,000 samples at nine indices, all levels, five seeds; not
            measured
     smoke  a tiny network, to see that all runs; seconds

@@ -32,7 +32,7 @@ from experiments.run.config import (
     check_sweeps,
 )
 from experiments.run.costs import Setup, fastest
-from experiments.run.folder import Folder
+from experiments.run.folder import Folder, digest
 from experiments.run.plan import Arrays, Member, Study
 from nad_jax.diffusion import Sampler, Schedule, make_sampler, plan_steps, sampled_variance
 from nad_jax.directions import check_orthonormal
@@ -61,7 +61,8 @@ LABELS = {"sliced": "sliced $W_2$", "max_sliced": "max-sliced $W_2$",
           "floor": "sliced, data from data", "max_floor": "max-sliced, data from data"}  # fmt: skip
 FIELDS = Fields(
     "score_directions",
-    how=(*trained.TRAINED_HOW, "sample_batch"),
+    # Files are known by what they hold, wherever they are.
+    how=(*trained.TRAINED_HOW, "sample_batch", "images", "directions"),
     grows=("indices", "alignments", "seeds"),
 )
 
@@ -288,6 +289,16 @@ def measure_seconds(lab: Lab, member: Member) -> float:
     return step * batches * num_steps + 2 * share * projections / some
 
 
+def identify(config: ConfigDict) -> dict[str, Any]:
+    """What determines the numbers of every network: fields, and what the files hold."""
+    identity = {**FIELDS.identity(config), "images": "", "directions": ""}
+    if config.images:
+        identity["images"] = digest(np.asarray(read_npy(config.images)))
+    if config.directions:
+        identity["directions"] = digest(find_directions(config))
+    return identity
+
+
 def make_study(config: ConfigDict) -> Study:
     """The networks of a config."""
     validate(config)
@@ -305,7 +316,7 @@ def make_study(config: ConfigDict) -> Study:
     size = math.prod(config.image_shape)
     shapes = {**dict.fromkeys(FOUND, ()), "direction": (size,)}
     more = trained.More(shapes, partial(compare, lab), partial(measure_seconds, lab))
-    how = FIELDS.identity(config), make_networks(config), METRICS, setup
+    how = identify(config), make_networks(config), METRICS, setup
     return trained.make_study(config, *how, partial(_collect, config), more=more)
 
 
@@ -362,11 +373,11 @@ def describe_difference(rows: results.Rows, column: str, metric: str) -> str:
             differences.append(found[last] - found[first])
     if not differences:
         return ""
-    low, high = results.bootstrap_interval(differences)
+    low, high, how = results.mean_interval(differences)
     text = f"{metric}, {column} {last} less {first}: {np.mean(differences):.3g}"
     if len(differences) == 1:
         return f"{text}, 1 seed"
-    return f"{text}, 95% of bootstraps of {len(differences)} seeds in {low:.3g} … {high:.3g}"
+    return f"{text}, 95% interval {low:.3g} … {high:.3g} ({len(differences)} seeds, {how})"
 
 
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:

@@ -57,6 +57,11 @@ class Schedule(NamedTuple):
                 f"last: β must be below 1, so first and last must be below num_levels = "
                 f"{self.num_levels}, got {self.first} and {self.last}"
             )
+        if not self.alpha_bar[-1]:
+            raise InputError(
+                f"last: nothing of the data is left at the last level, to rounding, got {self.last} "
+                f"of {self.num_levels} levels"
+            )
         return Schedule(int(self.num_levels), float(self.first), float(self.last))
 
     @property
@@ -164,7 +169,7 @@ def make_sampler(
         def take_step(x: jax.Array, step: tuple[jax.Array, Any]) -> tuple[jax.Array, None]:
             number, (level, keep, remove, noise) = step
             t = jnp.full(len(x), level, jnp.float32)
-            x = keep * x + remove * network.apply(variables, x, t)
+            x = keep * x + remove * network.apply(variables, x, t).astype(x.dtype)
             return x + noise * draw_noise(keys, number) if eta else x, None
 
         coefficients = jax.tree.map(lambda one: jnp.asarray(one, jnp.float32), steps)

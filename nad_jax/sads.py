@@ -5,6 +5,7 @@ initialization: directions of small eigenvalue come first, along which data are 
 (a conjecture of SAD).
 """
 
+import hashlib
 import itertools
 import math
 import warnings
@@ -214,6 +215,7 @@ def estimate_sads(
         **record_choices(model, estimator, execution, key, points),
         **plain({"readout": readout, "levels": levels, "noised": noised}),
         "num_levels": len(signal),
+        "signal": hashlib.sha256(signal.tobytes()).hexdigest()[:16],  # a name for ᾱ
         "order": "ascending",
     }
     for unused in ("step", "num_readouts", "logit", "symmetrized", "centred", "block_size"):

@@ -71,9 +71,10 @@ def _look(
         pool = points.prepare(named_key(key, "point"), data)
         x = jnp.broadcast_to(points.draw(pool, keys[2])[:1], (_LEVELS, *network.input_shape))
         if noised:
-            kept = jnp.asarray(signal, jnp.float32)[levels].reshape(-1, *(1,) * (x.ndim - 1))
+            kept = signal[levels].reshape(-1, *(1,) * (x.ndim - 1))
+            data, added = (jnp.asarray(np.sqrt(a), x.dtype) for a in (kept, 1.0 - kept))
             noise = jax.random.normal(keys[3], x.shape, x.dtype)
-            x = jnp.sqrt(kept) * x + jnp.sqrt(1.0 - kept) * noise
+            x = data * x + added * noise
 
         def outputs(number: jax.Array) -> jax.Array:
             mixed = [jnp.where(number == n, b, a) for n, (a, b) in enumerate(leaves)]

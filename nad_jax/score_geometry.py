@@ -17,6 +17,8 @@ from nad_jax.diffusion import Schedule
 from nad_jax.errors import (
     InputError,
     check_choice,
+    check_function,
+    check_number,
     check_record,
     host_array,
 )
@@ -79,6 +81,9 @@ def output(
     check_choice("noised", noised, (True, False))
     signal = check_signal(signal)
     precision, count = 1.0 / (1.0 - signal), len(signal)  # the square of the factor of a score
+    # Both roots in double precision: 1 − ᾱ₀ is small.
+    roots = np.sqrt(signal), np.sqrt(1.0 - signal)
+    data_share, noise_share = (jnp.asarray(root, jnp.float32) for root in roots)
     thresholds = jnp.asarray(np.cumsum(precision) / precision.sum(), jnp.float32)
     rows_of = marginalized_rows if readout == "marginalized" else sampled_rows
     check_last_layer(network, readout)
@@ -91,16 +96,15 @@ def output(
         def rows_at(t: jax.Array) -> jax.Array:
             seen = x
             if noised:
-                kept = jnp.asarray(signal, jnp.float32)[t]
-                seen = jnp.sqrt(kept) * x + jnp.sqrt(1.0 - kept) * noise
+                seen = data_share[t] * x + noise_share[t] * noise
             return rows_of(network, variables, seen, t)
 
         if levels == "integrated":
             return _integrate(rows_at, precision, x.size)
         if levels == "uniform":
-            t = jax.random.randint(level_key, (), 0, count)
+            t = jax.random.randint(level_key, (), 0, count, jnp.int32)
             return jnp.asarray(np.sqrt(precision), jnp.float32)[t] * rows_at(t)
-        drawn = jnp.searchsorted(thresholds, jax.random.uniform(level_key))
+        drawn = jnp.searchsorted(thresholds, jax.random.uniform(level_key, (), jnp.float32))
         return float(np.sqrt(precision.mean())) * rows_at(jnp.minimum(drawn, count - 1))
 
     field.__name__ = "output"
@@ -119,7 +123,16 @@ def check_last_layer(network: ScoreNetwork, readout: str) -> None:
             "readout: 'marginalized' needs the variances of the last layer, which this network does "
             "not say; give `last_layer`, or take readout='sampled'"
         )
-    variances = network.last_layer(jax.eval_shape(network.init, jax.random.key(0)))
+    check_function("last_layer", network.last_layer)
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    variances = network.last_layer(variables)
+    if jax.tree.structure(variances) != jax.tree.structure(variables):
+        raise InputError(
+            "last_layer: must give a tree of numbers as the variables are, "
+            f"{jax.tree.structure(variables)}, got {jax.tree.structure(variances)}"
+        )
+    for variance in jax.tree.leaves(variances):
+        check_number("last_layer", variance, 0.0)
     if not any(variance > 0 for variance in jax.tree.leaves(variances)):
         raise InputError(
             "network: its last layer starts at zero (zero_init, zero_head), and so does its score: "
@@ -129,7 +142,8 @@ def check_last_layer(network: ScoreNetwork, readout: str) -> None:
 
 def _noise(network: ScoreNetwork, variables: Any, x: jax.Array, t: jax.Array) -> jax.Array:
     """What a network takes for the noise [D] in one input."""
-    return network.apply(variables, x[None], t[None].astype(jnp.float32)).reshape(-1)
+    noise = network.apply(variables, x[None], t[None].astype(jnp.float32))
+    return noise.reshape(-1).astype(jnp.float32)
 
 
 def sampled_rows(network: ScoreNetwork, variables: Any, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -154,14 +168,17 @@ def marginalized_rows(
         return _noise(network, jax.tree.unflatten(structure, given), x, t)
 
     _, push = jax.linearize(outputs, [leaves[place] for place in drawn])
-    sizes = [jnp.full(leaves[place].shape, np.sqrt(variances[place])) for place in drawn]
+    sizes = [
+        jnp.full(leaves[place].shape, np.sqrt(variances[place]), leaves[place].dtype)
+        for place in drawn
+    ]
     deviations, unravel = ravel_pytree(sizes)
     count = deviations.size
 
     def row(number: jax.Array) -> jax.Array:
         return push(unravel(deviations * jax.nn.one_hot(number, count, dtype=deviations.dtype)))
 
-    if count * x.size <= _ENTRIES:
+    if count * max(count, x.size) <= _ENTRIES:  # each row has an input of `count` numbers
         rows = jax.vmap(row)(jnp.arange(count))
     else:
         rows = jax.lax.map(row, jnp.arange(count), batch_size=count_together(x.shape))

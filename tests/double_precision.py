@@ -106,6 +106,31 @@ def _training(dtype: type) -> Iterator[tuple[str, np.ndarray]]:
     yield "make_train_images", np.asarray(whole(3, 0.1, data)[1].losses)
 
 
+def _scores(dtype: type) -> Iterator[tuple[str, np.ndarray]]:
+    """A score network of one's own, whose variables and outputs are of a dtype."""
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {"w": _draw(key, (16, 16), dtype)}
+
+    def apply(variables: dict[str, jax.Array], x: jax.Array, t: jax.Array) -> jax.Array:
+        # Rows of different lengths, and a constant: it is not zero at the origin.
+        noise = (x.reshape(len(x), -1) + 1.0 + t[:, None] / 1000) @ variables["w"]
+        return noise.reshape(x.shape)
+
+    network = nad_jax.ScoreNetwork(init, apply, SHAPE, lambda variables: {"w": 1 / 16})
+    signal = nad_jax.Schedule(21).alpha_bar
+    warnings.simplefilter("ignore", UserWarning)
+    for choices in (
+        {},
+        {"levels": "integrated"},
+        {"levels": "uniform", "readout": "sampled", "noised": True},
+    ):
+        sads = nad_jax.estimate_sads(network, 40, signal=signal, **choices)
+        yield f"sads_{'_'.join(map(str, choices.values()))}", sads.matrix
+    warnings.simplefilter("error")
+    yield "sample_ddim", nad_jax.sample_ddim(network, init(jax.random.key(0)), 1, 3, 5)
+
+
 def _functions() -> Iterator[tuple[str, np.ndarray]]:
     images = np.random.default_rng(0).random((6, *SHAPE))
     labels, directions = (
@@ -159,6 +184,6 @@ def write(path: str, precision: str) -> None:
     for kind in ("float32", "float64") if double else ("float32",):
         dtype = getattr(jnp, kind)
         found |= {
-            f"{name}_{kind}": value for name, value in (*_estimates(dtype), *_training(dtype))
+            f"{name}_{kind}": value for name, value in (*_estimates(dtype), *_training(dtype), *_scores(dtype))
         }
     np.savez(path, **{name: np.asarray(value) for name, value in found.items()})

@@ -263,6 +263,30 @@ def test_a_last_layer_that_is_not_said_cannot_be_integrated_out():
         estimate_sads(network, 4)
 
 
+@pytest.mark.parametrize(
+    "last_layer", [3, lambda v: {"w": 1.0}, lambda v: [1.0, 0.0], lambda v: {"v": 0.0, "w": -1.0}]
+)
+def test_a_last_layer_must_be_told_as_the_variables_are(last_layer):
+    network = ScoreNetwork(
+        lambda key: {"v": jax.random.normal(key, (2,)), "w": jax.random.normal(key, (2,))},
+        lambda variables, x, t: variables["w"] + variables["v"] * x,
+        (2,),
+        last_layer,
+    )
+    with pytest.raises(InputError, match=r"^last_layer: "):
+        score_geometry.check_last_layer(network, "marginalized")
+
+
+def test_little_noise_keeps_its_scale():
+    # F = x_t / √(1 − ᾱ) of x₀ = 0 is ε, at a level where 1 − ᾱ is no float32.
+    echo = ScoreNetwork(lambda key: {}, lambda variables, x, t: x, (4,))
+    how = {"readout": "sampled", "noised": True}
+    field = score_geometry.output(echo, signal=[1 - 2e-7], **how)
+    plain = score_geometry.output(echo, signal=[0.5], **how)
+    found, expected = (one(None, {}, jnp.zeros(4), nad_jax.make_key(0)) for one in (field, plain))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_probes_are_data_to_which_the_noise_of_the_level_is_added():
     # A network that returns its input: E[F Fᵀ] is the mean of (ᾱ S + (1 − ᾱ) I)/(1 − ᾱ).
     echo = ScoreNetwork(lambda key: {}, lambda variables, x, t: x, (4,))

@@ -179,6 +179,18 @@ def test_directions_may_come_from_a_file(tmp_path, monkeypatch):
         run(score_directions, config, tmp_path / "other")
 
 
+def test_files_are_known_by_what_they_hold(tmp_path):
+    identities = []
+    for name, rows in (("a", [0, 1]), ("b", [0, 1]), ("a", [1, 0])):
+        np.save(tmp_path / f"{name}.npy", np.eye(SIZE)[rows])
+        np.save(tmp_path / f"images_{name}.npy", np.full((96, 4, 4, 1), rows[0], np.float32))
+        for fields in ({"directions": f"{name}.npy"}, {"images": f"images_{name}.npy"}):
+            files = {field: str(tmp_path / file) for field, file in fields.items()}
+            identities.append(score_directions.identify(_config(**files)))
+    for moved, replaced in ((2, 4), (3, 5)):
+        assert identities[moved] == identities[moved - 2] != identities[replaced]
+
+
 def test_the_difference_of_the_ends_is_paired_by_seed():
     values = {0: (1.0, 4.0), 1: (2.0, 4.0), 2: (5.0, 9.0)}  # by seed, of both ends
     rows = [
@@ -187,8 +199,8 @@ def test_the_difference_of_the_ends_is_paired_by_seed():
         for index, value in zip((0, 15), pair, strict=True)
     ]
     text = score_directions.describe_difference(rows, "index", "sliced")
-    assert text.startswith("sliced, index 15 less 0: 3, 95% of bootstraps of 3 seeds in 2")
-    assert text.endswith("… 4")
+    # 3 ± 4.303/√3
+    assert text == "sliced, index 15 less 0: 3, 95% interval 0.516 … 5.48 (3 seeds, Student's t)"
     only = [row for row in rows if row["seed"] == 0]
     assert score_directions.describe_difference(only, "index", "sliced").endswith("3, 1 seed")
     assert score_directions.describe_difference(only[:1], "index", "sliced") == ""
