@@ -113,7 +113,7 @@ def _scores(dtype: type) -> Iterator[tuple[str, np.ndarray]]:
         return {"w": _draw(key, (16, 16), dtype)}
 
     def apply(variables: dict[str, jax.Array], x: jax.Array, t: jax.Array) -> jax.Array:
-        # Rows of different lengths, and a constant: it is not zero at the origin.
+
         noise = (x.reshape(len(x), -1) + 1.0 + t[:, None] / 1000) @ variables["w"]
         return noise.reshape(x.shape)
 
@@ -184,6 +184,7 @@ def write(path: str, precision: str) -> None:
     for kind in ("float32", "float64") if double else ("float32",):
         dtype = getattr(jnp, kind)
         found |= {
-            f"{name}_{kind}": value for name, value in (*_estimates(dtype), *_training(dtype), *_scores(dtype))
+            f"{name}_{kind}": value
+            for name, value in (*_estimates(dtype), *_training(dtype), *_scores(dtype))
         }
     np.savez(path, **{name: np.asarray(value) for name, value in found.items()})
