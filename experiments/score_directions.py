@@ -99,6 +99,9 @@ def validate(config: ConfigDict) -> None:
 def read_network(config: ConfigDict) -> ScoreNetwork:
     """The score network of a config, written "unet" or "unet:width=16:levels=2"."""
     name, options = trained.parse_optimizer("network", config.network)
+    fields = {"name": "network", "input_shape": "image_shape", "convolution": "convolution"}
+    for option in fields.keys() & options.keys():
+        raise InputError(f"network: {option} is no option; it is the field {fields[option]}")
     return create_score_network(
         name, tuple(config.image_shape), convolution=config.convolution, **options
     )

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nad_jax.contract import as_floating
 from nad_jax.ensemble import member_keys, resolve_key
 from nad_jax.errors import (
     InputError,
@@ -26,7 +27,10 @@ from nad_jax.errors import (
     check_number,
     check_record,
     host_array,
+    known,
+    number_array,
     raise_problems,
+    real_array,
 )
 from nad_jax.errors import problems as list_problems
 from nad_jax.score_networks import ScoreNetwork
@@ -81,13 +85,36 @@ def check_schedule(schedule: Schedule) -> Schedule:
     return schedule.check()
 
 
+def check_levels(levels: Any, count: int, num_levels: int) -> Any:
+    """Returns noise levels [B], integers in 0 … T − 1 where they are known; `InputError` otherwise."""
+    array = number_array("t", levels)
+    if array.shape != (count,) or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise InputError(
+            f"t: must be integers [{count}], one for each input, got shape {array.shape} of "
+            f"{array.dtype}"
+        )
+    values = known(array)
+    if values is not None and ((values < 0) | (values >= num_levels)).any():
+        wrong = int(values[(values < 0) | (values >= num_levels)][0])
+        raise InputError(f"t: must be in 0 … {num_levels - 1}, got {wrong}")
+    return array
+
+
 def add_noise(
     x: jax.Array, t: jax.Array, noise: jax.Array, schedule: Schedule = Schedule()
 ) -> jax.Array:
     """x_t of inputs x [B, …], noise levels t [B], integers in 0 … T − 1, and noise ε [B, …]; [B, …]
-    of the dtype of x.
+    of the dtype of x, float32 for integers.
+
+    Raises:
+      InputError: for other shapes, and levels outside of the schedule, where they are known.
     """
-    alpha_bar = schedule.alpha_bar
+    alpha_bar = check_schedule(schedule).alpha_bar
+    x = as_floating(real_array("x", x, "[B, ...]"))
+    t = jnp.asarray(check_levels(t, len(x), schedule.num_levels))
+    noise = real_array("noise", noise, "[B, ...]")
+    if noise.shape != x.shape:
+        raise InputError(f"noise: must be of the shape of x, {x.shape}, got {noise.shape}")
     shape = (len(x),) + (1,) * (x.ndim - 1)
     # Both roots in double precision: 1 − ᾱ₀ is small.
     data, added = (

@@ -229,7 +229,9 @@ def estimate_sads(
         num_networks=int(halves.networks),
         config=choices,
     )
-    sentences = explain_degenerate(network, points, noised, signal, key, sads.num_zero)
+    sentences = explain_degenerate(
+        network, points, noised, signal, key, sads.num_zero, num_networks
+    )
     for sentence in sentences:
         warnings.warn(f"estimate_sads: {sentence}", stacklevel=2)
     return sads._replace(degeneracies=sentences)

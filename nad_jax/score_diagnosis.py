@@ -25,18 +25,24 @@ def explain_degenerate(
     signal: np.ndarray,
     key: jax.Array,
     num_zero: int,
+    num_rows: int,
 ) -> tuple[str, ...]:
     """What makes a geometry degenerate, a sentence each.
 
     Args:
       network, points, noised, signal: what was measured, where; see `score_geometry.output`.
       num_zero: how many eigenvalues are zero.
+      num_rows: how many vectors they are from at least.
     """
     influences, sizes, varies = _look(network, points, noised, signal, key)
     share = sizes[influences].sum() / sizes.sum() if sizes.any() else 1.0
     sentences = []
     dimension = int(np.prod(network.input_shape))
-    if num_zero:
+    if num_zero and num_zero == dimension - num_rows:
+        sentences.append(
+            f"{num_rows} networks have at most as many directions of {dimension}: take more networks"
+        )
+    elif num_zero:
         sentences.append(
             f"{num_zero} of {dimension} eigenvalues are zero: the directions of this band are an "
             "arbitrary basis of it, only the band is meaningful"

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nad_jax.errors import check_record
+from nad_jax.contract import as_floating
+from nad_jax.errors import InputError, check_input_shape, check_record, real_array
 from nad_jax.models import Model, complete_model
 
 
@@ -41,8 +42,14 @@ class ScoreNetwork(NamedTuple):
 
 def pack(x: jax.Array, t: jax.Array) -> jax.Array:
     """Inputs [B, *shape] and noise levels [B] as one vector each, [B, D + 1]: what the model of a
-    score network takes.
+    score network takes; of the dtype of x, float32 for integers.
+
+    Raises:
+      InputError: for other shapes.
     """
+    x, t = as_floating(real_array("x", x, "[B, ...]")), jnp.asarray(real_array("t", t, "[B]"))
+    if len(t) != len(x):
+        raise InputError(f"t: must be one for each of the {len(x)} inputs, got {len(t)}")
     return jnp.concatenate([x.reshape(len(x), -1), t[:, None].astype(x.dtype)], 1)
 
 
@@ -54,6 +61,7 @@ def as_model(network: ScoreNetwork) -> Model:
       InputError: for what is no score network, and networks that break the contract.
     """
     check_record("network", network, ScoreNetwork)
+    check_input_shape(network.input_shape)
     size = math.prod(network.input_shape)
 
     def apply(variables: Any, x: Any, key: Any = None, train: bool = False) -> Any:

@@ -9,8 +9,10 @@ from nad_jax import (
     Schedule,
     ScoreNetwork,
     add_noise,
+    as_model,
     gaussian_loss,
     gaussian_network,
+    pack,
     sample_ddim,
     sampled_variance,
 )
@@ -182,3 +184,40 @@ def test_its_loss_is_the_closed_form():
 def test_bad_input_is_refused_by_name(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_integer_images_are_noised_as_numbers():
+    x, t = np.full((2, 3), 200, np.uint8), np.array([0, 999])
+    found = add_noise(x, t, np.zeros((2, 3), np.float32))
+    roots = np.sqrt(Schedule().alpha_bar[[0, 999]])
+    np.testing.assert_allclose(found, 200 * roots[:, None].repeat(3, 1), rtol=1e-5)
+    assert pack(x, np.array([300, 999]))[:, -1].tolist() == [300, 999]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"t": [0, 1000]}, r"t: must be in 0 … 999, got 1000"),
+        ({"t": [-1, 0]}, r"t: must be in 0 … 999, got -1"),
+        ({"t": [0.0, 1.0]}, "t: must be integers"),
+        ({"t": [0]}, r"t: must be integers \[2\]"),
+        ({"schedule": None}, "schedule: "),
+        ({"noise": np.zeros((2, 2))}, "noise: must be of the shape of x"),
+        ({"x": "text"}, "x: "),
+    ],
+)
+def test_what_noise_cannot_be_added_to_is_named(given, message):
+    usual = {"x": np.zeros((2, 3)), "t": [0, 1], "noise": np.zeros((2, 3))}
+    with pytest.raises(InputError, match=message):
+        add_noise(**{**usual, **given})
+
+
+def test_inputs_and_levels_of_other_numbers_are_not_packed():
+    with pytest.raises(InputError, match="t: must be one for each of the 2 inputs, got 3"):
+        pack(np.zeros((2, 3)), np.zeros(3))
+
+
+def test_a_network_of_inputs_of_no_shape_is_refused():
+    network = ScoreNetwork(lambda key: {}, lambda variables, x, t: x, 4)
+    with pytest.raises(InputError, match="_shape: "):
+        as_model(network)

@@ -299,3 +299,10 @@ def test_probes_are_data_to_which_the_noise_of_the_level_is_added():
     moment = data.T @ data / 2
     exact = np.mean([(a * moment + (1 - a) * np.eye(4)) / (1 - a) for a in signal], 0)
     assert close(found, exact, 0.05)
+
+
+def test_too_few_networks_are_no_fault_of_the_architecture():
+    network = create_score_network("mlp", (4, 4, 1), width=8)
+    with pytest.warns(UserWarning, match="10 networks have at most as many directions of 16"):
+        sads = estimate_sads(network, 10, readout="sampled")
+    assert sads.num_zero == 6

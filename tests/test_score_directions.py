@@ -276,3 +276,9 @@ def test_networks_of_the_table_are_trained_as_models():
     model = as_model(score_directions.read_network(_config()))
     assert (model.image_shape, model.num_logits) == ((17,), 16)
     jax.eval_shape(model.init, jax.random.key(0))
+
+
+@pytest.mark.parametrize("option", ["input_shape=(4,4,1)", "convolution='lax'", "name='unet'"])
+def test_fields_are_no_options_of_the_network(option):
+    with pytest.raises(InputError, match="is no option; it is the field"):
+        score_directions.validate(_config(network=f"mlp:{option}"))
