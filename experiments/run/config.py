@@ -85,7 +85,8 @@ def take_earlier_names(config: ConfigDict) -> None:
         if config.get(name, default) != default:
             raise InputError(f"{earlier}: is the earlier name of {name}; both are given")
         logging.warning("%s: is called %s now", earlier, name)
-        with config.unlocked():  # a recipe file of one's own may have the earlier name alone
+        # A recipe file of one's own may have the earlier name alone; what is wrong is said later.
+        with config.unlocked(), config.ignore_type():
             config[name], config[earlier] = config[earlier], ()
 
 
