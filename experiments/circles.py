@@ -336,8 +336,8 @@ def _report(config: ConfigDict, architecture: str, found: Arrays, rows: results.
         ratio = found["eigenvalues"][second] / found["eigenvalues"][0]
         told = [f"  u_{first}, u_{second} (eigenvalue {ratio:.2g} of the largest):"]
         for split in SPLITS:
-            mean, error = results.mean_and_error([row[f"{split}_accuracy"] for row in last])
-            told.append(f"{split} {mean:.1%}" + f" ± {error:.1%}" * bool(np.isfinite(error)))
+            accuracies = [row[f"{split}_accuracy"] for row in last]
+            told.append(f"{split} {results.say_mean(accuracies, '.1%')}")
         print(" ".join([*told, *results.count_diverged(last)]))
 
 

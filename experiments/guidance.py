@@ -17,7 +17,6 @@ import functools
 import io
 import json
 import math
-import operator
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -51,7 +50,7 @@ from nad_jax.models import Model
 from nad_jax.nads import NADs
 from nad_jax.plotting import Curve
 from nad_jax.recipe import Recipe
-from nad_jax.subspaces import default_sizes, rank_correlation, subspace_overlap
+from nad_jax.subspaces import default_sizes, subspace_overlap
 from nad_jax.tables import format_table, list_metrics
 from nad_jax.task import REQUIRED, FitMetrics, Task
 from nad_jax.tasks import separable
@@ -342,9 +341,9 @@ def _report(config: ConfigDict, key: Key, rows: results.Rows, overlaps: results.
     values = results.values_by(rows, "index")
     told = (f"{index}: {_say(values[index], '.1%')}" for index in sorted(values))
     print(f"  test accuracy by index: {', '.join(told)}")
-    print(f"    rank correlation with the index: {_say(correlate(rows), '.2f')}")
+    print(f"    rank correlation with the index: {_say(results.correlate(rows), '.2f')}")
     if key[0] == "network":
-        before, after = (_say(_by_seed(rows, name), ".3f") for name in CKA)
+        before, after = (_say(results.means_by_seed(rows, name), ".3f") for name in CKA)
         print(f"  CKA with the guide: {before} before, {after} after")
     for own in ("left out", "kept"):
         chosen = [row for row in overlaps if row["own"] == own]
@@ -362,23 +361,7 @@ def _say(values: list[float], form: str) -> str:
     """The mean over seeds and its standard error, in words."""
     if not values:
         return "none, all are equal"
-    mean, error = results.mean_and_error(values)
-    return f"{mean:{form}}" + f" ± {error:{form}}" * (len(values) > 1)
-
-
-def _by_seed(rows: results.Rows, name: str) -> list[float]:
-    """The mean over directions, of each seed."""
-    return [float(np.mean(values)) for values in results.values_by(rows, "seed", name).values()]
-
-
-def correlate(rows: results.Rows) -> list[float]:
-    """Spearman's rank correlation of accuracy with the index, of each seed where it is known."""
-    found = []
-    for group in results.group(rows, operator.itemgetter("seed")).values():
-        indices, values = (np.array([row[n] for row in group]) for n in ("index", "test_accuracy"))
-        if len(indices) > 1 and len(set(values.tolist())) > 1:
-            found.append(float(rank_correlation(indices, values)))
-    return found
+    return results.say_mean(values, form)
 
 
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:

@@ -41,7 +41,6 @@ from nad_jax.errors import (
 from nad_jax.linearization import MixedDirections, linearize, with_two_logits
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
-from nad_jax.subspaces import rank_correlation
 from nad_jax.tables import list_metrics
 from nad_jax.task import REQUIRED, FitMetrics, Task
 from nad_jax.tasks.separable import (
@@ -272,15 +271,10 @@ def _group(rows: results.Rows) -> dict[str, results.Rows]:
 
 def _correlate(rows: results.Rows, metric: str) -> str:
     """The mean of Spearman's rank correlation over seeds, and its standard error, in words."""
-    found = []
-    for group in results.group(rows, operator.itemgetter("seed")).values():
-        indices, values = (np.array([row[n] for row in group]) for n in ("index", metric))
-        if len(set(values.tolist())) > 1 and len(indices) > 1:
-            found.append(float(rank_correlation(indices, values)))
+    found = results.correlate(rows, metric)
     if not found:
         return "none, all are equal"
-    mean, error = results.mean_and_error(found)
-    return f"{mean:.2f}" + f" ± {error:.2f} over {len(found)} seeds" * (len(found) > 1)
+    return results.say_mean(found, ".2f") + f" over {len(found)} seeds" * (len(found) > 1)
 
 
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:

@@ -26,6 +26,7 @@ from nad_jax import store
 from nad_jax.accuracy_plots import Curve, Frequencies
 from nad_jax.errors import InputError
 from nad_jax.figures import FORMATS
+from nad_jax.subspaces import rank_correlation
 from nad_jax.tables import Row, format_table
 
 Rows = list[Row]
@@ -221,6 +222,27 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
     """The mean over seeds and its standard error, nan for one seed."""
     error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
     return float(np.mean(values)), float(error)
+
+
+def say_mean(values: list[float], form: str) -> str:
+    """The mean over seeds and its standard error, which one seed has not, in words."""
+    mean, error = mean_and_error(values)
+    return f"{mean:{form}}" + f" ± {error:{form}}" * bool(np.isfinite(error))
+
+
+def means_by_seed(rows: Rows, metric: str) -> list[float]:
+    """The mean of a metric over all rows of each seed."""
+    return [float(np.mean(values)) for values in values_by(rows, "seed", metric).values()]
+
+
+def correlate(rows: Rows, metric: str = "test_accuracy") -> list[float]:
+    """Spearman's rank correlation of a metric with the index, of each seed of which it is known."""
+    found = []
+    for one in group(rows, operator.itemgetter("seed")).values():
+        indices, values = (np.array([row[name] for row in one]) for name in ("index", metric))
+        if len(indices) > 1 and len(set(values.tolist())) > 1:
+            found.append(float(rank_correlation(indices, values)))
+    return found
 
 
 def bootstrap_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:

@@ -187,8 +187,7 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
         said = "".join(f", {text}" for text in results.count_diverged(group))
         print(f"{label}: {len(group)} networks{said}")
         for name in ("test_accuracy", *ROBUST, "gradient_cosine", *TILT):
-            mean, error = results.mean_and_error(list(_by_seed(group, name).values()))
-            print(f"  {name}: {mean:.3f} ± {error:.3f}")
+            print(f"  {name}: {results.say_mean(results.means_by_seed(group, name), '.3f')}")
         values = results.values_by(group, "index")
         means = (f"{index}: {np.mean(one):.1%}" for index, one in sorted(values.items()))
         print(f"  test_accuracy by index: {', '.join(means)}")
@@ -201,12 +200,6 @@ def group_attacks(rows: results.Rows) -> dict[str, results.Rows]:
     """The rows of each attack, by its name."""
     names = {"none": "no attack", "l2": "L2, {:g}", "linf": "L∞, {:g}"}
     return results.group(rows, lambda row: names[row["norm"]].format(row["radius"]))
-
-
-def _by_seed(rows: results.Rows, metric: str) -> dict[int, float]:
-    """The mean over indices of each seed."""
-    values = results.values_by(rows, "seed", metric)
-    return {seed: float(np.mean(one)) for seed, one in values.items()}
 
 
 def correlate(plain: results.Rows, attacked: results.Rows) -> tuple[float, float]:

@@ -202,10 +202,8 @@ def _by(rows: results.Rows, *names: str) -> dict:
 
 def _report_amplifications(config: ConfigDict, rows: results.Rows) -> None:
     for predictivity, group in _by(rows, "shortcut_predictivity").items():
-        told = []
-        for ratio, values in results.values_by(group, "amplification", "shortcut_bias").items():
-            mean, error = results.mean_and_error(values)
-            told.append(f"×{ratio:g}: {mean:.2f}" + f" ± {error:.2f}" * bool(np.isfinite(error)))
+        values = results.values_by(group, "amplification", "shortcut_bias")
+        told = [f"×{ratio:g}: {results.say_mean(one, '.2f')}" for ratio, one in values.items()]
         print(f"  shortcut bias at predictivity {predictivity:g}: {', '.join(told)}")
 
 
@@ -226,9 +224,7 @@ def _report_pairs(config: ConfigDict, rows: results.Rows) -> None:
         (correlations, "rank correlation of the bias with how much later the core stands", ".2f"),
     ):
         if values:
-            mean, error = results.mean_and_error(values)
-            said = f" ± {error:{form}}" * bool(np.isfinite(error))
-            print(f"  {what}: {mean:{form}}{said}")
+            print(f"  {what}: {results.say_mean(values, form)}")
 
 
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
@@ -266,7 +262,7 @@ def _make_curves(rows: results.Rows, column: str) -> dict[str, dict[str, results
 
 def _make_map(config: ConfigDict, rows: results.Rows) -> tuple[np.ndarray, np.ndarray]:
     """Means and standard errors [K, K] of the bias, by index of shortcut and core, ascending."""
-    values = {pair: group for pair, group in _by(rows, "shortcut_index", "core_index").items()}
+    values = _by(rows, "shortcut_index", "core_index")
     indices = sorted(config.indices)
     means = np.full((len(indices), len(indices)), np.nan)
     errors = means.copy()

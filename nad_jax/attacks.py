@@ -21,11 +21,9 @@ from nad_jax.errors import (
     check_number,
     check_record,
     check_scalar,
-    number_array,
     real_array,
 )
-from nad_jax.models import Model
-from nad_jax.task import Arrays, Perturb, Task
+from nad_jax.task import Arrays, Perturb, Task, with_scale
 
 NORMS = ("l2", "linf")
 STEP = 2.5  # length of all steps together, in radii
@@ -149,25 +147,4 @@ def adversarial(
     if task.perturb is not None or "radius" in task.arrays:
         raise InputError("task: must have neither perturb nor an array radius of its own")
     attack = make_attack(norm, steps, None, random_start)
-
-    def prepare(model: Model, arrays: Arrays) -> Arrays:
-        for value in np.ravel(number_array("radius", arrays["radius"])).tolist():
-            check_number("radius", value, 0.0)
-        return {**task.prepare(model, _without(arrays)), "radius": arrays["radius"]}
-
-    def sample(data: Any, split: str, indices: Any, arrays: Arrays, *epoch: Any) -> Any:
-        return task.sample(data, split, indices, _without(arrays), *epoch)
-
-    return task._replace(
-        sample=sample,
-        arrays={**task.arrays, "radius": check_number("radius", radius, 0.0)},
-        prepare=prepare,
-        make_keys=lambda seeds, arrays: task.make_keys(seeds, _without(arrays)),
-        describe=lambda gradient, arrays: task.describe(gradient, _without(arrays)),
-        perturb=attack,
-    )
-
-
-def _without(arrays: Arrays) -> Arrays:
-    """The arrays of the task itself, which may take others of any name."""
-    return {name: array for name, array in arrays.items() if name != "radius"}
+    return with_scale(task, "radius", radius)._replace(perturb=attack)

@@ -19,11 +19,11 @@ import numpy as np
 from nad_jax.cka import linear_cka
 from nad_jax.contract import input_batch, reported, shape_of_variables
 from nad_jax.ensemble import keys_of_seeds
-from nad_jax.errors import InputError, check_function, check_number, check_record, number_array
+from nad_jax.errors import InputError, check_function, check_record
 from nad_jax.fitting import Observer
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
-from nad_jax.task import Arrays, Members, Task
+from nad_jax.task import Arrays, Members, Task, with_scale
 
 # (variables, x [B, *input_shape]) -> features [B, F], or a list of those of several layers.
 Layers = Callable[[Any, jax.Array], Any]
@@ -70,6 +70,7 @@ def guided(
     check_record("task", task, Task)
     if "guidance" in task.arrays:
         raise InputError("task: is guided already")
+    inner = with_scale(task, "guidance", 1.0)
     compare = compare_features(model, guide, features, guide_features)
     init = jax.jit(guide.init)
 
@@ -79,39 +80,16 @@ def guided(
         key = keys_of_seeds("guide", np.array([seed]))[0]
         return GuidedData(task.data(given, recipe, 0 if task.shared else seed), init(key))
 
-    def prepare(given: Model, arrays: Arrays) -> Arrays:
-        for value in np.ravel(number_array("guidance", arrays["guidance"])).tolist():
-            check_number("guidance", value, 0.0)
-        return {**task.prepare(given, _own(arrays)), "guidance": arrays["guidance"]}
+    def sample(data: GuidedData, *given: Any) -> Any:
+        return inner.sample(data.task, *given)
 
     def penalty(now: Any, x: jax.Array, data: GuidedData, arrays: Arrays) -> jax.Array:
         added = arrays["guidance"] * jnp.sum(1 - compare(now, data.guide, x))
-        if task.penalty is None:
+        if inner.penalty is None:
             return added
-        return added + task.penalty(now, x, data.task, _own(arrays))
+        return added + inner.penalty(now, x, data.task, arrays)
 
-    return task._replace(
-        data=data,
-        sample=lambda data, split, indices, arrays, *epoch: task.sample(
-            data.task, split, indices, _own(arrays), *epoch
-        ),
-        arrays={**task.arrays, "guidance": 1.0},
-        prepare=prepare,
-        make_keys=lambda seeds, arrays: task.make_keys(seeds, _own(arrays)),
-        shared=False,
-        perturb=task.perturb and _perturb(task),
-        penalty=penalty,
-        describe=lambda gradient, arrays: task.describe(gradient, _own(arrays)),
-    )
-
-
-def _own(arrays: Arrays) -> Arrays:
-    """The arrays of the task that is guided."""
-    return {name: array for name, array in arrays.items() if name != "guidance"}
-
-
-def _perturb(task: Task) -> Callable[..., jax.Array]:
-    return lambda losses, x, arrays, key: task.perturb(losses, x, _own(arrays), key)
+    return inner._replace(data=data, sample=sample, shared=False, penalty=penalty)
 
 
 def _describe(model: Model) -> Any:

@@ -13,7 +13,13 @@ import numpy as np
 import optax
 
 from nad_jax import ensemble
-from nad_jax.errors import check_function, check_record, raise_problems
+from nad_jax.errors import (
+    check_function,
+    check_number,
+    check_record,
+    number_array,
+    raise_problems,
+)
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.tables import Metrics
@@ -167,6 +173,44 @@ def choose_loss(loss: PerSample, correct: PerSample) -> dict[str, Any]:
     check_function("correct", correct, optional=False)
     trusted = loss is cross_entropy and correct is has_label
     return {"loss": loss, "correct": correct, "trusted": trusted}
+
+
+def with_scale(task: Task, name: str, default: float) -> Task:
+    """The task with one more array, a number of at least 0 for each network, of which the task's own
+    functions see nothing: what it is for is added by the caller.
+
+    name: of which the task has no array. default: a number of at least 0.
+
+    Raises:
+      InputError: for another default, and before networks are trained, for numbers below 0.
+    """
+
+    def own(arrays: Arrays) -> Arrays:
+        return {other: array for other, array in arrays.items() if other != name}
+
+    def prepare(model: Model, arrays: Arrays) -> Arrays:
+        for value in np.ravel(number_array(name, arrays[name])).tolist():
+            check_number(name, value, 0.0)
+        return {**task.prepare(model, own(arrays)), name: arrays[name]}
+
+    def sample(data: Any, split: str, indices: Any, arrays: Arrays, *epoch: Any) -> Any:
+        return task.sample(data, split, indices, own(arrays), *epoch)
+
+    def perturb(losses: Any, x: jax.Array, arrays: Arrays, key: jax.Array) -> jax.Array:
+        return task.perturb(losses, x, own(arrays), key)
+
+    def penalty(variables: Any, x: jax.Array, data: Any, arrays: Arrays) -> jax.Array:
+        return task.penalty(variables, x, data, own(arrays))
+
+    return task._replace(
+        sample=sample,
+        arrays={**task.arrays, name: check_number(name, default, 0.0)},
+        prepare=prepare,
+        make_keys=lambda seeds, arrays: task.make_keys(seeds, own(arrays)),
+        describe=lambda gradient, arrays: task.describe(gradient, own(arrays)),
+        perturb=task.perturb and perturb,
+        penalty=task.penalty and penalty,
+    )
 
 
 def check_recipe(recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import guidance
+from experiments import guidance, results
 from nad_jax import create_model, estimate_nads, sample_noise
 from nad_jax.contract import shape_of_variables
 from nad_jax.errors import InputError
@@ -156,7 +156,7 @@ def test_the_correlation_with_the_index_is_of_each_seed():
         for seed, accuracies in enumerate([(0.9, 0.8, 0.7), (0.7, 0.8, 0.9), (0.5, 0.5, 0.5)])
         for index, accuracy in zip((0, 10, 20), accuracies, strict=True)
     ]
-    assert guidance.correlate(rows) == pytest.approx([-1, 1])
+    assert results.correlate(rows) == pytest.approx([-1, 1])
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,9 @@ def signal_accuracy_bayes(
     """The accuracy of the Bayes classifier of the moving signal (`classify_signal`) and its
     standard error; it does not depend on d.
 
-    Derived: given R = Σ_{j>1} sinh(s_j/σ²) it is Φ((1 + σ² arsinh R)/σ), whose mean over
-    `num_samples` draws of the other patches, always the same ones, and their negatives is taken. Exact for one patch.
+    Derived: given R = Σ_{j>1} sinh(s_j/σ²) it is Φ((1 + σ² arsinh R)/σ). Its mean is taken over
+    `num_samples` draws of the other patches, always the same ones, and their negatives. Exact for
+    one patch.
 
     Raises:
       InputError: unless k is a positive integer, σ above 0, and there are two samples at least.
