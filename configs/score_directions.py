@@ -66,7 +66,7 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     # Its directions, ascending.
     config.num_networks = 4000  # that they are estimated from
     config.direction_seed = 0
-    config.directions = ""  # a file of directions [K, D] instead, .npy or .npz
+    config.directions = ""  # a file of directions [K, D] instead, .npy or .npz, easy ones first
     config.indices = (0, 255)  # of those that networks are trained on
 
     # Images [n, H, W, C] to train on instead, the first num_train; the next num_test to test with.

@@ -205,8 +205,8 @@ def _make_ensembles(config: ConfigDict) -> Study:
         for place in ("", GEOMETRY):
             store.make_folder(folder.workdir / place / "units")
         for name, part in list_geometries(config).items():
-            member = _found(name)
-            folder.write(Unit(name, [member]), _find(folder, part), {})
+            if folder.read(_found(name)) is None:  # networks that are stored follow the planes
+                folder.write(Unit(name, [_found(name)]), _find(folder, part), {})
         return _under_way(config, folder)
 
     def collect(folder: Folder, num_missing: int) -> None:

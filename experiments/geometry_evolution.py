@@ -189,9 +189,8 @@ def find_references(
     """What geometries are compared with: S of the images, and G S G, G that of untrained networks."""
     flat = data.train_images.reshape(len(data.train_images), -1)
     second_moment = flat.T @ flat / len(flat)
-    key = named_key(
-        make_key(config.seed), "untrained"
-    )  # other networks than those that are trained
+    # Other networks than those that are trained.
+    key = named_key(make_key(config.seed), "untrained")
     nads = estimate_nads(
         create_network(config, one.architecture),
         one.num_networks,
@@ -200,6 +199,8 @@ def find_references(
         derivative="input_gradient",
         readout="sampled",
         logit=0,
+        mapping=config.mapping,
+        num_devices=config.num_devices,
     )
     geometry = (nads.directions.T * nads.eigenvalues) @ nads.directions
     return {"data": second_moment, "predicted": geometry @ second_moment @ geometry}
@@ -314,7 +315,8 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
         said |= {**results.provenance(origin, "this"), "seconds": seconds.get(member.name, "")}
         print(f"{one.architecture}, {one.labels} labels\n{found!r}")
         steps = [{**said, **row} for row in found.to_rows()]
-        steps[-1]["test_accuracy"] = float(found.test_accuracy[found.diverged_at < 0].mean())
+        tested = found.test_accuracy[found.diverged_at < 0]
+        steps[-1]["test_accuracy"] = float(tested.mean()) if len(tested) else float("nan")
         rows += steps
     if not rows:
         raise RunAgain(f"{folder.workdir}: no ensemble is stored yet")

@@ -45,7 +45,7 @@ from nad_jax.records import read_directions
 from nad_jax.sads import estimate_sads
 from nad_jax.score_networks import ScoreNetwork, as_model
 from nad_jax.score_table import create_score_network
-from nad_jax.store import read_npy
+from nad_jax.store import read_npy, read_npz
 from nad_jax.tables import list_metrics
 from nad_jax.task import REQUIRED, FitMetrics, Task
 from nad_jax.tasks.denoising import denoising, denoising_images, sample_rank_one
@@ -117,13 +117,28 @@ def find_directions(config: ConfigDict) -> np.ndarray:
     SADs, which are estimated.
     """
     if config.directions:
-        return read_directions(config.directions, math.prod(config.image_shape))
+        return _read_ascending(config.directions, math.prod(config.image_shape))
     how = {"mapping": config.mapping, "num_devices": config.num_devices}
     with jax.ensure_compile_time_eval():  # also where a cost is traced
         how["signal"] = read_schedule(config).alpha_bar
         return estimate_sads(
             read_network(config), config.num_networks, config.direction_seed, **how
         ).directions
+
+
+def _read_ascending(path: str, dimension: int) -> np.ndarray:
+    """The directions of a file; raises `InputError` where it says that their eigenvalues descend, as
+    those of NADs do.
+    """
+    directions = read_directions(path, dimension)
+    if Path(path).suffix == ".npz":
+        values = read_npz(path, (), optional=("eigenvalues",)).get("eigenvalues", np.zeros(0))
+        if (np.diff(values) < 0).any():
+            raise InputError(
+                f"directions: {path} has directions of descending eigenvalues, as NADs are; SADs "
+                "ascend: give an .npy file of its rows in the other order"
+            )
+    return directions
 
 
 def read_images(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:

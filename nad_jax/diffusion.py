@@ -33,7 +33,7 @@ from nad_jax.errors import (
     real_array,
 )
 from nad_jax.errors import problems as list_problems
-from nad_jax.score_networks import ScoreNetwork
+from nad_jax.score_networks import ScoreNetwork, check_score_network
 from nad_jax.spectral import check_moment
 
 
@@ -180,7 +180,7 @@ def make_sampler(
     """Builds the function that samples from a score network; see `sample_ddim`. It is compiled
     once.
     """
-    check_record("network", network, ScoreNetwork)
+    check_score_network(network)
     steps = plan_steps(num_steps, eta, schedule)
     batch_size = check_integer("batch_size", batch_size, 1)
 
@@ -196,7 +196,8 @@ def make_sampler(
         def take_step(x: jax.Array, step: tuple[jax.Array, Any]) -> tuple[jax.Array, None]:
             number, (level, keep, remove, noise) = step
             t = jnp.full(len(x), level, jnp.float32)
-            x = keep * x + remove * network.apply(variables, x, t).astype(x.dtype)
+            noise_in_x = network.apply(variables, x, t).reshape(x.shape).astype(x.dtype)
+            x = keep * x + remove * noise_in_x
             return x + noise * draw_noise(keys, number) if eta else x, None
 
         coefficients = jax.tree.map(lambda one: jnp.asarray(one, jnp.float32), steps)

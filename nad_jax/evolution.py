@@ -87,7 +87,7 @@ class Evolution(NamedTuple):
             raise unknown("name", name, self.alignments)
 
         def cosine(kept: np.ndarray) -> np.ndarray:
-            return self.alignments[name][:, kept].mean(1) / _length(self.products, kept)
+            return _mean(self.alignments[name][:, kept]) / _length(self.products, kept)
 
         return _jackknife(cosine, self._sound())
 
@@ -98,7 +98,7 @@ class Evolution(NamedTuple):
 
         def velocity(kept: np.ndarray) -> np.ndarray:
             square, steps = (
-                one[:, kept][:, :, kept].mean((1, 2), dtype=np.float64)
+                _mean(one[:, kept][:, :, kept].astype(np.float64).reshape(len(one), -1))
                 for one in (self.products, self.steps)
             )
             return 1 - steps / np.sqrt(square[:-1] * square[1:])
@@ -116,7 +116,7 @@ class Evolution(NamedTuple):
         for name in ("accuracy", "distance"):
             values = getattr(self, name)[:, kept]
             spread = values.std(1, ddof=1) if len(kept) > 1 else np.full(len(values), np.nan)
-            found[name] = values.mean(1), spread / np.sqrt(len(kept))
+            found[name] = _mean(values), spread / np.sqrt(len(kept) or np.nan)
         for name, (values, errors) in found.items():
             columns |= {name: values, f"{name}_sem": errors}
         return zip_columns(columns)
@@ -125,6 +125,9 @@ class Evolution(NamedTuple):
 
     def __repr__(self) -> str:
         rows, count = self.to_rows(), len(self.diverged_at)
+        lost = count - len(self._sound())
+        if lost == count:
+            return f"Geometry of {count} networks over {len(rows) - 1} epochs: all of them diverged"
         first, last = rows[0], rows[-1]
         names = [name for name in first if f"{name}_sem" in first and name != "velocity"]
         lines = [f"Geometry of {count} networks over {len(rows) - 1} epochs"]
@@ -132,9 +135,14 @@ class Evolution(NamedTuple):
             ends = (f"{row[name]:.3g} ± {row[f'{name}_sem']:.1g}" for row in (first, last))
             lines.append(f"  {name}: {' → '.join(ends)}")
         lines.append(f"  velocity: {np.nanmean(self.velocity()[0]):.2g} an epoch")
-        if (lost := count - len(self._sound())) > 0:
+        if lost:
             lines.append(f"  {lost} networks diverged and are left out")
         return "\n".join(lines)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis; nan where there is nothing, without a warning."""
+    return values.sum(-1) / (values.shape[-1] or np.nan)
 
 
 def _length(products: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from nad_jax.accumulation import Progress, make_accumulate
 from nad_jax.batches import add_look, measure_errors
 from nad_jax.choices import Estimator, check_num_networks, record_choices
 from nad_jax.ensemble import Execution
-from nad_jax.errors import InputError, check_function, check_integer, check_record, plain
+from nad_jax.errors import InputError, check_function, check_integer, plain
 from nad_jax.estimation import batch_size, plan_batches, report_after
 from nad_jax.models import Model
 from nad_jax.moments import Halves, init_halves, is_zero
@@ -30,7 +30,7 @@ from nad_jax.points import Points, as_points, at_origin, check_points
 from nad_jax.reading import Found, check_finite, find_directions, make_dense
 from nad_jax.score_diagnosis import explain_degenerate
 from nad_jax.score_geometry import as_measured, check_signal, output
-from nad_jax.score_networks import ScoreNetwork
+from nad_jax.score_networks import ScoreNetwork, check_score_network
 from nad_jax.tables import Row, Tabular, zip_columns
 
 _ZERO = 1e-6  # of the largest eigenvalue: what is less is rounding of float32 sums
@@ -198,7 +198,7 @@ def estimate_sads(
       InputError: for a bad value, a network whose score is not finite, and one whose score is zero
         because its last layer starts there.
     """
-    check_record("network", network, ScoreNetwork)
+    check_score_network(network)
     check_function("progress", progress)
     key, signal = ensemble.resolve_key(seed), check_signal(signal)
     points = at_origin(network.input_shape) if probe is None else as_points(probe)

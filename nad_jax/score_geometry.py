@@ -19,11 +19,10 @@ from nad_jax.errors import (
     check_choice,
     check_function,
     check_number,
-    check_record,
     host_array,
 )
 from nad_jax.models import Model
-from nad_jax.score_networks import ScoreNetwork
+from nad_jax.score_networks import ScoreNetwork, check_score_network
 from nad_jax.vector_fields import Network, VectorField, count_together
 
 READOUTS = ("marginalized", "sampled")
@@ -75,7 +74,7 @@ def output(
       InputError: for bad values, and a network that does not say its last layer, or starts with one
         of zeros, where it is marginalized.
     """
-    check_record("network", network, ScoreNetwork)
+    check_score_network(network)
     check_choice("readout", readout, READOUTS)
     check_choice("levels", levels, LEVELS)
     check_choice("noised", noised, (True, False))

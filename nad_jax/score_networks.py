@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nad_jax.contract import as_floating
+from nad_jax.contract import as_floating, reported
 from nad_jax.errors import InputError, check_input_shape, check_record, real_array
 from nad_jax.models import Model, complete_model
 
@@ -38,6 +38,28 @@ class ScoreNetwork(NamedTuple):
     input_shape: tuple[int, ...]
     last_layer: Callable[[Any], Any] | None = None
     description: Mapping[str, Any] = MappingProxyType({})
+
+
+def check_score_network(network: Any) -> None:
+    """Raises `InputError` unless a score network gives floating-point noise of the size of its inputs,
+    as shapes show it.
+    """
+    check_record("network", network, ScoreNetwork)
+    shape = check_input_shape(network.input_shape)
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    t = jax.ShapeDtypeStruct((2,), jnp.float32)
+    with reported("network: init"):
+        variables = jax.eval_shape(network.init, jax.eval_shape(lambda: jax.random.key(0)))
+    with reported("network: apply(variables, x, t)"):
+        noise = jax.eval_shape(network.apply, variables, x, t)
+    size = math.prod(shape)
+    if getattr(noise, "shape", None) not in (x.shape, (2, size)):
+        raise InputError(
+            f"network: apply must return noise {x.shape} or {(2, size)} for inputs {x.shape}, got "
+            f"{getattr(noise, 'shape', type(noise).__name__)}"
+        )
+    if not jnp.issubdtype(noise.dtype, jnp.floating):
+        raise InputError(f"network: apply must return floating-point noise, got {noise.dtype}")
 
 
 def pack(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -60,8 +82,7 @@ def as_model(network: ScoreNetwork) -> Model:
     Raises:
       InputError: for what is no score network, and networks that break the contract.
     """
-    check_record("network", network, ScoreNetwork)
-    check_input_shape(network.input_shape)
+    check_score_network(network)
     size = math.prod(network.input_shape)
 
     def apply(variables: Any, x: Any, key: Any = None, train: bool = False) -> Any:

@@ -147,8 +147,8 @@ def _integrate(
 def wide_geometry_velocity(
     activation: str,
     widths: tuple[int, ...],
-    points: Any,
     x: Any,
+    points: Any = None,
     *,
     sigma_w: float = 1.0,
     sigma_b: float = 0.0,
@@ -163,16 +163,17 @@ def wide_geometry_velocity(
     Source: derived; for a model linear in its weights it is −(2/s²) G S G, as GIH states.
 
     Args:
-      points: [P, D], where the geometry is measured, not 0.
       x: [N, D], the inputs that are trained on.
+      points: [P, D], where the geometry is measured, not 0; None: at x.
       activation, widths, sigma_w, sigma_b, biases: as of `wide_kernels`.
 
     Raises:
       InputError: as `wide_kernels`.
     """
     network = _check(activation, widths, sigma_w, sigma_b, biases)
-    points = host_array("points", points, "[P, D]").astype(np.float64)
-    x = host_array("x", x, f"[N, {points.shape[1]}]").astype(np.float64)
+    x = host_array("x", x, "[N, D]").astype(np.float64)
+    points = x if points is None else host_array("points", points, f"[P, {x.shape[1]}]")
+    points = points.astype(np.float64)
     lengths, products, others = _products(points, x)
     if not (lengths > 0).all():
         raise InputError("points: must not be 0")

@@ -88,6 +88,16 @@ def test_a_folder_grows_by_seeds_and_planes(finished, capsys):
         run(circles, _config(radii=(2.0, 0.25)), finished)
 
 
+def test_stored_eigenvectors_stay_where_an_architecture_is_added(tmp_path):
+    config = _config(architectures=("logreg",), width=0, seeds=(0,), second_indices=(1,))
+    assert run(circles, config, tmp_path)
+    (path,) = (tmp_path / "geometry" / "units").glob("*.npz")
+    written = path.stat().st_mtime_ns
+    config.architectures = ("logreg", "mlp")
+    assert run(circles, config, tmp_path)
+    assert path.stat().st_mtime_ns == written
+
+
 def test_training_waits_for_the_geometry_of_other_shards(tmp_path):
     with pytest.raises(runner.RunAgain, match="training begins when all geometries are measured"):
         run(circles, _config(), tmp_path, Shard(0, 2))

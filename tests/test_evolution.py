@@ -164,6 +164,14 @@ def test_networks_that_diverge_are_left_out():
     assert "1 networks diverged" in repr(found)
 
 
+def test_where_all_networks_diverge_nothing_is_estimated(found):
+    lost = found._replace(diverged_at=np.zeros_like(found.diverged_at))
+    assert repr(lost).endswith("all of them diverged")
+    assert all(
+        np.isnan(value) for row in lost.to_rows() for n, value in row.items() if n != "epoch"
+    )
+
+
 def test_integer_points_are_those_of_floating_point():
     points = np.round(3 * POINTS).astype(int)
     how = {"seed": SEEDS[:2], "recipe": dataclasses.replace(RECIPE, num_epochs=1)}

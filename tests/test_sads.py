@@ -9,7 +9,7 @@ import pytest
 
 import nad_jax
 from nad_jax import InputError, create_score_network, estimate_sads, score_geometry
-from nad_jax.diffusion import Schedule
+from nad_jax.diffusion import Schedule, make_sampler
 from nad_jax.sads import octaves
 from nad_jax.score_networks import ScoreNetwork
 
@@ -275,6 +275,57 @@ def test_a_last_layer_must_be_told_as_the_variables_are(last_layer):
     )
     with pytest.raises(InputError, match=r"^last_layer: "):
         score_geometry.check_last_layer(network, "marginalized")
+
+
+def _raising(variables, x, t):
+    raise ValueError("no such layer")
+
+
+@pytest.mark.parametrize(
+    ("init", "apply", "message"),
+    [
+        (lambda key: {}, _raising, r"apply\(variables, x, t\) raised ValueError: no such layer"),
+        (lambda key: {}[key], _raising, "init raised "),
+        (lambda key: {}, lambda v, x, t: x[:, :1], r"apply must return noise \(2, 2\).* \(2, 1\)"),
+        (lambda key: {}, lambda v, x, t: x[0], r"apply must return noise \(2, 2\).* \(2,\)"),
+        (lambda key: {}, lambda v, x, t: (x, t), "apply must return noise .* got tuple"),
+        (lambda key: {}, lambda v, x, t: x > 0, "apply must return floating-point noise, got bool"),
+    ],
+)
+def test_an_own_network_that_breaks_the_contract_is_told_how(init, apply, message):
+    network = ScoreNetwork(init, apply, (2,))
+    with pytest.raises(InputError, match=f"^network: {message}"):
+        estimate_sads(network, 4, readout="sampled")
+    with pytest.raises(InputError, match=f"^network: {message}"):
+        make_sampler(network)
+
+
+def test_an_own_network_may_give_noise_as_vectors():
+    def apply(variables, x, t):
+        return x.reshape(len(x), -1) @ variables["w"]
+
+    def init(key):
+        return {"w": jax.random.normal(key, (4, 4))}
+
+    flat = ScoreNetwork(init, apply, (2, 2, 1))
+    shaped = flat._replace(apply=lambda v, x, t: apply(v, x, t).reshape(x.shape))
+    samples = [make_sampler(one, 3)(init(jax.random.key(0)), 1, 2) for one in (flat, shaped)]
+    np.testing.assert_array_equal(*samples)
+
+
+def test_a_record_tells_signals_apart():
+    network = create_score_network("mlp", (3,), width=2)
+    one, other = (estimate_sads(network, 2, signal=SHORT * share).config for share in (1, 0.9))
+    assert one["signal"] != other["signal"] and one["num_levels"] == other["num_levels"] == len(
+        SHORT
+    )
+
+
+def test_rows_of_a_wide_last_layer_are_those_that_are_computed_at_once(monkeypatch):
+    network = create_score_network("mlp", (3,), width=2)
+    at_once = rows_of(network, 5)
+    monkeypatch.setattr(score_geometry, "_ENTRIES", 0)
+    np.testing.assert_allclose(rows_of(network, 5), at_once, rtol=1e-6)
 
 
 def test_little_noise_keeps_its_scale():

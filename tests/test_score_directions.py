@@ -179,6 +179,19 @@ def test_directions_may_come_from_a_file(tmp_path, monkeypatch):
         run(score_directions, config, tmp_path / "other")
 
 
+def test_a_file_whose_eigenvalues_descend_is_refused(tmp_path):
+    path = tmp_path / "nads.npz"
+    for values, fits in (([3.0, 2.0], False), ([2.0, 3.0], True), (None, True)):
+        arrays = {} if values is None else {"eigenvalues": np.array(values)}
+        np.savez(path, directions=np.eye(SIZE)[:2], **arrays)
+        config = _config(directions=str(path), indices=(0,))
+        if fits:
+            assert len(score_directions.find_directions(config)) == 2
+        else:
+            with pytest.raises(InputError, match=r"^directions: .* of descending eigenvalues"):
+                score_directions.find_directions(config)
+
+
 def test_files_are_known_by_what_they_hold(tmp_path):
     identities = []
     for name, rows in (("a", [0, 1]), ("b", [0, 1]), ("a", [1, 0])):

@@ -80,8 +80,8 @@ class UNet(ScoreModule):
     wrote, enlarged by repetition and a convolution – norm, SiLU, convolution.
 
     width: channels, everywhere.
-    groups: of every normalization; as published there are as many as channels, so that each channel
-      has a normalization of its own.
+    groups: of channels in every normalization, a divisor of `width`. The published 32 groups of 32
+      channels give each channel a normalization of its own.
     zero_init: the last layer of every block and of the network starts at zero, as in improved DDPM.
     """
 
