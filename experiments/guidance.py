@@ -28,6 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results, trained
+from experiments.ranked import by_index
 from experiments.run.config import (
     Fields,
     check_all,
@@ -49,11 +50,9 @@ from nad_jax.guidance_plots import plot_guidance
 from nad_jax.models import Model
 from nad_jax.nads import NADs
 from nad_jax.plotting import Curve
-from nad_jax.recipe import Recipe
 from nad_jax.subspaces import default_sizes, subspace_overlap
 from nad_jax.tables import format_table, list_metrics
-from nad_jax.task import REQUIRED, FitMetrics, Task
-from nad_jax.tasks import separable
+from nad_jax.task import FitMetrics, Task
 from nad_jax.tasks.separable import check_num_samples
 
 ROLES = ("network", "guide")  # what is trained
@@ -128,23 +127,6 @@ def find_nads(config: ConfigDict) -> NADs:
         return estimate_nads(model, config.num_networks, config.direction_seed, **how)
 
 
-def make_task(config: ConfigDict, nads: Any) -> Task:
-    """D(u_i) as a task; `nads()` has the directions u_i."""
-    inner = separable()
-
-    def make_data(model: Model, recipe: Recipe, seed: int) -> Any:
-        return inner.data(model, recipe, seed), jnp.asarray(nads().directions, jnp.float32)
-
-    def sample(data: Any, split: str, numbers: jax.Array, arrays: Any) -> Any:
-        noise, directions = data
-        scales = {"epsilon": config.epsilon, "sigma": config.sigma}
-        chosen = {"direction": directions[arrays["index"]], **scales}
-        return inner.sample(noise, split, numbers, chosen)
-
-    how = {"num_outputs": 2, "trusted": True, "shared": False}
-    return Task(make_data, sample, arrays={"index": REQUIRED}, **how)
-
-
 def make_gradients(model: Model) -> Any:
     """The gradients [P, D] of the difference of a network's logits at inputs [P, *input_shape]."""
 
@@ -165,7 +147,8 @@ def open_lab(config: ConfigDict) -> Lab:
     for role in ROLES:
         models[role] = read_model(config, role)
     gradients = {role: make_gradients(model) for role, model in models.items()}
-    return Lab(config, models, nads, make_task(config, nads), gradients)
+    task = by_index(lambda seed: nads().directions, config)
+    return Lab(config, models, nads, task, gradients)
 
 
 def choose_layers(lab: Lab) -> dict[str, Any]:

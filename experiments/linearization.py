@@ -16,7 +16,7 @@ import operator
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from experiments import results, trained
 from experiments.networks import read_model
+from experiments.ranked import by_index
 from experiments.run import costs
 from experiments.run.config import Fields, check_all, check_each, check_seeds, check_sweeps
 from experiments.run.folder import Folder
@@ -42,15 +43,10 @@ from nad_jax.linearization import MixedDirections, linearize, with_two_logits
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.tables import list_metrics
-from nad_jax.task import REQUIRED, FitMetrics, Task
+from nad_jax.task import FitMetrics, Task
 from nad_jax.tasks.separable import (
-    Noise,
     check_num_samples,
-    check_sizes,
     label_samples,
-    noise_key,
-    sample_noise,
-    separate,
 )
 
 KINDS = ("network", "linearization")
@@ -59,13 +55,6 @@ CUTOFF = 1e-6  # of regression, with which the row of the documentation was meas
 METRICS = list_metrics(FitMetrics)
 COLUMNS = ("kind", "seed", "index", *METRICS, *KERNEL, *results.PROVENANCE)
 FIELDS = Fields("linearization", how=trained.TRAINED_HOW, grows=("kinds", "seeds", "indices"))
-
-
-class Data(NamedTuple):
-    """What the networks of a seed are trained on: the noise of D(v), and their directions [K, D]."""
-
-    noise: Noise
-    directions: jax.Array
 
 
 def validate(config: ConfigDict) -> None:
@@ -126,30 +115,10 @@ def make_task(config: ConfigDict) -> Task:
     """D(u_i) as a task: networks differ in the `index` i, and share where they start."""
 
     @functools.cache  # several programs of a command ask
-    def directions(seed: int) -> np.ndarray:
-        found = find_directions(config, seed).directions.astype(np.float32)
-        if max(config.indices) >= len(found):  # of a network of fewer weights than pixels
-            raise InputError(f"indices: must be below {len(found)}, got {config.indices}")
-        return found
+    def find(seed: int) -> np.ndarray:
+        return find_directions(config, seed).directions
 
-    def make_data(model: Model, recipe: Recipe, seed: int) -> Data:
-        noise = sample_noise(noise_key(seed), *check_sizes(recipe), int(np.prod(model.image_shape)))
-        return Data(noise, jnp.asarray(directions(seed)))
-
-    def sample(data: Data, split: str, numbers: jax.Array, arrays: Any) -> Any:
-        labels, normal = label_samples(numbers), getattr(data.noise, split)[numbers]
-        direction = data.directions[arrays["index"]]
-        return separate(normal, labels, direction, config.epsilon, config.sigma), labels
-
-    return Task(
-        data=make_data,
-        sample=sample,
-        arrays={"index": REQUIRED},
-        make_keys=network_keys,
-        num_outputs=2,
-        trusted=True,
-        shared=False,
-    )
+    return by_index(find, config, make_keys=network_keys)
 
 
 def make_setup(config: ConfigDict, task: Task, kind: str) -> costs.Setup:
