@@ -37,7 +37,7 @@ RECIPES = {
         "sample_batch": 1000,
     },
     "smoke": {
-        "network": "mlp:width=8",
+        "network": "cnn:width=8",
         "image_shape": (4, 4, 1),
         "indices": (0, 15),
         "num_networks": 64,

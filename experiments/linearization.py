@@ -257,5 +257,6 @@ def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",))
         label = f"kernel regression, {config.kernel_samples} samples"
         curves[label] = results.mean_curve(values)
     title = f"Accuracy on $D(u_i)$, {config.architecture}, {results.count_seeds(rows)}{missing}"
-    figure = accuracy_plots.plot_accuracy_by_index(curves, None, title)
+    axis = "index $i$ of the directions of the kernel"
+    figure = accuracy_plots.plot_accuracy_by_index(curves, None, title, axis)
     return results.save_figures(workdir, {"accuracy_by_index": figure}, formats)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments.run.config import LATER
 from nad_jax.architectures import OPTIONS, create_model
-from nad_jax.errors import check_integer
+from nad_jax.errors import InputError, check_integer
 from nad_jax.models import Model
 
 # Folders from before these fields have the published networks, and theirs say nothing of them.
@@ -22,4 +22,13 @@ def read_model(config: ConfigDict, **fields: Any) -> Model:
     check_integer("width", fields["width"], 0)
     options = {"width": 0, **OPTIONS}
     chosen = {name: fields[name] for name in options if fields[name] != options[name]}
-    return create_model(**{name: fields[name] for name in names}, **chosen)
+    try:
+        return create_model(**{name: fields[name] for name in names}, **chosen)
+    except InputError as error:
+        for name, unset in {"pooling": "default", **options}.items():
+            said = f"unknown value {name!r}", f"{name}: {fields[name]!r} makes no sense"
+            if name in config and any(
+                text in str(error) for text in said
+            ):  # also where a recipe set it, not the user
+                raise InputError(f"{error}; --config.{name}={unset} takes it back") from error
+        raise

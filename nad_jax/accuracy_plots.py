@@ -202,15 +202,18 @@ def plot_energy_curve(energy: np.ndarray, sem: np.ndarray, frequencies: np.ndarr
 
 @styled
 def plot_accuracy_by_index(
-    curves: dict[str, Curve], eigenvalues: np.ndarray | None, title: str
+    curves: dict[str, Curve],
+    eigenvalues: np.ndarray | None,
+    title: str,
+    label: str = "NAD index $i$",
 ) -> Figure:
-    """Accuracy on D(u_i) against the NAD index, (indices, means, standard errors) per label, over
-    the eigenvalues.
+    """Accuracy on D(u_i) against the index, (indices, means, standard errors) per label, over the
+    eigenvalues; `label` says of which directions.
     """
     figure, axes = one_panel(title, ylabel="test accuracy on $D(u_i)$ (%)")
     bottom = 45.0
-    for number, (label, (indices, means, sem)) in enumerate(curves.items()):
-        draw_curve(axes, (indices, 100 * means, 100 * sem), number, label or "accuracy")
+    for number, (name, (indices, means, sem)) in enumerate(curves.items()):
+        draw_curve(axes, (indices, 100 * means, 100 * sem), number, name or "accuracy")
         bottom = min(bottom, (100 * means - 100 * np.nan_to_num(sem)).min() - 2)
     axes.axhline(50, color=INK, linestyle=":", linewidth=0.8, label="chance")
     axes.set_ylim(bottom, 101.5)
@@ -224,7 +227,7 @@ def plot_accuracy_by_index(
         labels.append("eigenvalue (right axis)")
         last = max(last, int(line[0][-1]))
         other.set(yscale="log", ylabel=r"eigenvalue $\lambda_i$")
-    set_index_axis(axes, last)
+    set_index_axis(axes, last, label)
     add_legend(figure, dict(zip(labels, handles, strict=True)))
     return figure
 

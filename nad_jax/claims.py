@@ -1,5 +1,5 @@
 """What users say of the law of a model, tested on a few of its networks: the variance of the
-read-out, symmetries, equal blocks.
+read-out, the last layer of a score network, symmetries, equal blocks.
 
 A test refuses only what networks contradict; it cannot prove a claim.
 """
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax.blocks import make_blocks
+from nad_jax.contract import named_leaves, shape_of_variables
 from nad_jax.directions import spatial_shape
 from nad_jax.errors import InputError
 from nad_jax.symmetries import permutations
@@ -52,6 +53,48 @@ def check_readout_variance(model: Any) -> None:
             f"{mean * model.readout_variance:.3g} ± {error * model.readout_variance:.1g} on the "
             "features; state the variance that the layer is initialized with, or check=False to "
             "take the claim at its word"
+        )
+
+
+def check_last_layer_holds(network: Any) -> None:
+    """Raises `InputError` where the entries of the last layer of a score network have not the mean
+    squares that it states, or its output is not linear in them.
+    """
+    names, leaves = zip(*named_leaves(network.last_layer(shape_of_variables(network))), strict=True)
+    variances = np.asarray(leaves, np.float64)
+    drawn = np.flatnonzero(variances)
+
+    @jax.jit
+    @jax.vmap
+    def squares(key: jax.Array) -> jax.Array:
+        found = jax.tree.leaves(network.init(key))
+        return jnp.stack([jnp.mean(found[place].astype(jnp.float32) ** 2) for place in drawn])
+
+    seen = np.asarray(squares(jax.random.split(jax.random.key(0), _NETWORKS)), np.float64)
+    for place, found in zip(drawn, seen.T, strict=True):
+        mean, error = found.mean(), found.std(ddof=1) / np.sqrt(_NETWORKS)
+        if abs(mean - variances[place]) > _LARGEST * max(error, 0.02 * mean):
+            raise InputError(
+                f"last_layer: {names[place]} is said to have entries of variance "
+                f"{variances[place]:.4g}; those of {_NETWORKS} networks have {mean:.3g} ± {error:.1g}"
+            )
+
+    @jax.jit
+    def outputs(key: jax.Array) -> jax.Array:
+        init_key, points_key = jax.random.split(key)
+        leaves, structure = jax.tree.flatten(network.init(init_key))
+        x = jax.random.normal(points_key, (1, *network.input_shape), jnp.float32)
+        scaled = []
+        for factor in (1.0, 2.0):
+            given = [leaf * factor if n in drawn else leaf for n, leaf in enumerate(leaves)]
+            scaled.append(network.apply(jax.tree.unflatten(structure, given), x, jnp.zeros(1)))
+        return jnp.stack(scaled)
+
+    once, twice = np.asarray(outputs(jax.random.key(0)), np.float64)
+    if np.abs(twice - 2 * once).max() > 1e-2 * np.abs(twice).max():
+        raise InputError(
+            f"last_layer: the output must be linear in {', '.join(names[n] for n in drawn)}; twice "
+            "as large entries do not double it"
         )
 
 

@@ -61,7 +61,7 @@ class Schedule(NamedTuple):
                 f"last: β must be below 1, so first and last must be below num_levels = "
                 f"{self.num_levels}, got {self.first} and {self.last}"
             )
-        if not self.alpha_bar[-1]:
+        if not _alpha_bar(_betas(self))[-1]:
             raise InputError(
                 f"last: nothing of the data is left at the last level, to rounding, got {self.last} "
                 f"of {self.num_levels} levels"
@@ -70,13 +70,21 @@ class Schedule(NamedTuple):
 
     @property
     def betas(self) -> np.ndarray:
-        """β_t, [T] float64."""
-        return np.linspace(self.first, self.last, self.num_levels) / self.num_levels
+        """β_t, [T] float64; raises as `check`."""
+        return _betas(self.check())
 
     @property
     def alpha_bar(self) -> np.ndarray:
-        """ᾱ_t, the share of the data in the variance of x_t, [T] float64, falling."""
-        return np.exp(np.cumsum(np.log1p(-self.betas)))
+        """ᾱ_t, the share of the data in the variance of x_t, [T] float64, falling; raises as `check`."""
+        return _alpha_bar(self.betas)
+
+
+def _betas(schedule: Schedule) -> np.ndarray:
+    return np.linspace(schedule.first, schedule.last, schedule.num_levels) / schedule.num_levels
+
+
+def _alpha_bar(betas: np.ndarray) -> np.ndarray:
+    return np.exp(np.cumsum(np.log1p(-betas)))
 
 
 def check_schedule(schedule: Schedule) -> Schedule:

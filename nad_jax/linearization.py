@@ -223,7 +223,7 @@ def ntk_alignment(kernel: Any, targets: Any) -> np.ndarray:
 
     Args:
       kernel: Θ [N, N], from `empirical_ntk`.
-      targets: g [N] or [T, N].
+      targets: g [N] or [N, T].
 
     Returns: a number, or [T].
 
@@ -232,8 +232,8 @@ def ntk_alignment(kernel: Any, targets: Any) -> np.ndarray:
     """
     kernel, targets = _check_kernel(kernel), host_array("targets", targets)
     size = len(kernel)
-    targets = host_array("targets", targets, f"[{size}]" if targets.ndim == 1 else f"[T, {size}]")
-    return np.sum((targets @ kernel) * targets, -1) / len(kernel) ** 2
+    targets = host_array("targets", targets, f"[{size}]" if targets.ndim == 1 else f"[{size}, T]")
+    return np.sum((kernel @ targets) * targets, 0) / size**2
 
 
 def ntk_regression(
@@ -256,8 +256,8 @@ def ntk_regression(
     Args:
       kernel: Θ(x, x) [N, N]. targets: g [N] or [N, T].
       test_kernel: Θ(x', x) [M, N].
-      start, test_start: f₀ at x [N] and x' [M], of the network at its start; 0: targets are of the
-        change.
+      start, test_start: f₀ at x [N] and x' [M], of the network at its start; 0 is right only where
+        the network starts at 0, or targets are those of the change.
       cutoff: the share of the largest eigenvalue, of at least 0; of a kernel in float64 N · 2e-16 is
         its rounding.
 
@@ -265,10 +265,11 @@ def ntk_regression(
 
     Raises:
       InputError: for other shapes, a kernel that is not symmetric or has negative eigenvalues, and a
-        negative share.
+        share that is not in [0, 1).
     """
     kernel = check_moment("kernel", _check_kernel(kernel))
-    cutoff = check_number("cutoff", cutoff, 0.0)
+    if check_number("cutoff", cutoff, 0.0) >= 1:
+        raise InputError(f"cutoff: must be below 1, a share of the largest, got {cutoff}")
     size, targets = len(kernel), host_array("targets", targets)
     test_kernel = host_array("test_kernel", test_kernel, f"[M, {size}]")
     targets = host_array("targets", targets, f"[{size}]" if targets.ndim == 1 else f"[{size}, T]")
@@ -301,6 +302,14 @@ class MixedDirections(NamedTuple):
 
     singular_values: np.ndarray
     directions: np.ndarray
+
+    def __repr__(self) -> str:
+        count, dimension = self.directions.shape
+        first, last = self.singular_values[[0, -1]]
+        return (
+            f"Mixed directions of one network, {count} of {dimension}\n"
+            f"  singular values: {first:.4g} … {last:.4g}"
+        )
 
 
 def mixed_directions(

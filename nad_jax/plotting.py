@@ -42,7 +42,12 @@ OVERLAP = r"overlap $\|U_k V_k^\top\|^2 / k$"
 def set_index_axis(axes: Axes, last: int, label: str = "NAD index $i$") -> None:
     """Makes the horizontal axis one of indices 0 … last, logarithmic beyond 1."""
     axes.set_xscale("symlog", linthresh=1)
-    ticks = [0, *(10**power for power in range(len(str(max(last, 1)))))]
+    decades = [10**power for power in range(len(str(max(last, 1))))]
+    steps = (1, 2, 5) if last < 50 else (1,)
+    ticks = [
+        0,
+        *(step * decade for decade in decades for step in steps if step * decade <= 1.25 * last),
+    ]
     axes.set_xticks(ticks, map(str, ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlim=(-0.25, 1.25 * max(last, 1)), xlabel=label)

@@ -35,12 +35,12 @@ def shape_of_points(points: Points) -> tuple[int, ...]:
     return jax.eval_shape(draw, jax.random.key(0), points.data).shape
 
 
-def check_points(points: Points, input_shape: tuple[int, ...]) -> None:
+def check_points(points: Points, input_shape: tuple[int, ...], name: str = "points") -> None:
     """Raises `InputError` unless they are a law of inputs of this shape."""
-    check_record("points", points, Points)
+    check_record(name, points, Points)
     shape = shape_of_points(points)[1:]
     if shape != tuple(input_shape):
-        raise InputError(f"points: must be of shape {input_shape} each, got {shape}")
+        raise InputError(f"{name}: must be of shape {input_shape} each, got {shape}")
 
 
 def gaussian(input_shape: tuple[int, ...], scale: float = 1.0, shared: bool = True) -> Points:

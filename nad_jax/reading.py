@@ -30,13 +30,11 @@ def make_dense(model: Model, estimator: Estimator) -> Accumulator:
     return moments.dense(math.prod(model.image_shape), representations)
 
 
-def check_finite(halves: Halves) -> None:
-    """Raises `InputError` where a network was left out."""
+def check_finite(halves: Halves, what: str = "model: the derivative") -> None:
+    """Raises `InputError` where a network was left out; it says of what."""
     if diverged := int(halves.diverged):
-        raise InputError(
-            f"model: the derivative of {diverged} of {diverged + int(halves.networks)} networks is "
-            "not finite"
-        )
+        count = diverged + int(halves.networks)
+        raise InputError(f"{what} of {diverged} of {count} networks is not finite")
 
 
 def find_directions(

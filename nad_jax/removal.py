@@ -119,7 +119,7 @@ def sample_importance(x: Any, geometry: Any) -> np.ndarray:
         nads = Spectrum(geometry.directions, geometry.eigenvalues)
         return directional_energy(nads, rows)
     dimension = rows.shape[1]
-    matrix = host_array("geometry", geometry, f"[{dimension}, {dimension}]")
+    matrix = check_moment("geometry", geometry, dimension)
     return np.einsum("bd,de,be->b", rows, matrix, rows, optimize=True)
 
 

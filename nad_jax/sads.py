@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from nad_jax import ensemble, subspaces
+from nad_jax import ensemble
 from nad_jax.accumulation import Progress, make_accumulate
 from nad_jax.batches import add_look, measure_errors
-from nad_jax.choices import Estimator, check_num_networks, record_choices
+from nad_jax.choices import Estimator, record_choices
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_function, check_integer, plain
 from nad_jax.estimation import batch_size, plan_batches, report_after
@@ -45,7 +45,8 @@ class SADs(NamedTuple):
     band_edges:     [B + 1] band b holds the directions band_edges[b] … band_edges[b + 1] − 1.
     band_overlap:   [B] ‖U_b V_bᵀ‖²/size of band b between the directions of even and of odd
                     networks: 1 where the band is determined, its share size/D where it is not at
-                    all. Directions inside a band need not be determined one by one.
+                    all. Directions inside a band need not be determined one by one. Those of equal
+                    eigenvalues may be any basis of what they span: it is the mean over all of them.
     num_networks:   N.
     config:         every choice that was made.
     degeneracies:   what makes this geometry degenerate, a sentence each; () where nothing does.
@@ -70,6 +71,12 @@ class SADs(NamedTuple):
     def num_zero(self) -> int:
         """How many eigenvalues are below rounding, 1e-6 of the largest."""
         return int(np.count_nonzero(self.eigenvalues <= _ZERO * self.eigenvalues[-1]))
+
+    @property
+    def num_equal(self) -> int:
+        """How many of the other eigenvalues are equal to another one to this rounding."""
+        sizes = np.bincount(_group_equal(self.eigenvalues[self.num_zero :]))
+        return int(sizes[sizes > 1].sum())
 
     @property
     def band_shares(self) -> np.ndarray:
@@ -202,11 +209,11 @@ def estimate_sads(
     check_function("progress", progress)
     key, signal = ensemble.resolve_key(seed), check_signal(signal)
     points = at_origin(network.input_shape) if probe is None else as_points(probe)
-    check_points(points, network.input_shape)
+    check_points(points, network.input_shape, "probe")
     edges = check_bands(bands, math.prod(network.input_shape))
     field = output(network, readout, levels, noised, signal)
     model, estimator = as_measured(network), Estimator(derivative=field, readout="sampled")
-    num_networks = check_num_networks(num_networks, estimator)
+    num_networks = check_integer("num_networks", num_networks, 2)
     execution = Execution(mapping, chunk_size, num_devices)
     found, halves, sem, execution = _accumulate(
         model, estimator, execution, key, num_networks, points, progress
@@ -230,7 +237,7 @@ def estimate_sads(
         config=choices,
     )
     sentences = explain_degenerate(
-        network, points, noised, signal, key, sads.num_zero, num_networks
+        network, points, noised, signal, key, (sads.num_zero, sads.num_equal), num_networks
     )
     for sentence in sentences:
         warnings.warn(f"estimate_sads: {sentence}", stacklevel=2)
@@ -258,7 +265,7 @@ def _accumulate(
     for done, look in itertools.pairwise([0, *plan_batches(num_networks, together)]):
         halves = accumulate(key, halves, done, look, report_after(done, progress))
         looks = add_look(looks, halves)
-    check_finite(halves)
+    check_finite(halves, "network: the score")
     if is_zero(halves):
         raise InputError(
             "network: its score is zero at the probe for every network; its last layer starts at "
@@ -269,12 +276,24 @@ def _accumulate(
     return found, halves, sem, execution
 
 
+def _group_equal(eigenvalues: np.ndarray) -> np.ndarray:
+    """The number of its group [D] for each of ascending eigenvalues: those of a group are equal but
+    for rounding.
+    """
+    apart = np.diff(eigenvalues) > _ZERO * eigenvalues[-1]
+    return np.concatenate([[0], np.cumsum(apart)])
+
+
 def _overlap_bands(found: Found, edges: tuple[int, ...]) -> np.ndarray:
-    """The overlaps [B] of the bands of the two halves."""
-    even, odd = found.even.directions[::-1], found.odd.directions[::-1]
-    return np.array(
-        [
-            subspaces.subspace_overlap(even[a:b], odd[a:b], (b - a,))[0]
-            for a, b in itertools.pairwise(edges)
-        ]
-    )
+    """The overlaps [B] of the bands of the two halves, with the mean projection on a band over all
+    bases that equal eigenvalues leave open.
+    """
+    groups = _group_equal(found.whole.eigenvalues[::-1])
+    starts = np.searchsorted(groups, np.arange(groups[-1] + 1))
+    even, odd = (half.directions[::-1].astype(np.float64) for half in (found.even, found.odd))
+    squares = np.add.reduceat(np.add.reduceat((even @ odd.T) ** 2, starts, 0), starts, 1)
+    overlaps = []
+    for a, b in itertools.pairwise(edges):
+        shares = np.bincount(groups[a:b], minlength=len(starts)) / np.bincount(groups)
+        overlaps.append(shares @ squares @ shares / (b - a))
+    return np.array(overlaps)

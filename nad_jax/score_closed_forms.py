@@ -88,7 +88,7 @@ def token_order(input_shape: tuple[int, int, int], patch: int) -> np.ndarray:
 
 def split_dense(geometry: Any) -> Split:
     """The nearest α I + β 11ᵀ; raises `InputError` unless the geometry is [D, D]."""
-    geometry = _square("geometry", geometry)
+    geometry = check_moment("geometry", geometry)
     size = len(geometry)
     if size == 1:
         return _split(geometry, (float(geometry[0, 0]), 0.0), geometry)
@@ -99,7 +99,7 @@ def split_dense(geometry: Any) -> Split:
 
 def split_channels(geometry: Any, num_channels: int) -> Split:
     """The nearest A ⊗ I_C + B ⊗ 11ᵀ, B = 0 for C = 1; raises `InputError` where C does not divide D."""
-    geometry = _square("geometry", geometry)
+    geometry = check_moment("geometry", geometry)
     num_channels = check_integer("num_channels", num_channels, 1)
     if len(geometry) % num_channels:
         raise InputError(f"num_channels: must divide D = {len(geometry)}, got {num_channels}")
@@ -116,7 +116,7 @@ def split_channels(geometry: Any, num_channels: int) -> Split:
 
 def split_tokens(geometry: Any, input_shape: tuple[int, int, int], patch: int) -> Split:
     """The nearest Q (A ⊗ I) Qᵀ; raises `InputError` where the geometry is not of such images."""
-    geometry, order = _square("geometry", geometry), token_order(input_shape, patch)
+    geometry, order = check_moment("geometry", geometry), token_order(input_shape, patch)
     if order.size != len(geometry):
         raise InputError(f"geometry: must be [{order.size}, {order.size}], got {geometry.shape}")
     tokens = np.mean([geometry[np.ix_(places, places)] for places in order.T], 0)
@@ -163,15 +163,16 @@ def alignment(geometry: Any, second_moment: Any, rotation: Any = None) -> float:
     Args:
       geometry: G [D, D].
       second_moment: M [D, D].
-      rotation: W [D, D], data x become W x; None: the identity.
+      rotation: W [D, D], orthogonal, data x become W x; None: the identity.
 
     Raises:
-      InputError: for matrices of other shapes.
+      InputError: for matrices of other shapes, that are no second moments, and no rotation.
     """
     geometry, moment = _two_moments(geometry, second_moment)
-    turned = np.eye(len(geometry)) if rotation is None else _square("rotation", rotation)
-    if turned.shape != geometry.shape:
-        raise InputError(f"rotation: must be {geometry.shape}, got {turned.shape}")
+    turned = np.eye(len(geometry)) if rotation is None else rotation
+    turned = host_array("rotation", turned, f"[{len(geometry)}, {len(geometry)}]")
+    if not (error := np.abs(turned @ turned.T - np.eye(len(turned))).max()) <= 1e-3:
+        raise InputError(f"rotation: must be orthogonal, W Wᵀ − I has an entry of {error:.2g}")
     return float(np.einsum("ij,ji->", geometry @ turned, moment @ turned.T))
 
 
@@ -186,22 +187,18 @@ def align(geometry: Any, second_moment: Any, reverse: bool = False) -> np.ndarra
     """
     geometry, moment = _two_moments(geometry, second_moment)
     reverse = check_choice("reverse", reverse, (False, True))
-    geometry = check_moment("geometry", geometry)
-    moment = check_moment("second_moment", moment)
     ours, theirs = np.linalg.eigh(geometry)[1], np.linalg.eigh(moment)[1]  # both ascending
     return (ours[:, ::-1] if reverse else ours) @ theirs.T
 
 
 def _two_moments(geometry: Any, second_moment: Any) -> tuple[np.ndarray, np.ndarray]:
-    geometry, moment = _square("geometry", geometry), _square("second_moment", second_moment)
-    if geometry.shape != moment.shape:
-        raise InputError(f"second_moment: must be {geometry.shape}, got {moment.shape}")
-    return geometry, moment
+    geometry = check_moment("geometry", geometry)
+    return geometry, check_moment("second_moment", second_moment, len(geometry))
 
 
 def _square(name: str, matrix: Any) -> np.ndarray:
     matrix = host_array(name, matrix, "[D, D]").astype(np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
+    if matrix.shape[0] != matrix.shape[1]:
         raise InputError(f"{name}: must be [D, D], got shape {matrix.shape}")
     return matrix
 

@@ -10,7 +10,9 @@ from nad_jax.ensemble import named_key
 from nad_jax.points import Points
 from nad_jax.score_networks import ScoreNetwork
 
-_FEW = 0.5  # of the weights that are drawn: where fewer influence the output, a warning says so
+# Of the weights that are drawn: where fewer influence the output, a warning says so. And of eigenvalues:
+# where more are equal.
+_FEW = 0.5
 _TINY = 1e-5  # of the largest output: what changes less is rounding
 _LEVELS = 4  # that are looked at
 # In place of the number of a leaf: no leaf is replaced, but the noise levels; nothing is. And where
@@ -24,16 +26,17 @@ def explain_degenerate(
     noised: bool,
     signal: np.ndarray,
     key: jax.Array,
-    num_zero: int,
+    counts: tuple[int, int],
     num_rows: int,
 ) -> tuple[str, ...]:
     """What makes a geometry degenerate, a sentence each.
 
     Args:
       network, points, noised, signal: what was measured, where; see `score_geometry.output`.
-      num_zero: how many eigenvalues are zero.
+      counts: how many eigenvalues are zero, and how many others are equal to another one.
       num_rows: how many vectors they are from at least.
     """
+    num_zero, num_equal = counts
     influences, sizes, varies = _look(network, points, noised, signal, key)
     share = sizes[influences].sum() / sizes.sum() if sizes.any() else 1.0
     sentences = []
@@ -46,6 +49,11 @@ def explain_degenerate(
         sentences.append(
             f"{num_zero} of {dimension} eigenvalues are zero: the directions of this band are an "
             "arbitrary basis of it, only the band is meaningful"
+        )
+    if num_equal > _FEW * (dimension - num_zero):
+        sentences.append(
+            f"{num_equal} of {dimension} eigenvalues are equal to another one: directions among equal "
+            "ones are an arbitrary basis, and bands that cut them are not determined"
         )
     if share < _FEW:
         sentences.append(

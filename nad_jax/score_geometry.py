@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from nad_jax.claims import check_last_layer_holds
 from nad_jax.diffusion import Schedule
 from nad_jax.errors import (
     InputError,
@@ -37,12 +38,16 @@ RowsAt = Callable[[jax.Array], jax.Array]  # of a noise level
 
 
 def check_signal(signal: Any) -> np.ndarray:
-    """Returns ᾱ [T] in float64, that of `Schedule()` for None; `InputError` unless in (0, 1)."""
+    """Returns ᾱ [T] in float64, that of `Schedule()` for None; `InputError` unless it falls in (0, 1)."""
     if signal is None:
         return Schedule().alpha_bar
     signal = host_array("signal", signal, "[T]").astype(np.float64)
     if not signal.size or not ((signal > 0) & (signal < 1)).all():
         raise InputError("signal: must be numbers ᾱ [T] above 0 and below 1")
+    if (np.diff(signal) > 0).any():
+        raise InputError(
+            "signal: must be numbers ᾱ [T] that fall, as noise is added level by level"
+        )
     return signal
 
 
@@ -113,7 +118,7 @@ def output(
 
 def check_last_layer(network: ScoreNetwork, readout: str) -> None:
     """Raises `InputError` where the last layer of a network is to be integrated out and is unknown,
-    or is always zero.
+    is always zero, or is not what a network of one's own says of it.
     """
     if readout != "marginalized":
         return
@@ -137,6 +142,8 @@ def check_last_layer(network: ScoreNetwork, readout: str) -> None:
             "network: its last layer starts at zero (zero_init, zero_head), and so does its score: "
             "there is no geometry"
         )
+    if "score_network" not in network.description:  # those of the table are tested
+        check_last_layer_holds(network)
 
 
 def _noise(network: ScoreNetwork, variables: Any, x: jax.Array, t: jax.Array) -> jax.Array:

@@ -23,6 +23,10 @@ class Velocity(NamedTuple):
     velocity: np.ndarray
     error: np.ndarray
 
+    def __repr__(self) -> str:
+        size, error = np.linalg.norm(self.velocity), np.linalg.norm(self.error)
+        return f"Velocity dG/dt [{len(self.velocity)}, …]: Frobenius norm {size:.4g}, of its error {error:.2g}"
+
 
 def geometry_velocity(
     model: Model,

@@ -64,7 +64,10 @@ def sliced_wasserstein(
       InputError: for sets of different shapes, and values that are not as above.
     """
     x, y = (jnp.asarray(real_array(*one, "[n, ...]")) for one in (("x", x), ("y", y)))
-    if x.shape != y.shape or x.ndim < 2:
+    for name, samples in (("x", x), ("y", y)):
+        if samples.ndim < 2:
+            raise InputError(f"{name}: must be samples [n, D] or [n, …], got shape {samples.shape}")
+    if x.shape != y.shape:
         raise InputError(f"y: must be samples [n, …] of the shape of x, {x.shape}, got {y.shape}")
     x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     dtype = jnp.promote_types(jnp.result_type(x, y), jnp.float32)

@@ -169,6 +169,8 @@ def test_its_loss_is_the_closed_form():
         (lambda: plan_steps(5, 1.0, (50, 1, 2)), "^schedule: must be Schedule, got tuple"),
         (lambda: plan_steps(5, 1.0, Schedule(10)), "^last: β must be below 1"),
         (lambda: plan_steps(5, 1.0, Schedule(0)), "^num_levels: must be an integer of at least 1"),
+        (lambda: Schedule(num_levels=3).alpha_bar, "^last: β must be below 1"),
+        (lambda: Schedule(num_levels=2.5).betas, "^num_levels: must be an integer"),
         (lambda: plan_steps(5, 1.0, Schedule(first=0.0)), "^first: must be a finite number gr"),
         (lambda: sample_ddim(None, {}, 0, 5), "^network: must be ScoreNetwork, got NoneType"),
         (lambda: sample_ddim(gaussian_network(np.eye(2)), {}, 0, 0), "^num_samples: must be an"),

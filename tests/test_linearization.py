@@ -275,10 +275,10 @@ def test_the_kernel_and_alignment_are_products_of_gradients():
     expected = gradients(x) @ gradients(other).T
     found = nad_jax.empirical_ntk(model, variables, x, other)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    kernel, targets = gradients(x) @ gradients(x).T, np.array([[1.0, -1.0, 1.0], [0.0, 2.0, 0.0]])
-    aligned = np.linalg.norm(targets @ gradients(x), axis=1) ** 2 / 9
+    kernel, targets = gradients(x) @ gradients(x).T, np.array([[1.0, 0.0], [-1.0, 2.0], [1.0, 0.0]])
+    aligned = np.linalg.norm(targets.T @ gradients(x), axis=1) ** 2 / 9
     np.testing.assert_allclose(nad_jax.ntk_alignment(kernel, targets), aligned, rtol=1e-5)
-    np.testing.assert_allclose(nad_jax.ntk_alignment(kernel, targets[0]), aligned[0], rtol=1e-5)
+    np.testing.assert_allclose(nad_jax.ntk_alignment(kernel, targets[:, 0]), aligned[0], rtol=1e-5)
 
 
 def test_regression_passes_through_its_targets():
@@ -331,6 +331,10 @@ def test_regression_passes_through_its_targets():
         ),
         (lambda m, v: nad_jax.ntk_alignment(np.ones((2, 3)), np.ones(2)), r"^kernel: .*\[2, 2\]"),
         (lambda m, v: nad_jax.ntk_alignment(np.eye(2), np.ones(3)), r"^targets: .*\[2\]"),
+        (
+            lambda m, v: nad_jax.ntk_regression(*[np.eye(2)] * 3, cutoff=1),
+            "^cutoff: must be below 1, a share of the largest, got 1",
+        ),
         (
             lambda m, v: nad_jax.ntk_regression(np.eye(2), np.ones(2), np.ones((3, 3))),
             r"^test_kernel: .*\[M, 2\]",

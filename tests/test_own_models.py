@@ -7,8 +7,10 @@ import jax
 import pytest
 
 import nad_jax
+from experiments import linearization
 from nad_jax import InputError, create_model, register
 from tests.commands import Command, read_numbers
+from tests.test_configs import load_config
 
 SOURCE = """
 import flax.linen as nn
@@ -136,6 +138,15 @@ def test_options_keep_their_values_whatever_they_are(tmp_path):
 def test_names_of_built_in_architectures_stay_theirs():
     with pytest.raises(InputError, match="name: 'lenet' is that of a built-in architecture"):
         register("lenet", nn.Dense)
+
+
+def test_an_option_that_a_recipe_sets_and_a_model_has_not_can_be_taken_back(path):
+    config = load_config("linearization").get_config("cpu")
+    for name, option in ((f"{path}:Net", "pooling"), ("mlp", "activation")):
+        config.architecture = name
+        with pytest.raises(InputError, match=f"--config.{option}=default takes it back"):
+            linearization.validate(config)
+        config.pooling = "default"
 
 
 def test_what_cannot_be_imported_says_why(tmp_path):

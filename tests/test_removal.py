@@ -108,6 +108,8 @@ def test_bad_input_is_refused_by_name():
         (lambda: sample_importance(np.ones((0, D)), MOMENT), r"^x: must be real .*\(0, 24\)"),
         (lambda: sample_importance(np.ones(D), MOMENT), r"^x: must be samples \[B, D\]"),
         (lambda: sample_importance(np.ones((2, 5)), MOMENT), r"^geometry: must be real numbers \["),
+        (lambda: sample_importance(BASIS, -MOMENT), "^geometry: must have no negative eigenvalue"),
+        (lambda: sample_importance(BASIS, np.triu(MOMENT) + BASIS), "^geometry: must be symmetric"),
         (lambda: keep_most_important(scores, labels, 0.0), "^share: must be a finite number great"),
         (lambda: keep_most_important(scores, labels, 1.5), "^share: must be at most 1, got 1.5"),
         (lambda: keep_most_important(scores, labels[:3]), "^labels: must be one for each of 4"),

@@ -216,19 +216,29 @@ def test_a_record_prints_bands_and_has_a_row_for_each_direction(sads, tmp_path):
     assert (tmp_path / "sads.csv").read_text().count("\n") == 7
 
 
+def test_directions_of_equal_eigenvalues_are_not_determined():
+    network = create_score_network("mlp", (4,), width=8)  # αI, exactly
+    with pytest.warns(UserWarning, match="4 of 4 eigenvalues are equal to another one"):
+        sads = estimate_sads(network, 8, signal=SHORT, bands=(0, 1, 4))
+    np.testing.assert_allclose(sads.band_overlap, sads.band_shares, rtol=1e-6)
+
+
 def test_bands_of_two_equal_halves_are_determined_and_degeneracies_are_said():
     network = create_score_network("dit", (8, 8, 1), **DIT)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        sads = estimate_sads(network, 4, signal=SHORT)
-    np.testing.assert_allclose(sads.band_overlap, 1.0, atol=1e-4)
+        sads = estimate_sads(network, 4, signal=SHORT, bands=(0, 40, 60, 62, 64))
+    # Eigenvalues are equal by p² = 4, one for each pixel of a patch. Bands between them are determined.
+    assert sads.num_zero % 4 == 0 and sads.num_equal == 64 - sads.num_zero
+    np.testing.assert_allclose(sads.band_overlap, [1.0, 1.0, 0.5, 0.5], atol=1e-4)
     said = [str(one.message) for one in caught if one.category is UserWarning]
     assert [sentence.split(": ", 1)[1] for sentence in said] == list(sads.degeneracies)
-    zeros, weights, level = sads.degeneracies
+    zeros, equal, weights, level = sads.degeneracies
     assert zeros.startswith(f"{sads.num_zero} of 64 eigenvalues are zero") and sads.num_zero > 0
+    assert equal.startswith(f"{sads.num_equal} of 64 eigenvalues are equal to another one")
     assert "of the weights that are drawn influence the output" in weights
     assert level.startswith("the output does not depend on the noise level")
-    assert repr(sads).count("beware: ") == 3
+    assert repr(sads).count("beware: ") == 4
 
 
 def test_a_u_net_is_not_degenerate_at_the_origin():
@@ -246,15 +256,17 @@ def test_a_u_net_is_not_degenerate_at_the_origin():
         ({}, {"levels": "all"}, "levels: unknown value 'all'"),
         ({}, {"noised": 1}, "noised: "),
         ({}, {"signal": [0.5, 1.0]}, "signal: must be numbers"),
+        ({}, {"signal": [0.1, 0.5]}, r"signal: must be numbers ᾱ \[T\] that fall"),
         ({}, {"bands": (0, 10)}, "bands: must be integers from 0 to D = 64"),
         ({}, {"bands": (0, 9, 9, 64)}, "bands: must ascend"),
-        ({}, {"probe": np.zeros((2, 3))}, "points: must be of shape"),
+        ({}, {"probe": np.zeros((2, 3))}, "probe: must be of shape"),
+        ({}, {"num_networks": 1}, "num_networks: must be an integer of at least 2, got 1$"),
     ],
 )
 def test_bad_choices_are_refused(options, choices, message):
     network = create_score_network("dit", (8, 8, 1), **DIT, **options)
     with pytest.raises(InputError, match=message):
-        estimate_sads(network, 4, **choices)
+        estimate_sads(network, **{"num_networks": 4, **choices})
 
 
 def test_a_last_layer_that_is_not_said_cannot_be_integrated_out():
@@ -314,8 +326,8 @@ def test_an_own_network_may_give_noise_as_vectors():
 
 
 def test_a_record_tells_signals_apart():
-    network = create_score_network("mlp", (3,), width=2)
-    one, other = (estimate_sads(network, 2, signal=SHORT * share).config for share in (1, 0.9))
+    network, how = create_score_network("mlp", (3,), width=2), {"readout": "sampled"}
+    one, other = (estimate_sads(network, 4, signal=SHORT * s, **how).config for s in (1, 0.9))
     assert one["signal"] != other["signal"] and one["num_levels"] == other["num_levels"] == len(
         SHORT
     )
@@ -326,6 +338,29 @@ def test_rows_of_a_wide_last_layer_are_those_that_are_computed_at_once(monkeypat
     at_once = rows_of(network, 5)
     monkeypatch.setattr(score_geometry, "_ENTRIES", 0)
     np.testing.assert_allclose(rows_of(network, 5), at_once, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("variance", "shape", "message"),
+    [
+        (
+            4.0,
+            lambda w: w,
+            r"w is said to have entries of variance 4; those of 64 networks have 0.989 ±",
+        ),
+        (1.0, jnp.tanh, "the output must be linear in w; twice as large entries do not double it"),
+        (1.0, lambda w: w + 1, "the output must be linear in w"),
+    ],
+)
+def test_what_is_said_of_a_last_layer_is_tested(variance, shape, message):
+    network = ScoreNetwork(
+        lambda key: {"w": jax.random.normal(key, (4, 4))},
+        lambda variables, x, t: (x + 1) @ shape(variables["w"]),
+        (4,),
+        lambda variables: {"w": variance},
+    )
+    with pytest.raises(InputError, match=f"^last_layer: {message}"):
+        estimate_sads(network, 4)
 
 
 def test_little_noise_keeps_its_scale():

@@ -92,6 +92,9 @@ def test_no_rotation_is_aligned_better_or_worse_than_the_two_of_the_theorem():
         (lambda: nad_jax.split_channels(np.eye(4), 3), "num_channels: must divide D = 4, got 3"),
         (lambda: nad_jax.split_tokens(np.eye(4), (4, 4, 1), 2), "geometry: must be"),
         (lambda: nad_jax.split_dense(np.ones((2, 3))), "geometry: must be"),
+        (lambda: nad_jax.split_dense(np.triu(np.ones((3, 3)))), "geometry: must be symmetric"),
+        (lambda: nad_jax.alignment(np.eye(2), -np.eye(2)), "second_moment: .* negative"),
+        (lambda: nad_jax.alignment(np.eye(2), np.eye(2), 2 * np.eye(2)), "rotation: .* orthogonal"),
         (lambda: nad_jax.alignment(np.eye(3), np.eye(3), np.eye(2)), "rotation: must be"),
     ],
 )

@@ -60,7 +60,7 @@ def test_there_is_a_unit_and_a_row_for_every_network_and_a_figure(finished):
 
 
 def test_directions_are_the_sads_of_the_network_in_ascending_order(finished):
-    network = create_score_network("mlp", (4, 4, 1), width=8)
+    network = create_score_network("cnn", (4, 4, 1), width=8)
     sads = estimate_sads(network, 64, 0)
     assert (np.diff(sads.eigenvalues) >= 0).all()
     for unit in _units(finished):
@@ -294,4 +294,4 @@ def test_networks_of_the_table_are_trained_as_models():
 @pytest.mark.parametrize("option", ["input_shape=(4,4,1)", "convolution='lax'", "name='unet'"])
 def test_fields_are_no_options_of_the_network(option):
     with pytest.raises(InputError, match="is no option; it is the field"):
-        score_directions.validate(_config(network=f"mlp:{option}"))
+        score_directions.validate(_config(network=f"cnn:{option}"))

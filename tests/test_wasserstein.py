@@ -85,7 +85,8 @@ def test_directions_do_not_depend_on_how_many_are_projected_at_once(monkeypatch)
     [
         ((np.ones((4, 2)), np.ones((5, 2))), r"^y: must be samples \[n, …\] of the shape of x"),
         ((np.ones((0, 2)), np.ones((0, 2))), r"^x: must be real numbers \[n, ...\]"),
-        ((np.ones(4), np.ones(4)), r"^y: must be samples \[n, …\]"),
+        ((np.ones(4), np.ones(4)), r"^x: must be samples \[n, D\] or \[n, …\], got shape \(4,\)"),
+        ((np.ones((4, 1)), np.ones(4)), r"^y: must be samples \[n, D\] or \[n, …\]"),
         ((np.ones((4, 2)), np.full((4, 2), np.nan)), "^y: has entries that are not finite"),
         ((np.ones((4, 2)), np.ones((4, 2)), 0, -1), "^num_projections: must be an integer"),
         ((np.ones((4, 2)), np.ones((4, 2)), 0.5), "^seed: must be an integer"),
