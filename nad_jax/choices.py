@@ -296,6 +296,11 @@ def choose_readout(model: Model, estimator: Estimator) -> Readout:
                 "(from_functions, from_nnx)"
             )
         _check_real(model, "features")
+        if model.description.get("start") == "given":
+            raise InputError(
+                f"readout: {choice} draws last layers in place of the given one; take "
+                "readout='sampled' with num_readouts=1"
+            )
         if model.readout_variance is None:
             raise InputError(
                 f"readout_variance: {choice} needs τ², the variance of the last layer's weights; "

@@ -1,7 +1,7 @@
 """Fitting one network to the samples of a task, as a pure function.
 
 What the samples are, and what is asked of a network, a `Task` says; `training` maps this over many
-networks.
+networks. Names of a task that were here once are still, for tasks of one's own.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +19,11 @@ from nad_jax.contract import check_training, reported
 from nad_jax.errors import check_record, check_scalar
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import PRECISIONS, Recipe, first_step_below
+from nad_jax.task import REQUIRED as REQUIRED
 from nad_jax.task import SPLITS, Arrays, Members, Perturb, Task, check_recipe
+from nad_jax.task import FitMetrics as FitMetrics
+from nad_jax.task import cross_entropy as cross_entropy
+from nad_jax.task import has_label as has_label
 
 # What is measured of one network, during training or after it: of its variables, the data of the
 # task and the network's `Members`, arrays in a tree of any form.

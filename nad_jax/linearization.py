@@ -40,11 +40,10 @@ def starting_from(model: Model, variables: Any) -> Model:
       InputError: for variables of another structure, or leaves of other shapes.
     """
     given = _check_variables(model, variables)
-    # The law of the given weights is no longer what was known of random ones: nothing may be drawn
-    # anew in place of the last layer.
+    # The law of the given weights is no longer what was known of random ones: without a variance
+    # nothing is drawn anew in place of the last layer, whose inputs are features as before.
     return model._replace(
         init=lambda key: given,
-        features=None,
         readout_variance=None,
         description={**model.description, "start": "given"},
         symmetries=(),

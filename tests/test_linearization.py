@@ -213,8 +213,14 @@ def test_given_weights_keep_their_last_layer():
     how = {"derivative": "input_gradient", "readout": "sampled", "point_scale": 0.0}
     values = nad_jax.estimate_nads(start, 4, **how).eigenvalues
     assert values[1] < 1e-5 * values[0]  # the gradient at a point is one vector
-    with pytest.raises(InputError, match=r"^readout: readout='marginalized'"):
-        nad_jax.estimate_nads(start, 4)
+    for how in ({}, {"readout": "sampled", "num_readouts": 2}):
+        with pytest.raises(
+            InputError, match=r"^readout: .* in place of the given one; take readout"
+        ):
+            nad_jax.estimate_nads(start, 4, **how)
+    x = np.ones((2, 4), np.float32)
+    variables = start.init(jax.random.key(1))
+    np.testing.assert_array_equal(start.features(variables, x), model.features(variables, x))
 
 
 def _squares(model, x, targets, test_x):

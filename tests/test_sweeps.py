@@ -6,6 +6,7 @@ writes; from three on at every one of them.
 """
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -620,9 +621,9 @@ def test_a_process_with_too_little_memory_halves_the_chunk(tmp_path):
 def test_out_of_memory_halves_the_chunk_and_nothing_else(finished, tmp_path, monkeypatch):
     make_run, make_accumulate = trained.make_run, geometry.make_accumulate
 
-    def make_run_of_one(model, task, recipe, execution, keep):
-        run = make_run(model, task, recipe, execution, keep=keep)
-        return run if execution.chunk_size == 1 else _out_of_memory
+    def make_run_of_one(*args, **how):
+        execution = inspect.signature(make_run).bind(*args, **how).arguments["execution"]
+        return make_run(*args, **how) if execution.chunk_size == 1 else _out_of_memory
 
     monkeypatch.setattr(trained, "make_run", make_run_of_one)
     run(directional_bias, _config(chunk_size=4), tmp_path / "run")

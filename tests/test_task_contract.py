@@ -13,12 +13,13 @@ from nad_jax import (
     Recipe,
     Task,
     create_model,
+    fitting,
     observers,
     task_contract,
     tasks,
     train_many,
 )
-from nad_jax.task import cross_entropy
+from nad_jax.task import REQUIRED, FitMetrics, cross_entropy, has_label
 from nad_jax.training import make_members
 
 INPUTS = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
@@ -35,6 +36,11 @@ def _task(**changes):
         "correct": lambda outputs, y: abs(outputs[:, 0] - y) < 0.1,
     }
     return Task(**{**parts, **changes})
+
+
+def test_names_of_a_task_are_also_where_they_were():
+    assert fitting.REQUIRED is REQUIRED and fitting.FitMetrics is FitMetrics
+    assert fitting.cross_entropy is cross_entropy and fitting.has_label is has_label
 
 
 def test_a_task_that_keeps_to_it_is_trained():
