@@ -104,7 +104,7 @@ def validate(config: ConfigDict) -> None:
     FIELDS.check_known(config)
     check_all(
         lambda: check_sweeps(config, ("architectures",)),
-        lambda: check_image_shape(config.image_shape),
+        lambda: _check_plane(config.image_shape),
     )
     check_all(
         lambda: check_integers(config, num_networks=4, num_inputs=2, num_points=2, num_curves=1),
@@ -115,6 +115,12 @@ def validate(config: ConfigDict) -> None:
         lambda: raise_problems(find_problems(_execution(config))),
         *(partial(create_network, config, name) for name in config.architectures),
     )
+
+
+def _check_plane(image_shape: Any) -> None:
+    if math.prod(check_image_shape(image_shape)) < 2:
+        shown = "×".join(map(str, image_shape))
+        raise InputError(f"image_shape: must have two entries or more, for a plane, got {shown}")
 
 
 def _execution(config: ConfigDict) -> Execution:
@@ -345,8 +351,9 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
         said = {"architecture": member.what, "num_networks": config.num_networks}
         said |= {"num_constant": found.num_constant}
         said |= {**results.provenance(origin, "this"), "seconds": seconds.get(member.name, "")}
-        constant = f", {found.num_constant} constant on a plane" * (found.num_constant > 0)
-        print(f"{member.what}: {config.num_networks} networks{constant}")
+        counts = {"on a plane": found.num_constant, "at all inputs": found.bias.num_constant}
+        constant = [f", {count} constant {where}" for where, count in counts.items() if count]
+        print(f"{member.what}: {config.num_networks} networks{''.join(constant)}")
         for name, (value, sem) in found.measures().items():
             said |= {name: value, f"{name}_sem": sem}
             print(f"  {name}: {Metric(value, sem)!r}")

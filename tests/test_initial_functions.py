@@ -195,6 +195,7 @@ def test_recipes_are_of_networks_that_there_are(recipe):
         ({"readout": "own"}, "^readout: unknown value 'own'"),
         ({"chunk_size": 3}, "^chunk_size: must be even"),
         ({"seed": -1}, "^seed: must be an integer"),
+        ({"image_shape": (1, 1, 1)}, "^image_shape: must have two entries or more, for a plane"),
         ({"initialization": "nonsense"}, "^initialization: unknown value 'nonsense'"),
     ],
 )
