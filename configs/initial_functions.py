@@ -64,7 +64,8 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.convolution = "auto"  # auto, product, mixed, lax
     config.seed = 0
 
-    # Order zero: the classes of inputs, and order one: exact gradients at one input of each network.
+    # Order zero: the classes of inputs, the same for all networks. Order one: exact gradients at one
+    # more input for each network, drawn for itself.
     config.num_inputs = 256
     config.input_scale = 1.0  # inputs are drawn from N(0, input_scale² I)
     config.readout = "marginalized"  # as many passes a network as features; sampled: one
