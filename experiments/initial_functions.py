@@ -387,5 +387,5 @@ def _as_orders(found: Found) -> Orders:
     size, measures = len(found.eigenvalues), found.measures()
     rank, error = measures["effective_rank"]
     measures["effective_rank"] = Metric(rank / size, error / size)
-    spectra = {name: one.mean_shares for name, one in found.spectra.items()}
-    return Orders(found.bias.fractions[:, 0], found.eigenvalues, spectra, measures)
+    shares = found.spectra["nads"].mean_shares
+    return Orders(found.bias.fractions[:, 0], found.eigenvalues, shares, measures)

@@ -17,6 +17,8 @@ from nad_jax import (
     spectrum_metrics,
 )
 from nad_jax.errors import InputError
+from nad_jax.function_plots import Orders, plot_orders
+from nad_jax.spectrum_metrics import Metric
 from tests.test_configs import load_config, run
 
 NAMES = ("mlp(width=6)", "logreg")
@@ -134,6 +136,32 @@ def test_the_geometry_is_the_record_of_its_networks():
     np.testing.assert_array_equal(nads.directions, same.directions)
     np.testing.assert_array_equal(nads.batch_spectra, same.batch_spectra)
     assert nads.config == same.config and len(looks) > 1
+
+
+def test_a_figure_leaves_constant_networks_out_and_names_whole_cycles():
+    shares = np.array([0.0, 0.5, 0.25, 0.15, 0.1, 0.0])
+    measures = {"largest": Metric(0.8, 0.1), "effective_rank": Metric(0.5, 0.1)}
+    known = {f"frequency_{plane}": Metric(0.3, 0.01) for plane in ("nads", "random")}
+    unknown = {name: Metric(0.25, np.nan) for name in known}  # of the one that is not constant
+    rest = np.linspace(0, 1, 9), np.linspace(2, 0.1, 16)
+    long = "vit(depth=4,width=48,normalization=none)"
+    orders = {
+        "mlp": Orders(*rest, (shares, 0.01 * shares), measures | known),
+        long: Orders(*rest, (shares, np.full(6, np.nan)), measures | unknown),
+    }
+    figure = plot_orders(orders, 2, shares, "title")
+    figure.canvas.draw()
+    above, below = (one.axes for one in figure.subfigs)
+    dots = [len(one.lines[0].get_xdata()) for one in below[2].containers]
+    assert dots == [1, 1] and [
+        len(one.containers[0].lines[0].get_xdata()) for one in below[:2]
+    ] == [2, 2]
+    assert [text.get_text() for text in below[2].texts] == ["constant"]
+    assert below[2].texts[0].get_position()[1] == 1
+    assert [tick.get_text() for tick in above[2].get_xticklabels()] == ["1", "2", "3"]
+    assert not above[2].xaxis.get_minorticklocs().size and len(above[2].containers) == 1
+    labels = [tick.get_text() for tick in below[0].get_yticklabels()]
+    assert labels == ["mlp", "vit(depth=4,width=48,\nnormalization=none)"]
 
 
 def test_a_folder_grows_by_architectures_and_is_the_same_in_shards(finished, tmp_path):
