@@ -4,7 +4,7 @@ inputs, the directions of E[g gᵀ], and the frequencies of the functions that t
     python -m experiments.main --config=configs/initial_functions.py:cpu --workdir=runs/functions
 
 The argument after the colon is a recipe:
-    smoke  four small networks, 16 of each: seconds
+    smoke  four small networks, 16 of each: a minute of processor time, most of it compilation
     cpu    LeNet, ResNet18_w16, MLP and a small ViT at 16×16, and these with other activations,
            depths, weights, normalizations and without skip connections; 6 min of processor time
            for each of two shards of one thread on a 2-core CPU (AMD EPYC)

@@ -356,13 +356,22 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
         print(f"{member.what}: {config.num_networks} networks{''.join(constant)}")
         for name, (value, sem) in found.measures().items():
             said |= {name: value, f"{name}_sem": sem}
-            print(f"  {name}: {Metric(value, sem)!r}")
+            print(f"  {name}: {_describe(name, Metric(value, sem))}")
         predicted = found.bias.gaussian_largest
         print(f"  largest of Gaussian outputs of this gamma: {predicted:.4g}")
         rows.append(said)
     if not rows:
         raise RunAgain(f"{folder.workdir}: no ensemble is stored yet")
     results.write_table(folder.workdir, rows, COLUMNS, FIELDS.command(config), num_missing)
+
+
+def _describe(name: str, metric: Metric) -> str:
+    """A number as it is printed; in words what constant networks have none of."""
+    if math.isinf(metric.value):
+        return "infinite, outputs are constant"
+    if name.startswith("frequency") and math.isnan(metric.value):
+        return "none, all are constant on the plane"
+    return repr(metric)
 
 
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:

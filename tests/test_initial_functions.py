@@ -187,6 +187,19 @@ def test_what_a_network_costs_is_measured():
     assert cost.network_seconds > 0 and cost.compile_seconds > 0
 
 
+def test_constant_networks_are_printed_as_such(tmp_path, capsys):
+    # Weights are small against biases, but not zero.
+    config = _config(architectures=("mlp(initialization='sigma:1e-4:1',width=6)",), num_networks=8)
+    assert run(initial_functions, config, tmp_path)
+    printed = capsys.readouterr().out
+    assert "8 networks, 8 constant on a plane, 8 constant at all inputs\n" in printed
+    assert "gamma: infinite, outputs are constant\n" in printed
+    assert printed.count("none, all are constant on the plane\n") == 2
+    (row,) = _read(tmp_path)
+    assert (row["gamma"], row["frequency_nads"], row["largest"]) == ("inf", "nan", "1")
+    assert initial_functions.draw(config, tmp_path)
+
+
 def test_a_network_without_a_geometry_is_named(tmp_path):
     # Gradients of a ReLU network whose weights are 0 are 0.
     config = _config(architectures=("mlp(initialization='sigma:1e-30:0',width=6)",))
