@@ -21,6 +21,7 @@ from nad_jax.models import Model
 from nad_jax.spectrum_metrics import Metric
 from nad_jax.tables import Row, Tabular
 from nad_jax.untrained import (
+    ROUNDING,
     Progress,
     average,
     check_all_finite,
@@ -68,8 +69,8 @@ class InitialBias(NamedTuple):
     def gamma(self) -> Metric:
         """γ = c/(1 − c), the variance that all inputs share over that which they do not: the ratio
         of the means of `common` and `own` over networks, freed from its bias of first order and
-        with its standard error by the jackknife; infinite where the outputs of all networks are
-        constant to rounding.
+        with its standard error by the jackknife; infinite where it is above 1e10: the
+        outputs of the ensemble are constant to rounding.
         """
         return _ratio(self.common, self.own)
 
@@ -126,7 +127,7 @@ class WideBias(NamedTuple):
 def _ratio(above: np.ndarray, below: np.ndarray) -> Metric:
     """The ratio of the means of [N] and [N] by the jackknife over networks."""
     above, below = above.astype(np.float64), below.astype(np.float64)
-    if not below.any():
+    if below.sum() <= ROUNDING**2 * above.sum() or not below.any():
         return Metric(math.inf if above.any() else math.nan, math.nan)
     whole, count = above.sum() / below.sum(), len(above)
     rest = below.sum() - below

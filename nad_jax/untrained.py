@@ -31,7 +31,7 @@ from nad_jax.vector_fields import count_together
 # (variables of a network, a key of its own, what all networks share) -> arrays
 Measure = Callable[[Any, jax.Array, Any], Any]
 Progress = Callable[[int], None]
-_ROUNDING = 1e-5  # of the largest value: a hundred times that of float32
+ROUNDING = 1e-5  # of the largest value: a hundred times that of float32
 _SEQUENTIAL, _VECTORIZED = 8, 64  # networks of an automatic chunk on each device, at most
 
 
@@ -122,7 +122,7 @@ def is_constant(values: jax.Array, level: jax.Array) -> jax.Array:
     """Whether values [M, …] of one network differ over M by 1e-5 of `level` at most, the largest of
     what they were computed from: what is left is rounding.
     """
-    return jnp.all(values.max(0) - values.min(0) <= _ROUNDING * level)
+    return jnp.all(values.max(0) - values.min(0) <= ROUNDING * level)
 
 
 def average(values: np.ndarray) -> Metric:

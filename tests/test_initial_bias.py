@@ -140,6 +140,17 @@ def test_outputs_that_differ_by_rounding_are_constant(classes):
     assert found[2] == pytest.approx(9e-8 * centered.var(0, ddof=1).sum(), rel=1e-2)
 
 
+def test_one_network_whose_rounding_is_large_beside_its_small_output_does_not_make_gamma_finite():
+    common, own = np.array([1e-2, 2e-2, 1e-8]), np.array([0.0, 0.0, 1e-16])
+    found = InitialBias(np.full((3, 2), 0.5), common, own)
+    assert found.gamma.value == math.inf and found.num_constant == 2
+    assert found.correlation.value == pytest.approx(1) and found.gaussian_largest == 1
+    own[2] = 1e-8
+    assert InitialBias(np.full((3, 2), 0.5), common, own).gamma.value == pytest.approx(
+        3e6, rel=1e-3
+    )
+
+
 @pytest.mark.parametrize(("gamma", "count"), [(0.03, 256), (0.5, 64), (0.0, 100)])
 def test_the_largest_share_is_too_large_for_the_number_of_inputs_as_it_says(gamma, count):
     rng = np.random.default_rng(0)
