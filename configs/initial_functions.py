@@ -4,7 +4,7 @@ inputs, the directions of E[g gᵀ], and the frequencies of the functions that t
     python -m experiments.main --config=configs/initial_functions.py:cpu --workdir=runs/functions
 
 The argument after the colon is a recipe:
-    smoke  four small networks, 16 of each: seconds
+    smoke  four small networks, 16 of each: a minute of processor time, most of it compilation
     cpu    LeNet, ResNet18_w16, MLP and a small ViT at 16×16, and these with other activations,
            depths, weights, normalizations and without skip connections; 6 min of processor time
            for each of two shards of one thread on a 2-core CPU (AMD EPYC)
@@ -64,7 +64,8 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.convolution = "auto"  # auto, product, mixed, lax
     config.seed = 0
 
-    # Order zero: the classes of inputs, and order one: exact gradients at one input of each network.
+    # Order zero: the classes of inputs, the same for all networks. Order one: exact gradients at one
+    # more input for each network, drawn for itself.
     config.num_inputs = 256
     config.input_scale = 1.0  # inputs are drawn from N(0, input_scale² I)
     config.readout = "marginalized"  # as many passes a network as features; sampled: one

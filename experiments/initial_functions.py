@@ -8,6 +8,7 @@ Writes into the run folder: `units/*.npz` (what was measured of each network), `
 for each architecture) and the figure `orders`.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -26,12 +27,14 @@ from experiments.run.config import Fields, check_all, check_integers, check_seed
 from experiments.run.folder import Folder
 from experiments.run.plan import Arrays, Cost, Member, Program, RunAgain, Shapes, Study, Work
 from experiments.run.progress import read_seconds
+from nad_jax.accumulation import make_accumulate
 from nad_jax.architectures import OPTIONS
-from nad_jax.batches import jackknife
-from nad_jax.choices import Estimator
-from nad_jax.ensemble import Execution
+from nad_jax.batches import add_look, jackknife, thin_looks
+from nad_jax.choices import Estimator, record_choices
+from nad_jax.diagnosis import check_not_zero
+from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_number, raise_problems
-from nad_jax.estimation import estimate_nads
+from nad_jax.estimation import batch_size, plan_batches, report_after
 from nad_jax.function_plots import Orders, plot_orders
 from nad_jax.function_spectrum import (
     FunctionSpectrum,
@@ -43,13 +46,17 @@ from nad_jax.function_spectrum import (
 from nad_jax.geometry import find_problems
 from nad_jax.initial_bias import InitialBias, as_bias, classify
 from nad_jax.models import Model
+from nad_jax.moments import Halves, init_halves, sums_of_rows
 from nad_jax.nads import NADs
-from nad_jax.reading import make_dense
+from nad_jax.reading import check_finite, find_directions, finish, keep_batches, make_dense
 from nad_jax.spectrum_metrics import Metric, spectrum_metrics
 from nad_jax.untrained import evaluate, measure_networks
 
 PLANES = ("nads", "random")
 _ROUNDING = 1e-4  # of shares
+# Metrics of the geometry, and the arrays of units that hold them: `leading_share` of earlier units
+# is another estimate.
+_METRICS = {"effective_rank": "effective_rank", "leading_share": "leading_share_of_halves"}
 MEASURES = ("largest", "gamma", "effective_rank", "leading_share", "frequency_nads",
             "frequency_random")  # fmt: skip
 COLUMNS = (
@@ -62,6 +69,9 @@ FIELDS = Fields(
     grows=("architectures",),
     reports=("num_curves",),
 )
+
+
+Half = tuple[np.ndarray, np.ndarray]  # of batches of networks: rows g [B] and Σ g gᵀ [B, D, D]
 
 
 class Found(NamedTuple):
@@ -94,7 +104,7 @@ def validate(config: ConfigDict) -> None:
     FIELDS.check_known(config)
     check_all(
         lambda: check_sweeps(config, ("architectures",)),
-        lambda: check_image_shape(config.image_shape),
+        lambda: _check_plane(config.image_shape),
     )
     check_all(
         lambda: check_integers(config, num_networks=4, num_inputs=2, num_points=2, num_curves=1),
@@ -105,6 +115,12 @@ def validate(config: ConfigDict) -> None:
         lambda: raise_problems(find_problems(_execution(config))),
         *(partial(create_network, config, name) for name in config.architectures),
     )
+
+
+def _check_plane(image_shape: Any) -> None:
+    if math.prod(check_image_shape(image_shape)) < 2:
+        shown = "×".join(map(str, image_shape))
+        raise InputError(f"image_shape: must have two entries or more, for a plane, got {shown}")
 
 
 def _execution(config: ConfigDict) -> Execution:
@@ -127,24 +143,43 @@ def draw_inputs(config: ConfigDict) -> np.ndarray:
 def measure(config: ConfigDict, architecture: str, progress: Callable[[float], None]) -> Found:
     """The three orders of an architecture."""
     model, count = create_network(config, architecture), config.num_networks
-    nads = estimate_nads(
-        model,
-        count,
-        config.seed,
-        lambda done: progress(done / 2),
-        derivative="input_gradient",
-        point="fresh",
-        point_scale=config.input_scale,
-        readout=config.readout,
-        **_execution(config)._asdict(),
-    )
+    nads, looks = estimate_geometry(config, model, lambda done: progress(done / 2))
     leading, inputs = nads.directions[:2], draw_inputs(config)
     bias, spectra = measure_functions(
         config, model, inputs, leading, lambda done: progress((count + done) / 2)
     )
-    rank = spectrum_metrics(nads).effective_rank
-    metrics = {"effective_rank": rank, "leading_share": measure_leading_share(nads)}
+    rank, share = spectrum_metrics(nads).effective_rank, measure_leading_share(looks)
+    metrics = {"effective_rank": rank, "leading_share": share}
     return Found(bias, nads.eigenvalues, metrics, spectra)
+
+
+def _estimator(config: ConfigDict) -> Estimator:
+    how = {"point_scale": config.input_scale, "readout": config.readout}
+    return Estimator("input_gradient", point="fresh", **how)
+
+
+def estimate_geometry(
+    config: ConfigDict, model: Model, progress: Callable[[int], None] | None = None
+) -> tuple[NADs, list[Halves]]:
+    """The record that `estimate_nads` has of these networks, and looks at their state as it grew,
+    which `measure_leading_share` needs besides.
+    """
+    estimator, key, count = _estimator(config), make_key(config.seed), config.num_networks
+    accumulator = make_dense(model, estimator)
+    accumulate, execution = make_accumulate(
+        model, estimator, accumulator, _execution(config), batch_size(count)
+    )
+    halves, looks = init_halves(accumulator), []
+    together = execution.chunk_size * len(execution.devices)
+    for done, look in itertools.pairwise([0, *plan_batches(count, together)]):
+        halves = accumulate(key, halves, done, look, report_after(done, progress))
+        looks = add_look(looks, halves)
+    check_finite(halves)
+    check_not_zero(halves, model, estimator, key)
+    found = find_directions(accumulator, halves, centered=False)
+    choices = record_choices(model, estimator, execution, key)
+    kept = {"looks": looks, "batches": keep_batches(model, estimator, looks)}
+    return finish(accumulator, halves, found, choices, (1,), **kept), looks
 
 
 def measure_functions(
@@ -172,21 +207,64 @@ def measure_functions(
     return as_bias(classes), dict(zip(PLANES, records, strict=True))
 
 
-def measure_leading_share(nads: NADs) -> Metric:
-    """λ_1/tr G, freed from its bias of first order, and its standard error by the jackknife over
-    batches of networks.
+def measure_leading_share(looks: list[Halves]) -> Metric:
+    """λ_0/tr G of an ensemble from its halves, networks of even and of odd number, and its standard
+    error between networks: see `share_of_halves`.
+
+    looks: dense states, each of which has seen the networks of the one before and more.
     """
-    spectra, groups = nads.batch_spectra, nads.batch_groups
-    shares = spectra[:, 0] / spectra.sum(1)
-    if len(groups) < 2:
-        return Metric(float(nads.eigenvalues[0] / nads.trace), math.nan)
-    return Metric(*jackknife(shares[0], shares[1:], groups))
+    looks = thin_looks(looks)
+    return share_of_halves(*(_split([getattr(look, n) for look in looks]) for n in ("even", "odd")))
+
+
+def _split(states: list[Any]) -> Half:
+    """What each state has beyond the one before."""
+    counts, _, sums = zip(*map(sums_of_rows, states), strict=True)
+    counts, sums = np.diff(counts, prepend=0), np.diff(np.stack(sums), axis=0, prepend=0.0)
+    return counts[counts > 0], sums[counts > 0]
+
+
+def share_of_halves(even: Half, odd: Half) -> Metric:
+    """vᵀGv/tr G, v the leading eigenvector of one half of the networks and G of the other, the mean
+    of both ways, and its standard error.
+
+    The largest eigenvalue of few networks is too large: networks that choose v must not measure it.
+    But for the bias of a ratio, the expectation is then λ_0/tr G at most: this where v is determined
+    and where G is isotropic, below it where other eigenvalues are as large within errors.
+
+    The error is that of the jackknife over batches, which chooses v anew without each. It is right
+    where v is determined, and up to twice too large where it is not. nan where a half has a single
+    batch.
+    """
+    sums, variance = [one.sum(0) for _, one in (even, odd)], 0.0
+    leading = [_leading(one) for one in sums]
+    whole = (_energy(leading[0], sums[1]) + _energy(leading[1], sums[0])) / 2
+    for place, (counts, batches) in enumerate((even, odd)):
+        own, other, v = sums[place], sums[1 - place], leading[1 - place]
+        if len(counts) < 2:
+            return Metric(whole, math.nan)
+        rests = [own - batch for batch in batches]
+        without = [(_energy(_leading(rest), other) + _energy(v, rest)) / 2 for rest in rests]
+        # Halves are independent: their variances add up.
+        variance += jackknife(whole, np.array(without), counts / counts.sum())[1] ** 2
+    return Metric(whole, math.sqrt(variance))
+
+
+def _leading(moment: np.ndarray) -> np.ndarray:
+    """The eigenvector [D] of the largest eigenvalue."""
+    return np.linalg.eigh(moment)[1][:, -1]
+
+
+def _energy(v: np.ndarray, moment: np.ndarray) -> float:
+    """vᵀGv/tr G; nan where G is zero."""
+    trace = np.trace(moment)
+    return float(v @ moment @ v / trace) if trace > 0 else math.nan
 
 
 def _pack(found: Found) -> Arrays:
     """What was found as plain arrays."""
     arrays = {**found.bias._asdict(), "eigenvalues": found.eigenvalues}
-    arrays |= {name: np.array(metric) for name, metric in found.metrics.items()}
+    arrays |= {_METRICS[name]: np.array(metric) for name, metric in found.metrics.items()}
     for name, spectrum in found.spectra.items():
         arrays |= {f"{field}_{name}": one for field, one in spectrum._asdict().items()}
     return arrays
@@ -195,7 +273,7 @@ def _pack(found: Found) -> Arrays:
 def _unpack(arrays: Arrays) -> Found:
     """The inverse of `_pack`."""
     bias = InitialBias(**{name: arrays[name] for name in InitialBias._fields})
-    metrics = {n: Metric(*arrays[n].tolist()) for n in ("effective_rank", "leading_share")}
+    metrics = {name: Metric(*arrays[stored].tolist()) for name, stored in _METRICS.items()}
     spectra = {
         name: FunctionSpectrum(*(arrays[f"{field}_{name}"] for field in FunctionSpectrum._fields))
         for name in PLANES
@@ -207,7 +285,7 @@ def _shapes(config: ConfigDict) -> Shapes:
     count, size = config.num_networks, math.prod(config.image_shape)
     lengths = radial_spectrum(np.eye(config.num_points)).shares.shape
     shapes = {"fractions": (count, 2), "common": (count,), "own": (count,), "eigenvalues": (size,)}
-    shapes |= {"effective_rank": (2,), "leading_share": (2,)}
+    shapes |= dict.fromkeys(_METRICS.values(), (2,))
     for name in PLANES:
         shapes |= {f"shares_{name}": (count, *lengths), f"frequencies_{name}": (count,)}
     return shapes
@@ -251,7 +329,7 @@ def make_study(config: ConfigDict) -> Study:
 def _measure_cost(config: ConfigDict, member: Member) -> Cost:
     """What a network costs: its rows, and its values at all inputs and points."""
     model, execution = create_network(config, member.what), _execution(config)
-    estimator = Estimator("input_gradient", point="fresh", readout=config.readout)
+    estimator = _estimator(config)
     accumulator = make_dense(model, estimator)
     how = execution, config.num_networks
     cost = costs.measure_ensemble(costs.Ensemble(model, estimator, accumulator, *how))
@@ -273,17 +351,27 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
         said = {"architecture": member.what, "num_networks": config.num_networks}
         said |= {"num_constant": found.num_constant}
         said |= {**results.provenance(origin, "this"), "seconds": seconds.get(member.name, "")}
-        constant = f", {found.num_constant} constant on a plane" * (found.num_constant > 0)
-        print(f"{member.what}: {config.num_networks} networks{constant}")
+        counts = {"on a plane": found.num_constant, "at all inputs": found.bias.num_constant}
+        constant = [f", {count} constant {where}" for where, count in counts.items() if count]
+        print(f"{member.what}: {config.num_networks} networks{''.join(constant)}")
         for name, (value, sem) in found.measures().items():
             said |= {name: value, f"{name}_sem": sem}
-            print(f"  {name}: {Metric(value, sem)!r}")
+            print(f"  {name}: {_describe(name, Metric(value, sem))}")
         predicted = found.bias.gaussian_largest
         print(f"  largest of Gaussian outputs of this gamma: {predicted:.4g}")
         rows.append(said)
     if not rows:
         raise RunAgain(f"{folder.workdir}: no ensemble is stored yet")
     results.write_table(folder.workdir, rows, COLUMNS, FIELDS.command(config), num_missing)
+
+
+def _describe(name: str, metric: Metric) -> str:
+    """A number as it is printed; in words what constant networks have none of."""
+    if math.isinf(metric.value):
+        return "infinite, outputs are constant"
+    if name.startswith("frequency") and math.isnan(metric.value):
+        return "none, all are constant on the plane"
+    return repr(metric)
 
 
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:
@@ -308,5 +396,5 @@ def _as_orders(found: Found) -> Orders:
     size, measures = len(found.eigenvalues), found.measures()
     rank, error = measures["effective_rank"]
     measures["effective_rank"] = Metric(rank / size, error / size)
-    spectra = {name: one.mean_shares for name, one in found.spectra.items()}
-    return Orders(found.bias.fractions[:, 0], found.eigenvalues, spectra, measures)
+    shares = found.spectra["nads"].mean_shares
+    return Orders(found.bias.fractions[:, 0], found.eigenvalues, shares, measures)

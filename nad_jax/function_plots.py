@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from nad_jax.figures import (
     GRAY,
@@ -21,6 +22,8 @@ from nad_jax.plotting import set_index_axis
 from nad_jax.spectrum_metrics import Metric
 
 _BINS = 20
+_LETTERS = 33  # of a line of a name
+_TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500)  # cycles per side
 _DOTS = {
     "largest": "share of the preferred class",
     "effective_rank": "effective rank (share of $D$)",
@@ -37,13 +40,13 @@ class Orders(NamedTuple):
     """What one ensemble says in three orders.
 
     positive: [N] the share of inputs that each network calls positive. eigenvalues: [D], descending.
-    spectra: by plane, "nads" and "random", the mean share of each frequency and its error, [R + 1].
+    shares: the mean share of each frequency on the plane of NADs 0 and 1, and its error, [R + 1].
     measures: numbers by name, the effective rank as a share of D.
     """
 
     positive: np.ndarray
     eigenvalues: np.ndarray
-    spectra: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    shares: tuple[np.ndarray, np.ndarray]
     measures: Mapping[str, Metric]
 
 
@@ -52,23 +55,33 @@ def plot_orders(
     orders: Mapping[str, Orders], num_curves: int, linear: np.ndarray, title: str
 ) -> Figure:
     """Above, of the first few ensembles, how many networks call which share of inputs positive, the
-    eigenvalues as multiples of their mean, and the spectrum as multiples of that of a linear function;
-    below numbers of all ensembles.
+    eigenvalues as multiples of their mean, and the spectrum on the plane of NADs 0 and 1 as multiples
+    of that of a linear function; below numbers of all ensembles.
 
     linear: the shares of a linear function, [R + 1], zero beyond the axes.
     """
-    heights = [2.2, 0.5 + 0.13 * len(orders)]
+    labels = [_break(name) for name in orders]
+    heights = [2.0, 0.5 + (0.17 if any("\n" in one for one in labels) else 0.13) * len(orders)]
     figure = PrintedFigure(figsize=(PAGE, sum(heights)), layout="constrained")
     set_title(figure, title)
-    panels = figure.subplots(2, 3, height_ratios=heights)
+    above, below = figure.subfigures(
+        2, 1, height_ratios=heights
+    )  # names narrow the lower one alone
     shown = {name: orders[name] for name in list(orders)[:num_curves]}
-    handles = _plot_curves(panels[0], shown, linear)
-    for place in (0, 1):
-        panels[1, place + 1].sharey(panels[1, 0])
+    handles = _plot_curves(above.subplots(1, 3), shown, linear)
     frequency = float(linear @ np.arange(len(linear)) / (len(linear) - 1))
-    _plot_numbers(panels[1], orders, frequency)
+    handles |= _plot_numbers(below.subplots(1, 3, sharey=True), orders, frequency)
+    panel = below.axes[0]
+    panel.set_yticks(range(len(labels)), labels, linespacing=0.9)
+    panel.set_ylim(len(labels) - 0.5, -0.5)
     add_legend(figure, handles)
     return figure
+
+
+def _break(name: str) -> str:
+    """A long name in two lines, broken behind a comma."""
+    head, comma, tail = name[:_LETTERS].rpartition(",")
+    return name if len(name) <= _LETTERS or not comma else f"{head},\n{tail}{name[_LETTERS:]}"
 
 
 def _plot_curves(
@@ -85,15 +98,10 @@ def _plot_curves(
         kept = np.flatnonzero(relative > 1e-6 * relative[0])  # what is below is rounding
         few = np.unique(np.geomspace(1, len(kept), 6).astype(int)) - 1
         geometry.plot(kept, relative[kept], markevery=few.tolist(), **style)
-        for plane, (shares, sem) in one.spectra.items():
-            line = "-" if plane == "nads" else ":"
-            radius = np.flatnonzero(linear)
-            ratio, error = shares[radius] / linear[radius], sem[radius] / linear[radius]
-            spectrum.plot(radius, ratio, color=style["color"], linestyle=line, linewidth=1)
-            low, high = ratio - error, ratio + error
-            spectrum.fill_between(radius, low, high, color=style["color"], alpha=0.25, linewidth=0)
-    handles["plane of NADs 0 and 1"] = spectrum.plot([], [], **_MARKS["nads"], linestyle="-")[0]
-    handles["random planes"] = spectrum.plot([], [], **_MARKS["random"], linestyle=":")[0]
+        radius, thin = np.flatnonzero(linear), {"linewidth": 0.9, "capsize": 1.5}
+        ratio, error = (part[radius] / linear[radius] for part in one.shares)
+        if np.isfinite(error).all():
+            spectrum.errorbar(radius, ratio, error, **{**style, **thin})
     classes.axhline(1.0, color=GRAY, linewidth=0.6)
     classes.set(xlabel="share of inputs called positive", ylabel="density of networks")
     classes.set_title("order 0: classes")
@@ -103,33 +111,47 @@ def _plot_curves(
     geometry.set(yscale="log", ylabel=r"$\lambda_i \, D \,/\, \mathrm{tr}\,G$")
     geometry.set_title("order 1: geometry")
     spectrum.axhline(1.0, color=GRAY, linewidth=0.6)
-    spectrum.set(xscale="log", xlabel="cycles per side", ylabel="amplitude, over a linear function")
-    spectrum.set_title("spectrum of the function")
+    spectrum.set(xscale="log", xlabel="cycles per side", ylabel="amplitude (linear: 1)")
+    ticks = [one for one in _TICKS if linear[one:].any()]
+    spectrum.set_xticks(ticks, map(str, ticks))
+    spectrum.xaxis.set_minor_locator(NullLocator())
+    spectrum.set_title("spectrum, plane of NADs 0 and 1")
     return handles
 
 
-def _plot_numbers(panels: np.ndarray, orders: Mapping[str, Orders], linear: float) -> None:
-    """The three lower panels: a row of numbers with their errors for each ensemble."""
-    places = np.arange(len(orders))
-    for panel, (name, label) in zip(panels, _DOTS.items(), strict=True):
-        if name == "frequency":
-            for plane, style in _MARKS.items():
-                _draw_dots(panel, orders, f"frequency_{plane}", places, style)
-            panel.axvline(linear, color=GRAY, linewidth=0.8, linestyle="--")
-        else:
-            _draw_dots(panel, orders, name, places, _MARKS["nads"])
+def _plot_numbers(
+    panels: np.ndarray, orders: Mapping[str, Orders], linear: float
+) -> dict[str, object]:
+    """The three lower panels: a row of numbers with their errors for each ensemble; the handles of
+    their legend.
+    """
+    largest, rank, frequency = panels
+    _draw_dots(largest, orders, "largest", _MARKS["nads"])
+    _draw_dots(rank, orders, "effective_rank", _MARKS["nads"])
+    handles = {
+        label: _draw_dots(frequency, orders, f"frequency_{plane}", _MARKS[plane])
+        for label, plane in (("plane of NADs 0 and 1", "nads"), ("random planes", "random"))
+    }
+    frequency.axvline(linear, color=GRAY, linewidth=0.8, linestyle="--")
+    for place, one in enumerate(orders.values()):
+        measured = [sem for name, (_, sem) in one.measures.items() if name.startswith("frequency")]
+        if not np.isfinite(measured).any():
+            where = {"transform": frequency.get_yaxis_transform(), "va": "center", "ha": "center"}
+            frequency.text(0.5, place, "constant", fontsize=6, color=GRAY, **where)
+    for panel, label in zip(panels, _DOTS.values(), strict=True):
         panel.set_xlabel(label)
         panel.grid(axis="x", linewidth=0.4)
-    panels[0].set_xlim(0.5, 1.02)
-    panels[1].set_xlim(left=0.0)
-    panels[0].set_yticks(places, list(orders))
-    panels[0].set_ylim(len(orders) - 0.5, -0.5)
-    for panel in panels[1:]:
-        panel.tick_params(labelleft=False)
+    largest.set_xlim(0.5, 1.02)
+    rank.set_xlim(left=0.0)
+    return handles
 
 
 def _draw_dots(
-    axes: Axes, orders: Mapping[str, Orders], name: str, places: np.ndarray, style: dict[str, str]
-) -> None:
+    axes: Axes, orders: Mapping[str, Orders], name: str, style: dict[str, str]
+) -> object:
+    """Numbers with their errors; one whose error is unknown, of a single network, is left out."""
     values, sem = np.array([one.measures[name] for one in orders.values()], float).T
-    axes.errorbar(values, places, xerr=np.nan_to_num(sem), linestyle="", markersize=3, **style)
+    kept = np.flatnonzero(np.isfinite(sem))
+    return axes.errorbar(
+        values[kept], kept, xerr=sem[kept], linestyle="", markersize=3, capsize=2, **style
+    )

@@ -12,17 +12,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.contract import choose_logit
+from nad_jax.contract import as_floating, choose_logit
 from nad_jax.directions import basis_random, check_orthonormal
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_integer, check_number, check_record, real_array
 from nad_jax.models import Model
 from nad_jax.spectrum_metrics import Metric
 from nad_jax.tables import Row, Tabular, zip_columns
-from nad_jax.untrained import Progress, average, check_all_finite, evaluate, measure_networks
+from nad_jax.untrained import (
+    Progress,
+    average,
+    check_all_finite,
+    evaluate,
+    is_constant,
+    measure_networks,
+)
 
 Spectrum = tuple[Any, Any, Any]
-_ROUNDING = 1e-5  # of the largest value: a hundred times that of float32
 
 
 class RadialSpectrum(NamedTuple):
@@ -91,7 +97,7 @@ def radial_spectrum(values: Any) -> RadialSpectrum:
     Raises:
       InputError: unless values are real numbers [..., n, n] with n ≥ 2.
     """
-    values = jnp.asarray(real_array("values", values, finite=False))
+    values = as_floating(real_array("values", values, finite=False))
     if values.ndim < 2 or values.shape[-2] != values.shape[-1] or values.shape[-1] < 2:
         raise InputError(f"values: must be [..., n, n] with n ≥ 2, got shape {values.shape}")
     half = values.shape[-1] // 2 + 1
@@ -178,7 +184,7 @@ def transform(values: jax.Array) -> Spectrum:
     it is constant, and whether its values are finite.
     """
     size, level = math.isqrt(len(values)), jnp.abs(values).max()
-    constant = values.max() - values.min() <= _ROUNDING * level
+    constant = is_constant(values, level)
     found = radial_spectrum(values.reshape(size, size))
     shares, frequency = (jnp.where(constant, jnp.nan, one) for one in found)
     return shares, frequency, jnp.isfinite(level)

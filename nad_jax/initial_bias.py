@@ -20,7 +20,15 @@ from nad_jax.errors import InputError, check_integer, check_number, check_record
 from nad_jax.models import Model
 from nad_jax.spectrum_metrics import Metric
 from nad_jax.tables import Row, Tabular
-from nad_jax.untrained import Progress, average, check_all_finite, evaluate, measure_networks
+from nad_jax.untrained import (
+    ROUNDING,
+    Progress,
+    average,
+    check_all_finite,
+    evaluate,
+    is_constant,
+    measure_networks,
+)
 
 Classes = tuple[Any, Any, Any]
 
@@ -32,8 +40,9 @@ class InitialBias(NamedTuple):
       where several are; of one logit, positive (first) and negative.
     common: [N] the squared mean of a network's output over inputs, without what the sampling of
       inputs adds to it: over networks, the variance that all inputs share. May be below 0.
-    own: [N] the variance of its output over inputs. Of several logits both are sums over logits,
-      whose mean is subtracted.
+    own: [N] the variance of its output over inputs; 0 where outputs differ by less than 1e-5 of the
+      largest: they are constant to rounding. Of several logits both are sums over logits, whose mean
+      is subtracted.
     """
 
     fractions: np.ndarray
@@ -49,6 +58,10 @@ class InitialBias(NamedTuple):
     def mean_largest(self) -> Metric:
         """E max(G_0, 1 − G_0), of two classes, with its standard error between networks at these
         inputs.
+
+        Too large for the number of inputs M, which the error does not say: shares of few inputs are
+        further from ½. Where outputs are Gaussian, by 1/(4 M √γ) where Mγ ≫ 1 (.006 of γ = .03 and
+        M = 256), and at most by 1/√(2πM), of fair coins (.025).
         """
         return average(self.largest)
 
@@ -56,7 +69,8 @@ class InitialBias(NamedTuple):
     def gamma(self) -> Metric:
         """γ = c/(1 − c), the variance that all inputs share over that which they do not: the ratio
         of the means of `common` and `own` over networks, freed from its bias of first order and
-        with its standard error by the jackknife; infinite where outputs are constant.
+        with its standard error by the jackknife; infinite where it is above 1e10: the
+        outputs of the ensemble are constant to rounding.
         """
         return _ratio(self.common, self.own)
 
@@ -74,6 +88,11 @@ class InitialBias(NamedTuple):
             return math.nan
         return largest_of_gamma(max(self.gamma.value, 0.0))
 
+    @property
+    def num_constant(self) -> int:
+        """How many networks are constant to rounding at these inputs."""
+        return int(np.count_nonzero(self.own == 0))
+
     def to_rows(self) -> list[Row]:
         """A row for each network: its number, the shares of classes, the common and own variance."""
         return [
@@ -90,9 +109,10 @@ class InitialBias(NamedTuple):
 
     def __repr__(self) -> str:
         count, classes = self.fractions.shape
+        constant = f", {self.num_constant} constant" if self.num_constant else ""
         return (
             f"InitialBias({count} networks, {classes} classes: largest share "
-            f"{self.mean_largest!r}, γ {self.gamma!r})"
+            f"{self.mean_largest!r}, γ {self.gamma!r}{constant})"
         )
 
 
@@ -107,7 +127,7 @@ class WideBias(NamedTuple):
 def _ratio(above: np.ndarray, below: np.ndarray) -> Metric:
     """The ratio of the means of [N] and [N] by the jackknife over networks."""
     above, below = above.astype(np.float64), below.astype(np.float64)
-    if not below.any():
+    if below.sum() <= ROUNDING**2 * above.sum() or not below.any():
         return Metric(math.inf if above.any() else math.nan, math.nan)
     whole, count = above.sum() / below.sum(), len(above)
     rest = below.sum() - below
@@ -169,7 +189,8 @@ def initial_bias(
 
     Args:
       model: from `create_model`, `from_linen`, `from_nnx` or `from_functions`.
-      inputs: [M, *input_shape] or [M, D], M ≥ 2; of M, G_0 of a network errs by ½/√M at most.
+      inputs: [M, *input_shape] or [M, D], M ≥ 2; of M, G_0 of a network has an error of
+        ½/√M at most, and the largest share is too large, see `InitialBias.mean_largest`.
       num_networks: N ≥ 1.
       seed: an integer, or a typed random key; network n depends on (seed, n) alone.
       progress: called with the number of networks done.
@@ -194,7 +215,7 @@ def initial_bias(
 
 def classify(logits: jax.Array) -> Classes:
     """`fractions`, `common` and `own` of one network with these logits [M, K], see `InitialBias`."""
-    centered = logits
+    centered, level = logits, jnp.abs(logits).max()
     if logits.shape[1] == 1:
         logits = jnp.concatenate([logits, jnp.zeros_like(logits)], 1)  # the classifier (f, 0)
     else:
@@ -203,6 +224,7 @@ def classify(logits: jax.Array) -> Classes:
     fractions = (first / first.sum(1, keepdims=True)).mean(0)
     means = centered.mean(0, keepdims=True)
     own = ((centered - means) ** 2).sum() / (len(logits) - 1)
+    own = jnp.where(is_constant(centered, level), 0.0, own)
     return fractions, (means**2).sum() - own / len(logits), own
 
 

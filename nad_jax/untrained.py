@@ -31,6 +31,7 @@ from nad_jax.vector_fields import count_together
 # (variables of a network, a key of its own, what all networks share) -> arrays
 Measure = Callable[[Any, jax.Array, Any], Any]
 Progress = Callable[[int], None]
+ROUNDING = 1e-5  # of the largest value: a hundred times that of float32
 _SEQUENTIAL, _VECTORIZED = 8, 64  # networks of an automatic chunk on each device, at most
 
 
@@ -115,6 +116,13 @@ def evaluate(model: Model, variables: Any, x: jax.Array) -> jax.Array:
     places = np.minimum(np.arange(count * size), len(x) - 1).reshape(count, size)
     found = jax.lax.map(lambda place: model.apply(variables, x[place]), jnp.asarray(places))
     return found.reshape(count * size, -1)[: len(x)].astype(jnp.float32)
+
+
+def is_constant(values: jax.Array, level: jax.Array) -> jax.Array:
+    """Whether values [M, …] of one network differ over M by 1e-5 of `level` at most, the largest of
+    what they were computed from: what is left is rounding.
+    """
+    return jnp.all(values.max(0) - values.min(0) <= ROUNDING * level)
 
 
 def average(values: np.ndarray) -> Metric:

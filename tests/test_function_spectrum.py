@@ -82,6 +82,15 @@ def test_a_linear_function_has_the_spectrum_of_a_ramp(slopes):
     np.testing.assert_allclose(found.shares, _ramp(16), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
+def test_whole_numbers_and_truth_values_have_the_spectrum_of_their_values(dtype):
+    values = np.random.default_rng(2).integers(0, 2 if dtype is bool else 256, (9, 9)).astype(dtype)
+    shares, frequency = _reference(values)
+    found = radial_spectrum(values)
+    np.testing.assert_allclose(found.shares, shares, atol=1e-5)
+    assert float(found.mean_frequency) == pytest.approx(frequency, rel=1e-4)
+
+
 def test_a_constant_function_has_no_spectrum():
     found = radial_spectrum(np.stack([np.full((9, 9), 0.1), np.eye(9)]))
     assert np.isnan(found.mean_frequency[0]) and np.isfinite(found.mean_frequency[1])

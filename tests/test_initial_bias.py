@@ -18,7 +18,7 @@ from nad_jax import (
 from nad_jax.ensemble import member_keys, named_key
 from nad_jax.errors import InputError
 from nad_jax.geometry import split_member
-from nad_jax.initial_bias import InitialBias
+from nad_jax.initial_bias import InitialBias, classify
 
 D = 128
 INPUTS = np.random.default_rng(0).normal(size=(200, D)).astype(np.float32)
@@ -126,7 +126,41 @@ def test_odd_activations_have_no_bias_and_constant_outputs_an_infinite_one():
     )  # fmt: skip
     found = initial_bias(constant, INPUTS[:10], 6)
     assert found.mean_largest.value == 1 and found.gamma.value == math.inf
-    assert "γ inf" in repr(found)
+    assert "γ inf" in repr(found) and "6 constant" in repr(found)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_outputs_that_differ_by_rounding_are_constant(classes):
+    logits = 0.1 + jnp.arange(classes)[None] / 7 + 0 * INPUTS[:, :classes]
+    found = classify(logits + 3e-8 * INPUTS[:, :classes])
+    assert found[2] == 0 and found[1] > 0
+    found = classify(logits + 3e-4 * INPUTS[:, :classes])
+    centered = INPUTS[:, :classes].astype(np.float64)
+    centered -= centered.mean(1, keepdims=True) if classes > 1 else 0.0
+    assert found[2] == pytest.approx(9e-8 * centered.var(0, ddof=1).sum(), rel=1e-2)
+
+
+def test_one_network_whose_rounding_is_large_beside_its_small_output_does_not_make_gamma_finite():
+    common, own = np.array([1e-2, 2e-2, 1e-8]), np.array([0.0, 0.0, 1e-16])
+    found = InitialBias(np.full((3, 2), 0.5), common, own)
+    assert found.gamma.value == math.inf and found.num_constant == 2
+    assert found.correlation.value == pytest.approx(1) and found.gaussian_largest == 1
+    own[2] = 1e-8
+    assert InitialBias(np.full((3, 2), 0.5), common, own).gamma.value == pytest.approx(
+        3e6, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(("gamma", "count"), [(0.03, 256), (0.5, 64), (0.0, 100)])
+def test_the_largest_share_is_too_large_for_the_number_of_inputs_as_it_says(gamma, count):
+    rng = np.random.default_rng(0)
+    common = math.sqrt(gamma) * rng.normal(size=(20_000, 1))
+    positive = (common + rng.normal(size=(20_000, count)) > 0).mean(1)
+    found = InitialBias(np.stack([positive, 1 - positive], 1), common, common).mean_largest
+    excess = found.value - (0.5 + math.atan(math.sqrt(gamma)) / math.pi)
+    said = 1 / (4 * count * math.sqrt(gamma)) if gamma else 1 / math.sqrt(2 * math.pi * count)
+    assert excess > 5 * found.sem
+    assert excess == pytest.approx(said, abs=3 * found.sem + 0.1 * said)
 
 
 def test_inputs_on_the_border_are_of_both_classes():

@@ -17,6 +17,8 @@ from nad_jax import (
     spectrum_metrics,
 )
 from nad_jax.errors import InputError
+from nad_jax.function_plots import Orders, plot_orders
+from nad_jax.spectrum_metrics import Metric
 from tests.test_configs import load_config, run
 
 NAMES = ("mlp(width=6)", "logreg")
@@ -77,14 +79,89 @@ def test_the_numbers_are_those_of_one_ensemble(finished):
         assert float(linear[name]) == pytest.approx(float(ramp.mean_frequency), rel=1e-4)
 
 
-def test_the_leading_share_of_a_known_geometry_is_within_its_error():
-    # Of `logreg` with N(0, 1/D) weights G is the identity over D: its leading share is 1/D, and that
-    # of a sample is larger.
-    model = create_model("logreg", (4, 4, 1), initialization="lecun")
-    nads = estimate_nads(model, 2000, derivative="input_gradient", point="fresh", readout="sampled")
-    naive = nads.eigenvalues[0] / nads.eigenvalues.sum()
-    value, sem = initial_functions.measure_leading_share(nads)
-    assert abs(value - 1 / 16) < abs(naive - 1 / 16) and 0 < sem < 0.01
+def test_the_leading_share_of_an_isotropic_geometry_is_one_over_d():
+    # Of `logreg` with N(0, 1/D) weights G is the identity over D; the largest eigenvalue of a sample
+    # is above it.
+    found, naive = [], []
+    for seed in range(4):
+        config = _config(num_networks=400, readout="sampled", seed=seed)
+        model = initial_functions.create_network(config, "logreg(initialization=lecun)")
+        nads, looks = initial_functions.estimate_geometry(config, model)
+        found.append(initial_functions.measure_leading_share(looks))
+        naive.append(nads.eigenvalues[0] / nads.trace)
+    values, sem = np.transpose(found)
+    assert (abs(values - 1 / 16) < 3 * sem).all() and (sem < 0.25 / 16).all()
+    error = np.sqrt((sem**2).mean()) / 2
+    assert abs(values.mean() - 1 / 16) < 3 * error < np.mean(naive) - 1 / 16
+
+
+def _halves(eigenvalues, rng, num_networks=256, num_batches=8):
+    """Two halves of Gaussian gradients with these eigenvalues."""
+    shape = 2, num_batches, num_networks // (2 * num_batches), len(eigenvalues)
+    rows = rng.normal(size=shape) * np.sqrt(eigenvalues)
+    sums = np.swapaxes(rows, 2, 3) @ rows
+    return [(np.full(num_batches, shape[2]), one) for one in sums]
+
+
+@pytest.mark.parametrize("leading", [1.0, 1.2, 8.0])
+def test_the_leading_share_covers_the_truth_and_its_error_how_far_ensembles_scatter(leading):
+    rng, eigenvalues = np.random.default_rng(0), np.array([leading, *np.ones(7)])
+    found = [initial_functions.share_of_halves(*_halves(eigenvalues, rng)) for _ in range(200)]
+    values, sem = np.transpose(found)
+    truth, error = leading / eigenvalues.sum(), values.std() / np.sqrt(200)
+    assert (abs(values - truth) < 3 * sem).mean() > 0.97
+    assert values.mean() < truth + 3 * error  # never above
+    if leading != 1.2:  # isotropic, or determined
+        assert abs(values.mean() - truth) < max(3 * error, 0.01 * truth)
+    ratio = np.sqrt((sem**2).mean()) / values.std()
+    assert 0.9 < ratio < (1.2 if leading == 8 else 2.3)
+
+
+def test_batches_count_by_their_rows_and_a_single_one_has_no_error():
+    (counts, even), (_, odd) = _halves(np.arange(1.0, 5), np.random.default_rng(1))
+    value, sem = initial_functions.share_of_halves((counts, even), (counts, odd))
+    # Two batches in one: of unequal weights, with the same sums.
+    merged = np.array([2 * counts[0], *counts[2:]]), np.array([even[0] + even[1], *even[2:]])
+    other, error = initial_functions.share_of_halves(merged, (counts, odd))
+    assert other == pytest.approx(value) and error == pytest.approx(sem, rel=0.5)
+    one = initial_functions.share_of_halves((counts[:1], even[:1]), (counts, odd))
+    assert np.isfinite(one.value) and np.isnan(one.sem)
+
+
+def test_the_geometry_is_the_record_of_its_networks():
+    config = _config()
+    model = initial_functions.create_network(config, NAMES[0])
+    nads, looks = initial_functions.estimate_geometry(config, model)
+    same = estimate_nads(model, 40, derivative="input_gradient", point="fresh")
+    np.testing.assert_array_equal(nads.directions, same.directions)
+    np.testing.assert_array_equal(nads.batch_spectra, same.batch_spectra)
+    assert nads.config == same.config and len(looks) > 1
+
+
+def test_a_figure_leaves_constant_networks_out_and_names_whole_cycles():
+    shares = np.array([0.0, 0.5, 0.25, 0.15, 0.1, 0.0])
+    measures = {"largest": Metric(0.8, 0.1), "effective_rank": Metric(0.5, 0.1)}
+    known = {f"frequency_{plane}": Metric(0.3, 0.01) for plane in ("nads", "random")}
+    unknown = {name: Metric(0.25, np.nan) for name in known}  # of the one that is not constant
+    rest = np.linspace(0, 1, 9), np.linspace(2, 0.1, 16)
+    long = "vit(depth=4,width=48,normalization=none)"
+    orders = {
+        "mlp": Orders(*rest, (shares, 0.01 * shares), measures | known),
+        long: Orders(*rest, (shares, np.full(6, np.nan)), measures | unknown),
+    }
+    figure = plot_orders(orders, 2, shares, "title")
+    figure.canvas.draw()
+    above, below = (one.axes for one in figure.subfigs)
+    dots = [len(one.lines[0].get_xdata()) for one in below[2].containers]
+    assert dots == [1, 1] and [
+        len(one.containers[0].lines[0].get_xdata()) for one in below[:2]
+    ] == [2, 2]
+    assert [text.get_text() for text in below[2].texts] == ["constant"]
+    assert below[2].texts[0].get_position()[1] == 1
+    assert [tick.get_text() for tick in above[2].get_xticklabels()] == ["1", "2", "3"]
+    assert not above[2].xaxis.get_minorticklocs().size and len(above[2].containers) == 1
+    labels = [tick.get_text() for tick in below[0].get_yticklabels()]
+    assert labels == ["mlp", "vit(depth=4,width=48,\nnormalization=none)"]
 
 
 def test_a_folder_grows_by_architectures_and_is_the_same_in_shards(finished, tmp_path):
@@ -108,6 +185,19 @@ def test_what_a_network_costs_is_measured():
     study = initial_functions.make_study(_config(architectures=("mlp(width=6)",)))
     cost = study.measure_cost(study.members[0])
     assert cost.network_seconds > 0 and cost.compile_seconds > 0
+
+
+def test_constant_networks_are_printed_as_such(tmp_path, capsys):
+    # Weights are small against biases, but not zero.
+    config = _config(architectures=("mlp(initialization='sigma:1e-4:1',width=6)",), num_networks=8)
+    assert run(initial_functions, config, tmp_path)
+    printed = capsys.readouterr().out
+    assert "8 networks, 8 constant on a plane, 8 constant at all inputs\n" in printed
+    assert "gamma: infinite, outputs are constant\n" in printed
+    assert printed.count("none, all are constant on the plane\n") == 2
+    (row,) = _read(tmp_path)
+    assert (row["gamma"], row["frequency_nads"], row["largest"]) == ("inf", "nan", "1")
+    assert initial_functions.draw(config, tmp_path)
 
 
 def test_a_network_without_a_geometry_is_named(tmp_path):
@@ -146,6 +236,7 @@ def test_recipes_are_of_networks_that_there_are(recipe):
         ({"readout": "own"}, "^readout: unknown value 'own'"),
         ({"chunk_size": 3}, "^chunk_size: must be even"),
         ({"seed": -1}, "^seed: must be an integer"),
+        ({"image_shape": (1, 1, 1)}, "^image_shape: must have two entries or more, for a plane"),
         ({"initialization": "nonsense"}, "^initialization: unknown value 'nonsense'"),
     ],
 )
