@@ -170,12 +170,11 @@ def make_setup(lab: Lab, role: str) -> Setup:
     return Setup(model, task, *recipe)
 
 
-def observe_cka(lab: Lab, setup: Setup) -> dict[str, Observer]:
+def observe_cka(setup: Setup) -> dict[str, Observer]:
     """The mean CKA of a network with its guide; nan of a guide that is trained."""
     if setup.task.penalty is None:
         return {"cka": lambda variables, data, member: jnp.float32(jnp.nan)}
-    how = setup.task, setup.model, lab.models["guide"], setup.recipe
-    observe = observe_similarity(*how, **choose_layers(lab))
+    observe = observe_similarity(setup.task, setup.recipe)
     return {"cka": lambda variables, data, member: observe(variables, data, member).mean()}
 
 
@@ -231,7 +230,7 @@ def make_study(config: ConfigDict) -> Study:
     shapes = {"gradients": (config.num_points, size), "split_half": (len(default_sizes(size)),)}
     more = trained.More(shapes, partial(measure, lab), partial(measure_seconds, lab))
     how = FIELDS.identity(config), make_networks(config), METRICS, setup
-    last = partial(_collect, config), partial(observe_cka, lab), more
+    last = partial(_collect, config), observe_cka, more
     return trained.make_study(config, *how, *last)
 
 
