@@ -64,9 +64,9 @@ def guided(
       model: that is trained on the task.
       guide: whose inputs have as many entries; its outputs do not matter. It is initialized once for
         each seed, for all networks of the seed: untrained, or as `starting_from` says.
-      features, guide_features: functions (variables, x) that give features [B, F] or a list of those
-        of several layers, as `layers_of` does, or a list of such functions; None: the input of the
-        last linear layer.
+      features, guide_features: functions (variables, x) that give features [B, F], real
+        floating-point numbers, or a list of those of several layers, as `layers_of` does, or a list
+        of such functions; None: the input of the last linear layer.
 
     Raises:
       InputError: where a model has no features, functions fail or give something else, or the
@@ -166,6 +166,9 @@ def _make_read(
         if wrong or not found:
             got = f"{wrong[0]} for B = {len(x)}" if wrong else "none"
             raise InputError(f"{field}: must give features [B, F], got {got}")
+        for one in found:
+            if not jnp.issubdtype(one.dtype, jnp.floating):  # integers have no gradient
+                raise InputError(f"{field}: must give real floating-point numbers, got {one.dtype}")
         return found
 
     return read
@@ -179,12 +182,12 @@ def layers_of(model: Model) -> Layers:
     axis of their output is that of samples. A convolution that also pools gives what is pooled.
 
     Raises:
-      InputError: where none is seen: the model is no Linen module, or its layers are inside a
-        lifted transformation (`nn.scan`, `nn.remat`).
+      InputError: where there is but the last, and where none is seen: the model is no Linen module,
+        or its layers are inside a lifted transformation (`nn.scan`, `nn.remat`).
     """
     check_record("model", model, Model)
 
-    def layers(variables: Any, x: jax.Array) -> list[jax.Array]:
+    def outputs_of(variables: Any, x: jax.Array) -> list[jax.Array]:
         found: list[jax.Array] = []
 
         def record(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
@@ -195,16 +198,25 @@ def layers_of(model: Model) -> Layers:
 
         with nn.intercept_methods(record):
             model.apply(variables, x)
-        return [one.reshape(len(x), -1) for one in found[:-1] if len(one) == len(x)]
+        return found
+
+    def layers(variables: Any, x: jax.Array) -> list[jax.Array]:
+        found = outputs_of(variables, x)[:-1]
+        return [one.reshape(len(x), -1) for one in found if len(one) == len(x)]
 
     try:
-        seen = jax.eval_shape(layers, shape_of_variables(model), input_batch(model, 3))
+        seen = jax.eval_shape(outputs_of, shape_of_variables(model), input_batch(model, 3))
     except jax.errors.UnexpectedTracerError:
         seen = []
     if not seen:
         raise InputError(
             "model: no layers are seen, as it is no Linen module, or they are inside a lifted "
             "transformation; give functions (variables, x) -> [B, F]"
+        )
+    if not any(len(one) == 3 for one in seen[:-1]):
+        raise InputError(
+            "model: has no layers but its last one, which is not compared; give functions "
+            "(variables, x) -> [B, F]"
         )
     return layers
 

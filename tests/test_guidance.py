@@ -228,6 +228,12 @@ def test_what_has_no_features_and_does_not_fit_is_refused(mlp, cnn):
         guided(task, mlp, cnn, features=lambda variables, x: x.sum())
     with pytest.raises(InputError, match=r"^guide_features: must give features \[B, F\], got none"):
         guided(task, mlp, cnn, guide_features=[])
+    for dtype in (jnp.int32, jnp.complex64):
+        cast = [lambda variables, x, dtype=dtype: x.reshape(len(x), -1).astype(dtype)]
+        with pytest.raises(InputError, match=rf"^features: .* floating-point .* {dtype.__name__}"):
+            guided(task, mlp, cnn, features=cast)
+        with pytest.raises(InputError, match=rf"^guide_features: .*, got {dtype.__name__}"):
+            guided(task, mlp, cnn, guide_features=cast)
     with pytest.raises(InputError, match=r"^features: must be a function, got 3"):
         guided(task, mlp, cnn, features=[3])
     with pytest.raises(InputError, match=r"^guide: must have inputs of 64 entries"):
@@ -243,6 +249,8 @@ def test_what_has_no_features_and_does_not_fit_is_refused(mlp, cnn):
     )  # fmt: skip
     with pytest.raises(InputError, match=r"^model: no layers are seen"):
         layers_of(own)
+    with pytest.raises(InputError, match=r"^model: has no layers but its last one"):
+        layers_of(create_model("logreg", SHAPE, 2))
 
 
 def test_wrong_arrays_and_another_network_are_refused(mlp, cnn):
