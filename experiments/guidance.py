@@ -110,7 +110,13 @@ def validate(config: ConfigDict) -> None:
             f"num_points: must be at most the {config.num_test} test samples, got "
             f"{config.num_points}"
         )
-    check_all(*(partial(read_model, config, role) for role in ROLES))
+    models: dict[str, Model] = {}
+
+    def read(role: str) -> None:
+        models[role] = read_model(config, role)
+
+    check_all(*(partial(read, role) for role in ROLES))
+    choose_layers(config, models)
 
 
 def read_model(config: ConfigDict, role: str, num_logits: int = 2) -> Model:
@@ -151,12 +157,28 @@ def open_lab(config: ConfigDict) -> Lab:
     return Lab(config, models, nads, task, gradients)
 
 
-def choose_layers(lab: Lab) -> dict[str, Any]:
-    """What is compared, as `guided` takes it."""
-    if lab.config.layers == "last":
+def choose_layers(config: ConfigDict, models: dict[str, Model]) -> dict[str, Any]:
+    """What is compared of the models of both roles, as `guided` takes it; raises `InputError` where
+    one has nothing of that kind.
+    """
+    if config.layers == "last":
+        for role in ROLES:
+            if models[role].features is None:
+                raise InputError(
+                    f"{role}: of {config[role]} the input of a last linear layer is not known, which "
+                    "layers='last' compares"
+                )
         return {}
-    names = {"network": "features", "guide": "guide_features"}
-    return {names[role]: layers_of(model) for role, model in lab.models.items()}
+    chosen = {}
+    for role, name in zip(ROLES, ("features", "guide_features"), strict=True):
+        try:
+            chosen[name] = layers_of(models[role])
+        except InputError as error:
+            raise InputError(
+                f"{role}: {config[role]} has no layers before its last that layers='all' could "
+                "compare; take layers='last'"
+            ) from error
+    return chosen
 
 
 def make_setup(lab: Lab, role: str) -> Setup:
@@ -166,7 +188,7 @@ def make_setup(lab: Lab, role: str) -> Setup:
     recipe = trained.read_recipe(config, "optimizer", config.optimizer, *samples)
     if role == "guide":
         return Setup(model, lab.task, *recipe)
-    task = guided(lab.task, model, lab.models["guide"], **choose_layers(lab))
+    task = guided(lab.task, model, lab.models["guide"], **choose_layers(config, lab.models))
     return Setup(model, task, *recipe)
 
 

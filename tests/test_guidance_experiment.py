@@ -145,7 +145,7 @@ def test_a_folder_grows_by_guidances_seeds_and_indices(finished, capsys):
 def test_each_layer_of_the_guide_is_compared_where_all_are_asked_for(layers, count):
     lab = guidance.open_lab(_config(layers=layers, guide="lenet(width=3, padding='same')"))
     models = [lab.models[role] for role in guidance.ROLES]
-    compare = compare_features(*models, **guidance.choose_layers(lab))
+    compare = compare_features(*models, **guidance.choose_layers(lab.config, lab.models))
     x = jax.ShapeDtypeStruct((4, 6, 6, 1), np.float32)
     assert jax.eval_shape(compare, *map(shape_of_variables, models), x).shape == (count,)
 
@@ -171,8 +171,24 @@ def test_the_correlation_with_the_index_is_of_each_seed():
         ({"num_train": 9}, r"^num_train: must be even"),
         ({"guide": "lent"}, r"^architecture: unknown value 'lent'"),
         ({"optimizer": "nonsense"}, r"^optimizer: "),
+        (
+            {"layers": "all", "guide": "logreg"},
+            r"^guide: logreg has no layers .* take layers='last'",
+        ),
+        ({"layers": "all", "network": "logreg"}, r"^network: logreg has no layers"),
     ],
 )
 def test_bad_fields_are_refused_by_name(changes, message):
     with pytest.raises(InputError, match=message):
         guidance.validate(_config(**changes))
+
+
+def test_a_guide_whose_features_are_not_known_is_refused(monkeypatch):
+    def read_model(config, role, *num_logits):
+        return original(config, role, *num_logits)._replace(features=None)
+
+    original = guidance.read_model
+    monkeypatch.setattr(guidance, "read_model", read_model)
+    with pytest.raises(InputError, match=r"^network: of mlp\(width=8\) the input of a last linear"):
+        guidance.validate(_config())
+    guidance.validate(_config(layers="all"))
