@@ -17,7 +17,6 @@ import functools
 import io
 import json
 import math
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import results, trained
+from experiments.own_direction import compare_geometry
 from experiments.ranked import by_index
 from experiments.run.config import (
     Fields,
@@ -50,7 +50,7 @@ from nad_jax.guidance_plots import plot_guidance
 from nad_jax.models import Model
 from nad_jax.nads import NADs
 from nad_jax.plotting import Curve
-from nad_jax.subspaces import default_sizes, subspace_overlap
+from nad_jax.subspaces import default_sizes
 from nad_jax.tables import format_table, list_metrics
 from nad_jax.task import FitMetrics, Task
 from nad_jax.tasks.separable import check_num_samples
@@ -61,8 +61,8 @@ METRICS = list_metrics(FitMetrics)
 CKA = ("cka_before", "cka_after")  # with the guide, on a batch of test samples; mean over pairs
 COLUMNS = ("role", "guidance", "index", "seed", *METRICS, *CKA, *results.PROVENANCE)
 # Of the leading eigenvectors of a geometry with as many NADs of the guide, and its share of energy
-# in the span of these; both of random directions; and how well halves of the guides' ensemble agree.
-FOUND = ("overlap", "energy", "chance", "split_half")
+# in the span of these; both by chance; and how well halves of the guides' ensemble agree.
+FOUND = ("overlap", "energy", "chance", "energy_chance", "split_half")
 OVERLAP_COLUMNS = ("role", "guidance", "seed", "own", "size", *FOUND)
 FIELDS = Fields("guidance", how=trained.TRAINED_HOW, grows=("guidances", "indices", "seeds"))
 Key = tuple[str, float]  # what is trained, and its guidance
@@ -110,7 +110,13 @@ def validate(config: ConfigDict) -> None:
             f"num_points: must be at most the {config.num_test} test samples, got "
             f"{config.num_points}"
         )
-    check_all(*(partial(read_model, config, role) for role in ROLES))
+    models: dict[str, Model] = {}
+
+    def read(role: str) -> None:
+        models[role] = read_model(config, role)
+
+    check_all(*(partial(read, role) for role in ROLES))
+    choose_layers(config, models)
 
 
 def read_model(config: ConfigDict, role: str, num_logits: int = 2) -> Model:
@@ -151,12 +157,28 @@ def open_lab(config: ConfigDict) -> Lab:
     return Lab(config, models, nads, task, gradients)
 
 
-def choose_layers(lab: Lab) -> dict[str, Any]:
-    """What is compared, as `guided` takes it."""
-    if lab.config.layers == "last":
+def choose_layers(config: ConfigDict, models: dict[str, Model]) -> dict[str, Any]:
+    """What is compared of the models of both roles, as `guided` takes it; raises `InputError` where
+    one has nothing of that kind.
+    """
+    if config.layers == "last":
+        for role in ROLES:
+            if models[role].features is None:
+                raise InputError(
+                    f"{role}: of {config[role]} the input of a last linear layer is not known, which "
+                    "layers='last' compares"
+                )
         return {}
-    names = {"network": "features", "guide": "guide_features"}
-    return {names[role]: layers_of(model) for role, model in lab.models.items()}
+    chosen = {}
+    for role, name in zip(ROLES, ("features", "guide_features"), strict=True):
+        try:
+            chosen[name] = layers_of(models[role])
+        except InputError as error:
+            raise InputError(
+                f"{role}: {config[role]} has no layers before its last that layers='all' could "
+                "compare; take layers='last'"
+            ) from error
+    return chosen
 
 
 def make_setup(lab: Lab, role: str) -> Setup:
@@ -166,16 +188,15 @@ def make_setup(lab: Lab, role: str) -> Setup:
     recipe = trained.read_recipe(config, "optimizer", config.optimizer, *samples)
     if role == "guide":
         return Setup(model, lab.task, *recipe)
-    task = guided(lab.task, model, lab.models["guide"], **choose_layers(lab))
+    task = guided(lab.task, model, lab.models["guide"], **choose_layers(config, lab.models))
     return Setup(model, task, *recipe)
 
 
-def observe_cka(lab: Lab, setup: Setup) -> dict[str, Observer]:
+def observe_cka(setup: Setup) -> dict[str, Observer]:
     """The mean CKA of a network with its guide; nan of a guide that is trained."""
     if setup.task.penalty is None:
         return {"cka": lambda variables, data, member: jnp.float32(jnp.nan)}
-    how = setup.task, setup.model, lab.models["guide"], setup.recipe
-    observe = observe_similarity(*how, **choose_layers(lab))
+    observe = observe_similarity(setup.task, setup.recipe)
     return {"cka": lambda variables, data, member: observe(variables, data, member).mean()}
 
 
@@ -231,32 +252,8 @@ def make_study(config: ConfigDict) -> Study:
     shapes = {"gradients": (config.num_points, size), "split_half": (len(default_sizes(size)),)}
     more = trained.More(shapes, partial(measure, lab), partial(measure_seconds, lab))
     how = FIELDS.identity(config), make_networks(config), METRICS, setup
-    last = partial(_collect, config), partial(observe_cka, lab), more
+    last = partial(_collect, config), observe_cka, more
     return trained.make_study(config, *how, *last)
-
-
-def compare_geometry(gradients: list[np.ndarray], own: Iterable[int]) -> dict[str, np.ndarray]:
-    """The overlap of the leading eigenvectors of E[g gᵀ] with the first unit vectors, its share of
-    energy in their span, and both of random directions, for each of `default_sizes`.
-
-    gradients: [P, D] of each network. own: which component of each is left out; −1: none.
-    """
-    second = np.zeros((gradients[0].shape[1],) * 2)
-    for rows, index in zip(gradients, own, strict=True):
-        rows = rows.astype(np.float64)
-        if index >= 0:
-            rows[:, index] = 0
-        second += rows.T @ rows
-    sizes = np.array(default_sizes(len(second)))
-    chance = sizes / len(second)
-    trace = np.trace(second)
-    if not trace > 0:  # every network is dead
-        nothing = np.full(len(sizes), np.nan)
-        return {"size": sizes, "overlap": nothing, "energy": nothing, "chance": chance}
-    vectors = np.linalg.eigh(second)[1].T[::-1]
-    overlap = subspace_overlap(vectors, np.eye(len(second)), tuple(sizes.tolist()))
-    energy = np.cumsum(np.diag(second))[sizes - 1] / trace
-    return {"size": sizes, "overlap": overlap, "energy": energy, "chance": chance}
 
 
 def list_overlaps(folder: Folder) -> results.Rows:
@@ -298,7 +295,12 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
 
 def read_overlaps(workdir: Path) -> results.Rows:
     """The rows of `overlaps.csv`."""
-    rows = list(csv.DictReader(io.StringIO(store.read_text(workdir / "overlaps.csv"))))
+    path = workdir / "overlaps.csv"
+    rows = list(csv.DictReader(io.StringIO(store.read_text(path))))
+    if any(set(row) != set(OVERLAP_COLUMNS) for row in rows):
+        raise InputError(
+            f"{path}: not an overlaps.csv of this version; give the command without --figures_only"
+        )
     numbers = [name for name in OVERLAP_COLUMNS if name not in ("role", "own")]
     return [{**row, **{name: float(row[name]) for name in numbers}} for row in rows]
 
@@ -330,14 +332,20 @@ def _report(config: ConfigDict, key: Key, rows: results.Rows, overlaps: results.
         print(f"  CKA with the guide: {before} before, {after} after")
     for own in ("left out", "kept"):
         chosen = [row for row in overlaps if row["own"] == own]
-        for name, words in (("overlap", "overlap with leading NADs"), ("energy", "their energy")):
+        by_size = {row["size"]: row for row in chosen}
+        for name, chance, words in (
+            ("overlap", "chance", "overlap with leading NADs"),
+            ("energy", "energy_chance", "their energy"),
+        ):
             found = results.values_by(chosen, "size", name)
-            told = ", ".join(f"{size:g}: {_say(one, '.3f')}" for size, one in found.items())
-            print(f"  {words}, own direction {own}: {told}")
-    by_size = {row["size"]: row for row in overlaps}
-    for name, words in (("chance", "of random directions"), ("split_half", "of halves of guides")):
-        told = ", ".join(f"{size:g}: {row[name]:.3f}" for size, row in by_size.items())
-        print(f"  overlap {words}: {told}")
+            told = ", ".join(
+                f"{size:g}: {_say(one, '.3f')} ({by_size[size][chance]:.3f})"
+                for size, one in found.items()
+            )
+            print(f"  {words}, own direction {own} (by chance): {told}")
+    halves = {row["size"]: row["split_half"] for row in overlaps}
+    told = ", ".join(f"{size:g}: {value:.3f}" for size, value in halves.items())
+    print(f"  overlap of halves of guides: {told}")
 
 
 def _say(values: list[float], form: str) -> str:

@@ -33,6 +33,7 @@ from experiments.run.config import (
 )
 from experiments.run.costs import Setup, fastest
 from experiments.run.folder import Folder, digest
+from experiments.run.origin import check_run_folder
 from experiments.run.plan import Arrays, Member, Study
 from nad_jax.diffusion import Sampler, Schedule, make_sampler, plan_steps, sampled_variance
 from nad_jax.directions import check_orthonormal
@@ -402,6 +403,8 @@ def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",))
     """Draws `results.csv` of `workdir`."""
     validate(config)
     rows, missing = results.read_table(workdir, COLUMNS, FIELDS.command(config))
+    if (workdir / "config.json").exists():  # what files hold is in no table
+        check_run_folder(workdir, identify(config))
     column = _column(rows)
     places = sorted({row[column] for row in rows}, key=_rank)
     numbered = [{**row, "place": places.index(row[column])} for row in rows]

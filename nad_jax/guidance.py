@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from nad_jax.cka import linear_cka
 from nad_jax.contract import input_batch, reported, shape_of_variables
@@ -34,10 +35,15 @@ _RECORDED = (nn.Dense, nn.DenseGeneral, nn.Conv, nn.LayerNorm, nn.MultiHeadDotPr
 
 
 class GuidedData(NamedTuple):
-    """What guided networks share: the data of their task, and the variables of their guide."""
+    """What guided networks share.
+
+    task: the data of their task. guide: the variables of their guide. compare: how they are compared
+    (`Compare`); it holds no arrays.
+    """
 
     task: Any
     guide: Any
+    compare: Compare
 
 
 def guided(
@@ -58,44 +64,41 @@ def guided(
       model: that is trained on the task.
       guide: whose inputs have as many entries; its outputs do not matter. It is initialized once for
         each seed, for all networks of the seed: untrained, or as `starting_from` says.
-      features, guide_features: functions (variables, x) that give features [B, F] or a list of those
-        of several layers, as `layers_of` does, or a list of such functions; None: the input of the
-        last linear layer.
+      features, guide_features: functions (variables, x) that give features [B, F], real
+        floating-point numbers, or a list of those of several layers, as `layers_of` does, or a list
+        of such functions; None: the input of the last linear layer.
 
     Raises:
       InputError: where a model has no features, functions fail or give something else, or the
-        inputs of both do not fit; and before networks are trained, for α below 0, and another
-        network than `model`.
+        inputs of both do not fit; and before networks are trained, for α below 0, and any other
+        network than this `model`, which may start elsewhere (`starting_from`).
     """
     check_record("task", task, Task)
     if "guidance" in task.arrays:
         raise InputError("task: is guided already")
     inner = with_scale(task, "guidance", 1.0)
-    compare = compare_features(model, guide, features, guide_features)
+    compare = Partial(compare_features(model, guide, features, guide_features))
     init = jax.jit(guide.init)
 
     def data(given: Model, recipe: Recipe, seed: int) -> GuidedData:
-        if _describe(given) != _describe(model):
-            raise InputError("model: another network is trained than the one that is guided")
+        if given.apply is not model.apply:  # shapes and descriptions may be those of another
+            raise InputError(
+                "model: another network is trained than the one that is guided; give `guided` the "
+                "model itself, not one that is made like it"
+            )
         key = keys_of_seeds("guide", np.array([seed]))[0]
-        return GuidedData(task.data(given, recipe, 0 if task.shared else seed), init(key))
+        return GuidedData(task.data(given, recipe, 0 if task.shared else seed), init(key), compare)
 
     def sample(data: GuidedData, *given: Any) -> Any:
         return inner.sample(data.task, *given)
 
     def penalty(now: Any, x: jax.Array, data: GuidedData, arrays: Arrays) -> jax.Array:
-        added = arrays["guidance"] * jnp.sum(1 - compare(now, data.guide, x))
+        added = arrays["guidance"] * jnp.sum(1 - data.compare(now, data.guide, x))
         if inner.penalty is None:
             return added
         return added + inner.penalty(now, x, data.task, arrays)
 
     return inner._replace(data=data, sample=sample, shared=False, penalty=penalty)
-
-
-def _describe(model: Model) -> Any:
-    """The shapes of the variables of a model, by name."""
-    shapes = shape_of_variables(model)
-    return jax.tree.structure(shapes), [leaf.shape for leaf in jax.tree.leaves(shapes)]
 
 
 def compare_features(
@@ -144,8 +147,8 @@ def _make_read(
     check_record(name, model, Model)
     if given is None and model.features is None:
         raise InputError(
-            f"{name}: has no features, as it does not end in a plain nn.Dense; give {field}, a "
-            "function (variables, x) -> [B, F]"
+            f"{name}: has no features, the input of a last linear layer; give {field}, a function "
+            "(variables, x) -> [B, F]"
         )
     given = model.features if given is None else given
     functions = list(given) if isinstance(given, list | tuple) else [given]
@@ -163,6 +166,9 @@ def _make_read(
         if wrong or not found:
             got = f"{wrong[0]} for B = {len(x)}" if wrong else "none"
             raise InputError(f"{field}: must give features [B, F], got {got}")
+        for one in found:
+            if not jnp.issubdtype(one.dtype, jnp.floating):  # integers have no gradient
+                raise InputError(f"{field}: must give real floating-point numbers, got {one.dtype}")
         return found
 
     return read
@@ -176,12 +182,12 @@ def layers_of(model: Model) -> Layers:
     axis of their output is that of samples. A convolution that also pools gives what is pooled.
 
     Raises:
-      InputError: where none is seen: the model is no Linen module, or its layers are inside a
-        lifted transformation (`nn.scan`, `nn.remat`).
+      InputError: where there is but the last, and where none is seen: the model is no Linen module,
+        or its layers are inside a lifted transformation (`nn.scan`, `nn.remat`).
     """
     check_record("model", model, Model)
 
-    def layers(variables: Any, x: jax.Array) -> list[jax.Array]:
+    def outputs_of(variables: Any, x: jax.Array) -> list[jax.Array]:
         found: list[jax.Array] = []
 
         def record(next_function: Callable, args: Any, kwargs: Any, context: Any) -> Any:
@@ -192,10 +198,14 @@ def layers_of(model: Model) -> Layers:
 
         with nn.intercept_methods(record):
             model.apply(variables, x)
-        return [one.reshape(len(x), -1) for one in found[:-1] if len(one) == len(x)]
+        return found
+
+    def layers(variables: Any, x: jax.Array) -> list[jax.Array]:
+        found = outputs_of(variables, x)[:-1]
+        return [one.reshape(len(x), -1) for one in found if len(one) == len(x)]
 
     try:
-        seen = jax.eval_shape(layers, shape_of_variables(model), input_batch(model, 3))
+        seen = jax.eval_shape(outputs_of, shape_of_variables(model), input_batch(model, 3))
     except jax.errors.UnexpectedTracerError:
         seen = []
     if not seen:
@@ -203,31 +213,39 @@ def layers_of(model: Model) -> Layers:
             "model: no layers are seen, as it is no Linen module, or they are inside a lifted "
             "transformation; give functions (variables, x) -> [B, F]"
         )
+    if not any(len(one) == 3 for one in seen[:-1]):
+        raise InputError(
+            "model: has no layers but its last one, which is not compared; give functions "
+            "(variables, x) -> [B, F]"
+        )
     return layers
 
 
-def observe_similarity(
-    task: Task,
-    model: Model,
-    guide: Model,
-    recipe: Recipe | None = None,
-    *,
-    features: Layers | Sequence[Layers] | None = None,
-    guide_features: Layers | Sequence[Layers] | None = None,
-) -> Observer:
+def observe_similarity(task: Task, recipe: Recipe | None = None) -> Observer:
     """An observer of the CKA [P] of a network with its guide, for each pair of layers, on the first
-    batch of the test samples; `task` is guided, the others are as of `guided`.
+    batch of the test samples.
+
+    Args:
+      task: from `guided`, which says what is compared; the one that networks are trained on.
+      recipe: of the training; default: the task's.
 
     Raises:
-      InputError: as `guided`, and for a recipe that cannot be.
+      InputError: for a task that is not guided and a recipe that cannot be; and in training, where
+        that is on such a task.
     """
-    compare = compare_features(model, guide, features, guide_features)
+    check_record("task", task, Task)
+    if "guidance" not in task.arrays:
+        raise InputError("task: is not guided; give the one that `guided` makes of it")
     recipe = task.resolve_recipe(recipe)
     numbers = np.arange(min(recipe.batch_size, recipe.num_test))
 
     def observe(variables: Any, data: GuidedData, member: Members) -> jax.Array:
+        if not isinstance(data, GuidedData):
+            raise InputError(
+                "task: is observed as a guided one, but networks are trained on another"
+            )
         x, _ = task.draw(data, "test", jnp.asarray(numbers), member.arrays)
-        return compare(variables, data.guide, x)
+        return data.compare(variables, data.guide, x)
 
     observe.sizes = recipe.num_train, recipe.num_test  # the training must have the same
     return observe

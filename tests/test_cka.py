@@ -57,6 +57,15 @@ def test_constant_features_have_no_similarity_and_no_gradient(value):
     assert linear_cka(X[:1], Y[:1]) == 0  # of a single sample nothing is known
 
 
+def test_it_is_in_full_precision_on_every_device():
+    shapes = [jax.ShapeDtypeStruct(one.shape, np.float32) for one in (X, Y)]
+    with jax.default_matmul_precision("bfloat16"):  # of whatever is said to be of any precision
+        text = jax.jit(linear_cka).lower(*shapes).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) >= 2
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_its_gradient_is_the_slope():
     step, direction = 1e-4, RNG.normal(size=X.shape)
     gradient = jax.grad(linear_cka)(jnp.asarray(X), jnp.asarray(Y))

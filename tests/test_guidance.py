@@ -32,6 +32,21 @@ def cnn():
     return create_model("lenet", SHAPE, 2, width=3, padding="same")
 
 
+class Net(nn.Module):
+    """A network whose shapes do not say its activation."""
+
+    activation: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = getattr(nn, self.activation)(nn.Dense(9)(x.reshape(len(x), -1)))
+        return nn.Dense(2)(x)
+
+
+def _net(activation):
+    return nad_jax.from_linen(Net(activation), SHAPE, check=False)
+
+
 ARRAYS = {"direction": np.eye(64)[:2], "sigma": 0.5}
 
 
@@ -113,7 +128,7 @@ def _member(model, task):
 def test_guidance_makes_features_alike_and_the_guide_is_that_of_the_seed(mlp, cnn):
     task = guided(separable(), mlp, cnn)
     recipe = dataclasses.replace(RECIPE, num_epochs=40, batch_size=64, schedule="constant")
-    look = {"cka": nad_jax.observe_similarity(task, mlp, cnn, recipe)}
+    look = {"cka": nad_jax.observe_similarity(task, recipe)}
     how = {"direction": np.eye(64)[[0] * 4], "seed": [0, 0, 1, 1], "guidance": [0, 1, 0, 1.0]}
     metrics = train_many(mlp, task, recipe=recipe, observe=look, **how)
     cka = metrics.observed["cka"]
@@ -213,6 +228,12 @@ def test_what_has_no_features_and_does_not_fit_is_refused(mlp, cnn):
         guided(task, mlp, cnn, features=lambda variables, x: x.sum())
     with pytest.raises(InputError, match=r"^guide_features: must give features \[B, F\], got none"):
         guided(task, mlp, cnn, guide_features=[])
+    for dtype in (jnp.int32, jnp.complex64):
+        cast = [lambda variables, x, dtype=dtype: x.reshape(len(x), -1).astype(dtype)]
+        with pytest.raises(InputError, match=rf"^features: .* floating-point .* {dtype.__name__}"):
+            guided(task, mlp, cnn, features=cast)
+        with pytest.raises(InputError, match=rf"^guide_features: .*, got {dtype.__name__}"):
+            guided(task, mlp, cnn, guide_features=cast)
     with pytest.raises(InputError, match=r"^features: must be a function, got 3"):
         guided(task, mlp, cnn, features=[3])
     with pytest.raises(InputError, match=r"^guide: must have inputs of 64 entries"):
@@ -228,6 +249,8 @@ def test_what_has_no_features_and_does_not_fit_is_refused(mlp, cnn):
     )  # fmt: skip
     with pytest.raises(InputError, match=r"^model: no layers are seen"):
         layers_of(own)
+    with pytest.raises(InputError, match=r"^model: has no layers but its last one"):
+        layers_of(create_model("logreg", SHAPE, 2))
 
 
 def test_wrong_arrays_and_another_network_are_refused(mlp, cnn):
@@ -238,6 +261,32 @@ def test_wrong_arrays_and_another_network_are_refused(mlp, cnn):
         train_many(mlp, task, recipe=RECIPE, guidance=[1.0, -1.0], **ARRAYS)
     with pytest.raises(InputError, match=r"^guidance: must be a number or one for each of the 2"):
         train_many(mlp, task, recipe=RECIPE, guidance=[1.0, 1.0, 1.0], **ARRAYS)
-    other = create_model("mlp", SHAPE, 2, width=8)
-    with pytest.raises(InputError, match=r"^model: another network is trained"):
-        train_many(other, task, recipe=RECIPE, **ARRAYS)
+    tanh, relu = _net("tanh"), _net("relu")
+    for model, other in ((mlp, tanh), (tanh, relu)):  # of other shapes, of the same
+        with pytest.raises(InputError, match=r"^model: another network is trained"):
+            train_many(other, guided(separable(), model, cnn), recipe=RECIPE, **ARRAYS)
+    start = nad_jax.starting_from(mlp, mlp.init(jax.random.key(0)))
+    assert task.data(start, RECIPE, 0).guide.keys() == {"params"}
+
+
+def test_what_is_observed_is_the_comparison_of_the_task_that_is_trained_on(mlp, cnn):
+    tanh = _net("tanh")
+    task, other = (guided(separable(), mlp, guide) for guide in (cnn, tanh))
+    members, _ = make_members(mlp, task, ARRAYS, 0.5, 0)
+    member, variables = jax.tree.map(lambda leaf: leaf[0], members), mlp.init(jax.random.key(3))
+    data = other.data(mlp, RECIPE, 0)
+    x, _ = other.draw(data, "test", jnp.arange(16), member.arrays)
+    features = (
+        mlp.features(variables, x.reshape(-1, *SHAPE)),
+        tanh.features(data.guide, x.reshape(-1, *SHAPE)),
+    )
+    # Also where it was made of a task with another guide, whose variables have other shapes.
+    for one in (task, other):
+        found = nad_jax.observe_similarity(one, RECIPE)(variables, data, member)
+        np.testing.assert_allclose(found, [linear_cka(*features)], atol=1e-6)
+    with pytest.raises(InputError, match=r"^task: is not guided"):
+        nad_jax.observe_similarity(separable(), RECIPE)
+    with pytest.raises(InputError, match=r"^task: must be Task"):
+        nad_jax.observe_similarity(mlp)
+    with pytest.raises(InputError, match=r"^task: is observed as a guided one"):
+        nad_jax.observe_similarity(task, RECIPE)(variables, data.task, member)

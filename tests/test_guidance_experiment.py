@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import guidance, results
+from experiments.own_direction import compare_geometry
 from nad_jax import create_model, estimate_nads, sample_noise
 from nad_jax.contract import shape_of_variables
 from nad_jax.errors import InputError
@@ -100,34 +101,38 @@ def test_gradients_are_those_of_the_stored_networks_along_the_nads_of_the_guide(
     np.testing.assert_allclose(arrays["gradients"], rows, atol=1e-5 * np.abs(rows).max())
 
 
-def test_a_geometry_is_compared_without_the_own_direction_of_each_network():
-    rng = np.random.default_rng(0)
-    # Networks of gradients in the first four directions, but for the one they are trained along.
-    gradients = [np.zeros((50, SIZE)) for _ in range(2)]
-    for rows, own in zip(gradients, (20, 30), strict=True):
-        rows[:, :4] = rng.normal(size=(50, 4)) * [4, 3, 2, 1]
-        rows[:, own] = 100
-    found = guidance.compare_geometry(gradients, (20, 30))
-    assert found["size"].tolist() == [1, 4, 16]
-    np.testing.assert_allclose(found["chance"], [1 / SIZE, 4 / SIZE, 16 / SIZE])
-    np.testing.assert_allclose(found["overlap"][1], 1, atol=1e-9)
-    assert found["overlap"][0] > 0.8
-    total = sum((rows[:, :4] ** 2).sum(0) for rows in gradients)
-    np.testing.assert_allclose(found["energy"], [total[0] / total.sum(), 1, 1])
-    kept = guidance.compare_geometry(gradients, (-1, -1))
-    assert kept["overlap"][0] < 0.01 and kept["energy"][1] < 0.01
-    dead = guidance.compare_geometry([np.zeros((5, SIZE))], (0,))
-    assert np.isnan(dead["overlap"]).all()
-
-
 def test_the_table_has_the_overlaps_of_what_is_stored(finished):
     stored = _stored(finished)
     gradients = [stored["network", 1.0, index, 1]["gradients"] for index in (0, 20)]
-    expected = guidance.compare_geometry(gradients, (0, 20))
+    expected = compare_geometry(gradients, (0, 20))
     said = {"role": "network", "guidance": "1", "seed": "1", "own": "left out"}
     rows = _read(finished, "overlaps", **said)
-    for name in ("overlap", "energy", "chance"):
+    for name in ("overlap", "energy", "chance", "energy_chance"):
         np.testing.assert_allclose([float(row[name]) for row in rows], expected[name], rtol=1e-5)
+    # Without numbers of `compare_geometry`; the NAD 0 is the own direction of the first network.
+    left = [rows.astype(np.float64) * (np.arange(SIZE) != own)[None]
+            for rows, own in zip(gradients, (0, 20), strict=True)]  # fmt: skip
+    total = sum(np.sum(rows[:, :16] ** 2) for rows in left) / sum(np.sum(one**2) for one in left)
+    assert float(rows[2]["energy"]) == pytest.approx(total, rel=1e-5)
+    kept = _read(finished, "overlaps", **{**said, "own": "kept"})
+    assert [float(row["chance"]) for row in kept] == pytest.approx([1 / 36, 4 / 36, 16 / 36])
+
+
+def test_the_table_says_how_well_halves_of_the_guides_agree(finished):
+    model = create_model("mlp", (6, 6, 1), width=4)
+    nads = estimate_nads(model, 6, 0, derivative="input_gradient", point="fresh")
+    known = dict(zip(map(float, nads.overlap_sizes), nads.split_half_overlap, strict=True))
+    rows = _read(finished, "overlaps")
+    assert {float(row["size"]) for row in rows} == {*known} and known[1] > 1e-3
+    for row in rows:  # of four directions and more, six networks of few weights say nothing
+        expected = pytest.approx(known[float(row["size"])], rel=1e-3, nan_ok=True)
+        assert float(row["split_half"]) == expected
+
+
+def test_a_table_of_overlaps_of_another_version_is_refused(tmp_path):
+    (tmp_path / "overlaps.csv").write_text("role,guidance,seed,own,size\nguide,0,0,kept,1\n")
+    with pytest.raises(InputError, match=r"overlaps\.csv: not an overlaps\.csv of this version"):
+        guidance.read_overlaps(tmp_path)
 
 
 def test_a_folder_grows_by_guidances_seeds_and_indices(finished, capsys):
@@ -145,7 +150,7 @@ def test_a_folder_grows_by_guidances_seeds_and_indices(finished, capsys):
 def test_each_layer_of_the_guide_is_compared_where_all_are_asked_for(layers, count):
     lab = guidance.open_lab(_config(layers=layers, guide="lenet(width=3, padding='same')"))
     models = [lab.models[role] for role in guidance.ROLES]
-    compare = compare_features(*models, **guidance.choose_layers(lab))
+    compare = compare_features(*models, **guidance.choose_layers(lab.config, lab.models))
     x = jax.ShapeDtypeStruct((4, 6, 6, 1), np.float32)
     assert jax.eval_shape(compare, *map(shape_of_variables, models), x).shape == (count,)
 
@@ -171,8 +176,24 @@ def test_the_correlation_with_the_index_is_of_each_seed():
         ({"num_train": 9}, r"^num_train: must be even"),
         ({"guide": "lent"}, r"^architecture: unknown value 'lent'"),
         ({"optimizer": "nonsense"}, r"^optimizer: "),
+        (
+            {"layers": "all", "guide": "logreg"},
+            r"^guide: logreg has no layers .* take layers='last'",
+        ),
+        ({"layers": "all", "network": "logreg"}, r"^network: logreg has no layers"),
     ],
 )
 def test_bad_fields_are_refused_by_name(changes, message):
     with pytest.raises(InputError, match=message):
         guidance.validate(_config(**changes))
+
+
+def test_a_guide_whose_features_are_not_known_is_refused(monkeypatch):
+    def read_model(config, role, *num_logits):
+        return original(config, role, *num_logits)._replace(features=None)
+
+    original = guidance.read_model
+    monkeypatch.setattr(guidance, "read_model", read_model)
+    with pytest.raises(InputError, match=r"^network: of mlp\(width=8\) the input of a last linear"):
+        guidance.validate(_config())
+    guidance.validate(_config(layers="all"))

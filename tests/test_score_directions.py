@@ -139,6 +139,12 @@ def test_images_are_trained_on_as_they_are_and_rotated(tmp_path, capsys):
     assert "sliced, alignment max less min: " in capsys.readouterr().out
     (figure,) = score_directions.draw(config, workdir)
     assert figure.exists()
+    (tmp_path / "images.npy").rename(tmp_path / "moved.npy")
+    np.save(tmp_path / "others.npy", np.ones((96, 4, 4, 1)))
+    files = [str(tmp_path / name) for name in ("moved.npy", "others.npy")]
+    assert score_directions.draw(_config(images=files[0], seeds=(0,)), workdir)
+    with pytest.raises(InputError, match=r"holds results of another configuration\n  images: "):
+        score_directions.draw(_config(images=files[1], seeds=(0,)), workdir)
 
 
 def test_samples_of_rotated_images_are_rotated_back(tmp_path, monkeypatch):
