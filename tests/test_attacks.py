@@ -11,6 +11,7 @@ import scipy.stats
 from nad_jax import (
     ImageData,
     Recipe,
+    Task,
     adversarial,
     basis_random,
     create_model,
@@ -92,6 +93,45 @@ def test_zero_gradients_radius_zero_and_tiny_gradients_are_exact(norm):
         np.testing.assert_array_equal(traced(lambda x: x[:, 0] ** 2, x, 0.0, norm, 3, key), x)
     moved = pgd(lambda x: 1e-30 * x[:, 0], x, 1.0, norm)
     np.testing.assert_allclose(moved - x, np.eye(4)[:1].repeat(5, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("radius", [1e-30, 1.0, 1e30])
+def test_the_ball_is_reached_and_kept_to_where_squares_are_not_representable(norm, radius):
+    """Of a linear loss the best point is found: r w/‖w‖, or r sign(w)."""
+    w = np.arange(1.0, 5.0)
+    moved = pgd(lambda x: x @ jnp.asarray(w, jnp.float32), jnp.zeros((3, 4)), radius, norm)
+    best = w / np.linalg.norm(w) if norm == "l2" else np.ones(4)
+    np.testing.assert_allclose(np.asarray(moved, np.float64) / radius, [best] * 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.bool_])
+def test_integers_and_truth_values_are_moved_as_the_same_floating_point_numbers(norm, dtype):
+    x = np.random.default_rng(0).integers(0, 2, (5, 4)).astype(dtype)
+
+    def losses(x):
+        return (x**2).sum(1) + x[:, 0]
+
+    moved = pgd(losses, x, 0.5, norm)
+    assert moved.dtype == np.float32 and np.abs(moved - x.astype(np.float32)).max() > 0.1
+    np.testing.assert_array_equal(moved, pgd(losses, x.astype(np.float32), 0.5, norm))
+
+
+def test_a_task_of_integer_samples_is_attacked():
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.integers(-3, 4, (48, 12)), np.arange(48) % 2
+    task = adversarial(
+        Task(
+            lambda *_: (jnp.asarray(inputs), jnp.asarray(labels)),
+            lambda data, split, indices, arrays: (data[0][indices], data[1][indices]),
+        )
+    )
+    observe = {"robust": observers.robust_accuracy(MODEL, task, RECIPE, radius=2.0)}
+    how = {"recipe": RECIPE, "learning_rate": 0.1, "observe": observe}
+    found = train_many(MODEL, task, radius=[0.0, 0.5], **how)
+    assert found.losses[1, 0] > found.losses[0, 0] + 0.01
+    assert (found.observed["robust"][:, -1] < found.test_accuracy).all()
 
 
 def _lowered(task, **arrays):
@@ -201,6 +241,16 @@ def test_images_with_arrays_of_a_transform_and_circles_are_attacked():
         (lambda: adversarial(separable(), random_start=1), "^random_start: unknown value 1"),
         (lambda: make_attack(radius=np.inf), "^radius: must be a finite number"),
         (lambda: pgd(lambda x: x[:, 0], np.zeros((2, 3)), -0.1), "^radius: must be a finite"),
+        (lambda: pgd("losses", np.zeros((2, 3)), 0.1), "^losses: must be a function, got 'losses'"),
+        (lambda: pgd(lambda x, y: x[:, 0], np.zeros((2, 3)), 0.1), "^losses raised TypeError: "),
+        (
+            lambda: pgd(lambda x: x[:, 0].astype(int), np.zeros((2, 3)), 0.1),
+            r"^losses: must be one real .* \[B\], got \(2,\) of int32 for B = 2",
+        ),
+        (lambda: pgd(lambda x: x.sum(), np.zeros((2, 3)), 0.1), r"^losses: .* got \(\) of float32"),
+        (lambda: pgd(lambda x: 3, np.zeros((2, 3)), 0.1), "^losses: .* got int for B = 2"),
+        (lambda: pgd(lambda x: x[:, 0], 3.0, 0.1), r"^x: must be real numbers \[B, ...\], got"),
+        (lambda: pgd(lambda x: x[:, 0], np.zeros((2, 3)), 0.1, key="a"), "^key: must be an int"),
         (lambda: observers.robust_accuracy(MODEL, separable(), RECIPE), "^radius: is needed"),
     ],
 )
