@@ -25,6 +25,7 @@ from nad_jax import (
     train_many,
 )
 from nad_jax.attacks import make_attack
+from nad_jax.ensemble import named_key
 from nad_jax.errors import InputError
 from nad_jax.fitting import make_fit
 from nad_jax.training import make_members
@@ -188,7 +189,7 @@ def test_radius_zero_is_plain_training_to_1e_12_in_double_precision(tmp_path):
 def test_robust_accuracy_is_that_of_the_samples_the_attack_gives():
     task, recipe = adversarial(separable(), steps=3), replace(RECIPE, num_epochs=6)
     observe = {
-        "own": observers.robust_accuracy(MODEL, task, recipe, steps=3),
+        "own": observers.robust_accuracy(MODEL, task, recipe),
         "fixed": observers.robust_accuracy(MODEL, separable(), recipe, steps=3, radius=0.9),
         "none": observers.robust_accuracy(MODEL, separable(), recipe, radius=0),
         "accuracy": observers.accuracy(MODEL, task, recipe),
@@ -208,6 +209,51 @@ def test_robust_accuracy_is_that_of_the_samples_the_attack_gives():
     moved = pgd(lambda x: separable().loss(MODEL.apply(variables, x), labels), x, 0.9, "l2", 3)
     expected = (MODEL.apply(variables, moved).argmax(-1) == labels).mean()
     assert seen["fixed"][1, -1] == pytest.approx(float(expected))
+
+
+def _start(task, recipe, **arrays):
+    """An untrained network, the data of the task and the network's own arrays."""
+    members = make_members(MODEL, task, {"direction": BASIS[:1], **arrays}, 0.1, 0)[0]
+    member = jax.tree.map(lambda leaf: leaf[0], members)
+    return MODEL.init(jax.random.key(0)), task.data(MODEL, recipe, 0), member
+
+
+def test_without_a_radius_the_attack_is_that_of_the_task_in_norm_and_steps():
+    recipe = replace(RECIPE, num_test=600, batch_size=600)
+    model = create_model("mlp", (12,), 2, width=6, initialization="flax")  # of zero biases
+    task = adversarial(separable(), "linf", 1)
+    _, data, member = _start(task, recipe, radius=0.3)
+    variables = model.init(jax.random.key(6))
+    own, same, l2, more = (
+        observers.robust_accuracy(model, task, recipe, **how)(variables, data, member)
+        for how in (
+            {},
+            {"radius": 0.3, "norm": "linf", "steps": 1},
+            {"radius": 0.3, "steps": 1},
+            {"radius": 0.3, "norm": "linf"},
+        )
+    )
+    assert own == same and more + 0.03 < own < l2 - 0.03
+
+
+def test_an_own_attack_of_a_random_start_begins_at_points_of_the_network_and_the_batch():
+    """Each batch draws from the key of the network and the number of its first sample."""
+    recipe = replace(RECIPE, num_test=400, batch_size=200)
+    task = adversarial(separable(), steps=1, random_start=True)
+    variables, data, member = _start(task, recipe, radius=3.0)
+    found = observers.robust_accuracy(MODEL, task, recipe)(variables, data, member)
+    key, correct = named_key(member.key, "perturb"), []
+    for first in (0, 200):
+        x, labels = task.sample(data, "test", jnp.arange(first, first + 200), member.arrays)
+
+        def losses(x, labels=labels):
+            return task.loss(MODEL.apply(variables, x), labels)
+
+        moved = pgd(losses, x, 3.0, "l2", 1, jax.random.fold_in(key, first))
+        correct.append(MODEL.apply(variables, moved).argmax(1) == labels)
+    assert float(found) == pytest.approx(float(jnp.stack(correct).mean()), abs=1e-6)
+    still = observers.robust_accuracy(MODEL, task, recipe, radius=3.0, steps=1)
+    assert found != still(variables, data, member)
 
 
 def test_images_with_arrays_of_a_transform_and_circles_are_attacked():
@@ -252,6 +298,16 @@ def test_images_with_arrays_of_a_transform_and_circles_are_attacked():
         (lambda: pgd(lambda x: x[:, 0], 3.0, 0.1), r"^x: must be real numbers \[B, ...\], got"),
         (lambda: pgd(lambda x: x[:, 0], np.zeros((2, 3)), 0.1, key="a"), "^key: must be an int"),
         (lambda: observers.robust_accuracy(MODEL, separable(), RECIPE), "^radius: is needed"),
+        (
+            lambda: observers.robust_accuracy(MODEL, adversarial(separable()), steps=0),
+            "^steps: without a radius it is that of the task's own attack",
+        ),
+        (lambda: observers.robust_accuracy(MODEL, separable(), radius=1, steps=0), "^steps: must"),
+        (lambda: observers.robust_accuracy(MODEL, "a", RECIPE, radius=1), "^task: must be Task"),
+        (lambda: observers.robust_accuracy("m", separable(), radius=1), "^model: must come from"),
+        (lambda: observers.accuracy("m", separable(), RECIPE), "^model: must come from"),
+        (lambda: observers.accuracy(MODEL, "a"), "^task: must be Task, got str"),
+        (lambda: observers.gradient_cosine("m", RECIPE), "^model: must come from"),
     ],
 )
 def test_bad_input_is_refused_by_name(call, message):
