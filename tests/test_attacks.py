@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,6 +164,42 @@ def test_radius_zero_trains_as_without_attacks_and_others_do_not():
     np.testing.assert_allclose(found.gradient_cosine[:2], plain.gradient_cosine, rtol=1e-4)
     assert (found.losses[2] > plain.losses[0]).all()  # the same start and samples, attacked
     np.testing.assert_allclose(found.settings["radius"], [0, 0, 0.5])
+
+
+class _DropNet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(16)(x))
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(nn.tanh(x)))
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_the_first_step_is_that_of_samples_attacked_in_evaluation_mode(random_start):
+    """And its dropout is that of training without attacks; a random start has a key of its own."""
+    model = from_linen(_DropNet(), (12,), check=False)
+    task = adversarial(separable(), steps=2, radius=2.0, random_start=random_start)
+    members, _ = make_members(model, task, {"direction": BASIS[:1]}, 0.1, 5)
+    member = jax.tree.map(lambda leaf: leaf[0], members)
+    data, fit = task.data(model, RECIPE, 5), make_fit(model, RECIPE, task)
+    state = fit.start(member)
+    found = jax.jit(fit.epoch)(state, data, member).losses[0, 0]
+    _, order_key, dropout_key = jax.random.split(member.key, 3)
+    order = jax.random.permutation(jax.random.split(order_key, RECIPE.num_epochs)[0], 48)
+    x, labels = task.sample(data, "train", order[:16], member.arrays)
+    variables, key = fit.variables(state), jax.random.fold_in(dropout_key, 1)
+
+    def losses(x):
+        return task.loss(model.apply(variables, x), labels)
+
+    start = jax.random.fold_in(key, 1) if random_start else None
+    moved = pgd(losses, x, 2.0, "l2", 2, start)
+    outputs, _ = model.apply(variables, moved, key, train=True)
+    assert float(found) == pytest.approx(float(task.loss(outputs, labels).mean()), rel=1e-5)
+
+
+def test_a_task_under_attack_refuses_what_the_task_itself_does():
+    with pytest.raises(InputError, match=r"^directions: row 0 has norm 2, expected 1"):
+        make_members(MODEL, adversarial(separable()), {"direction": 2 * BASIS[:1]}, 0.1, 0)
 
 
 def _double_losses(path):
