@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from experiments import results, trained
 from experiments.own_direction import compare_geometry
-from experiments.ranked import by_index
+from experiments.ranked import by_index, check_rank
 from experiments.run.config import (
     Fields,
     check_all,
@@ -130,7 +130,9 @@ def find_nads(config: ConfigDict) -> NADs:
     model = read_model(config, "guide", 1)
     how = {"derivative": "input_gradient", "point": "fresh", "mapping": config.mapping}
     with jax.ensure_compile_time_eval():  # also where a cost is traced
-        return estimate_nads(model, config.num_networks, config.direction_seed, **how)
+        nads = estimate_nads(model, config.num_networks, config.direction_seed, **how)
+    check_rank(tuple(config.indices), nads)
+    return nads
 
 
 def make_gradients(model: Model) -> Any:
@@ -317,7 +319,7 @@ def _name(config: ConfigDict, key: Key) -> str:
     role, guidance = key
     if role == "guide":
         return f"{config.guide}, trained alone"
-    return f"{config.network}, α = {guidance:g}"
+    return f"{config.network}, α = {guidance:.7g}"
 
 
 def _report(config: ConfigDict, key: Key, rows: results.Rows, overlaps: results.Rows) -> None:

@@ -219,6 +219,7 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
     rows = results.write_table(folder.workdir, rows, COLUMNS, command, num_missing)
     for kind, group in _group(rows).items():
         print(f"{kind}: {len(group)} networks{''.join(_diverged(group))}")
+        seeds = {row["seed"] for row in group}
         for name in ("test_accuracy", "kernel_accuracy", "alignment"):
             values = results.values_by(
                 [row for row in group if not np.isnan(row[name])], "index", name
@@ -227,7 +228,8 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
                 form = ".2g" if name == "alignment" else ".1%"
                 means = (f"{index}: {np.mean(one):{form}}" for index, one in sorted(values.items()))
                 print(f"  {name} by index: {', '.join(means)}")
-                print(f"    rank correlation with the index: {_correlate(group, name)}")
+                told = results.say_known(results.correlate(group, name), len(seeds), ".2f")
+                print(f"    rank correlation with the index: {told}")
 
 
 def _diverged(rows: results.Rows) -> list[str]:
@@ -236,14 +238,6 @@ def _diverged(rows: results.Rows) -> list[str]:
 
 def _group(rows: results.Rows) -> dict[str, results.Rows]:
     return results.group(rows, operator.itemgetter("kind"))
-
-
-def _correlate(rows: results.Rows, metric: str) -> str:
-    """The mean of Spearman's rank correlation over seeds, and its standard error, in words."""
-    found = results.correlate(rows, metric)
-    if not found:
-        return "none, all are equal"
-    return results.say_mean(found, ".2f") + f" over {len(found)} seeds" * (len(found) > 1)
 
 
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:

@@ -12,9 +12,21 @@ from ml_collections import ConfigDict
 
 from nad_jax.errors import InputError
 from nad_jax.models import Model
+from nad_jax.nads import NADs
 from nad_jax.recipe import Recipe
 from nad_jax.task import REQUIRED, Task
 from nad_jax.tasks.separable import separable
+
+
+def check_rank(indices: tuple[int, ...], nads: NADs) -> None:
+    """Raises `InputError` for indices of NADs beyond the rank of their geometry, which are any that
+    are orthogonal to the others.
+    """
+    if max(indices) >= nads.rank:
+        raise InputError(
+            f"indices: must be below {nads.rank}, the rank of the geometry of "
+            f"num_networks={nads.num_networks}, got {indices}; take more networks"
+        )
 
 
 def by_index(find: Callable[[int], np.ndarray], config: ConfigDict, **fields: Any) -> Task:

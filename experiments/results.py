@@ -237,12 +237,29 @@ def means_by_seed(rows: Rows, metric: str) -> list[float]:
 
 def correlate(rows: Rows, metric: str = "test_accuracy") -> list[float]:
     """Spearman's rank correlation of a metric with the index, of each seed of which it is known."""
-    found = []
-    for one in group(rows, operator.itemgetter("seed")).values():
-        indices, values = (np.array([row[name] for row in one]) for name in ("index", metric))
-        if len(indices) > 1 and len(set(values.tolist())) > 1:
-            found.append(float(rank_correlation(indices, values)))
-    return found
+    seeds = group(rows, operator.itemgetter("seed")).values()
+    return correlate_seeds(
+        ([row["index"] for row in one], [row[metric] for row in one]) for one in seeds
+    )
+
+
+def correlate_seeds(pairs: Iterable[tuple[list[float], list[float]]]) -> list[float]:
+    """Spearman's rank correlation of the two lists of each seed of which it is known: it is not of a
+    single pair of values, nor where one of the lists is constant.
+    """
+    lists = [tuple(map(np.array, pair)) for pair in pairs]
+    known = [pair for pair in lists if all(len(set(one.tolist())) > 1 for one in pair)]
+    return [float(rank_correlation(*pair)) for pair in known]
+
+
+def say_known(values: list[float], num_seeds: int, form: str) -> str:
+    """The mean over those of so many seeds of which a value is known, its standard error and, where
+    they are not all, how many they are, in words.
+    """
+    if not values:
+        return f"known of none of {num_seeds} seeds"
+    left_out = f" over {len(values)} of {num_seeds} seeds" * (len(values) < num_seeds)
+    return say_mean(values, form) + left_out
 
 
 def bootstrap_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:

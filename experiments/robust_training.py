@@ -8,9 +8,11 @@ those of the command first) and a figure of accuracy by index.
 """
 
 import functools
+import itertools
 import json
 import operator
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from ml_collections import ConfigDict
 
 from experiments import results, trained
 from experiments.networks import read_model
+from experiments.ranked import check_rank
 from experiments.run.config import Fields, check_all, check_each, check_seeds, check_sweeps
 from experiments.run.costs import Setup
 from experiments.run.folder import Folder
@@ -30,9 +33,10 @@ from nad_jax import accuracy_plots, observers
 from nad_jax.attacks import NORMS, adversarial
 from nad_jax.errors import InputError, check_image_shape, check_integer, check_number
 from nad_jax.estimation import estimate_nads
-from nad_jax.subspaces import rank_correlation
+from nad_jax.models import Model
 from nad_jax.tables import list_metrics
-from nad_jax.task import Task
+from nad_jax.task import REQUIRED, Task
+from nad_jax.task import Arrays as TaskArrays
 from nad_jax.tasks import separable
 from nad_jax.tasks.separable import TrainMetrics, check_num_samples
 from nad_jax.training import make_members
@@ -41,6 +45,7 @@ METRICS = list_metrics(TrainMetrics)
 ROBUST = tuple(f"robust_{norm}" for norm in NORMS)
 TILT = ("deviation_angle", "adversarial_strength")  # what follows from gradient_cosine
 COLUMNS = ("norm", "radius", "seed", "index", *METRICS, *ROBUST, *TILT, *results.PROVENANCE)
+Find = Callable[[], np.ndarray]
 FIELDS = Fields("robust_training", how=trained.TRAINED_HOW, grows=("attacks", "seeds", "indices"))
 
 
@@ -52,11 +57,21 @@ def parse_attack(field: str, text: Any) -> tuple[str, float]:
     if text == "none":
         return "none", 0.0
     try:
-        if norm in NORMS:
+        if norm in NORMS and "_" not in radius:  # which is taken inside of numbers
             return norm, check_number(field, float(radius), 0.0)
     except ValueError:  # no number, or none of at least 0
         pass
     raise InputError(f"{field}: are none, l2:RADIUS or linf:RADIUS, got {text!r}")
+
+
+def check_attacks(texts: tuple[str, ...]) -> None:
+    """Raises `InputError` unless they are different attacks, with the digits that the table has."""
+    known: dict[tuple[str, str], str] = {}
+    for text in texts:
+        norm, radius = parse_attack("attacks", text)
+        same = known.setdefault((norm, f"{radius:.7g}"), text)
+        if same != text:
+            raise InputError(f"attacks: must be different ones, got {same!r} and {text!r}")
 
 
 def validate(config: ConfigDict) -> None:
@@ -69,7 +84,7 @@ def validate(config: ConfigDict) -> None:
     samples = config.num_train, config.num_test
     check_all(
         lambda: read_model(config, num_logits=2),
-        lambda: [parse_attack("attacks", text) for text in config.attacks],
+        lambda: check_attacks(config.attacks),
         lambda: check_seeds("seeds", *config.seeds),
         lambda: check_each(
             config, "indices", check_integer, 0, int(np.prod(config.image_shape)) - 1
@@ -88,21 +103,24 @@ def validate(config: ConfigDict) -> None:
 
 
 def find_directions(config: ConfigDict) -> np.ndarray:
-    """The NADs of a config, unit rows [D, D]."""
+    """The NADs of a config, unit rows [D, D]; `InputError` where an index is beyond their rank."""
     model = read_model(config, num_logits=1)
-    return estimate_nads(model, config.num_networks, derivative="input_gradient").directions
+    with jax.ensure_compile_time_eval():  # also where a cost is traced
+        nads = estimate_nads(model, config.num_networks, derivative="input_gradient")
+    check_rank(tuple(config.indices), nads)
+    return nads.directions
 
 
 def make_networks(config: ConfigDict) -> list[Member]:
     """Every network of a config, in the order of the table."""
-    directions, networks = find_directions(config), []
+    networks = []
     scales = {"epsilon": config.epsilon, "sigma": config.sigma}
     for text in config.attacks:
         norm, radius = parse_attack("attacks", text)
         for seed in config.seeds:
             for index in config.indices:
                 place = {"norm": norm, "radius": radius, "seed": seed, "index": index}
-                arrays = {"direction": directions[index], **scales}
+                arrays = {"index": index, **scales}
                 arrays |= {} if norm == "none" else {"radius": radius}
                 name = json.dumps(place, sort_keys=True)
                 trainee = trained.Trainee(place, arrays)
@@ -110,21 +128,30 @@ def make_networks(config: ConfigDict) -> list[Member]:
     return networks
 
 
-def make_task(config: ConfigDict, norm: str) -> Task:
-    """D(v), under attacks of a norm or none."""
-    return separable() if norm == "none" else adversarial(separable(), norm, config.steps)
+def make_task(config: ConfigDict, norm: str, find: Find) -> Task:
+    """D(u_i), under attacks of a norm or none: networks differ in the `index` i, from which random
+    numbers follow as from u_i. find(): the directions, asked for when networks are made.
+    """
+    task = separable() if norm == "none" else adversarial(separable(), norm, config.steps)
+    scales = {name: default for name, default in task.arrays.items() if name != "direction"}
+
+    def prepare(model: Model, arrays: TaskArrays) -> TaskArrays:
+        others = {name: array for name, array in arrays.items() if name != "index"}
+        return task.prepare(model, {**others, "direction": find()[np.asarray(arrays["index"])]})
+
+    return task._replace(arrays={"index": REQUIRED, **scales}, prepare=prepare)
 
 
-def make_setup(config: ConfigDict, norm: str) -> Setup:
+def make_setup(config: ConfigDict, find: Find, norm: str) -> Setup:
     """How networks are trained under attacks of a norm or none."""
     samples = config.num_train, config.num_test
     recipe = trained.read_recipe(config, "optimizer", config.optimizer, *samples)
-    return Setup(read_model(config, num_logits=2), make_task(config, norm), *recipe)
+    return Setup(read_model(config, num_logits=2), make_task(config, norm, find), *recipe)
 
 
-def make_measure(config: ConfigDict) -> trained.More:
+def make_measure(config: ConfigDict, find: Find) -> trained.More:
     """The accuracies of trained networks under the attacks that all of them are tested under."""
-    model, task, recipe, _ = make_setup(config, "none")
+    model, task, recipe, _ = make_setup(config, find, "none")
     attacks = {
         f"robust_{norm}": observers.robust_accuracy(
             model, task, recipe, norm=norm, steps=config.steps, radius=config[f"test_{norm}"]
@@ -140,7 +167,7 @@ def make_measure(config: ConfigDict) -> trained.More:
     def measure(member: Member, variables: Any) -> Arrays:
         arrays, seed = dict(member.what.arrays), member.what.coordinates["seed"]
         arrays.pop("radius", None)
-        arrays["direction"] = arrays["direction"][None]
+        arrays["index"] = np.array([arrays["index"]])
         members = make_members(model, task, arrays, 0.0, seed)[0]
         one = jax.tree.map(operator.itemgetter(0), members)
         variables = jax.tree.map(jnp.asarray, variables)
@@ -159,18 +186,21 @@ def make_measure(config: ConfigDict) -> trained.More:
 def make_study(config: ConfigDict) -> Study:
     """The networks of a config."""
     validate(config)
-    setup_of = functools.cache(partial(make_setup, config))
+    find = functools.cache(partial(find_directions, config))
+    setup_of = functools.cache(partial(make_setup, config, find))
 
     def setup(member: Member) -> Setup:
         return setup_of(*member.program)
 
     how = FIELDS.identity(config), make_networks(config), METRICS, setup
-    return trained.make_study(config, *how, partial(_collect, config), more=make_measure(config))
+    return trained.make_study(
+        config, *how, partial(_collect, config), more=make_measure(config, find)
+    )
 
 
 def add_tilt(row: results.Row) -> results.Row:
     """The row with the deviation angle, in degrees, and the adversarial strength of the mean input
-    gradient, as if the network were linear.
+    gradient, as if the network were linear: infinite where that is zero.
     """
     cosine = min(float(row["gradient_cosine"]), 1.0)
     strength = 1 / cosine if cosine else np.inf
@@ -186,38 +216,47 @@ def _collect(config: ConfigDict, folder: Folder, num_missing: int) -> None:
     for label, group in groups.items():
         said = "".join(f", {text}" for text in results.count_diverged(group))
         print(f"{label}: {len(group)} networks{said}")
-        for name in ("test_accuracy", *ROBUST, "gradient_cosine", *TILT):
+        for name in ("test_accuracy", *ROBUST, "gradient_cosine", "deviation_angle"):
             print(f"  {name}: {results.say_mean(results.means_by_seed(group, name), '.3f')}")
+        num_seeds = len({row["seed"] for row in group})
+        told = results.say_known(list_strengths(group), num_seeds, ".3f")
+        print(f"  adversarial_strength of the mean cosine: {told}")
         values = results.values_by(group, "index")
         means = (f"{index}: {np.mean(one):.1%}" for index, one in sorted(values.items()))
         print(f"  test_accuracy by index: {', '.join(means)}")
         if "no attack" in groups and len(config.indices) > 1:
-            mean, error = correlate(groups["no attack"], group)
-            print(f"  rank correlation with no attack: {mean:.2f} ± {error:.2f}")
+            told = results.say_known(correlate(groups["no attack"], group), num_seeds, ".2f")
+            print(f"  rank correlation with no attack: {told}")
+
+
+def list_strengths(rows: results.Rows) -> list[float]:
+    """The adversarial strength 1/cos of each seed, cos the mean over its networks; none of a seed of
+    dead networks alone. (Over networks, 1/cos itself has no mean where cos has a density at 0.)
+    """
+    cosines = results.means_by_seed(rows, "gradient_cosine")
+    return [1 / cosine for cosine in cosines if cosine > 0]
 
 
 def group_attacks(rows: results.Rows) -> dict[str, results.Rows]:
     """The rows of each attack, by its name."""
-    names = {"none": "no attack", "l2": "L2, {:g}", "linf": "L∞, {:g}"}
+    names = {"none": "no attack", "l2": "L2, {:.7g}", "linf": "L∞, {:.7g}"}
     return results.group(rows, lambda row: names[row["norm"]].format(row["radius"]))
 
 
-def correlate(plain: results.Rows, attacked: results.Rows) -> tuple[float, float]:
+def correlate(plain: results.Rows, attacked: results.Rows) -> list[float]:
     """Spearman's correlation over indices of the accuracies without and with an attack, of networks
-    of the same seed: mean over seeds and its standard error; nan for a seed where all are equal.
+    of the same seed, of each seed of which it is known.
     """
     before, after = (
         {(row["seed"], row["index"]): row["test_accuracy"] for row in rows}
         for rows in (plain, attacked)
     )
     common = sorted({*before} & {*after})
-    found = []
-    for seed in dict.fromkeys(seed for seed, _ in common):
-        places = [place for place in common if place[0] == seed]
-        lists = [np.array([found[place] for place in places]) for found in (before, after)]
-        constant = any(len({*values.tolist()}) == 1 for values in lists)
-        found.append(np.nan if constant else float(rank_correlation(*lists)))
-    return results.mean_and_error(found)
+    by_seed = (list(places) for _, places in itertools.groupby(common, operator.itemgetter(0)))
+    return results.correlate_seeds(
+        ([before[place] for place in places], [after[place] for place in places])
+        for places in by_seed
+    )
 
 
 def draw(config: ConfigDict, workdir: Path, formats: tuple[str, ...] = ("png",)) -> list[Path]:

@@ -8,15 +8,19 @@ Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nad_jax.contract import as_floating, reported
+from nad_jax.ensemble import resolve_key
 from nad_jax.errors import (
     InputError,
     check_choice,
+    check_function,
     check_integer,
     check_number,
     check_record,
@@ -44,42 +48,66 @@ def pgd(
     network zero, its samples stay as they are.
 
     Args:
-      losses: of samples [B, …], real numbers [B], each of its own sample alone.
-      x: [B, …], real floating-point numbers.
+      losses: of samples [B, …], real floating-point numbers [B], each of its own sample alone.
+      x: [B, …], real numbers; integers are moved in single precision.
       radius: a number of at least 0, in units of the input; it may be traced.
       norm: "l2" or "linf".
       steps: how many, at least 1, of length 2.5 `radius` / `steps`.
-      key: a typed random key, from which δ begins at a random point of the ball; None: at 0.
+      key: a typed random key, or an integer, from which δ begins at a random point of the ball;
+        None: at 0.
 
     Raises:
-      InputError: for anything else.
+      InputError: for anything else, and where `losses` fails.
     """
+    check_function("losses", losses, optional=False)
     check_choice("norm", norm, NORMS)
     steps = check_integer("steps", steps, 1)
-    x = jnp.asarray(real_array("x", x))
+    x = as_floating(real_array("x", x, "[B, ...]"))
     radius = jnp.asarray(check_scalar("radius", radius), x.dtype)
     project = _project_l2 if norm == "l2" else _project_linf
     ascend = _normalize if norm == "l2" else jnp.sign
-    gradient = jax.grad(lambda x: losses(x).sum())
+    gradient = jax.grad(partial(_total, losses))
 
     def step(moved: jax.Array, _: None) -> tuple[jax.Array, None]:
         along = ascend(gradient(x + moved))
         return project(moved + STEP / steps * radius * along, radius), None
 
-    start = jnp.zeros_like(x) if key is None else radius * _draw(key, x, norm)
+    start = jnp.zeros_like(x) if key is None else radius * _draw(resolve_key(key, "key"), x, norm)
     return x + jax.lax.scan(step, project(start, radius), length=steps)[0]
 
 
+def _total(losses: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """The sum of the losses [B] of samples; `InputError` where they are none."""
+    with reported("losses"):
+        found = losses(x)
+    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", object)
+    if shape != x.shape[:1] or not jnp.issubdtype(dtype, jnp.floating):
+        got = type(found).__name__ if shape is None else f"{shape} of {dtype}"
+        raise InputError(
+            "losses: must be one real floating-point number for each sample, [B], got "
+            f"{got} for B = {len(x)}"
+        )
+    return found.sum()
+
+
+def _scale(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Samples over their largest entries, and these, [B, 1, …]; 1 of samples that are 0."""
+    largest = jnp.abs(x).max(tuple(range(1, x.ndim)), keepdims=True)
+    largest = jnp.where(largest == 0, 1, largest)
+    return x / largest, largest
+
+
 def _norms(x: jax.Array) -> jax.Array:
-    """The L2 norm of each sample, [B, 1, …]."""
-    return jnp.sqrt((x**2).sum(tuple(range(1, x.ndim)), keepdims=True))
+    """The L2 norm of each sample, [B, 1, …], whose squares need not be representable."""
+    scaled, largest = _scale(x)
+    return largest * jnp.sqrt((scaled**2).sum(tuple(range(1, x.ndim)), keepdims=True))
 
 
 def _normalize(x: jax.Array) -> jax.Array:
-    """Samples of L2 norm 1, and 0 where they are; their squares need not be representable."""
-    largest = jnp.abs(x).max(tuple(range(1, x.ndim)), keepdims=True)
-    scaled = x / jnp.where(largest == 0, 1, largest)
-    return scaled / jnp.where(largest == 0, 1, _norms(scaled))
+    """Samples of L2 norm 1, and 0 where they are."""
+    scaled, _ = _scale(x)
+    norms = _norms(scaled)
+    return scaled / jnp.where(norms == 0, 1, norms)
 
 
 def _project_l2(moved: jax.Array, radius: jax.Array) -> jax.Array:

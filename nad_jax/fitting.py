@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from nad_jax import ensemble
 from nad_jax.contract import check_training, reported
-from nad_jax.errors import check_record, check_scalar
+from nad_jax.errors import check_function, check_record, check_scalar
 from nad_jax.models import Model, split_trainable
 from nad_jax.recipe import PRECISIONS, Recipe, first_step_below
 from nad_jax.task import REQUIRED as REQUIRED
@@ -24,6 +24,7 @@ from nad_jax.task import SPLITS, Arrays, Members, Perturb, Task, check_recipe
 from nad_jax.task import FitMetrics as FitMetrics
 from nad_jax.task import cross_entropy as cross_entropy
 from nad_jax.task import has_label as has_label
+from nad_jax.task_contract import penalized, perturbed
 
 # What is measured of one network, during training or after it: of its variables, the data of the
 # task and the network's `Members`, arrays in a tree of any form.
@@ -101,7 +102,8 @@ def make_evaluate(
                 key = jax.random.fold_in(
                     ensemble.named_key(member.key, "perturb"), batch.indices[0]
                 )
-                x = perturb(partial(losses_of, variables, targets), x, member.arrays, key)
+                losses = partial(losses_of, variables, targets)
+                x = perturbed(perturb, losses, x, member.arrays, key)
 
             def probed(x: jax.Array) -> tuple[jax.Array, jax.Array]:
                 outputs = model.apply(variables, x)
@@ -144,6 +146,8 @@ def make_fit(
     check_recipe(recipe)
     check_record("model", model, Model)
     check_training(model, recipe.batch_size, task.num_outputs)
+    for name in ("perturb", "penalty"):
+        check_function(f"task: {name}", getattr(task, name))
     num_full = recipe.num_train // recipe.batch_size * recipe.batch_size  # samples in full batches
     *_, join = split_trainable(model, jax.eval_shape(model.init, jax.random.key(0)))
     take_step = _make_step(model, recipe, task, join)
@@ -222,7 +226,8 @@ def _make_step(model: Model, recipe: Recipe, task: Task, join: Callable[..., Any
                 return task.loss(model.apply(now, x), targets)
 
             # A key of its own: dropout is as without it.
-            x = task.perturb(losses, x, member.arrays, jax.random.fold_in(key, 1))
+            own_key = jax.random.fold_in(key, 1)
+            x = perturbed(task.perturb, losses, x, member.arrays, own_key)
 
         def loss(trained: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
             variables = join(trained, state.others)
@@ -236,7 +241,7 @@ def _make_step(model: Model, recipe: Recipe, task: Task, join: Callable[..., Any
             value = task.loss(outputs, targets).mean()
             if task.penalty is None:
                 return value, (value, others)
-            penalty = task.penalty(variables, x, data, member.arrays)
+            penalty = penalized(task.penalty, variables, x, data, member.arrays)
             return value + penalty, (value, others)
 
         (_, (value, others)), gradients = jax.value_and_grad(loss, has_aux=True)(state.trained)

@@ -21,7 +21,7 @@ from nad_jax.choices import (
     record_choices,
 )
 from nad_jax.chunks import EnsembleObserver
-from nad_jax.errors import InputError, check_choice
+from nad_jax.errors import InputError, check_choice, check_record
 from nad_jax.fitting import Observer, make_evaluate
 from nad_jax.geometry import make_measure
 from nad_jax.models import Model
@@ -47,6 +47,8 @@ def accuracy(
 def _make_accuracy(
     model: Model, task: Task, recipe: Recipe | None, split: str, perturb: Perturb | None = None
 ) -> Observer:
+    check_record("model", model, Model)
+    check_record("task", task, Task)
     check_choice("split", split, SPLITS)
     if recipe is None and task.sizes is None:
         raise InputError("recipe: is needed for the sizes of this task, that of the training")
@@ -66,25 +68,39 @@ def robust_accuracy(
     recipe: Recipe | None = None,
     split: str = "test",
     *,
-    norm: str = "l2",
-    steps: int = 7,
+    norm: str | None = None,
+    steps: int | None = None,
     radius: float | None = None,
 ) -> Observer:
     """The accuracy of one network on samples of a split that `attacks.pgd` has moved against it: [].
 
-    radius: of the ball, for all networks; None: that which each is trained under, of a task from
-    `adversarial`. norm, steps: as in `pgd`. What a weak attack leaves is an upper bound.
+    radius: of the ball, for all networks; None: the attack is that which each is trained under, of a
+    task from `adversarial`. norm, steps: as in `pgd`, of the attack of a given radius; None: "l2"
+    and 7. What a weak attack leaves is an upper bound.
+
+    Raises:
+      InputError: for anything else, a task that has no attack where no radius is given, and a norm
+        or steps without a radius.
     """
-    if radius is None and "radius" not in task.arrays:
-        raise InputError("radius: is needed for a task without one; see nad_jax.adversarial")
-    attack = make_attack(norm, steps, radius)
-    return _make_accuracy(model, task, recipe, split, attack)
+    check_record("task", task, Task)
+    given = {"norm": norm, "steps": steps}
+    given = {name: value for name, value in given.items() if value is not None}
+    if radius is not None:
+        return _make_accuracy(model, task, recipe, split, make_attack(radius=radius, **given))
+    if task.perturb is None:
+        raise InputError("radius: is needed for a task without an attack; see nad_jax.adversarial")
+    if given:
+        raise InputError(
+            f"{next(iter(given))}: without a radius it is that of the task's own attack; give both"
+        )
+    return _make_accuracy(model, task, recipe, split, task.perturb)
 
 
 def gradient_cosine(model: Model, recipe: Recipe) -> Observer:
     """|cos| between v and the mean input gradient of one network trained on D(v), as in
     `TrainMetrics`: [].
     """
+    check_record("model", model, Model)
     task = separable()
     recipe = task.resolve_recipe(recipe)
     evaluate = make_evaluate(model, task, recipe, "test")

@@ -1,4 +1,6 @@
-"""What a task of one's own must keep to, tested before its networks are trained."""
+"""What a task of one's own must keep to: `check_task` tests it before its networks are trained, what
+changes their training (`perturb`, `penalty`) is tested where it is traced.
+"""
 
 from functools import partial
 from typing import Any
@@ -7,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nad_jax.contract import reported, shape_of_variables
+from nad_jax.contract import as_floating, reported, shape_of_variables
 from nad_jax.errors import InputError, first_line, shown
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
-from nad_jax.task import SPLITS, Members, Task, cross_entropy
+from nad_jax.task import SPLITS, Arrays, Members, Penalty, Perturb, Task, cross_entropy
 
 # What a sample that is written for arrays of JAX alone raises of others.
 _FOR_JAX_ALONE = (AttributeError, TypeError, ValueError, AssertionError, NotImplementedError)
@@ -116,3 +118,36 @@ def _check_finite(model: Model, recipe: Recipe, task: Task, data: Any, member: M
             f"task: loss must be finite, got {shown(float(wrong[0]))} for {len(wrong)} of the first "
             f"{len(losses)} training samples, whose outputs are finite, before any training"
         )
+
+
+def perturbed(
+    perturb: Perturb, losses: Any, x: jax.Array, arrays: Arrays, key: jax.Array
+) -> jax.Array:
+    """What samples x [B, *input_shape] become; raises `InputError` where `perturb` fails or gives
+    others than samples of this shape and type. (Integers may become floating-point numbers.)
+    """
+    with reported("task: perturb"):
+        found = perturb(losses, x, arrays, key)
+    shape, dtype = getattr(found, "shape", None), getattr(found, "dtype", None)
+    if shape != x.shape or dtype not in (x.dtype, as_floating(x).dtype):
+        got = type(found).__name__ if shape is None else f"{dtype}{list(shape)}"
+        raise InputError(
+            f"task: perturb must give samples as it takes them, {x.dtype}{list(x.shape)}, got {got}"
+        )
+    return found
+
+
+def penalized(
+    penalty: Penalty, variables: Any, x: jax.Array, data: Any, arrays: Arrays
+) -> jax.Array:
+    """What is added to the mean loss of a batch: []; raises `InputError` where `penalty` fails or
+    gives anything else.
+    """
+    with reported("task: penalty"):
+        found = jnp.asarray(penalty(variables, x, data, arrays))
+    if found.shape != () or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise InputError(
+            f"task: penalty must be one real floating-point number, got {found.dtype}"
+            f"{list(found.shape)}"
+        )
+    return found

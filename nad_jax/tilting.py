@@ -70,7 +70,7 @@ def tilted_accuracy(angle: Any, epsilon: Any = 1.0, sigma: Any = 1.0, radius: An
     Returns: [...] in [0, 1]; at δ = 0 without noise along w, 1, or 0 for r > ε, ½ for r = ε.
 
     Raises:
-      InputError: for angles out of range, and for ε, σ or r below 0.
+      InputError: for angles out of range, for ε, σ or r below 0, and for shapes that do not fit.
     """
     angle, epsilon, sigma, radius = (
         host_array(name, value)
@@ -78,6 +78,13 @@ def tilted_accuracy(angle: Any, epsilon: Any = 1.0, sigma: Any = 1.0, radius: An
             ("angle", "epsilon", "sigma", "radius"), (angle, epsilon, sigma, radius), strict=True
         )
     )
+    try:
+        np.broadcast_shapes(angle.shape, epsilon.shape, sigma.shape, radius.shape)
+    except ValueError:
+        shapes = ", ".join(map(str, (epsilon.shape, sigma.shape, radius.shape)))
+        raise InputError(
+            f"angle: shape {angle.shape} does not fit those of epsilon, sigma and radius, {shapes}"
+        ) from None
     if ((angle < 0) | (angle > np.pi)).any():
         raise InputError(f"angle: must be in radians in [0, π], got {angle}")
     for name, value in (("epsilon", epsilon), ("sigma", sigma), ("radius", radius)):

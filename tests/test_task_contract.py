@@ -19,6 +19,7 @@ from nad_jax import (
     tasks,
     train_many,
 )
+from nad_jax.fitting import make_fit
 from nad_jax.task import REQUIRED, FitMetrics, cross_entropy, has_label
 from nad_jax.training import make_members
 
@@ -107,6 +108,47 @@ def test_outputs_that_are_not_finite_are_no_fault_of_the_loss():
     spoilt[3] = np.nan
     task = _task(data=lambda model, recipe, seed: (jnp.asarray(spoilt), jnp.asarray(TARGETS)))
     assert train_many(MODEL, task, recipe=RECIPE).diverged_at.tolist() != [-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"perturb": 3}, "perturb: must be a function, got 3"),
+        ({"penalty": "a"}, "penalty: must be a function, got 'a'"),
+        (
+            {"perturb": lambda losses, x, arrays, key: x[:1]},
+            r"perturb must give samples as it takes them, float32\[20, 6\], got float32\[1, 6\]",
+        ),
+        ({"perturb": lambda losses, x, arrays, key: x.astype(int)}, "perturb must .* got int32"),
+        ({"perturb": lambda losses, x, arrays, key: None}, "perturb must .* got NoneType"),
+        ({"perturb": lambda x: x}, "perturb raised TypeError: "),
+        (
+            {"penalty": lambda variables, x, data, arrays: x.sum(1)},
+            r"penalty must be one real floating-point number, got float32\[20\]",
+        ),
+        ({"penalty": lambda variables, x, data, arrays: x.sum() > 0}, r"penalty must .* bool\[\]"),
+        ({"penalty": lambda x: 0.0}, "penalty raised TypeError: "),
+    ],
+)
+def test_what_changes_the_training_keeps_to_the_contract(changes, problem):
+    members, _ = make_members(MODEL, _task(), {}, 0.1, 0)
+    member = jax.tree.map(lambda leaf: leaf[0], members)
+    task = _task(**changes)
+    with pytest.raises(InputError, match=f"^task: {problem}"):
+        fit = make_fit(MODEL, RECIPE, task)
+        jax.eval_shape(fit.epoch, fit.start(member), task.data(MODEL, RECIPE, 0), member)
+
+
+def test_a_penalty_and_samples_that_keep_to_it_are_trained_with():
+    """A constant penalty changes nothing; on samples of 0 the first kernel stays as it began."""
+    plain = train_many(MODEL, _task(), recipe=RECIPE, keep=True)
+    same = train_many(MODEL, _task(penalty=lambda *_: 0.5), recipe=RECIPE, keep=True)
+    jax.tree.map(np.testing.assert_array_equal, same.variables, plain.variables)
+    still = _task(perturb=lambda losses, x, arrays, key: 0 * x)
+    other = train_many(MODEL, still, recipe=RECIPE, keep=True)
+    start = MODEL.init(jax.random.split(make_members(MODEL, _task(), {}, 0.1, 0)[0].key[0], 3)[0])
+    kernel = other.variables["params"]["Dense_0"]["kernel"][0]
+    np.testing.assert_array_equal(kernel, start["params"]["Dense_0"]["kernel"])
 
 
 TWO = create_model("mlp", (4, 4, 1), 2, width=4)

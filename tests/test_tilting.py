@@ -55,6 +55,11 @@ def test_without_noise_along_the_normal_the_radius_alone_decides():
         (lambda: deviation_angle(np.ones(3), np.ones(2)), r"^difference: must be real numbers"),
         (lambda: deviation_angle(np.ones((2, 3)), np.ones((4, 3))), r"^difference: shape \(4, 3\)"),
         (lambda: tilted_accuracy(-0.1), "^angle: must be in radians"),
+        (lambda: tilted_accuracy([0.1, 3.15]), r"^angle: must be in radians in \[0, π\]"),
+        (
+            lambda: tilted_accuracy([0.1, 0.2], [1, 2, 3]),
+            r"^angle: shape \(2,\) does not fit those .*, \(3,\), \(\), \(\)",
+        ),
         (lambda: tilted_accuracy(0.1, radius=-1.0), "^radius: must be at least 0"),
     ],
 )
