@@ -43,6 +43,25 @@ def test_samples_are_those_of_a_float64_reference_with_the_same_draws():
     np.testing.assert_allclose(found, expected.reshape(50, -1), atol=1e-6)
 
 
+def test_integer_noise_is_that_of_floating_point():
+    noise, labels = np.arange(2 * K * LENGTH).reshape(2, -1) % 5, np.array([0, 1])
+    places = np.array([0.3, 0.9])
+    found = insert_signal(noise, places, labels, SIGNAL, 0.5)
+    np.testing.assert_array_equal(
+        found, insert_signal(np.float32(noise), places, labels, SIGNAL, 0.5)
+    )
+    assert np.abs(found - 0.5 * noise).max() == pytest.approx(np.abs(SIGNAL).max())
+    first = insert_signal(noise, np.zeros(2, int), labels, SIGNAL, 0.5)
+    assert np.flatnonzero(np.abs(first[0] - 0.5 * noise[0])).tolist() == [0, 1, 2, 3]
+
+
+def test_places_outside_of_the_unit_interval_are_refused():
+    noise, labels = np.zeros((2, K * LENGTH)), np.array([0, 1])
+    for wrong in (1.0, 4, -0.1, 1 - 1e-12):  # the last is 1 in single precision
+        with pytest.raises(InputError, match="^places: must be at least 0 and below 1, got"):
+            insert_signal(noise, [0.5, wrong], labels, SIGNAL, 1.0)
+
+
 def test_the_signal_is_in_every_patch_as_often_and_classes_are_balanced_exactly():
     count = 20_000
     x, labels = sample_dynamic_signal(1, SIGNAL, K, count, sigma=1e-3)

@@ -109,6 +109,14 @@ def test_noise_is_isotropic_outside_of_the_plane_and_absent_in_it() -> None:
     np.testing.assert_allclose(np.cov(noise.T), 4 * projector, atol=16 * np.sqrt(2 / 20_000))
 
 
+def test_integer_noise_is_that_of_floating_point() -> None:
+    noise, latents = np.arange(12).reshape(2, 6) % 5, jnp.array([[0.3, 0.4], [-0.2, 0.7]])
+    arrays = {name: jnp.float32(rows[0]) for name, rows in pair(0, 6).items()}
+    arrays |= {"shortcut_amplification": 1.0, "core_amplification": 2.0, "sigma": 0.5}
+    expected = embed(latents, np.float32(noise), arrays)
+    np.testing.assert_array_equal(embed(latents, noise, arrays), expected)
+
+
 def test_converged_least_squares_does_not_see_amplifications() -> None:
     def scores(**gains: float) -> np.ndarray:
         x, y = draw(10, 3200, shortcut_predictivity=0.8, **gains)

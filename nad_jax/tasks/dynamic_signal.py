@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
 
+from nad_jax.contract import as_floating
 from nad_jax.ensemble import named_key, resolve_key
 from nad_jax.errors import (
     InputError,
@@ -31,6 +32,7 @@ from nad_jax.errors import (
     check_scalar,
     check_units,
     host_array,
+    known,
     number_array,
     real_array,
 )
@@ -80,6 +82,16 @@ def _check_signal(signal: jax.Array, dimension: int) -> jax.Array:
     return signal
 
 
+def _check_places(places: jax.Array, count: int) -> jax.Array:
+    """Numbers [count], in [0, 1) where they are known; raises `InputError` otherwise."""
+    places = as_floating(real_array("places", places, f"[{count}]"))
+    values = known(places)  # as they are rounded: not to 1
+    wrong = () if values is None else values[(values < 0) | (values >= 1)]
+    if len(wrong):
+        raise InputError(f"places: must be at least 0 and below 1, got {wrong[0]}")
+    return places
+
+
 def insert_signal(
     noise: jax.Array, places: jax.Array, labels: jax.Array, signal: jax.Array, sigma: jax.Array
 ) -> jax.Array:
@@ -92,14 +104,14 @@ def insert_signal(
       signal: w⋆, [d], of unit norm.
       sigma: σ, a number, in units of the input.
 
-    Returns: x [B, D] of the noise's dtype.
+    Returns: x [B, D] of the noise's dtype, float32 for integers.
 
     Raises:
       InputError: for other shapes, and for values that are not as above, where they are known.
     """
-    noise = jnp.asarray(real_array("noise", noise, "[B, D]"))
+    noise = as_floating(real_array("noise", noise, "[B, D]"))
     labels = jnp.asarray(check_labels("labels", labels, 2))
-    places = jnp.asarray(real_array("places", places, f"[{len(noise)}]"))
+    places = _check_places(places, len(noise))
     if labels.shape != noise.shape[:1]:
         raise InputError(
             f"labels: must be one for each of the {len(noise)} samples, got shape {labels.shape}"

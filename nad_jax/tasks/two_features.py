@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
+from nad_jax.contract import as_floating
 from nad_jax.ensemble import resolve_key
 from nad_jax.errors import (
     InputError,
@@ -198,10 +199,10 @@ def embed(latents: jax.Array, noise: jax.Array, arrays: Arrays) -> jax.Array:
 
     Args:
       latents: (z_s, z_c), [B, 2].
-      noise: n, [B, D].
+      noise: n, [B, D]; x has its dtype, float32 for integers.
       arrays: of one network, see `two_features`.
     """
-    noise = jnp.asarray(real_array("noise", noise, "[B, D]"))
+    noise = as_floating(real_array("noise", noise, "[B, D]"))
     plane = jnp.stack([arrays["shortcut"], arrays["core"]]).astype(noise.dtype)
     gains = jnp.stack([arrays["shortcut_amplification"], arrays["core_amplification"]])
     precise = {"precision": jax.lax.Precision.HIGHEST}  # TensorFloat-32 would hide the features
