@@ -66,7 +66,7 @@ def test_the_bias_is_the_reliance_less_that_of_the_optimal_classifier(finished):
 def test_networks_are_those_of_the_task(finished):
     """Trained again by hand, along the random directions of a seed."""
     config = _config()
-    (rows,) = two_features.list_directions(config, 1).values()
+    (rows,) = two_features.list_directions(config)[1].values()
     model = nad_jax.create_model("mlp", (4, 4, 1), 2)
     recipe = nad_jax.Recipe(
         "sgd", num_train=128, num_test=64, num_epochs=2, batch_size=32, loss_window=3
@@ -85,7 +85,8 @@ def test_networks_are_those_of_the_task(finished):
 
 
 def test_directions_of_a_seed_are_random_and_not_orthogonal():
-    found = [two_features.list_directions(_config(), seed)["", ""] for seed in range(40)]
+    pairs = two_features.list_directions(_config(seeds=tuple(range(40)))).values()
+    found = [one["", ""] for one in pairs]
     cosines = [float(shortcut @ core) for shortcut, core in found]
     assert np.std(cosines) == pytest.approx(1 / 4, rel=0.35)  # 1/√D
     assert len({round(cosine, 6) for cosine in cosines}) == 40
@@ -102,6 +103,32 @@ def test_a_map_has_every_ordered_pair(nads, tmp_path, capsys):
     assert pairs == {(a, b) for a in "039" for b in "039" if a != b}
     (figure,) = two_features.draw(config, tmp_path)
     assert figure.name == "bias_map.png" and figure.exists()
+
+
+def test_networks_are_named_by_the_directions_as_they_stand(nads, tmp_path):
+    """Eigenvectors have either sign, and (−v_s, v_c) is another question than (v_s, v_c)."""
+    rows = np.load(nads)
+
+    def names(rows):
+        np.save(tmp_path / "other.npy", rows)
+        networks = two_features.make_networks(_pairs(tmp_path / "other.npy"))
+        return {one.name for one in networks}
+
+    stored = {one.name for one in two_features.make_networks(_pairs(nads))}
+    assert len(stored) == 6 * 2 and names(rows) == stored
+    turned = rows * np.where(np.arange(16) == 3, -1, 1)[:, None].astype(np.float32)
+    assert len(names(turned) & stored) == 2 * 2  # of 0 and 9, which are as they were
+    assert not names(np.roll(rows, 1, axis=1)) & stored
+    assert not names(-rows) & stored
+
+
+def test_a_file_of_nads_is_read_once(nads, monkeypatch):
+    calls, read = [], two_features.records.read_directions
+    monkeypatch.setattr(
+        two_features.records, "read_directions", lambda *given: calls.append(given) or read(*given)
+    )
+    assert len(two_features.make_networks(_pairs(nads, seeds=tuple(range(5))))) == 6 * 5
+    assert len(calls) == 1
 
 
 def test_a_preference_for_earlier_nads_is_said(nads, capsys):
@@ -137,6 +164,7 @@ def test_a_folder_grows_by_seeds_and_amplifications(finished):
         ({"num_train": 3}, "num_train: must be even"),
         ({"num_probes": 1}, "num_probes: "),
         ({"indices": (0, 1)}, "nads: indices need the file"),
+        ({"nads": "/nope.npz"}, "^nads: is read where indices are given, got '/nope.npz' and none"),
         ({"indices": (0, 16)}, "indices: .*16"),
         ({"architectures": ("mpl",)}, "mpl"),
     ],
