@@ -122,8 +122,9 @@ def list_directions(config: ConfigDict) -> dict[int, Pairs]:
     rows = records.read_directions(config.nads, size)
     if max(config.indices) >= len(rows):
         raise InputError(f"indices: {config.nads} has 0 … {len(rows) - 1}, got {config.indices}")
-    pairs = itertools.permutations(config.indices, 2)
-    return dict.fromkeys(config.seeds, {pair: (rows[pair[0]], rows[pair[1]]) for pair in pairs})
+    places = itertools.permutations(config.indices, 2)
+    pairs = {(first, second): (rows[first], rows[second]) for first, second in places}
+    return {seed: pairs for seed in config.seeds}
 
 
 def _draw_pair(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from nad_jax import (
     classify_signal,
     create_patch_network,
     dynamic_signal,
+    geometry_evolution,
     sample_dynamic_signal,
     signal_accuracy_bayes,
     signal_accuracy_linear,
@@ -58,7 +59,7 @@ def test_integer_noise_is_that_of_floating_point():
 def test_places_outside_of_the_unit_interval_are_refused():
     noise, labels = np.zeros((2, K * LENGTH)), np.array([0, 1])
     for wrong in (1.0, 4, -0.1, 1 - 1e-12):  # the last is 1 in single precision
-        with pytest.raises(InputError, match="^places: must be at least 0 and below 1, got"):
+        with pytest.raises(InputError, match=r"^places: must be at least 0 and below 1, got"):
             insert_signal(noise, [0.5, wrong], labels, SIGNAL, 1.0)
 
 
@@ -222,6 +223,26 @@ def test_bad_input_is_refused_by_name():
         (lambda: train(signal=signal, num_samples=7), "^num_samples: must be even"),
         (lambda: train(signal=signal, num_samples=2.5), "^num_samples: must be an integer"),
         (lambda: train(signal=signal, num_samples=-2), "^num_samples: must be an integer"),
+        (lambda: train(signal=signal, num_samples=np.inf), "^num_samples: must be an int.* inf"),
+        (lambda: train(signal=signal, num_samples=np.nan), "^num_samples: must be an int.* nan"),
+        (lambda: train(signal=signal, num_samples=2j), "^num_samples: must be real numbers"),
+        (
+            lambda: train(signal=np.tile(SIGNAL, (2, 1)), num_samples=[4, 66]),
+            "^num_samples: must be at most num_train = 64 of the recipe, got 66$",
+        ),
+        (
+            lambda: geometry_evolution(
+                MODEL,
+                dynamic_signal(),
+                {"S": np.eye(K * LENGTH)},
+                np.zeros((2, K, LENGTH)),
+                [0, 1],
+                recipe=RECIPE,
+                signal=SIGNAL[None].repeat(2, 0),
+                num_samples=66,
+            ),
+            "^num_samples: must be at most num_train = 64 of the recipe, got 66$",
+        ),
         (lambda: train(signal=signal, epsilon=1.0), "unknown value 'epsilon'"),
         (lambda: dynamic_signal(loss=3), "^loss: must be a function, got 3"),
         (lambda: sample_dynamic_signal(0, SIGNAL, K, 7), "^num_samples: must be even"),

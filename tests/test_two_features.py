@@ -7,6 +7,7 @@ import pytest
 
 import nad_jax
 from nad_jax.errors import InputError
+from nad_jax.fitting import make_fit
 from nad_jax.recipe import Recipe
 from nad_jax.task import Members
 from nad_jax.tasks.two_features import (
@@ -20,6 +21,7 @@ from nad_jax.tasks.two_features import (
     reliance,
     two_features,
 )
+from nad_jax.training import make_members
 
 
 def pair(seed: int, dimension: int, count: int = 1) -> dict[str, np.ndarray]:
@@ -172,6 +174,24 @@ def test_the_observer_measures_the_reliance_of_a_linear_network(sigma: float) ->
         ]
         found = observe(jax.tree.unflatten(structure, filled), data, member)
         assert float(found) == pytest.approx(value, abs=5e-3)
+
+
+def test_reliance_is_measured_in_the_precision_of_the_recipe() -> None:
+    model, task = linear(6), two_features()
+    defaults = {name: value for name, value in task.arrays.items() if isinstance(value, float)}
+    members, _ = make_members(model, task, {**defaults, **pair(0, 6)}, 0.1, 0)
+    member = jax.tree.map(lambda leaf: leaf[0], members)
+
+    def program(precision: str) -> str:
+        recipe = Recipe(num_train=8, num_test=8, batch_size=8, precision=precision)
+        stages = make_fit(model, recipe, task, {"reliance": observe_reliance(model)})
+        data = jax.eval_shape(lambda: task.data(model, recipe, 0))
+        state = jax.eval_shape(stages.start, member)
+        return jax.jit(stages.observe).lower(state, data, member).as_text()
+
+    # The products that embed the probes are always exact; that of the network is one more.
+    text = "precision = [HIGHEST, HIGHEST]"
+    assert program("highest").count(text) == program("default").count(text) + 1
 
 
 def test_networks_of_one_seed_share_their_random_numbers() -> None:

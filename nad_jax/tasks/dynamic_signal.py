@@ -295,6 +295,7 @@ def dynamic_signal(loss: PerSample = cross_entropy, correct: PerSample = has_lab
         sample=_sample,
         arrays={"signal": REQUIRED, "sigma": 1.0, "num_samples": 0},
         prepare=_prepare,
+        check=_check_counts,
         num_outputs=2,
         shared=False,
         **choose_loss(loss, correct),
@@ -323,10 +324,22 @@ def _prepare(model: Model, arrays: Arrays) -> Arrays:
     """
     for value in np.ravel(number_array("sigma", arrays["sigma"])).tolist():
         check_number("sigma", value, 0.0)
-    for value in np.ravel(number_array("num_samples", arrays["num_samples"])).tolist():
+    counts = real_array("num_samples", arrays["num_samples"], finite=False)
+    for value in np.ravel(counts).tolist():
         if value:
-            check_num_samples("num_samples", int(value) if value == int(value) else value)
+            whole = float(value).is_integer()
+            check_num_samples("num_samples", int(value) if whole else value)
     signals = check_units("signal", host_array("signal", arrays["signal"], "[N, d]"))
     _check_signal(signals[0], math.prod(model.image_shape))
     signals = signals / np.linalg.norm(signals, axis=1)[:, None]
     return {**arrays, "signal": signals.astype(np.float32)}
+
+
+def _check_counts(recipe: Recipe, arrays: Arrays) -> None:
+    """Raises `InputError` for a network of more samples than there are."""
+    most = np.max(arrays["num_samples"])
+    if most > recipe.num_train:
+        raise InputError(
+            f"num_samples: must be at most num_train = {recipe.num_train} of the recipe, got "
+            f"{most:g}"
+        )
