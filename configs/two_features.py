@@ -85,7 +85,7 @@ def get_config(recipe: str = "amplification") -> ConfigDict:
     config.sigma = 0.0  # standard deviation of the noise outside of their plane
     config.num_train = 3200
     config.num_test = 1000
-    config.num_probes = 30  # along each axis of the grid that reliance is measured on
+    config.num_probes = 30  # along each axis of the grid that reliance is measured on, even
     config.seeds = (0, 1, 2, 3, 4)
 
     # Training; see nad_jax.Recipe. The optimizer is a name of optax, with options as in

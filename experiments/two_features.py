@@ -25,7 +25,6 @@ from experiments.run.config import (
     Fields,
     check_all,
     check_each,
-    check_integers,
     check_seeds,
     check_sweep,
     check_sweeps,
@@ -45,6 +44,7 @@ from nad_jax.tables import list_metrics
 from nad_jax.task import FitMetrics
 from nad_jax.tasks.separable import check_num_samples
 from nad_jax.tasks.two_features import (
+    check_probes,
     observe_reliance,
     optimal_accuracy,
     optimal_reliance,
@@ -81,7 +81,7 @@ def validate(config: ConfigDict) -> None:
         lambda: check_each(config, "indices", check_integer, 0, size - 1),
         lambda: check_num_samples("num_train", config.num_train),
         lambda: check_num_samples("num_test", config.num_test),
-        lambda: check_integers(config, num_probes=2),
+        lambda: check_probes(config.num_probes),
         lambda: trained.check_execution(config),
         lambda: trained.check_recipe(config, "optimizer", config.optimizer, *samples),
     )

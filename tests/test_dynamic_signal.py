@@ -19,7 +19,7 @@ from nad_jax import (
     with_two_logits,
 )
 from nad_jax.errors import InputError
-from nad_jax.tasks.dynamic_signal import insert_signal, sample_draws
+from nad_jax.tasks.dynamic_signal import _average, insert_signal, sample_draws
 from nad_jax.tasks.separable import noise_key
 
 K, LENGTH = 5, 4
@@ -172,6 +172,12 @@ def test_a_network_that_has_found_the_signal_has_its_closed_form(num_patches, ex
 def test_the_accuracy_with_one_patch_and_a_threshold_is_that_of_one_variable():
     expected = (_normal((1 - 0.3) / 0.5) + _normal((1 + 0.3) / 0.5)) / 2
     assert signal_accuracy_threshold(1, 0.5, 0.3, 10)[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_error_of_a_mean_is_its_standard_error():
+    mean, error = _average(lambda others: others[:, 0] ** 2, 3, 0.5, 20_000)
+    assert error == pytest.approx(0.25 * np.sqrt(2 / 20_000), rel=0.05)  # of σ² χ²
+    assert abs(mean - 0.25) < 4 * error
 
 
 def test_a_network_of_few_samples_sees_the_first_ones_again_and_again():

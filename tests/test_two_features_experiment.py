@@ -18,6 +18,7 @@ from tests.test_configs import load_config, run
 
 def _config(recipe="smoke", **changes):
     config = load_config("two_features").get_config(recipe)
+    config.update(batch_size=48)  # 128 samples are two batches and a smaller one
     config.update(changes)
     return config
 
@@ -50,7 +51,7 @@ def test_there_is_a_row_for_every_network_and_epoch_and_a_figure(finished):
     rows = _read(finished)
     names = "shortcut_predictivity", "amplification", "seed", "epoch"
     assert len(rows) == len({tuple(row[n] for n in names) for row in rows}) == 2 * 2 * 2 * 3
-    assert {row["step"] for row in rows if row["epoch"] == "2"} == {"8"}
+    assert {row["step"] for row in rows if row["epoch"] == "2"} == {"6"}
     (figure,) = two_features.draw(_config(), finished)
     assert figure.name == "bias_by_amplification.png" and figure.exists()
 
@@ -69,7 +70,7 @@ def test_networks_are_those_of_the_task(finished):
     (rows,) = two_features.list_directions(config)[1].values()
     model = nad_jax.create_model("mlp", (4, 4, 1), 2)
     recipe = nad_jax.Recipe(
-        "sgd", num_train=128, num_test=64, num_epochs=2, batch_size=32, loss_window=3
+        "sgd", num_train=128, num_test=64, num_epochs=2, batch_size=48, loss_window=3
     )
     given = {"shortcut": rows[0][None], "core": rows[1][None], "shortcut_predictivity": 0.7}
     found = nad_jax.train_many(
@@ -131,6 +132,19 @@ def test_a_file_of_nads_is_read_once(nads, monkeypatch):
     assert len(calls) == 1
 
 
+def test_rows_of_the_map_are_those_of_the_shortcut(nads):
+    rows = [
+        {"shortcut_index": a, "core_index": b, "shortcut_bias": a - b / 100 + shift}
+        for a, b in itertools.permutations((0, 3, 9), 2)
+        for shift in (-0.1, 0.1)
+    ]
+    means, errors = two_features._make_map(_pairs(nads), rows)
+    expected = np.subtract.outer([0, 3, 9], np.array([0, 3, 9]) / 100)
+    np.fill_diagonal(expected, np.nan)
+    np.testing.assert_allclose(means, expected, atol=1e-12)
+    np.testing.assert_allclose(errors[~np.eye(3, dtype=bool)], 0.1)
+
+
 def test_a_preference_for_earlier_nads_is_said(nads, capsys):
     config, place = _pairs(nads), {0: 0, 3: 1, 9: 2}
     rows = [
@@ -163,6 +177,7 @@ def test_a_folder_grows_by_seeds_and_amplifications(finished):
         ({"amplifications": ()}, "amplifications: must be a non-empty"),
         ({"num_train": 3}, "num_train: must be even"),
         ({"num_probes": 1}, "num_probes: "),
+        ({"num_probes": 5}, "num_probes: must be even"),
         ({"indices": (0, 1)}, "nads: indices need the file"),
         ({"nads": "/nope.npz"}, "^nads: is read where indices are given, got '/nope.npz' and none"),
         ({"indices": (0, 16)}, "indices: .*16"),
