@@ -18,7 +18,8 @@ from nad_jax import (
     train_many,
     with_two_logits,
 )
-from nad_jax.complexity import bisect_first
+from nad_jax.complexity import Scaling, bisect_first
+from nad_jax.complexity_plots import plot_sample_complexity
 from nad_jax.errors import InputError
 
 SIGNAL = np.array([0.6, 0.8])
@@ -134,6 +135,31 @@ def test_points_beyond_the_grid_are_not_of_the_fit():
     assert np.isnan(found.slope_error) and np.isnan(found.low).all()
     found = fit_scaling([2, 4], [*_curves(rng, [2, 4], 1.0, 2, 0.0)], 0.5001)
     assert not found.used.any() and np.isnan(found.slope)
+
+
+def _draw(found, panels=("number of patches $k$",)):
+    lines = {label: (np.array([2, 4, 8]), one) for label, one in found.items()}
+    return plot_sample_complexity(dict.fromkeys(panels, lines), "").axes
+
+
+def test_every_panel_of_the_figure_has_a_legend_of_its_own():
+    used, sizes = np.ones(3, bool), np.array([8.0, 20.0, 50.0])
+    known = Scaling(1.3, 0.1, sizes, sizes / 2, sizes * 2, used)
+    below = Scaling(np.nan, np.nan, np.full(3, 4.0), np.full(3, 4.0), np.full(3, 4.0), ~used)
+    for panel in _draw({"lcn": known, "cnn": below}, ("k", "d")):
+        texts = [text.get_text() for text in panel.get_legend().get_texts()]
+        assert texts == ["lcn", "cnn: no n between the ends of its grid"]
+
+
+def test_a_bar_without_an_upper_end_leaves_the_figure():
+    sizes, low = np.array([8.0, 20.0, 50.0]), np.array([5.0, 10.0, 30.0])
+    found = Scaling(1.3, 0.1, sizes, low, np.array([9.0, 30.0, np.inf]), np.ones(3, bool))
+    (panel,) = _draw({"lcn": found})
+    segments = np.array(panel.containers[0].lines[2][0].get_segments())  # [3, 2, 2]
+    np.testing.assert_allclose(segments[:, 0, 1], low)
+    np.testing.assert_allclose(segments[:2, 1, 1], [9, 30])
+    bottom, top = panel.get_ylim()
+    assert bottom < 5 and 50 < top < 100 < segments[2, 1, 1]
 
 
 def test_bisection_over_networks_finds_a_size_that_passes_below_one_that_fails():

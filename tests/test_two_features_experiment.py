@@ -12,6 +12,7 @@ import pytest
 import nad_jax
 from experiments import two_features
 from nad_jax.errors import InputError
+from nad_jax.feature_plots import plot_bias_map
 from nad_jax.tasks.two_features import observe_reliance, optimal_accuracy, optimal_reliance
 from tests.test_configs import load_config, run
 
@@ -143,6 +144,13 @@ def test_rows_of_the_map_are_those_of_the_shortcut(nads):
     np.fill_diagonal(expected, np.nan)
     np.testing.assert_allclose(means, expected, atol=1e-12)
     np.testing.assert_allclose(errors[~np.eye(3, dtype=bool)], 0.1)
+
+
+def test_colors_of_the_map_reach_to_the_largest_bias():
+    for largest, limit in ((1.7, 1.7), (0.3, 1.0)):
+        means = np.array([[np.nan, -largest], [0.2, np.nan]])
+        figure = plot_bias_map({"mlp": (means, 0.1 * np.ones((2, 2)))}, [0, 1], "")
+        assert figure.axes[0].images[0].get_clim() == pytest.approx((-limit, limit))
 
 
 def test_a_preference_for_earlier_nads_is_said(nads, capsys):

@@ -279,7 +279,9 @@ def dynamic_signal(loss: PerSample = cross_entropy, correct: PerSample = has_lab
 
     A network with n samples has the first n: number m of the recipe's `num_train` is m mod n. So
     all take the same number of steps, whatever n is, in one compiled program, and a network sees
-    each of its samples the more often the fewer there are.
+    each of its samples the more often the fewer there are. Where n does not divide `num_train`, the
+    first num_train mod n of them are seen once more than the others: n = 2896 of 4096 counts as
+    (Σ w)²/Σ w² = 2583 samples of equal weight.
 
     Args:
       loss: of outputs [B, 2] and labels [B] in {0, 1}, real numbers [B]; default: cross-entropy of
