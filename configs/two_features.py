@@ -10,7 +10,7 @@ The argument after the colon is a recipe:
     indices        LeNet along its NADs at equal predictivity and amplification: a map of index against
                    index, three seeds; needs --config.nads=FILE, as compute_nads writes it
     gpu            indices with ResNet18 and twice as many; not measured
-    smoke          a tiny network, to see that all runs; seconds
+    smoke          a tiny network, to see that all runs: 10 s of CPU time
 """
 
 from ml_collections import ConfigDict
