@@ -298,7 +298,7 @@ def test_bad_values_are_named(call, message: str) -> None:
     [
         ({"sigma": [1.0, 2.0]}, r"^sigma: must be real numbers \[\], got shape \(2,\)"),
         ({"shortcut_predictivity": [0.7, 0.8]}, r"^shortcut_predictivity: .* got shape \(2,\)"),
-        ({"sigma": -1.0}, "^sigma: must be a finite number at least 0, got -1.0"),
+        ({"sigma": -1.0}, r"^sigma: must be a finite number at least 0\.0, got -1\.0"),
         ({"noise": 1.0}, "^argument: unknown value 'noise'"),
         ({"num_samples": 3}, "^num_samples: must be even"),
         ({"core": np.eye(5)[0]}, "^core: must be another direction than shortcut"),
