@@ -4,7 +4,8 @@ of Locality and Weight Sharing), over the number of patches k and their length d
     python -m experiments.main --config=configs/sample_complexity.py:cpu --workdir=runs/samples
 
 The argument after the colon is a recipe:
-    smoke  LCN and CNN at two numbers of patches, two seeds: seconds
+    smoke  LCN and CNN at two numbers of patches, two seeds: 10 s of CPU time on a 2-core
+           CPU (AMD EPYC)
     cpu    LCN and CNN at four numbers of patches and two lengths, eight seeds: 8 min 47 s
            on a 2-core CPU (AMD EPYC) as two shards, beside other programs
     gpu    FCN too, ReLU too, more patches and lengths, ten seeds; not measured

@@ -10,7 +10,7 @@ The argument after the colon is a recipe:
     indices        LeNet along its NADs at equal predictivity and amplification: a map of index against
                    index, three seeds; needs --config.nads=FILE, as compute_nads writes it
     gpu            indices with ResNet18 and twice as many; not measured
-    smoke          a tiny network, to see that all runs; seconds
+    smoke          a tiny network, to see that all runs: 10 s of CPU time
 """
 
 from ml_collections import ConfigDict
@@ -85,7 +85,7 @@ def get_config(recipe: str = "amplification") -> ConfigDict:
     config.sigma = 0.0  # standard deviation of the noise outside of their plane
     config.num_train = 3200
     config.num_test = 1000
-    config.num_probes = 30  # along each axis of the grid that reliance is measured on
+    config.num_probes = 30  # along each axis of the grid that reliance is measured on, even
     config.seeds = (0, 1, 2, 3, 4)
 
     # Training; see nad_jax.Recipe. The optimizer is a name of optax, with options as in

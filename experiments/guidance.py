@@ -328,7 +328,8 @@ def _report(config: ConfigDict, key: Key, rows: results.Rows, overlaps: results.
     values = results.values_by(rows, "index")
     told = (f"{index}: {_say(values[index], '.1%')}" for index in sorted(values))
     print(f"  test accuracy by index: {', '.join(told)}")
-    print(f"    rank correlation with the index: {_say(results.correlate(rows), '.2f')}")
+    known = results.correlate(rows), len({row["seed"] for row in rows})
+    print(f"    rank correlation with the index: {results.say_known(*known, '.2f')}")
     if key[0] == "network":
         before, after = (_say(results.means_by_seed(rows, name), ".3f") for name in CKA)
         print(f"  CKA with the guide: {before} before, {after} after")

@@ -11,6 +11,7 @@ those of the command first) and a figure.
 import functools
 import itertools
 import json
+import math
 import operator
 from collections.abc import Iterator
 from functools import partial
@@ -67,6 +68,7 @@ def validate(config: ConfigDict) -> None:
         lambda: check_each(config, "patch_sizes", check_integer, 1),
         lambda: check_seeds("seeds", *config.seeds),
         lambda: check_number("sigma", config.sigma, 0.0),
+        lambda: check_number("start_threshold", config.start_threshold, -math.inf),
         lambda: check_each(config, "num_samples", check_num_samples),
         lambda: check_num_samples("num_train", config.num_train),
         lambda: check_num_samples("num_test", config.num_test),
@@ -86,7 +88,8 @@ def read_network(
     config: ConfigDict, architecture: str, activation: str, num_patches: int, patch_size: int
 ) -> Model:
     """A network of a config, of two logits."""
-    how = config.width, activation, config.scale, config.start_threshold
+    threshold = 0.0 if activation == "linear" else config.start_threshold
+    how = config.width, activation, config.scale, threshold
     return with_two_logits(create_patch_network(architecture, num_patches, patch_size, *how))
 
 
@@ -133,19 +136,16 @@ def make_study(config: ConfigDict) -> Study:
     )
 
 
-def read_curve(rows: results.Rows) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of samples n [T], ascending, and the test accuracies [T, S]: at every n of the
-    seeds that have been trained with all of them.
+def read_curves(rows: results.Rows) -> tuple[np.ndarray, dict[int, list[float]]]:
+    """The numbers of samples n [T], ascending, and the test accuracies [T] of each seed that has
+    been trained with all of them.
     """
-    seeds = results.group(rows, operator.itemgetter("seed"))
-    sizes = sorted({row["num_samples"] for row in rows})
-    whole = [
-        {row["num_samples"]: row["test_accuracy"] for row in group}
-        for group in seeds.values()
-        if len(group) == len(sizes)
-    ]
-    found = [[one[size] for one in whole] for size in sizes]
-    return np.array(sizes), np.array(found).reshape(len(sizes), -1)
+    sizes, found = sorted({row["num_samples"] for row in rows}), {}
+    for seed, group in results.group(rows, operator.itemgetter("seed")).items():
+        if len(group) == len(sizes):
+            one = {row["num_samples"]: row["test_accuracy"] for row in group}
+            found[seed] = [one[size] for size in sizes]
+    return np.array(sizes), found
 
 
 def fit(
@@ -154,18 +154,21 @@ def fit(
     """How n grows along an axis: for each architecture, activation and value of the other axis, in
     words (the activation where there are several), the scales [P] and the fit.
 
-    Points at which no seed is complete are left out, and of the others the last seeds, so that all
-    have equally many.
+    Points at which no seed is complete are left out, and seeds that are not complete at all others;
+    nothing is given where no seed is left.
     """
     (other,) = set(AXES) - {axis}
     several = len({row["activation"] for row in rows}) > 1
     for series, group in results.group(rows, operator.itemgetter(*SERIES, other)).items():
         points = results.group(group, operator.itemgetter(axis))
-        curves = {scale: read_curve(points[scale]) for scale in sorted(points)}
-        curves = {scale: one for scale, one in curves.items() if one[1].shape[1]}
-        if curves:
-            fewest = min(accuracies.shape[1] for _, accuracies in curves.values())
-            chosen = [(sizes, accuracies[:, :fewest]) for sizes, accuracies in curves.values()]
+        curves = {scale: read_curves(points[scale]) for scale in sorted(points)}
+        curves = {scale: one for scale, one in curves.items() if one[1]}
+        seeds = [set(found) for _, found in curves.values()]
+        if common := sorted(set.intersection(*seeds)) if seeds else []:
+            chosen = [
+                (sizes, np.transpose([found[seed] for seed in common]))
+                for sizes, found in curves.values()
+            ]
             architecture, activation, at = series
             label = f"{architecture}{' ' + activation if several else ''}, {SYMBOLS[other]} = {at}"
             yield label, np.array([*curves]), fit_scaling([*curves], chosen, threshold)

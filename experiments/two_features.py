@@ -25,13 +25,12 @@ from experiments.run.config import (
     Fields,
     check_all,
     check_each,
-    check_integers,
     check_seeds,
     check_sweep,
     check_sweeps,
 )
 from experiments.run.costs import Setup
-from experiments.run.folder import Folder
+from experiments.run.folder import Folder, digest
 from experiments.run.plan import Member, Study
 from nad_jax import feature_plots, records
 from nad_jax.directions import basis_random, direction_identity
@@ -45,6 +44,7 @@ from nad_jax.tables import list_metrics
 from nad_jax.task import FitMetrics
 from nad_jax.tasks.separable import check_num_samples
 from nad_jax.tasks.two_features import (
+    check_probes,
     observe_reliance,
     optimal_accuracy,
     optimal_reliance,
@@ -81,11 +81,13 @@ def validate(config: ConfigDict) -> None:
         lambda: check_each(config, "indices", check_integer, 0, size - 1),
         lambda: check_num_samples("num_train", config.num_train),
         lambda: check_num_samples("num_test", config.num_test),
-        lambda: check_integers(config, num_probes=2),
+        lambda: check_probes(config.num_probes),
         lambda: trained.check_execution(config),
         lambda: trained.check_recipe(config, "optimizer", config.optimizer, *samples),
     )
     if not config.indices:
+        if config.nads:
+            raise InputError(f"nads: is read where indices are given, got {config.nads!r} and none")
         return
     if not config.nads:
         raise InputError("nads: indices need the file of the NADs that they are of, got ''")
@@ -107,24 +109,40 @@ def find_optimum(config: ConfigDict, predictivity: float) -> tuple[float, float]
     return optimal_reliance(*known, config.num_probes), optimal_accuracy(*known)
 
 
-def list_directions(config: ConfigDict, seed: int) -> dict[tuple, tuple[np.ndarray, np.ndarray]]:
-    """(v_s, v_c) of a seed, by their indices ("" of random ones)."""
+Pairs = dict[tuple, tuple[np.ndarray, np.ndarray]]
+
+
+def list_directions(config: ConfigDict) -> dict[int, Pairs]:
+    """(v_s, v_c) of each seed, by their indices ("" of random ones); pairs of NADs with the signs
+    that they have in the file, the same for all seeds.
+    """
     size = math.prod(config.image_shape)
     if not config.indices:
-        keys = (named_key(make_key(seed), name) for name in ("shortcut", "core"))
-        return {("", ""): tuple(np.asarray(basis_random(key, size, 1))[0] for key in keys)}
+        return {seed: {("", ""): _draw_pair(seed, size)} for seed in config.seeds}
     rows = records.read_directions(config.nads, size)
     if max(config.indices) >= len(rows):
         raise InputError(f"indices: {config.nads} has 0 … {len(rows) - 1}, got {config.indices}")
-    return {
-        pair: (rows[pair[0]], rows[pair[1]]) for pair in itertools.permutations(config.indices, 2)
-    }
+    places = itertools.permutations(config.indices, 2)
+    pairs = {(first, second): (rows[first], rows[second]) for first, second in places}
+    return {seed: pairs for seed in config.seeds}
+
+
+def _draw_pair(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    keys = (named_key(make_key(seed), name) for name in ("shortcut", "core"))
+    return tuple(np.asarray(basis_random(key, size, 1))[0] for key in keys)
+
+
+def _name_direction(config: ConfigDict, row: np.ndarray) -> str:
+    """What determines a direction, in the name of a network."""
+    if config.indices:
+        return digest(row)  # as it stands: −v_s and v_c are another question than v_s and v_c
+    return f"{direction_identity(row):016x}"  # whose sign the seed says
 
 
 def make_networks(config: ConfigDict) -> list[Member]:
     """Every network of a config, in the order of the table."""
     networks = []
-    directions = {seed: list_directions(config, seed) for seed in config.seeds}
+    directions = list_directions(config)
     fixed = {"core_predictivity": config.core_predictivity, "correlation": config.correlation}
     fixed |= {"core_amplification": 1.0, "sigma": config.sigma}
     for *point, seed in itertools.product(*(config[axis] for axis in AXES)):
@@ -132,9 +150,7 @@ def make_networks(config: ConfigDict) -> list[Member]:
         for pair, rows in directions[seed].items():
             values = architecture, *pair, float(predictivity), float(amplification), seed
             place = dict(zip(PLACE, values, strict=True))
-            named = {
-                n: f"{direction_identity(row):016x}" for n, row in zip("sc", rows, strict=True)
-            }
+            named = {n: _name_direction(config, row) for n, row in zip("sc", rows, strict=True)}
             arrays = {"shortcut": rows[0], "core": rows[1]}
             numbers = {
                 "shortcut_predictivity": predictivity,

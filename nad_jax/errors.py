@@ -117,8 +117,9 @@ def check_number(name: str, value: Any, minimum: float, exclusive: bool = False)
     value = plain(value)
     number = _as_float(value) if _is_number(value, numbers.Real) else math.nan
     if not math.isfinite(number) or number < minimum or (exclusive and number == minimum):
-        bound = f"greater than {minimum}" if exclusive else f"at least {minimum}"
-        raise InputError(f"{name}: must be a finite number {bound}, got {shown(value)}")
+        bound = f" greater than {minimum}" if exclusive else f" at least {minimum}"
+        bound *= minimum > -math.inf
+        raise InputError(f"{name}: must be a finite number{bound}, got {shown(value)}")
     return number
 
 

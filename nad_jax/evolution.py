@@ -221,6 +221,7 @@ def geometry_evolution(
     execution = choose_chunks(choose_mapping(model, recipe.batch_size, execution))
     rate = recipe.choose_learning_rate(learning_rate, task.learning_rate)
     members, seeds = make_members(model, task, arrays, rate, seed)
+    task.check(recipe, members.arrays)
     if len(seeds) < 2:
         raise InputError(f"seed: must be of at least two networks, got {len(seeds)}")
     if len(np.unique(seeds)) < len(seeds):  # pairs of networks must be independent

@@ -42,19 +42,21 @@ def plot_bias_map(
     maps: Mapping[str, tuple[np.ndarray, np.ndarray]], indices: Sequence[int], title: str
 ) -> Figure:
     """Shortcut bias of every pair of directions, a panel for each network: means [K, K] and standard
-    errors, shortcut by row and core by column; nan where there is none.
+    errors, shortcut by row and core by column; nan where there is none. Colors reach to ±1, or to
+    the largest mean.
     """
     width = min(PAGE, 3.4 * len(maps))
     figure = PrintedFigure(figsize=(width, 0.9 * width / len(maps)), layout="constrained")
     set_title(figure, title)
     panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    most = max(float(np.nanmax(np.abs(means), initial=1.0)) for means, _ in maps.values())
     for axes, (name, (means, errors)) in zip(panels, maps.items(), strict=True):
-        image = axes.imshow(means, cmap=SIGNED, vmin=-1, vmax=1)
+        image = axes.imshow(means, cmap=SIGNED, vmin=-most, vmax=most)
         for (row, column), mean in np.ndenumerate(means):
             if np.isfinite(mean):
                 error = errors[row, column]
                 text = f"{mean:.2f}" + f"\n±{error:.2f}" * bool(np.isfinite(error))
-                color = "white" if abs(mean) > 0.6 else INK
+                color = "white" if abs(mean) > 0.6 * most else INK
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=4)
         axes.set(xlabel="index of the core", ylabel="index of the shortcut", title=name)
         axes.set_xticks(range(len(indices)), indices)

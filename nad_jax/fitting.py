@@ -195,7 +195,9 @@ def make_fit(
                 seen[name] = jax.tree.map(jnp.asarray, given)
         return seen
 
-    start, epoch, finish = (_in_precision(recipe, stage) for stage in (start, epoch, finish))
+    start, epoch, finish, observe = (
+        _in_precision(recipe, stage) for stage in (start, epoch, finish, observe)
+    )
     return Stages(start, epoch, finish, variables, observe)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from nad_jax.errors import check_choice, check_integer, check_number
+from nad_jax.errors import InputError, check_choice, check_integer, check_number, shown
 from nad_jax.models import Model, from_functions
 
 # Of patches x [B, k, d] and filters: their products, [B, units] but for the order of axes.
@@ -51,7 +51,8 @@ def create_patch_network(
       width: filters of each patch; 1 is that of the source.
       activation: "soft_threshold", "relu", or "linear", φ(t) = t, for control.
       scale: filters start from N(0, scale² / fan_in), about of this norm.
-      threshold: b at the start.
+      threshold: b at the start, of any sign, in units of a patch's product with a filter; 0 for
+        linear networks, which have none.
 
     Raises:
       InputError: naming the argument, its value and what is allowed.
@@ -65,6 +66,8 @@ def create_patch_network(
         "scale": check_number("scale", scale, 0.0),
         "threshold": check_number("threshold", threshold, -math.inf),
     }
+    if activation == "linear" and threshold != 0:
+        raise InputError(f"threshold: linear networks have none, must be 0, got {shown(threshold)}")
     fan_in = patch_size * (num_patches if name == "fcn" else 1)
     shape = {
         "fcn": (width * num_patches, num_patches, patch_size),

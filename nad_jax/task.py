@@ -102,6 +102,8 @@ class Task(NamedTuple):
     arrays: the names of what differs between networks, and their defaults (`REQUIRED`: none).
     takes_others: whether `sample` also takes arrays of other names.
     prepare(model, arrays) -> arrays: arrays [N, …], checked, as `sample` takes them.
+    check(recipe, arrays): raises `InputError` where arrays, as `prepare` gives them, do not fit a
+      recipe.
     make_keys(seeds, arrays) -> keys [N]: those of networks, from their seeds [N].
     num_outputs: K that the model must have; None: any.
     sizes: (num_train, num_test); None: those of the recipe.
@@ -127,6 +129,7 @@ class Task(NamedTuple):
     arrays: Arrays = MappingProxyType({})
     takes_others: bool = False
     prepare: Callable[[Model, Arrays], Arrays] = lambda model, arrays: arrays
+    check: Callable[[Recipe, Arrays], None] = lambda recipe, arrays: None
     make_keys: Callable[[np.ndarray, Arrays], jax.Array] = lambda seeds, arrays: (
         ensemble.keys_of_seeds("networks", seeds)
     )

@@ -107,6 +107,7 @@ def make_run(
     ) -> Any:
         learning_rate = recipe.choose_learning_rate(learning_rate, task.learning_rate)
         members, seeds = make_members(model, task, arrays, learning_rate, seed)
+        task.check(recipe, members.arrays)
         for name, observer in asked.together.items():
             observer.check(name, len(seeds))
         if not task.trusted:

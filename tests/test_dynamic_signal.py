@@ -10,6 +10,7 @@ from nad_jax import (
     classify_signal,
     create_patch_network,
     dynamic_signal,
+    geometry_evolution,
     sample_dynamic_signal,
     signal_accuracy_bayes,
     signal_accuracy_linear,
@@ -18,7 +19,7 @@ from nad_jax import (
     with_two_logits,
 )
 from nad_jax.errors import InputError
-from nad_jax.tasks.dynamic_signal import insert_signal, sample_draws
+from nad_jax.tasks.dynamic_signal import _average, insert_signal, sample_draws
 from nad_jax.tasks.separable import noise_key
 
 K, LENGTH = 5, 4
@@ -41,6 +42,25 @@ def test_samples_are_those_of_a_float64_reference_with_the_same_draws():
         expected[number, int(K * place)] += (1 - 2 * label) * SIGNAL
     found = insert_signal(draws.noise.train, draws.train, labels, SIGNAL, 0.7)
     np.testing.assert_allclose(found, expected.reshape(50, -1), atol=1e-6)
+
+
+def test_integer_noise_is_that_of_floating_point():
+    noise, labels = np.arange(2 * K * LENGTH).reshape(2, -1) % 5, np.array([0, 1])
+    places = np.array([0.3, 0.9])
+    found = insert_signal(noise, places, labels, SIGNAL, 0.5)
+    np.testing.assert_array_equal(
+        found, insert_signal(np.float32(noise), places, labels, SIGNAL, 0.5)
+    )
+    assert np.abs(found - 0.5 * noise).max() == pytest.approx(np.abs(SIGNAL).max())
+    first = insert_signal(noise, np.zeros(2, int), labels, SIGNAL, 0.5)
+    assert np.flatnonzero(np.abs(first[0] - 0.5 * noise[0])).tolist() == [0, 1, 2, 3]
+
+
+def test_places_outside_of_the_unit_interval_are_refused():
+    noise, labels = np.zeros((2, K * LENGTH)), np.array([0, 1])
+    for wrong in (1.0, 4, -0.1, 1 - 1e-12):  # the last is 1 in single precision
+        with pytest.raises(InputError, match=r"^places: must be at least 0 and below 1, got"):
+            insert_signal(noise, [0.5, wrong], labels, SIGNAL, 1.0)
 
 
 def test_the_signal_is_in_every_patch_as_often_and_classes_are_balanced_exactly():
@@ -154,6 +174,12 @@ def test_the_accuracy_with_one_patch_and_a_threshold_is_that_of_one_variable():
     assert signal_accuracy_threshold(1, 0.5, 0.3, 10)[0] == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_error_of_a_mean_is_its_standard_error():
+    mean, error = _average(lambda others: others[:, 0] ** 2, 3, 0.5, 20_000)
+    assert error == pytest.approx(0.25 * np.sqrt(2 / 20_000), rel=0.05)  # of σ² χ²
+    assert abs(mean - 0.25) < 4 * error
+
+
 def test_a_network_of_few_samples_sees_the_first_ones_again_and_again():
     task = dynamic_signal()
     data = task.data(MODEL, RECIPE, 0)
@@ -203,6 +229,26 @@ def test_bad_input_is_refused_by_name():
         (lambda: train(signal=signal, num_samples=7), "^num_samples: must be even"),
         (lambda: train(signal=signal, num_samples=2.5), "^num_samples: must be an integer"),
         (lambda: train(signal=signal, num_samples=-2), "^num_samples: must be an integer"),
+        (lambda: train(signal=signal, num_samples=np.inf), "^num_samples: must be an int.* inf"),
+        (lambda: train(signal=signal, num_samples=np.nan), "^num_samples: must be an int.* nan"),
+        (lambda: train(signal=signal, num_samples=2j), "^num_samples: must be real numbers"),
+        (
+            lambda: train(signal=np.tile(SIGNAL, (2, 1)), num_samples=[4, 66]),
+            "^num_samples: must be at most num_train = 64 of the recipe, got 66$",
+        ),
+        (
+            lambda: geometry_evolution(
+                MODEL,
+                dynamic_signal(),
+                {"S": np.eye(K * LENGTH)},
+                np.zeros((2, K, LENGTH)),
+                [0, 1],
+                recipe=RECIPE,
+                signal=SIGNAL[None].repeat(2, 0),
+                num_samples=66,
+            ),
+            "^num_samples: must be at most num_train = 64 of the recipe, got 66$",
+        ),
         (lambda: train(signal=signal, epsilon=1.0), "unknown value 'epsilon'"),
         (lambda: dynamic_signal(loss=3), "^loss: must be a function, got 3"),
         (lambda: sample_dynamic_signal(0, SIGNAL, K, 7), "^num_samples: must be even"),

@@ -44,12 +44,13 @@ def _outputs(name, filters, threshold, x, activation):
 @pytest.mark.parametrize("name", ["fcn", "lcn", "cnn"])
 def test_networks_are_those_of_the_definition(name, activation):
     x = np.random.default_rng(0).normal(size=(6, K, LENGTH))
-    model = create_patch_network(name, K, LENGTH, 2, activation, threshold=0.3)
+    threshold = 0.0 if activation == "linear" else 0.3
+    model = create_patch_network(name, K, LENGTH, 2, activation, threshold=threshold)
     variables = model.init(jax.random.key(0))
     filters = np.asarray(variables["filters"], np.float64)
     count = {"fcn": 2 * K * K * LENGTH, "lcn": 2 * K * LENGTH, "cnn": 2 * LENGTH}[name]
     assert filters.size == count * (2 if activation == "relu" else 1)
-    expected = _outputs(name, filters, 0.3, x, activation)
+    expected = _outputs(name, filters, threshold, x, activation)
     found = model.apply(variables, jnp.asarray(x, jnp.float32))
     assert model.input_shape == (K, LENGTH) and model.num_logits == 1
     np.testing.assert_allclose(found[:, 0], expected, atol=1e-5)
@@ -164,7 +165,8 @@ def test_bad_input_is_refused_by_name():
         (("cnn", 2, 2, 0), "^width: must be an integer of at least 1"),
         (("cnn", 2, 2, 1, "tanh"), "^activation: unknown value 'tanh'"),
         (("cnn", 2, 2, 1, "relu", -1.0), "^scale: must be a finite number at least 0"),
-        (("cnn", 2, 2, 1, "relu", 1.0, np.nan), "^threshold: must be a finite number"),
+        (("cnn", 2, 2, 1, "relu", 1.0, np.nan), "^threshold: must be a finite number, got nan"),
+        (("cnn", 8, 4, 1, "linear", 1.0, 0.5), "^threshold: linear .* must be 0, got 0.5"),
     ]:
         with pytest.raises(InputError, match=message):
             create_patch_network(*arguments)

@@ -3,6 +3,7 @@
 import csv
 import io
 
+import jax
 import numpy as np
 import pytest
 
@@ -112,6 +113,37 @@ def test_points_of_which_no_seed_is_complete_are_left_out():
     np.testing.assert_allclose(found.sizes, [4 * 2**0.25, 8 * 2**0.25], rtol=1e-6)
 
 
+def test_a_seed_is_the_same_one_at_every_point():
+    """Of accuracies that differ between seeds alone: those that are complete at all points."""
+
+    def fit(seeds):
+        rows = [
+            {"architecture": "cnn", "activation": "relu", "num_patches": k, "patch_size": 2,
+             "num_samples": n, "seed": seed, "test_accuracy": 0.4 + 0.05 * np.log2(n) + 0.1 * seed}
+            for k, mine in seeds.items() for n in (4, 8, 16, 32) for seed in mine
+        ]  # fmt: skip
+        return [*sample_complexity.fit(rows, "num_patches", 0.72)]
+
+    ((_, _, found),) = fit({2: (0, 1, 2), 4: (2, 1)})
+    alone = [fit({2: seeds, 4: seeds})[0][2] for seeds in ((1, 2), (2, 1))]
+    for one in alone:
+        np.testing.assert_array_equal(found.sizes, one.sizes)
+    assert found.sizes[0] == found.sizes[1] and found.slope_error < 1e-9  # of the same seeds
+    assert found.high[0] > found.low[0]
+    assert fit({2: (0,), 4: (1,)}) == []
+
+
+def test_linear_networks_have_no_threshold_at_the_start():
+    config = _config(activations=("linear", "relu"), start_threshold=0.05)
+    sample_complexity.validate(config)
+    said = [
+        sample_complexity.read_network(config, "cnn", name, 2, 2) for name in config.activations
+    ]
+    variables = [model.init(jax.random.key(0)) for model in said]
+    assert "threshold" not in variables[0]
+    assert float(variables[1]["threshold"]) == pytest.approx(0.05 * 2**0.5)
+
+
 def test_without_a_sigma_it_is_that_of_the_linear_limit():
     networks = sample_complexity.make_networks(_config(sigma=0.0, num_patches=(4, 16)))
     assert {float(one.what.arrays["sigma"]) for one in networks} == {0.5, 0.25}
@@ -129,6 +161,7 @@ def test_without_a_sigma_it_is_that_of_the_linear_limit():
         ({"sigma": -1.0}, "^sigma: must be a finite number"),
         ({"threshold": 1.5}, "^threshold: must be at most 1"),
         ({"width": 0}, "^width: must be an integer of at least 1"),
+        ({"start_threshold": np.nan}, "^start_threshold: must be a finite number, got nan$"),
         ({"scale": -1.0}, "^scale: must be a finite number"),
         ({"seeds": (0, 0)}, "^seeds: must be a non-empty tuple of different values"),
         ({"optimizer": "nonsense"}, "^optimizer: "),

@@ -80,6 +80,13 @@ def test_noise_belongs_to_replicate_and_split_alone(basis):
         np.testing.assert_allclose(x, expected, atol=2e-6)
 
 
+def test_integer_noise_is_that_of_floating_point(basis):
+    noise, labels = np.arange(2 * D).reshape(2, D) % 5, [0, 1]
+    found = separate(noise, labels, basis[0], 0.5, 0.7)
+    np.testing.assert_array_equal(found, separate(np.float32(noise), labels, basis[0], 0.5, 0.7))
+    np.testing.assert_allclose(np.asarray(found) @ np.asarray(basis[0]), [0.5, -0.5], atol=1e-5)
+
+
 def test_bad_input_is_refused(basis):
     with pytest.raises(InputError, match="num_samples: must be even"):
         sample_separable(make_key(0), basis[0], 7)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
 
+from nad_jax.contract import as_floating
 from nad_jax.ensemble import named_key, resolve_key
 from nad_jax.errors import (
     InputError,
@@ -31,6 +32,7 @@ from nad_jax.errors import (
     check_scalar,
     check_units,
     host_array,
+    known,
     number_array,
     real_array,
 )
@@ -80,6 +82,16 @@ def _check_signal(signal: jax.Array, dimension: int) -> jax.Array:
     return signal
 
 
+def _check_places(places: jax.Array, count: int) -> jax.Array:
+    """Numbers [count], in [0, 1) where they are known; raises `InputError` otherwise."""
+    places = as_floating(real_array("places", places, f"[{count}]"))
+    values = known(places)  # as they are rounded: not to 1
+    wrong = () if values is None else values[(values < 0) | (values >= 1)]
+    if len(wrong):
+        raise InputError(f"places: must be at least 0 and below 1, got {wrong[0]}")
+    return places
+
+
 def insert_signal(
     noise: jax.Array, places: jax.Array, labels: jax.Array, signal: jax.Array, sigma: jax.Array
 ) -> jax.Array:
@@ -92,14 +104,14 @@ def insert_signal(
       signal: w⋆, [d], of unit norm.
       sigma: σ, a number, in units of the input.
 
-    Returns: x [B, D] of the noise's dtype.
+    Returns: x [B, D] of the noise's dtype, float32 for integers.
 
     Raises:
       InputError: for other shapes, and for values that are not as above, where they are known.
     """
-    noise = jnp.asarray(real_array("noise", noise, "[B, D]"))
+    noise = as_floating(real_array("noise", noise, "[B, D]"))
     labels = jnp.asarray(check_labels("labels", labels, 2))
-    places = jnp.asarray(real_array("places", places, f"[{len(noise)}]"))
+    places = _check_places(places, len(noise))
     if labels.shape != noise.shape[:1]:
         raise InputError(
             f"labels: must be one for each of the {len(noise)} samples, got shape {labels.shape}"
@@ -267,7 +279,9 @@ def dynamic_signal(loss: PerSample = cross_entropy, correct: PerSample = has_lab
 
     A network with n samples has the first n: number m of the recipe's `num_train` is m mod n. So
     all take the same number of steps, whatever n is, in one compiled program, and a network sees
-    each of its samples the more often the fewer there are.
+    each of its samples the more often the fewer there are. Where n does not divide `num_train`, the
+    first num_train mod n of them are seen once more than the others: n = 2896 of 4096 counts as
+    (Σ w)²/Σ w² = 2583 samples of equal weight.
 
     Args:
       loss: of outputs [B, 2] and labels [B] in {0, 1}, real numbers [B]; default: cross-entropy of
@@ -283,6 +297,7 @@ def dynamic_signal(loss: PerSample = cross_entropy, correct: PerSample = has_lab
         sample=_sample,
         arrays={"signal": REQUIRED, "sigma": 1.0, "num_samples": 0},
         prepare=_prepare,
+        check=_check_counts,
         num_outputs=2,
         shared=False,
         **choose_loss(loss, correct),
@@ -311,10 +326,22 @@ def _prepare(model: Model, arrays: Arrays) -> Arrays:
     """
     for value in np.ravel(number_array("sigma", arrays["sigma"])).tolist():
         check_number("sigma", value, 0.0)
-    for value in np.ravel(number_array("num_samples", arrays["num_samples"])).tolist():
+    counts = real_array("num_samples", arrays["num_samples"], finite=False)
+    for value in np.ravel(counts).tolist():
         if value:
-            check_num_samples("num_samples", int(value) if value == int(value) else value)
+            whole = float(value).is_integer()
+            check_num_samples("num_samples", int(value) if whole else value)
     signals = check_units("signal", host_array("signal", arrays["signal"], "[N, d]"))
     _check_signal(signals[0], math.prod(model.image_shape))
     signals = signals / np.linalg.norm(signals, axis=1)[:, None]
     return {**arrays, "signal": signals.astype(np.float32)}
+
+
+def _check_counts(recipe: Recipe, arrays: Arrays) -> None:
+    """Raises `InputError` for a network of more samples than there are."""
+    most = np.max(arrays["num_samples"])
+    if most > recipe.num_train:
+        raise InputError(
+            f"num_samples: must be at most num_train = {recipe.num_train} of the recipe, got "
+            f"{most:g}"
+        )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
 
+from nad_jax.contract import as_floating
 from nad_jax.directions import direction_identity
 from nad_jax.ensemble import keys_of_seeds, make_key, named_key, resolve_key
 from nad_jax.errors import (
@@ -100,12 +101,12 @@ def separate(
       direction: v, [D], of unit norm.
       epsilon, sigma: ε and σ, scalars, in units of the input.
 
-    Returns: x [B, D] of the noise's dtype, with ⟨x, v⟩ = ±ε to rounding.
+    Returns: x [B, D] of the noise's dtype, float32 for integers, with ⟨x, v⟩ = ±ε to rounding.
 
     Raises:
       InputError: for other shapes, and for values that are not as above, where they are known.
     """
-    noise = jnp.asarray(real_array("noise", noise, "[B, D]"))
+    noise = as_floating(real_array("noise", noise, "[B, D]"))
     labels = jnp.asarray(check_labels("labels", labels, 2))
     if labels.shape != noise.shape[:1]:
         raise InputError(

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr, ndtri
 
+from nad_jax.contract import as_floating
 from nad_jax.ensemble import resolve_key
 from nad_jax.errors import (
     InputError,
     check_choice,
     check_integer,
     check_number,
+    check_record,
     host_array,
     number_array,
     problems,
@@ -136,11 +138,19 @@ def probe_latents(
     Each z_i is spaced evenly in [−3 μ_i, 3 μ_i], ends included. Source: as the module.
 
     Raises:
-      InputError: for predictivities outside of (½, 1), and fewer than two probes.
+      InputError: for predictivities outside of (½, 1), and numbers of probes that are not even.
     """
     features = _check_features(Features(shortcut_predictivity, core_predictivity))
-    count = check_integer("num_probes", num_probes, 2)
-    return _unit_grid(count) * _REACH * _means(features)
+    return _unit_grid(check_probes(num_probes)) * _REACH * _means(features)
+
+
+def check_probes(num_probes: int) -> int:
+    """Returns a number of probes along each axis; raises `InputError` unless it is even, so that
+    none is at z = 0, of which neither feature tells the label.
+    """
+    if check_integer("num_probes", num_probes, 2) % 2:
+        raise InputError(f"num_probes: must be even, so that none is at 0, got {num_probes}")
+    return int(num_probes)
 
 
 def _unit_grid(count: int) -> np.ndarray:
@@ -151,20 +161,24 @@ def _unit_grid(count: int) -> np.ndarray:
 def reliance(decisions: Any, latents: Any) -> float:
     """The reliance on the shortcut of decisions ŷ at probes, the mean of ŷ (sign z_s − sign z_c).
 
-    On a grid that is symmetric about 0 it is in [−1, 1]: +1 for ŷ = sign z_s, −1 for ŷ = sign z_c.
+    On a grid that is symmetric about 0, without it, it is in [−1, 1]: +1 for ŷ = sign z_s, −1 for ŷ = sign z_c.
     Source: as the module, in the form without a factor of two.
 
     Args:
-      decisions: ŷ, [B] in −1, 0, +1; 0: undecided.
+      decisions: ŷ, [B] in −1, 0, +1, the sign of logit 0 − logit 1; 0: undecided. Labels in {0, 1}
+        are no decisions: give 1 − 2 · label.
       latents: (z_s, z_c), [B, 2].
 
     Raises:
       InputError: for other shapes and decisions.
     """
     latents = host_array("latents", latents, "[B, 2]")
+    if number_array("decisions", decisions).dtype == bool:
+        raise InputError("decisions: must be −1, 0 or +1, got truth values")
     decisions = host_array("decisions", decisions, f"[{len(latents)}]")
-    if not np.isin(decisions, (-1, 0, 1)).all():
-        raise InputError("decisions: must be −1, 0 or +1")
+    wrong = decisions[~np.isin(decisions, (-1, 0, 1))]
+    if len(wrong):
+        raise InputError(f"decisions: must be −1, 0 or +1, got {wrong[0]:g}")
     return float(np.mean(decisions * _contrast(latents)))
 
 
@@ -198,10 +212,10 @@ def embed(latents: jax.Array, noise: jax.Array, arrays: Arrays) -> jax.Array:
 
     Args:
       latents: (z_s, z_c), [B, 2].
-      noise: n, [B, D].
+      noise: n, [B, D]; x has its dtype, float32 for integers.
       arrays: of one network, see `two_features`.
     """
-    noise = jnp.asarray(real_array("noise", noise, "[B, D]"))
+    noise = as_floating(real_array("noise", noise, "[B, D]"))
     plane = jnp.stack([arrays["shortcut"], arrays["core"]]).astype(noise.dtype)
     gains = jnp.stack([arrays["shortcut_amplification"], arrays["core_amplification"]])
     precise = {"precision": jax.lax.Precision.HIGHEST}  # TensorFloat-32 would hide the features
@@ -221,7 +235,7 @@ def sample_two_features(
     Args:
       seed: an integer, or a typed random key, which is consumed.
       shortcut, core: v_s and v_c, [D], of unit norm, not parallel.
-      **numbers: predictivities, amplifications, `correlation` and `sigma`, as `two_features` names
+      **numbers: one of each: predictivities, amplifications, `correlation` and `sigma`, as `two_features` names
         them.
 
     Raises:
@@ -229,8 +243,9 @@ def sample_two_features(
     """
     key, num_samples = resolve_key(seed), check_num_samples("num_samples", num_samples)
     shortcut, core = host_array("shortcut", shortcut, "[D]"), host_array("core", core, "[D]")
-    for name in numbers:
+    for name, number in numbers.items():
         check_choice("argument", name, _NUMBERS)
+        real_array(name, number, "[]")
     rows = {"shortcut": shortcut[None], "core": core[None]}
     arrays = _check_arrays({**_NUMBERS, **numbers, **rows}, len(shortcut))
     arrays = {name: jnp.float32(np.squeeze(value)) for name, value in arrays.items()}
@@ -330,12 +345,20 @@ def observe_reliance(model: Model, num_probes: int = PROBES) -> Observer:
     it is as samples are.
 
     Raises:
-      InputError: for fewer than two probes.
+      InputError: for what is no model, for a number of probes that is not even, and before networks
+        of another task are trained.
     """
-    grid = _unit_grid(check_integer("num_probes", num_probes, 2))
+    check_record("model", model, Model)
+    grid = _unit_grid(check_probes(num_probes))
     contrast = _contrast(grid).astype(np.float32)
 
     def observe(variables: Any, data: Noise, member: Members) -> jax.Array:
+        missing = {"shortcut", "core", *_NUMBERS} - set(member.arrays)
+        if missing:
+            raise InputError(
+                "observe_reliance: is of networks trained on two_features; these have no "
+                + ", ".join(sorted(missing))
+            )
         latents = _REACH * _read_features(member.arrays).means()[None] * grid.astype(np.float32)
         noise = data.test[np.arange(len(grid)) % len(data.test), :-2]
         x = embed(latents, noise, member.arrays).reshape(-1, *model.image_shape)
