@@ -35,18 +35,17 @@ from experiments.run.costs import Setup, fastest
 from experiments.run.folder import Folder, digest
 from experiments.run.origin import check_run_folder
 from experiments.run.plan import Arrays, Member, Study
+from experiments.score_data import make_rotation, read_ascending, read_images
 from nad_jax.diffusion import Sampler, Schedule, make_sampler, plan_steps, sampled_variance
-from nad_jax.directions import check_orthonormal
 from nad_jax.distance_plots import plot_distances
 from nad_jax.ensemble import make_key, named_key
 from nad_jax.errors import InputError, check_choice, check_input_shape, check_integer, check_number
 from nad_jax.models import Model
 from nad_jax.recipe import Recipe
-from nad_jax.records import read_directions
 from nad_jax.sads import estimate_sads
 from nad_jax.score_networks import ScoreNetwork, as_model
 from nad_jax.score_table import create_score_network
-from nad_jax.store import read_npy, read_npz
+from nad_jax.store import read_npy
 from nad_jax.tables import list_metrics
 from nad_jax.task import REQUIRED, FitMetrics, Task
 from nad_jax.tasks.denoising import denoising, denoising_images, sample_rank_one
@@ -118,63 +117,13 @@ def find_directions(config: ConfigDict) -> np.ndarray:
     SADs, which are estimated.
     """
     if config.directions:
-        return _read_ascending(config.directions, math.prod(config.image_shape))
+        return read_ascending(config.directions, math.prod(config.image_shape))
     how = {"mapping": config.mapping, "num_devices": config.num_devices}
     with jax.ensure_compile_time_eval():  # also where a cost is traced
         how["signal"] = read_schedule(config).alpha_bar
         return estimate_sads(
             read_network(config), config.num_networks, config.direction_seed, **how
         ).directions
-
-
-def _read_ascending(path: str, dimension: int) -> np.ndarray:
-    """The directions of a file; raises `InputError` where it says that their eigenvalues descend, as
-    those of NADs do.
-    """
-    directions = read_directions(path, dimension)
-    if Path(path).suffix == ".npz":
-        values = read_npz(path, (), optional=("eigenvalues",)).get("eigenvalues", np.zeros(0))
-        if (np.diff(values) < 0).any():
-            raise InputError(
-                f"directions: {path} has directions of descending eigenvalues, as NADs are; SADs "
-                "ascend: give an .npy file of its rows in the other order"
-            )
-    return directions
-
-
-def read_images(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
-    """Images to train on and to test with, as vectors [n, D] in units of the noise."""
-    images = np.asarray(read_npy(config.images), np.float64)
-    needed, shape = config.num_train + config.num_test, tuple(config.image_shape)
-    if images.shape[1:] != shape or len(images) < needed:
-        raise InputError(
-            f"images: {config.images} must hold {needed} images {shape} or more, got {images.shape}"
-        )
-    images = config.image_scale * images[:needed].reshape(needed, -1)
-    return images[: config.num_train], images[config.num_train :]
-
-
-def make_rotation(directions: np.ndarray, images: np.ndarray, alignment: str) -> np.ndarray:
-    """W, [D, D]: images x, [n, D], have their directions of most variance on those that are first
-    ("min") or last ("max"), as W x.
-
-    Source: SAD. Of all rotations these have the least and the largest tr(G W M Wᵀ), M the second
-    moment of images.
-    """
-    if alignment == "none":
-        return np.eye(images.shape[1])
-    if len(directions) != images.shape[1]:
-        raise InputError(
-            f"directions: must be all {images.shape[1]} where images are rotated, got "
-            f"{len(directions)}"
-        )
-    try:
-        check_orthonormal(directions)
-    except InputError as error:
-        raise InputError(f"directions: {error}") from error
-    _, found = np.linalg.eigh(images.T @ images)  # ascending
-    found = found[:, ::-1] if alignment == "min" else found
-    return directions.T.astype(np.float64) @ found.T
 
 
 class Lab(NamedTuple):

@@ -82,7 +82,6 @@ class Evolution(NamedTuple):
         Raises:
           InputError: for a name that no matrix has.
         """
-
         if name not in self.alignments:
             raise unknown("name", name, self.alignments)
 
@@ -317,21 +316,20 @@ class _Ensemble(NamedTuple):
         self, num_epochs: int, progress: Progress | None, snapshots: Snapshots | None
     ) -> Evolution:
         count = sum(len(cohort.numbers) for cohort in self.cohorts)
-        starts = [self.chunk.start(cohort.padded(self.size)[0]) for cohort in self.cohorts]
-        starts = [self.chunk.variables(state) for state in starts]
+        chunk = self.chunk
+        starts = [chunk.variables(chunk.start(one.padded(self.size)[0])) for one in self.cohorts]
         held, begin = self._load(snapshots)
         for epoch in range(begin, num_epochs + 1):
             states, looks = [], []
-            for place, cohort in enumerate(self.cohorts):
+            for n, cohort in enumerate(self.cohorts):
                 data, (members, _) = cohort.data(), cohort.padded(self.size)
-                state = held.states[place] if held else None
                 state = (
-                    self.chunk.epoch(state, data, members) if epoch else (self.chunk.start(members))
+                    chunk.epoch(held.states[n], data, members) if epoch else chunk.start(members)
                 )
-                found = self.look(self.chunk.variables(state), starts[place], data, members)
+                found = self.look(chunk.variables(state), starts[n], data, members)
                 states.append(jax.block_until_ready(state))
                 kept = len(cohort.numbers)
-                looks.append(jax.tree.map(lambda leaf, n=kept: np.asarray(leaf[:n]), found))
+                looks.append(jax.tree.map(lambda leaf, k=kept: np.asarray(leaf[:k]), found))
             held = self._add(held, states, self._in_order(looks))
             if epoch and snapshots is not None and snapshots.due():
                 snapshots.save(epoch, {**flatten_tree(held), "epochs_done": np.asarray(epoch)})
@@ -382,22 +380,13 @@ class _Ensemble(NamedTuple):
         return held._replace(states=states), int(kept["epochs_done"]) + 1
 
     def _finish(self, held: _Held) -> Evolution:
-        parts = []
+        parts, last = [], ("losses", "test_accuracy", "diverged_at")
         for cohort, state in zip(self.cohorts, held.states, strict=True):
             members = cohort.padded(self.size)[0]
-            found = self.chunk.finish(state, cohort.data(), members)
-            wanted = found.losses, found.test_accuracy, found.diverged_at
-            kept = len(cohort.numbers)
+            metrics = self.chunk.finish(state, cohort.data(), members)
+            wanted, kept = [getattr(metrics, name) for name in last], len(cohort.numbers)
             parts.append(jax.tree.map(lambda leaf, n=kept: np.asarray(leaf)[:n], wanted))
-        losses, test_accuracy, diverged_at = self._in_order(parts)
-        series = held.series
-        alignments = {name: series[f"alignment:{name}"] for name in self.references}
-        names = "products", "steps", "accuracy", "distance"
-        found = {name: series[name] for name in names}
-        return Evolution(
-            alignments,
-            **found,
-            losses=losses,
-            test_accuracy=test_accuracy,
-            diverged_at=diverged_at,
-        )
+        found = dict(zip(last, self._in_order(parts), strict=True))
+        found |= {name: held.series[name] for name in ("products", "steps", "accuracy", "distance")}
+        alignments = {name: held.series[f"alignment:{name}"] for name in self.references}
+        return Evolution(alignments, **found)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import results, score_directions
+from experiments import results, score_data, score_directions
 from nad_jax import Schedule, ScoreNetwork, gaussian_network
 from nad_jax.errors import InputError
 from nad_jax.sads import estimate_sads
@@ -115,12 +115,12 @@ def test_rotations_put_the_variance_where_they_say():
     def alignment(matrix):
         return np.trace(geometry @ matrix @ moment @ matrix.T)
 
-    found = {n: score_directions.make_rotation(directions, images, n) for n in ("min", "max")}
+    found = {n: score_data.make_rotation(directions, images, n) for n in ("min", "max")}
     assert alignment(found["min"]) == pytest.approx(eigenvalues @ variances[::-1])
     assert alignment(found["max"]) == pytest.approx(eigenvalues @ variances)
     others = [alignment(np.linalg.qr(rng.normal(size=(5, 5)))[0]) for _ in range(200)]
     assert alignment(found["min"]) < min(others) and alignment(found["max"]) > max(others)
-    np.testing.assert_array_equal(score_directions.make_rotation(None, images, "none"), np.eye(5))
+    np.testing.assert_array_equal(score_data.make_rotation(None, images, "none"), np.eye(5))
 
 
 def _write_images(path, count=96):
@@ -288,7 +288,7 @@ def test_images_of_another_shape_are_refused(tmp_path):
     _write_images(tmp_path / "images.npy", 50)
     config = _config(images=str(tmp_path / "images.npy"))
     with pytest.raises(InputError, match=r"^images: .* must hold 96 images \(4, 4, 1\) or more"):
-        score_directions.read_images(config)
+        score_data.read_images(config)
 
 
 def test_networks_of_the_table_are_trained_as_models():
