@@ -5,8 +5,8 @@ whose features its own are made alike to in training?
 
 The argument after the colon is a recipe:
     smoke  a small MLP and LeNet at 8×8, two indices, one seed: seconds
-    cpu    an MLP guided by LeNet at 16×16, 12 indices, three seeds; 4 min 41 s on a 2-core
-           CPU (AMD EPYC) as two shards of one thread each, beside other programs
+    cpu    an MLP guided by LeNet at 16×16, 12 indices, three seeds; 1 min 56 s on a 2-core
+           CPU (AMD EPYC) as two shards of one thread each
     gpu    the same at 32×32 with 10,000 samples, 16 indices, five seeds; not measured
 """
 
