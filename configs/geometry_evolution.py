@@ -10,6 +10,8 @@ The argument after the colon is a recipe:
           EPYC) beside other programs
     gpu   the published protocol: 10,000 images a class, 25 networks and 100 steps of each; not
           measured: the full batch of a chunk must fit into memory (--config.mapping=sequential)
+    smoke 20 images a class, three small MLPs and three steps: a minute of processor
+          time
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +31,10 @@ RECIPES = {
         "resnet18(normalization='none')": (25, 100, 0.1, 10_000),
         "vit(normalization='none')": (25, 100, 0.1, 10_000),
     },
+    "smoke": {"mlp(width=16)": (3, 3, 0.01, 20)},
 }
+# Images of a class, points where gradients are taken.
+SIZES = {"cpu": (1000, 128), "gpu": (10_000, 128), "smoke": (20, 8)}
 
 
 def get_config(recipe: str = "cpu") -> ConfigDict:
@@ -42,7 +47,7 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     # the rest; the first so many of either class, for training and for the test, which takes all of
     # a class that has fewer.
     config.data_dir = ""
-    config.num_per_class = 10_000 if recipe == "gpu" else 1000
+    config.num_per_class, config.num_points = SIZES[recipe]
     config.labels = ("true",)  # true, random: in a random order
 
     # The networks, and a value for each of them: how many are trained, steps of the full batch,
@@ -57,8 +62,8 @@ def get_config(recipe: str = "cpu") -> ConfigDict:
     config.seed = 0  # of the first network; the others have the seeds that follow
 
     # Where gradients are taken, the same points for all networks.
-    config.points = "gaussian"  # gaussian: N(0, point_scale² I); images: of the training set
-    config.num_points = 128
+    # gaussian: N(0, point_scale² I); images: of the training set; num_points of them.
+    config.points = "gaussian"
     config.point_scale = 1.0
 
     # Training; see nad_jax.Recipe. The optimizer is a name of optax, with options as in adam:b1=0.8

@@ -7,6 +7,7 @@ The argument after the colon is a recipe:
     cpu   LIN's LeNet at seven indices, 20 epochs, three seeds; 45 min on a 2-core CPU (AMD EPYC) as
           two shards
     gpu   LIN's protocol: 100 epochs at 32 indices, five seeds; not measured
+    smoke three indices at 8×8, one seed, two epochs: a minute of processor time
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +22,17 @@ RECIPES = {
         "seeds": (0, 1, 2, 3, 4),
         "num_epochs": 100,
         "kernel_samples": 4000,
+    },
+    "smoke": {
+        "indices": (0, 10, 50),
+        "seeds": (0,),
+        "image_shape": (8, 8, 1),
+        "num_train": 256,
+        "num_test": 256,
+        "batch_size": 32,
+        "num_epochs": 2,
+        "loss_window": 4,
+        "kernel_samples": 64,
     },
 }
 

@@ -144,3 +144,10 @@ def test_the_test_takes_what_it_has_where_a_class_has_fewer_images(data_dir):
     one = geometry_evolution.list_ensembles(config)[0]
     recipe = tasks.images(data).resolve_recipe(geometry_evolution._read_recipe(config, one))
     assert (recipe.num_train, recipe.num_test, recipe.batch_size) == (20, 18, 20)
+
+
+@pytest.mark.parametrize("recipe", ["cpu", "gpu", "smoke"])
+def test_every_recipe_is_valid(recipe):
+    config = load_config("geometry_evolution").get_config(recipe)
+    config.data_dir = "somewhere"
+    geometry_evolution.validate(config)

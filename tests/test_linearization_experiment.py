@@ -134,3 +134,9 @@ def test_an_index_beyond_the_directions_of_a_small_network_is_refused(monkeypatc
     setup = linearization.make_setup(config, linearization.make_task(config), "network")
     with pytest.raises(InputError, match=r"^indices: must be below 9, got \(0, 9\)"):
         setup.task.data(setup.model, setup.recipe, 0)
+
+
+@pytest.mark.parametrize("recipe", ["cpu", "gpu", "smoke"])
+def test_every_recipe_is_valid(recipe):
+    config = load_config("linearization").get_config(recipe)
+    linearization.validate(config)
