@@ -32,6 +32,7 @@ def _takes_names(names: dict[str, str], kind: str) -> Callable[[Function], Funct
 
         @functools.wraps(function)
         def call(*args, **given):
+            said = {own: name for name, own in names.items() if name in given}
             for name, own in names.items():
                 if name not in given:
                     continue
@@ -47,7 +48,13 @@ def _takes_names(names: dict[str, str], kind: str) -> Callable[[Function], Funct
                 signature.bind(*args, **given)
             except TypeError as error:  # one is missing, or given twice
                 raise InputError(f"{function.__name__}: {error}") from None
-            return function(*args, **given)
+            try:
+                return function(*args, **given)
+            except InputError as error:
+                own, colon, rest = str(error).partition(":")
+                if colon and own in said and kind == "old":  # by the name that the caller gave it
+                    raise InputError(f"{said[own]}:{rest}") from error
+                raise
 
         return call
 

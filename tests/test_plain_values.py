@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from fractions import Fraction
 
 import flax.linen as nn
@@ -234,3 +235,13 @@ def test_seeds_are_still_taken_by_their_old_name():
     np.testing.assert_array_equal(old, nad_jax.basis_random(seed=3, dimension=4))
     with pytest.raises(InputError, match=r"^key: is the old name of seed; both are given$"):
         nad_jax.basis_random(key=3, seed=3, dimension=4)
+
+
+def test_a_fault_is_told_by_the_name_that_the_argument_was_given_by():
+    model = nad_jax.create_model("logreg", (4,))
+    for name in ("seed", "key"):
+        how = {"derivative": "input_gradient", name: jax.random.PRNGKey(0)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            with pytest.raises(InputError, match=f"^{name}: must be an integer .*PRNGKey"):
+                nad_jax.estimate_nads(model, 4, **how)
