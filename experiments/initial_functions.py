@@ -8,7 +8,6 @@ Writes into the run folder: `units/*.npz` (what was measured of each network), `
 for each architecture) and the figure `orders`.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -29,12 +28,12 @@ from experiments.run.plan import Arrays, Cost, Member, Program, RunAgain, Shapes
 from experiments.run.progress import read_seconds
 from nad_jax.accumulation import make_accumulate
 from nad_jax.architectures import OPTIONS
-from nad_jax.batches import add_look, jackknife, thin_looks
+from nad_jax.batches import jackknife, thin_looks
 from nad_jax.choices import Estimator, record_choices
 from nad_jax.diagnosis import check_not_zero
 from nad_jax.ensemble import Execution, make_key
 from nad_jax.errors import InputError, check_choice, check_image_shape, check_number, raise_problems
-from nad_jax.estimation import batch_size, plan_batches, report_after
+from nad_jax.estimation import accumulate_batches, batch_size
 from nad_jax.function_plots import Orders, plot_orders
 from nad_jax.function_spectrum import (
     FunctionSpectrum,
@@ -169,11 +168,8 @@ def estimate_geometry(
     accumulate, execution = make_accumulate(
         model, estimator, accumulator, _execution(config), batch_size(count)
     )
-    halves, looks = init_halves(accumulator), []
-    together = execution.chunk_size * len(execution.devices)
-    for done, look in itertools.pairwise([0, *plan_batches(count, together)]):
-        halves = accumulate(key, halves, done, look, report_after(done, progress))
-        looks = add_look(looks, halves)
+    how = execution, key, init_halves(accumulator), count, progress
+    halves, looks = accumulate_batches(accumulate, *how)
     check_finite(halves)
     check_not_zero(halves, model, estimator, key)
     found = find_directions(accumulator, halves, centered=False)

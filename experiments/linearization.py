@@ -44,10 +44,7 @@ from nad_jax.models import Model
 from nad_jax.recipe import Recipe
 from nad_jax.tables import list_metrics
 from nad_jax.task import FitMetrics, Task
-from nad_jax.tasks.separable import (
-    check_num_samples,
-    label_samples,
-)
+from nad_jax.tasks.separable import check_num_samples, label_samples
 
 KINDS = ("network", "linearization")
 KERNEL = ("kernel_accuracy", "alignment")  # what is added to linearizations

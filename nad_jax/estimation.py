@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nad_jax import ensemble, errors, moments, subspaces
-from nad_jax.accumulation import Progress, make_accumulate
+from nad_jax.accumulation import Accumulate, Progress, make_accumulate
 from nad_jax.batches import add_look
 from nad_jax.between_points import measure_between_points
 from nad_jax.blocks import Blocks
@@ -26,9 +26,10 @@ from nad_jax.choices import (
 )
 from nad_jax.contract import shape_of_variables
 from nad_jax.diagnosis import check_not_zero
+from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_function, check_integer, check_number
 from nad_jax.models import Model
-from nad_jax.moments import Accumulator, init_halves
+from nad_jax.moments import Accumulator, Halves, init_halves
 from nad_jax.nads import NADs
 from nad_jax.points import Points, as_points
 from nad_jax.reading import (
@@ -208,6 +209,23 @@ def plan_batches(num_networks: int, chunk_size: int) -> list[int]:
     return [*range(step, num_networks, step), num_networks]
 
 
+def accumulate_batches(
+    accumulate: Accumulate,
+    execution: Execution,
+    key: jax.Array,
+    halves: Halves,
+    num_networks: int,
+    progress: Progress | None = None,
+) -> tuple[Halves, list[Halves]]:
+    """The state of an ensemble that has seen all networks, and looks at it after each batch."""
+    looks: list[Halves] = []
+    batches = plan_batches(num_networks, execution.chunk_size * len(execution.devices))
+    for first, stop in itertools.pairwise([0, *batches]):
+        halves = accumulate(key, halves, first, stop, report_after(first, progress))
+        looks = add_look(looks, halves)
+    return halves, looks
+
+
 def _plan_looks(num_networks: int, chunk_size: int) -> list[int]:
     """After how many networks to look: whole chunks, each time a quarter more, and in the end all."""
     looks, chunks = [], 2
@@ -352,15 +370,12 @@ def estimate_leading_nads(
     accumulate, execution = make_accumulate(
         model, estimator, accumulator, *how, points, variables, empty
     )
-    batches = plan_batches(num_networks, execution.chunk_size * len(execution.devices))
     blocks = _known_blocks(model, estimator, points, variables)
     sizes, pass_overlap = passes.sizes(dimension, blocks), []
     for number in range(passes.num_passes):
-        halves, looks = init_halves(accumulator, basis), []
-        for first, stop in itertools.pairwise([0, *batches]):
-            report = report_after(number * num_networks + first, progress)
-            halves = accumulate(key, halves, first, stop, report)
-            looks = add_look(looks, halves)
+        report = report_after(number * num_networks, progress)
+        how = execution, key, init_halves(accumulator, basis), num_networks, report
+        halves, looks = accumulate_batches(accumulate, *how)
         check_finite(halves)
         check_not_zero(halves, model, estimator, key, points, variables)
         found = find_directions(accumulator, halves, estimator.centred, passes.num_directions)

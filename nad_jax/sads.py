@@ -18,11 +18,11 @@ import numpy as np
 
 from nad_jax import ensemble
 from nad_jax.accumulation import Progress, make_accumulate
-from nad_jax.batches import add_look, measure_errors
+from nad_jax.batches import measure_errors
 from nad_jax.choices import Estimator, record_choices
 from nad_jax.ensemble import Execution
 from nad_jax.errors import InputError, check_function, check_integer, plain
-from nad_jax.estimation import batch_size, plan_batches, report_after
+from nad_jax.estimation import accumulate_batches, batch_size
 from nad_jax.models import Model
 from nad_jax.moments import Halves, init_halves, is_zero
 from nad_jax.nads import name_model
@@ -30,7 +30,7 @@ from nad_jax.points import Points, as_points, at_origin, check_points
 from nad_jax.reading import Found, check_finite, find_directions, make_dense
 from nad_jax.score_diagnosis import explain_degenerate
 from nad_jax.score_geometry import as_measured, check_signal, output
-from nad_jax.score_networks import ScoreNetwork, check_score_network
+from nad_jax.score_networks import ScoreNetwork
 from nad_jax.tables import Row, Tabular, zip_columns
 
 _ZERO = 1e-6  # of the largest eigenvalue: what is less is rounding of float32 sums
@@ -205,13 +205,12 @@ def estimate_sads(
       InputError: for a bad value, a network whose score is not finite, and one whose score is zero
         because its last layer starts there.
     """
-    check_score_network(network)
     check_function("progress", progress)
     key, signal = ensemble.resolve_key(seed), check_signal(signal)
+    field = output(network, readout, levels, noised, signal)  # which checks them
     points = at_origin(network.input_shape) if probe is None else as_points(probe)
     check_points(points, network.input_shape, "probe")
     edges = check_bands(bands, math.prod(network.input_shape))
-    field = output(network, readout, levels, noised, signal)
     model, estimator = as_measured(network), Estimator(derivative=field, readout="sampled")
     num_networks = check_integer("num_networks", num_networks, 2)
     execution = Execution(mapping, chunk_size, num_devices)
@@ -260,11 +259,8 @@ def _accumulate(
     accumulate, execution = make_accumulate(
         model, estimator, accumulator, execution, batch_size(num_networks), points
     )
-    halves, looks = init_halves(accumulator), []
-    together = execution.chunk_size * len(execution.devices)
-    for done, look in itertools.pairwise([0, *plan_batches(num_networks, together)]):
-        halves = accumulate(key, halves, done, look, report_after(done, progress))
-        looks = add_look(looks, halves)
+    how = execution, key, init_halves(accumulator), num_networks, progress
+    halves, looks = accumulate_batches(accumulate, *how)
     check_finite(halves, "network: the score")
     if is_zero(halves):
         raise InputError(

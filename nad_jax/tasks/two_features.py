@@ -161,7 +161,8 @@ def _unit_grid(count: int) -> np.ndarray:
 def reliance(decisions: Any, latents: Any) -> float:
     """The reliance on the shortcut of decisions ŷ at probes, the mean of ŷ (sign z_s − sign z_c).
 
-    On a grid that is symmetric about 0, without it, it is in [−1, 1]: +1 for ŷ = sign z_s, −1 for ŷ = sign z_c.
+    On a grid that is symmetric about 0, without it, it is in [−1, 1]: +1 for ŷ = sign z_s, −1 for
+    ŷ = sign z_c.
     Source: as the module, in the form without a factor of two.
 
     Args:
@@ -235,8 +236,8 @@ def sample_two_features(
     Args:
       seed: an integer, or a typed random key, which is consumed.
       shortcut, core: v_s and v_c, [D], of unit norm, not parallel.
-      **numbers: one of each: predictivities, amplifications, `correlation` and `sigma`, as `two_features` names
-        them.
+      **numbers: one of each: predictivities, amplifications, `correlation` and `sigma`, as
+        `two_features` names them.
 
     Raises:
       InputError: naming the argument, its value and what is allowed.
